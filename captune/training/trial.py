@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from captune.seeding import torch_generator
 from captune.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from captune.training.context import Context, Role, open_context
 from captune.training.loop import AlgorithmSpec, Loop
+from captune.training.memory import free_memory, is_out_of_memory, out_of_memory_explained
 from captune.training.scoring import judged_images, selection_scores
 from captune.training.selection import resolve_criterion
 
@@ -39,7 +41,8 @@ class TrialRun:
     """A configuration trained once with one seed, in a directory of its own.
 
     It goes on by itself from `resume.safetensors`, which is replaced whole after every epoch; so a killed trial loses
-    at most the epoch it was in, and its numbers are those of a trial that was never killed.
+    at most the epoch it was in, and its numbers are those of a trial that was never killed. A trial that runs out of
+    memory goes on from there as well, once, with micro-batches: the same mathematics with fewer activations at a time.
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class TrialRun:
                 where=f"{context.task.config.dataset}, {context.task.config.paradigm}",
                 next_step="Add images or lower --batch-size.",
             )
-        self._algorithm = algorithm.build(context, config, seed)
-        self._loop = Loop(self._algorithm, config, self.num_epochs)
+        self._algorithm_spec = algorithm
+        self._in_micro_batches = False
+        self._build()
 
     @classmethod
     def open(
@@ -89,9 +93,11 @@ class TrialRun:
         Raises:
             DataError, ModelError: the cell cannot be opened.
             CheckpointError: the directory holds a checkpoint of another configuration.
+            TrainingFailed: the frozen model alone does not fit into memory.
         """
-        context = open_context(task_config, role, device)
-        run = cls(context, algorithm, trial_config, seed=seed, directory=directory, role=role, select_by=select_by)
+        with out_of_memory_explained():
+            context = open_context(task_config, role, device)
+            run = cls(context, algorithm, trial_config, seed=seed, directory=directory, role=role, select_by=select_by)
         directory.mkdir(parents=True, exist_ok=True)
         if (directory / RESUME).exists():
             run._resume()
@@ -114,8 +120,11 @@ class TrialRun:
         """Train an epoch, score it, write the checkpoint; returns the epoch's record (and appends it to epochs.jsonl).
 
         Raises:
-            TrainingFailed: not finite, or collapsed to one class.
+            TrainingFailed: not finite, collapsed to one class, or too large for the memory even in micro-batches.
         """
+        return self._within_memory(self._run_epoch)
+
+    def _run_epoch(self) -> dict[str, Any]:
         started = time.perf_counter()
         figures = self._loop.run_epoch()
         scores = self._epoch_scores()
@@ -130,6 +139,8 @@ class TrialRun:
             * (3 if len(self.context.task.labelled.indices_N) else 2),
             "seconds": time.perf_counter() - started,
         }
+        if self._in_micro_batches:
+            record["micro_batch"] = self.config.micro_batch
         # The row first: a kill between the two leaves a row that the resumed epoch writes again, identical.
         with (self.directory / EPOCHS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -142,8 +153,11 @@ class TrialRun:
         Predictions are stored sealed: nothing here compares them with a test or pool label.
 
         Raises:
-            TrainingFailed: the adapted model predicts one class for every held-out or test image.
+            TrainingFailed: the adapted model predicts one class for every held-out or test image, or does not fit.
         """
+        return self._within_memory(self._finish)
+
+    def _finish(self) -> dict[str, Any]:
         task = self.context.task
         test_NK = self._algorithm.predict(task.test)
         holdout_NK = self._algorithm.predict(task.holdout)
@@ -176,6 +190,34 @@ class TrialRun:
             "prediction_balance": balance(counts_K),
             "num_parameters": 0 if classifier is None else sum(p.numel() for p in classifier.parameters()),
         }
+
+    def _build(self) -> None:
+        self._algorithm = self._algorithm_spec.build(self.context, self.config, self.seed)
+        self._loop = Loop(self._algorithm, self.config, self.num_epochs)
+
+    def _within_memory(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if not self._in_micro_batches:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Not until here: the error, by its frames, held the tensors of the step that failed.
+            self._go_on_in_micro_batches()
+        with out_of_memory_explained():
+            return work()
+
+    def _go_on_in_micro_batches(self) -> None:
+        """Build the trial again from its last checkpoint, with a quarter of the images at once."""
+        at_once = self.config.micro_batch or self.config.batch_size
+        self.config = self.config.with_values({"micro_batch": max(1, at_once // 4)})
+        self._in_micro_batches = True
+        del self._algorithm, self._loop
+        free_memory()
+        with out_of_memory_explained():
+            self._build()
+            if (self.directory / RESUME).exists():
+                self._resume()
 
     def _epoch_scores(self) -> dict[str, float]:
         if self.role == "report":

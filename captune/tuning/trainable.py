@@ -7,7 +7,6 @@ needs to go on after its process died, so Tune's checkpoints stay off.
 from __future__ import annotations
 
 import fcntl
-import gc
 import json
 import os
 import platform
@@ -15,13 +14,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ray.tune import Trainable
 
-from captune.errors import CaptuneError, StudyError, TrainingFailed
+from captune.errors import CaptuneError, StudyError
 from captune.tuning.runs import RunSpec
 
 RUN = "run"
@@ -90,18 +88,15 @@ class StudyTrainable(Trainable):
         rows: list[dict[str, Any]] = []
         payload: dict[str, Any] = {"rows": rows, "node": platform.node()}
         try:
-            try:
-                payload["outcome"] = self._advance(rows)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                payload["outcome"] = self._advance_with_less_memory(rows, error)
+            payload["outcome"] = self._advance(rows)
         except (CaptuneError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, OSError) as error:
             # A bug or a full disk ends this run with its reason; a study of others goes on.
             payload["failed"] = _failure(error)
         done = bool(payload.get("outcome") or payload.get("failed"))
         if done:
             self._release()
+        if "failed" in payload:
+            _free_memory()
         numbers = {key: value for key, value in (rows[-1] if rows else {}).items() if isinstance(value, (int, float))}
         return {**numbers, PAYLOAD: json.dumps(payload), "done": done}
 
@@ -122,29 +117,6 @@ class StudyTrainable(Trainable):
         started = time.perf_counter()
         outcome = run.finish()
         return {**outcome, "seconds": time.perf_counter() - started}
-
-    def _advance_with_less_memory(self, rows: list[dict[str, Any]], error: RuntimeError) -> dict[str, Any] | None:
-        """Go on with micro-batches (the same mathematics, less memory at once), one time.
-
-        Raises:
-            TrainingFailed: micro-batches were used already, or do not help.
-        """
-        config = self._spec.config
-        if config.get("micro_batch") is None and config.get("batch_size", 1) > 1:
-            self._run = None
-            _free_gpu_memory()
-            smaller = max(1, config["batch_size"] // 4)
-            self._spec = replace(self._spec, config={**config, "micro_batch": smaller})
-            try:
-                return self._advance(rows)
-            except RuntimeError as second:
-                if not _is_out_of_memory(second):
-                    raise
-                error = second
-        raise TrainingFailed(
-            "a run must fit into the GPU's memory", got=str(error).splitlines()[0],
-            next_step="Lower --batch-size, raise --gpus-per-trial, or use --precision bf16 or --tuning features.",
-        )  # fmt: skip
 
     def cleanup(self) -> None:
         """Let go of the run."""
@@ -192,11 +164,6 @@ def _lock(directory: Path) -> IO[str]:
             time.sleep(0.1)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # By name: torch is loaded only where something trains.
-    return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and "memory" in str(error)
-
-
 def _gpu_memory() -> dict[str, int]:
     """Peak memory of this process on its GPU, where it has one."""
     torch = sys.modules.get("torch")
@@ -205,11 +172,12 @@ def _gpu_memory() -> dict[str, int]:
     return {"gpu_memory_bytes": int(torch.cuda.max_memory_allocated())}
 
 
-def _free_gpu_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _free_memory() -> None:
+    """Give back what a failed run leaves, where it trained: others share the GPU."""
+    if "torch" in sys.modules:
+        from captune.training.memory import free_memory
+
+        free_memory()
 
 
 def _failure(error: BaseException) -> dict[str, str]:

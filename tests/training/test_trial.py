@@ -133,13 +133,6 @@ def test_other_settings_in_the_same_directory_are_refused(tmp_path: Path) -> Non
         open_run(tmp_path, config(tuning="features"), seed=1)
 
 
-def test_a_trial_that_ran_out_of_memory_goes_on_in_micro_batches(tmp_path: Path) -> None:
-    open_run(tmp_path, config(tuning="features")).run_epoch()
-    resumed = open_run(tmp_path, config(tuning="features", micro_batch=8))
-    assert resumed.epoch == 1
-    train(resumed)
-
-
 def test_a_damaged_checkpoint_is_said_to_be_damaged(tmp_path: Path) -> None:
     open_run(tmp_path, config(tuning="features")).run_epoch()
     path = tmp_path / RESUME
