@@ -23,6 +23,8 @@ PARADIGMS: dict[str, str] = {
     "trzsl": "transductive zero-shot learning: seen classes labelled, the pool is the unseen classes' training images",
     "tft": "transductive fine-tuning (Dhillon et al., ICLR 2020): the pool is the test images, labels sealed",
 }
+# A screening trial costs a tenth of a search trial.
+SCREENED_A_TRIAL = 4
 PARADIGM_ALIASES = {"transductive": "tft"}
 
 
@@ -194,6 +196,10 @@ class StudyConfig(Config):
     seed: int = Field(0, ge=0, description="root seed of the study")
     sampler: Literal["tpe", "random", "gp", "qmc", "cmaes", "nsga2"] = "tpe"
     scheduler: Literal["asha", "none"] = "asha"
+    screen: Literal["none", "features"] = Field(
+        "none", description="features: rank configurations on frozen features, promote the best to prompt tuning"
+    )
+    screen_trials: int | None = Field(None, ge=1, description="configurations screened; default 4 a search trial")
     select_by: str = Field("auto", description="selection criterion; auto: the paradigm's default")
     confirm_top: int = Field(3, ge=0, description="best configurations that are confirmed over fresh seeds")
     confirm_seeds: int = Field(3, ge=1, description="fresh seeds a confirmed configuration")
@@ -204,3 +210,10 @@ class StudyConfig(Config):
     max_failures: int = Field(1, ge=0, description="times a crashed trial is tried again")
     deterministic: bool = Field(False, description="one trial at a time, bit-reproducible")
     storage: str | None = Field(None, description="Optuna storage; default a journal file in the run's directory")
+
+    @property
+    def num_screen_trials(self) -> int:
+        """Configurations to screen before the search, the default filled in."""
+        if self.screen == "none":
+            return 0
+        return self.screen_trials if self.screen_trials is not None else SCREENED_A_TRIAL * self.trials

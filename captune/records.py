@@ -20,7 +20,7 @@ from captune.errors import RecordError
 SCHEMA_VERSION = 1
 JOURNAL = "journal.jsonl"
 
-SEARCH, CONFIRM, STRESS, REFERENCE = "search", "confirm", "stress", "reference"
+SCREEN, SEARCH, CONFIRM, STRESS, REFERENCE = "screen", "search", "confirm", "stress", "reference"
 RUNNING, COMPLETE, PRUNED, FAILED = "RUNNING", "COMPLETE", "PRUNED", "FAILED"
 
 

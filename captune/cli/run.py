@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from captune.algorithms import ALGORITHMS, method_named
 from captune.benchmark.cost import estimate_trial_cost
 from captune.cli import options
 from captune.cli.studies import Plan, Settings, execute
-from captune.config import PARADIGMS, StudyConfig, TaskConfig, read_yaml
+from captune.config import PARADIGMS, SCREENED_A_TRIAL, StudyConfig, TaskConfig, read_yaml
 from captune.data.catalog import DATASETS
 from captune.errors import UsageError
 from captune.records import COMPLETE, JOURNAL, SEARCH, read_journal
@@ -47,6 +48,12 @@ def run(
     seed: Annotated[int, typer.Option(help="Root seed of the study.")] = 0,
     sampler: Annotated[str, typer.Option(help="tpe, random, gp, qmc, cmaes or nsga2.")] = "tpe",
     scheduler: Annotated[str, typer.Option(help="asha (stops hopeless trials) or none.")] = "asha",
+    screen: Annotated[
+        str, typer.Option(help="features: first rank configurations on frozen features, promote the best; or none.")
+    ] = "none",
+    screen_trials: Annotated[
+        int | None, typer.Option(help=f"Configurations to screen; default: {SCREENED_A_TRIAL} a search trial.")
+    ] = None,
     select_by: Annotated[str, typer.Option(help="Selection criterion; auto: the paradigm's default.")] = "auto",
     objectives: Annotated[str, typer.Option(help="single, or balance (adds pseudolabel balance).")] = "single",
     confirm_top: Annotated[int, typer.Option(help="Best configurations confirmed over fresh seeds.")] = 3,
@@ -104,7 +111,8 @@ def run(
         )  # fmt: skip
         values = {
             "task": task.model_dump(), "method": name, "space": space, "fixed": fixed, "trials": trials, "seed": seed,
-            "sampler": sampler, "scheduler": scheduler, "select_by": select_by, "objectives": objectives,
+            "sampler": sampler, "scheduler": scheduler, "screen": screen, "screen_trials": screen_trials,
+            "select_by": select_by, "objectives": objectives,
             "confirm_top": confirm_top, "confirm_seeds": confirm_seeds, "stress": stress,
             "max_failures": max_failures, "deterministic": deterministic, "storage": storage,
         }  # fmt: skip
@@ -159,11 +167,12 @@ def plan_of(study: StudyConfig, directory: Path, *, fork: str | None = None, war
     """A study ready to be opened: its cell described, its space resolved, its first configurations gathered."""
     info = describe_cell(study)
     source = space_file(study.space, study.method) if method_named(study.method).tunable else None
-    space = (
-        Space((), source=study.method)
-        if source is None
-        else load_space(source, info.base, fixed=study.fixed, class_size=info.class_size)
-    )
+    space = Space((), source=study.method)
+    if source is not None:
+        space = load_space(source, info.base, fixed=study.fixed, class_size=info.class_size)
+        if info.screen_base is not None:
+            screen = load_space(source, info.screen_base, fixed=study.fixed, class_size=info.class_size)
+            space = replace(space, screen=screen)
     starts = [] if warm_start in (None, "cells") else _warm_starts(str(warm_start))
     if fork is not None:
         starts = _best_of(directory) + starts

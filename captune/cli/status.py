@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -63,13 +63,20 @@ def _show(standings: list[Standing], console: Console) -> None:
     console.print(standings_table(standings) if standings else "No studies.")
 
 
+def _base(values: Any) -> TrialConfig:
+    """What every method's configuration has; a study may be of a method this captune does not know."""
+    known = values if isinstance(values, dict) else {}
+    return TrialConfig.parse({name: known[name] for name in TrialConfig.model_fields if name in known})
+
+
 def read_standing(directory: Path) -> Standing:
     """The standing of a study on disk, without its data."""
     study, space = read_study(directory)
     header = read_yaml(directory / STUDY)
     info = CellInfo(
         name=str(header.get("cell", directory.name)),
-        base=TrialConfig.parse({}),
+        base=_base(header.get("base")),
+        screen_base=_base((header.get("screen") or {}).get("base")),
         references=(),
         num_classes=header.get("num_classes", 0),
         class_names=tuple(header.get("class_names", ())),

@@ -21,6 +21,7 @@ from captune.records import (
     REFERENCE,
     RUNNING,
     SCHEMA_VERSION,
+    SCREEN,
     SEARCH,
     STRESS,
     read_journal,
@@ -106,12 +107,19 @@ def _load(directory: Path) -> tuple[RunRecord, str, int]:
     if isinstance(told := opened.get("notes"), list):
         notes += [str(note) for note in told]
     study = opened.get("study")
+    trials = tuple(_settled(_trials(events, notes), events, opened))
+    screened = sum(trial.phase == SCREEN for trial in trials)
+    if screened:
+        notes.append(
+            f"{screened} configurations were ranked on frozen features first; their scores are of another tuning and "
+            "compare with no other"
+        )
     run = RunRecord(
         directory=directory,
         name=directory.resolve().name,
         study=study if isinstance(study, dict) else {},
         opened=opened,
-        trials=tuple(_settled(_trials(events, notes), events, opened)),
+        trials=trials,
         phases=tuple(event for event in events if event.get("event") == "phase"),
         choice=next((event for event in reversed(events) if event.get("event") == "choice"), None),
         extras=_extras(events),
@@ -253,7 +261,7 @@ def _settled(trials: list[TrialRecord], events: list[Event], opened: Event) -> l
     ]
 
 
-_PHASE_ORDER = {REFERENCE: 0, SEARCH: 1, CONFIRM: 2, STRESS: 3}
+_PHASE_ORDER = {REFERENCE: 0, SCREEN: 1, SEARCH: 2, CONFIRM: 3, STRESS: 4}
 _REFERENCE_ORDER = {ZERO_SHOT: 0, BALANCED: 1, ENSEMBLE: 2}
 
 
@@ -288,6 +296,7 @@ def _trial(key: str, kinds: dict[str, list[Event]]) -> TrialRecord:
         number=plan.get("number"),
         config_id=plan.get("config_id"),
         origin=plan.get("origin"),
+        promoted_from=plan.get("promoted_from"),
         params=_mapping(plan.get("params")),
         config=_mapping(plan.get("config")),
         seed=plan.get("seed"),

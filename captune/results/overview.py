@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from captune.records import COMPLETE, CONFIRM, FAILED, PRUNED, REFERENCE, SEARCH
+from captune.records import COMPLETE, CONFIRM, FAILED, PRUNED, REFERENCE, SCREEN, SEARCH
 from captune.results import statistics
 from captune.results.best import best_configs_table, recorded_choice
 from captune.results.curves import expected_best
 from captune.results.runs import RunRecord
 
 _COLUMNS = (
-    "run", "dataset", "paradigm", "method", "select_by", "metric_name", "advice", "num_trials", "num_complete",
-    "num_stopped_early", "num_failed", "num_unfinished", "num_confirmed", "num_confirm_runs", "sealed_opened",
+    "run", "dataset", "paradigm", "method", "select_by", "metric_name", "advice", "num_screened", "num_trials",
+    "num_complete", "num_stopped_early", "num_failed", "num_unfinished", "num_confirmed", "num_confirm_runs", "sealed_opened",
     "num_classes", "num_pool", "num_test", "interval_level", "minimum_effect", "notes", "next_steps", "seed", "captune",
     "git", "host", "compute_seconds",
 )  # fmt: skip
@@ -45,6 +45,7 @@ def _row(run: RunRecord) -> dict[str, Any]:
         "select_by": run.select_by,
         "metric_name": run.metric_name,
         "advice": recorded_choice(run).advice,
+        "num_screened": len(run.of_phase(SCREEN)),
         "num_trials": len(search),
         "num_complete": states[COMPLETE],
         "num_stopped_early": states[PRUNED],

@@ -27,7 +27,7 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One row of work: a reference, a search trial, a confirmation or a stress run.
+    """One row of work: a reference, a screening or search trial, a confirmation or a stress run.
 
     `score` is the selection score, `report` the sealed metrics (None until the seal was opened); fractions in [0, 1].
     """
@@ -38,6 +38,7 @@ class TrialRecord:
     number: int | None
     config_id: int | None
     origin: str | None
+    promoted_from: str | None
     params: dict[str, Any]
     config: dict[str, Any]
     seed: int | None

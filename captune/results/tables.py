@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from captune.records import CONFIRM, REFERENCE, SEARCH, STRESS, atomic_write
+from captune.records import CONFIRM, REFERENCE, SCREEN, SEARCH, STRESS, atomic_write
 from captune.results.domains import searched_space
 from captune.results.runs import ZERO_SHOT, RunRecord, TrialRecord, number_or_none
 
@@ -25,11 +25,14 @@ REPORT_COLUMNS = (
     "metric", "accuracy", "seen_accuracy", "unseen_accuracy", "worst_class_recall", "ece", "prediction_balance",
     "prediction_cv", "agreement_zero_shot", "pool_accuracy",
 )  # fmt: skip
-_TRIAL_COLUMNS = ("run", "key", "phase", "number", "origin", "state")
+_TRIAL_COLUMNS = ("run", "key", "phase", "tuning", "number", "origin", "promoted_from", "state")
 
 
 def trials_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
-    """One row a reference and a search trial; fractions in [0, 1], empty where the journal has no number."""
+    """One row a reference, a screening and a search trial; fractions in [0, 1], empty where the journal has no number.
+
+    `tuning` says what a trial learned: scores of screening (features) and search trials (prompts) do not compare.
+    """
     runs = list(runs)
     parameters = {run.name: searched_parameters(run) for run in runs}
     names = list(dict.fromkeys(name for run in runs for name in parameters[run.name]))
@@ -79,17 +82,19 @@ def _trial_rows(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]]:
     zero_metric = zero_shot.metric if zero_shot else None
     front = pareto_front(run)
     rows = []
-    for trial in [*run.of_phase(REFERENCE), *run.of_phase(SEARCH)]:
-        searched = trial.phase == SEARCH
+    for trial in [*run.of_phase(REFERENCE), *run.of_phase(SCREEN), *run.of_phase(SEARCH)]:
+        searched = trial.phase != REFERENCE
         metric = trial.metric if run.sealed_opened else None
         row = _common(run, trial) | {
             "score_over_zero_shot": _difference(trial.score, zero_score),
             "balance": final_balance(trial),
-            "on_pareto_front": (trial.key in front) if searched and trial.finished else None,
+            "on_pareto_front": (trial.key in front) if trial.phase == SEARCH and trial.finished else None,
             "metric_name": run.metric_name if metric is not None else None,
             "metric": metric,
             "metric_over_zero_shot": _difference(metric, zero_metric),
             "num_epochs": len(trial.epochs) if searched else None,
+            "tuning": trial.config.get("tuning") if searched else None,
+            "promoted_from": trial.promoted_from,
         }
         row |= {_column(name): _cell(parameter_value(trial, name)) if searched else None for name in names}
         rows.append(row)

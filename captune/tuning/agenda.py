@@ -1,4 +1,4 @@
-"""What a study does next: references, the search, confirmation over fresh seeds, stress tests.
+"""What a study does next: references, a screen, the search, confirmation over fresh seeds, stress tests.
 
 A function of what the study knows, so a resumed study needs no memory of its plans; only the sampler's proposals are
 asked for once, and written down before they are used.
@@ -6,14 +6,16 @@ asked for once, and written down before they are used.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from captune.records import CONFIRM, REFERENCE, RUNNING, SEARCH, STRESS
+from captune.records import CONFIRM, REFERENCE, RUNNING, SCREEN, SEARCH, STRESS
 from captune.tuning.confirm import RACE_AFTER, best_mean, candidates, losers
 from captune.tuning.runs import Role
 
 if TYPE_CHECKING:
     from captune.tuning.cell import Cell
+    from captune.tuning.search import Search
 
 STRESSES: dict[str, dict[str, Any]] = {
     "imbalance10": {"pool_imbalance": 10.0},
@@ -23,6 +25,8 @@ STRESSES: dict[str, dict[str, Any]] = {
 }
 _STRESS_SEEDS = 3
 WARM_STARTS = 3
+# Of so many screened configurations the best is promoted.
+PROMOTE_ONE_OF = 8
 
 
 class Agenda:
@@ -49,6 +53,8 @@ class Agenda:
         reference = self._reference()
         if reference is not None:
             return reference
+        if cell.screening is not None and len(cell.screening.runs) < cell.num_screened:
+            return self._screen(cell.screening)
         if len(cell.search) < cell.num_trials:
             waits = cell.after is not None and not (cell.after.search_done or cell.after.finished)
             return None if waits else self._search(len(cell.search))
@@ -66,26 +72,60 @@ class Agenda:
     def _after_search(self) -> dict[str, Any] | None:
         return (self._confirm() or self._stress()) if self._cell.search_done else None
 
-    def _search(self, number: int) -> dict[str, Any]:
-        base = self._cell.info.base
-        origin = "sampler"
-        warm_starts = self._warm_starts
-        if self._cell.after is not None:
-            warm_starts = [self._cell.space.clip(config) for config in self._cell.after.best_configs(WARM_STARTS)]
-        if number == 0:
-            origin = "paper"
-            values = {p.name: getattr(base, p.name) for p in self._cell.space.parameters}
-        elif number <= len(warm_starts):
-            origin = "warm_start"
-            values = {p.name: getattr(base, p.name) for p in self._cell.space.parameters} | warm_starts[number - 1]
-        else:
-            values = self._cell.suggest(number)
-        fixed = {} if number == 0 else self._cell.space.fixed
-        config = base.with_values(fixed | values, where=self._cell.space.source)
+    def _screen(self, screening: Search) -> dict[str, Any]:
+        number, base = len(screening.runs), self._cell.info.screen_base
+        if base is None:
+            raise ValueError("a study that screens must know the configuration of its screening trials")
+        paper = {p.name: getattr(base, p.name) for p in screening.space.parameters}
+        values = screening.suggest(number) if number else paper
+        fixed = screening.space.fixed if number else {}
+        config = base.with_values(fixed | values, where=screening.space.source)
         return self._planned(
-            f"t{number:04d}", SEARCH, number=number, config_id=number, origin=origin, params=values,
+            f"s{number:04d}", SCREEN, number=number, origin="sampler" if number else "paper", params=values,
             config=config.model_dump(mode="json"),
         )  # fmt: skip
+
+    def _search(self, number: int) -> dict[str, Any] | None:
+        cell, base = self._cell, self._cell.info.base
+        paper = {p.name: getattr(base, p.name) for p in cell.space.parameters}
+        warm_starts = self._warm_starts
+        if cell.after is not None:
+            warm_starts = [cell.space.clip(config) for config in cell.after.best_configs(WARM_STARTS)]
+        origin, values, promoted_from = "sampler", {}, None
+        if number == 0:
+            origin, values = "paper", paper
+        elif number <= len(warm_starts):
+            origin, values = "warm_start", paper | warm_starts[number - 1]
+        elif cell.screening is not None and not cell.screening.done(0):
+            return None
+        elif (promoted := self._promoted(number - 1 - len(warm_starts))) is not None:
+            origin, values, promoted_from = "screen", promoted[1], promoted[0]
+        else:
+            values = cell.suggest(number)
+        fixed = {} if number == 0 else cell.space.fixed
+        config = base.with_values(fixed | values, where=cell.space.source)
+        return self._planned(
+            f"t{number:04d}", SEARCH, number=number, config_id=number, origin=origin, params=values,
+            config=config.model_dump(mode="json"), promoted_from=promoted_from,
+        )  # fmt: skip
+
+    def _promoted(self, rank: int) -> tuple[str, dict[str, Any]] | None:
+        """The screened configuration of this rank, by key, at its place in the search's own space; None past the last.
+
+        The paper's is left out: the search begins with it anyway.
+        """
+        screening = self._cell.screening
+        if screening is None:
+            return None
+        places: dict[tuple[float, ...], str] = {}
+        for run in screening.ranked():
+            if run.origin != "paper":
+                places.setdefault(tuple(screening.space.unit(run.params)), run.key)
+        chosen = list(places.items())[: math.ceil(len(screening.runs) / PROMOTE_ONE_OF)]
+        if rank >= len(chosen):
+            return None
+        place, key = chosen[rank]
+        return key, self._cell.space.at(place)
 
     def _confirm(self) -> dict[str, Any] | None:
         chosen = self._candidates()
@@ -155,6 +195,6 @@ class Agenda:
     def _planned(self, key: str, phase: str, **fields: Any) -> dict[str, Any]:
         defaults: dict[str, Any] = {
             "number": None, "config_id": None, "params": {}, "seed": self._cell.study.seed, "role": "score",
-            "method": self._cell.study.method, "task_overrides": {},
+            "method": self._cell.study.method, "task_overrides": {}, "promoted_from": None,
         }  # fmt: skip
         return defaults | {"key": key, "phase": phase} | fields

@@ -18,16 +18,17 @@ from captune.records import (
     FAILED,
     PRUNED,
     RUNNING,
+    SCREEN,
     SEARCH,
     Journal,
 )
+from captune.seeding import derive_seed
 from captune.tuning.agenda import Agenda
 from captune.tuning.confirm import Scored
 from captune.tuning.runs import CellInfo, Run, RunSpec
-from captune.tuning.samplers import Sampler
-from captune.tuning.schedulers import Halving
+from captune.tuning.search import Search
 from captune.tuning.space import Space
-from captune.tuning.votes import CRITERION, Votes
+from captune.tuning.votes import CRITERION
 
 ORACLE = "oracle"
 
@@ -63,7 +64,13 @@ class Cell:
         self.space = space
         self.name = info.name
         self.runs: dict[str, Run] = {}
-        self.search: list[Run] = []
+        votes = info.criterion == CRITERION
+        self._search = Search(space, study, seed=study.seed, votes=votes)
+        self.screening = (
+            None
+            if space.screen is None
+            else Search(space.screen, study, seed=derive_seed(study.seed, "screen"), votes=votes)
+        )
         self.waiting: deque[str] = deque()
         self.active: set[str] = set()
         self.aborted: str | None = None
@@ -72,10 +79,6 @@ class Cell:
         self.listeners: list[Listener] = []
         self._agenda = Agenda(self, [space.clip(values) for values in warm_starts])
         self._journal: Journal | None = None
-        self._halving = Halving() if study.scheduler == "asha" and study.objectives == "single" else None
-        self._num_objectives = 1 if study.objectives == "single" else 2
-        self._sampler = Sampler(study.sampler, space, seed=study.seed, num_objectives=self._num_objectives)
-        self._votes = Votes() if info.criterion == CRITERION else None
         self._failures: list[str] = []
         self._succeeded = False
 
@@ -117,10 +120,9 @@ class Cell:
         if kind == "planned":
             run = Run.from_event(event)
             self.runs[run.key] = run
-            if run.phase == SEARCH and run.number is not None:
-                self.search.append(run)
-                if not (run.origin == "sampler" and self._journal is not None):
-                    self._sampler.take(run.number, run.params, suggested=run.origin == "sampler")
+            search = self._search_of(run)
+            if search is not None:
+                search.plan(run, just_suggested=run.origin == "sampler" and self._journal is not None)
         elif kind == "phase":
             self.phase = event["name"]
         elif run is not None:
@@ -141,10 +143,8 @@ class Cell:
             run.fidelity, run.score = event["fidelity"], event.get("score")
             run.seconds += event.get("seconds") or 0.0
             run.stop = event.get("decision") == "stop"
-            if run.phase == SEARCH and run.number is not None:
-                self._sampler.report(run.number, round(100 * run.fidelity), run.score)
-                if self._halving is not None:
-                    self._halving.enter(run.key, run.fidelity, run.score)
+            if (search := self._search_of(run)) is not None:
+                search.epoch(run)
         elif kind == "finished":
             run.state, run.score, run.reason = event["state"], event.get("score"), event.get("reason")
             run.score_epoch, run.fidelity = event.get("score_epoch") or 0, event.get("fidelity") or 0.0
@@ -154,11 +154,12 @@ class Cell:
             self._note_outcome(run)
             if run.state == COMPLETE:
                 self._vote(run)
-            if run.phase == SEARCH and run.number is not None:
-                values = None if run.score is None else [run.score]
-                if values is not None and self._num_objectives == 2:
-                    values.append(event.get("prediction_balance") or 0.0)
-                self._sampler.tell(run.number, run.state, values)
+            if (search := self._search_of(run)) is not None:
+                search.end(run, event.get("prediction_balance"))
+
+    def _search_of(self, run: Run) -> Search | None:
+        """The search a run belongs to, if it belongs to one."""
+        return {SEARCH: self._search, SCREEN: self.screening}.get(run.phase)
 
     def _note_outcome(self, run: Run) -> None:
         if run.state == FAILED:
@@ -217,31 +218,34 @@ class Cell:
         """Search trials to be run (one where nothing is searched)."""
         return self.study.trials if self.space.parameters else 1
 
+    @property
+    def num_screened(self) -> int:
+        """Screening trials to be run; once the search has begun it is too late for more."""
+        if self.screening is None:
+            return 0
+        return len(self.screening.runs) if self.search else self.study.num_screen_trials
+
+    @property
+    def search(self) -> list[Run]:
+        """The search trials, by number."""
+        return self._search.runs
+
     def suggest(self, number: int) -> dict[str, Any]:
         """The sampler's proposal for search trial `number`; to be planned at once."""
-        return self._sampler.suggest(number)
+        return self._search.suggest(number)
 
     @property
     def search_done(self) -> bool:
         """Whether every search trial has ended."""
-        return len(self.search) >= self.num_trials and all(run.state != RUNNING for run in self.search)
+        return self._search.done(self.num_trials)
 
     def scored(self) -> list[Scored]:
         """The finished search trials with their scores and places."""
-        return [
-            Scored(run.number or 0, self._settled_score(run), tuple(self.space.unit(run.params)))
-            for run in self.search
-            if run.state == COMPLETE and run.score is not None
-        ]
-
-    def _settled_score(self, run: Run) -> float:
-        vote = self._votes.agreement(run.key) if self._votes is not None else None
-        return vote if vote is not None else run.score or 0.0
+        return self._search.scored()
 
     def best_configs(self, count: int) -> list[dict[str, Any]]:
         """The configurations of the best search trials, best first."""
-        ranked = sorted(self.scored(), key=lambda trial: (-trial.score, trial.number))
-        return [self.search[trial.number].config for trial in ranked[:count]]
+        return [run.config for run in self._search.ranked()[:count]]
 
     # What workers report
 
@@ -285,7 +289,9 @@ class Cell:
         return run.state != RUNNING
 
     def _vote(self, run: Run) -> float | None:
-        return None if self._votes is None else self._votes.add(run.key, self.directory / "trials" / run.key)
+        # Screening runs vote among themselves: they are models of another kind.
+        votes = (self._search_of(run) or self._search).votes
+        return None if votes is None else votes.add(run.key, self.directory / "trials" / run.key)
 
     def _sealed_metric(self, run: Run) -> float:
         # Opened by the driver alone, and only for a study that is stamped: the runs themselves never see it.
@@ -295,12 +301,8 @@ class Cell:
         return oracle_score(task, run.role, self.directory / "trials" / run.key)
 
     def _hopeless(self, run: Run, row: dict[str, Any]) -> bool:
-        searched = run.phase == SEARCH and run.origin != "paper" and row["fidelity"] < 1
-        return (
-            searched
-            and self._halving is not None
-            and self._halving.hopeless(run.key, row["fidelity"], row.get("score"))
-        )
+        search = self._search_of(run)
+        return search is not None and search.hopeless(run, row["fidelity"], row.get("score"))
 
     def crash(self, key: str, reason: str, *, node: str | None, preempted: bool) -> None:
         """A run's process is gone: it is handed out again, first of all, unless it has crashed too often."""

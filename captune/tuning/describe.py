@@ -38,6 +38,7 @@ def describe_cell(study: StudyConfig) -> CellInfo:
     criterion = resolve_criterion(study.select_by, task_config.paradigm)
     published = paper_config(study.method, task_config, study.fixed.get("tuning"))
     base = published.with_values(study.fixed, where="the command line")
+    screen_base = _screen_base(study, base)
     score, _ = build_task(task_config, role="score")
     report, _ = build_task(task_config, role="report")
     # A score run hides something that the report is about: classes (trzsl), or test images of the pool (tft).
@@ -64,7 +65,39 @@ def describe_cell(study: StudyConfig) -> CellInfo:
         criterion_help=CRITERIA[criterion],
         both_roles=both_roles,
         notes=cell_notes(task_config),
+        screen_base=screen_base,
     )
+
+
+def _screen_base(study: StudyConfig, base: TrialConfig) -> TrialConfig | None:
+    """The published configuration on frozen features, with what the command line fixed; None without a screen.
+
+    Raises:
+        UsageError: there is nothing that could be screened on frozen features, or no screen for --screen-trials.
+    """
+    if study.screen == "none":
+        if study.screen_trials is not None:
+            raise UsageError(
+                "--screen-trials must come with a screen", got=f"{study.screen_trials} without one",
+                next_step="Say --screen features as well, or leave it out.",
+            )  # fmt: skip
+        return None
+    method = method_named(study.method)
+    if not (method.trains and method.tunable):
+        raise UsageError(
+            "--screen features must be used with a method that trains", got=f"--method {study.method}",
+            next_step="Leave it out: a trial of this method costs no more than a screening one.",
+        )  # fmt: skip
+    if base.tuning == "features":
+        precomputed = study.task.dataset.startswith("features:")
+        raise UsageError(
+            "--screen features must come before prompt tuning",
+            got="precomputed features" if precomputed else "a study that tunes frozen features itself",
+            where=f"{study.task.dataset}, {study.task.paradigm}",
+            next_step="Leave it out." if precomputed else "Leave it out, or say --tuning prompts as well.",
+        )
+    on_features = paper_config(study.method, study.task, "features")
+    return on_features.with_values(study.fixed | {"tuning": "features"}, where="the command line")
 
 
 def _num_scored(task: Task, criterion: str) -> int:

@@ -65,6 +65,7 @@ class Mirror:
         open_storage: opens it (in the mirror's thread).
         study_name: of the study there.
         space: the search space.
+        phase: whose runs are followed.
         num_objectives: 1, or 2 with pseudolabel balance.
         on_trouble: called once with a message when the storage fails.
     """
@@ -75,12 +76,14 @@ class Mirror:
         study_name: str,
         space: Space,
         *,
+        phase: str = SEARCH,
         num_objectives: int = 1,
         on_trouble: Callable[[str], None] = lambda _message: None,
     ) -> None:
         self._open_storage = open_storage
         self._study_name = study_name
         self._space = space
+        self._phase = phase
         self._distributions = distributions(space)
         self._directions = [StudyDirection.MAXIMIZE] * num_objectives
         self._on_trouble = on_trouble
@@ -103,7 +106,7 @@ class Mirror:
 
     def on_event(self, event: dict[str, Any], run: Run | None) -> None:
         """Follow an event of the journal."""
-        if run is None or run.phase != SEARCH:
+        if run is None or run.phase != self._phase:
             return
         if event["event"] == "planned":
             self._orders.put(("create", (run,)))

@@ -12,11 +12,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from captune.records import COMPLETE, FAILED, PRUNED, RUNNING, SEARCH
+from captune.records import COMPLETE, FAILED, PRUNED, RUNNING, SCREEN, SEARCH
 from captune.tuning.cell import Cell
 from captune.tuning.runs import Run
+from captune.tuning.time_left import num_confirmations, seconds_left
 
-_PHASES = {"reference": "references", "search": "searching", "confirm": "confirming", "stress": "stress tests"}
+_PHASES = {
+    "reference": "references",
+    "screen": "screening on frozen features",
+    "search": "searching",
+    "confirm": "confirming",
+    "stress": "stress tests",
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,8 @@ def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
     ended = [run for run in runs if run.state != RUNNING]
     searched = [run for run in runs if run.phase == SEARCH and run.state == COMPLETE and run.score is not None]
     best = max(searched, key=lambda run: run.score or 0.0, default=None)
-    planned = max(_expected(cell), len(runs))
-    mean = sum(run.seconds for run in ended) / len(ended) if ended else None
-    left = None if mean is None else mean * (planned - len(ended)) / max(concurrency, 1)
+    expected = len(cell.info.references) + cell.num_screened + cell.num_trials + num_confirmations(cell)
+    planned = max(expected, len(runs))
     return Standing(
         cell=cell.name,
         phase=f"given up: {cell.aborted}" if cell.aborted else "done" if cell.finished else _phase(cell),
@@ -58,7 +64,7 @@ def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
         best_key=best.key if best else None,
         zero_shot=_score(cell.runs.get("zero_shot")),
         paper=_score(cell.search[0] if cell.search else None),
-        seconds_left=0.0 if cell.finished else left,
+        seconds_left=0.0 if cell.finished else seconds_left(cell, concurrency=concurrency),
     )
 
 
@@ -68,13 +74,6 @@ def _phase(cell: Cell) -> str:
 
 def _score(run: Run | None) -> float | None:
     return run.score if run is not None and run.state == COMPLETE else None
-
-
-def _expected(cell: Cell) -> int:
-    study = cell.study
-    confirmed = min(study.confirm_top + 1, cell.num_trials) if study.confirm_top else 0
-    roles = 2 if cell.info.both_roles else 1
-    return len(cell.info.references) + cell.num_trials + confirmed * study.confirm_seeds * roles
 
 
 class Progress:
@@ -142,6 +141,8 @@ def run_line(cell: Cell, run: Run, event: str, now: Standing) -> str:
         line += f" {(run.reason or '').splitlines()[0] if run.reason else ''}"
     elif run.score is not None:
         line += f" {cell.info.criterion} {run.score:.4f}"
+        # Not to be compared with a search trial's.
+        line += " on frozen features" if run.phase == SCREEN else ""
     line += f"  [{now.done}/{now.planned}"
     if now.best is not None:
         line += f", best {now.best:.4f}"

@@ -28,6 +28,7 @@ class CellInfo:
         criterion, criterion_help: what the search selects by.
         both_roles: score runs hide classes or test images, so that the report metric needs runs of its own.
         notes: what a person should know of the backbone, in sentences.
+        screen_base: the published configuration for the trials that screen, where the study screens.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CellInfo:
     criterion_help: str
     both_roles: bool = False
     notes: tuple[str, ...] = ()
+    screen_base: TrialConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Run:
     role: Role
     method: str
     task_overrides: dict[str, Any]
+    promoted_from: str | None = None
     epochs: int = 0
     stop: bool = False
     attempts: int = 0
@@ -111,4 +114,8 @@ class Run:
     def from_event(cls, event: dict[str, Any]) -> Run:
         """The run that a `planned` event describes."""
         names = ("key", "phase", "number", "config_id", "origin", "params", "config", "seed", "role", "method")
-        return cls(**{name: event[name] for name in names}, task_overrides=event.get("task_overrides") or {})
+        return cls(
+            **{name: event[name] for name in names},
+            task_overrides=event.get("task_overrides") or {},
+            promoted_from=event.get("promoted_from"),
+        )

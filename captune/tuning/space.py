@@ -7,7 +7,7 @@ capped at the class size loses the values that would freeze the model at zero-sh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -62,6 +62,14 @@ class Parameter:
             return value in self.choices
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
+    def at(self, unit: float) -> Any:
+        """The value at a place in [0, 1]: the inverse of `unit`, up to the steps of the domain."""
+        if self.kind == "categorical":
+            return self.choices[round(unit * (len(self.choices) - 1))]
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = low + unit * (high - low)
+        return self.clip(math.exp(value) if self.log else value)
+
     def unit(self, value: Any) -> float:
         """Where a value lies in the domain, in [0, 1] (on the log scale for a log parameter)."""
         if self.kind == "categorical":
@@ -94,11 +102,13 @@ class Space:
         parameters: the searched ones, in the file's order.
         fixed: fields the file sets to one value.
         source: the file, for messages.
+        screen: the same parameters at the budget of the trials that screen, where a study screens.
     """
 
     parameters: tuple[Parameter, ...]
     fixed: dict[str, Any] = field(default_factory=dict)
     source: str = "search space"
+    screen: Space | None = None
 
     def describe(self) -> dict[str, Any]:
         """All parameters as plain data, the fixed ones with role and value."""
@@ -108,6 +118,10 @@ class Space:
     def clip(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The nearest point of the space to (a part of) a configuration; absent fields are left out."""
         return {p.name: p.clip(values[p.name]) for p in self.parameters if p.name in values}
+
+    def at(self, place: Sequence[float]) -> dict[str, Any]:
+        """The configuration at a place in the unit cube."""
+        return {parameter.name: parameter.at(unit) for parameter, unit in zip(self.parameters, place, strict=True)}
 
     def unit(self, values: Mapping[str, Any]) -> list[float]:
         """A configuration's place in the unit cube."""

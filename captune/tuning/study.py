@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 import captune
 from captune.config import StudyConfig, read_yaml
 from captune.errors import RecordError, StudyError, UsageError
-from captune.records import JOURNAL, RUNNING, SCHEMA_VERSION, Journal, atomic_write, read_journal
+from captune.records import JOURNAL, RUNNING, SCHEMA_VERSION, SCREEN, SEARCH, Journal, atomic_write, read_journal
 from captune.tuning.cell import Cell
 from captune.tuning.lock import GUARD, DriverLock
 from captune.tuning.mirror import MIRROR, Mirror, open_storage
@@ -78,7 +79,7 @@ class OpenStudy:
             self.cell.replay(events)
             write_study(directory, header)
             journal = Journal(directory / JOURNAL, durable=durable)
-            self.mirror = self._follow(study, space, events)
+            self.mirrors = self._follow(study, space, events)
             # A later header supersedes: a continued study may have more trials than it began with.
             journal.append("study_opened", **header, time=time.time())
             self.cell.open(journal)
@@ -90,21 +91,30 @@ class OpenStudy:
             self._lock.release()
             raise
 
-    def _follow(self, study: StudyConfig, space: Space, events: list[dict[str, Any]]) -> Mirror:
-        mirror = Mirror(
-            lambda: open_storage(self.directory, study.storage),
-            f"{self.cell.name}-{self.study_id[:8]}",
-            space,
-            num_objectives=1 if study.objectives == "single" else 2,
-            on_trouble=self.warnings.append,
-        )
+    def _follow(self, study: StudyConfig, space: Space, events: list[dict[str, Any]]) -> list[Mirror]:
+        """A copy of the search in Optuna's storage, and one of the screen beside it."""
         scores: dict[str, dict[int, float]] = {}
         for event in events:
             if event["event"] == "epoch" and event.get("score") is not None:
                 scores.setdefault(event["key"], {})[event["epoch"]] = event["score"]
-        mirror.start(list(self.cell.search), scores)
-        self.cell.listeners.append(mirror.on_event)
-        return mirror
+        name = f"{self.cell.name}-{self.study_id[:8]}"
+        followed = [(SEARCH, name, space, self.cell.search)]
+        if space.screen is not None and self.cell.screening is not None:
+            followed.append((SCREEN, f"{name}-screen", space.screen, self.cell.screening.runs))
+        mirrors = []
+        for phase, study_name, searched, runs in followed:
+            mirror = Mirror(
+                lambda: open_storage(self.directory, study.storage),
+                study_name,
+                searched,
+                phase=phase,
+                num_objectives=1 if study.objectives == "single" else 2,
+                on_trouble=self.warnings.append,
+            )
+            mirror.start(list(runs), scores)
+            self.cell.listeners.append(mirror.on_event)
+            mirrors.append(mirror)
+        return mirrors
 
     def _tidy(self, event: dict[str, Any], _run: Any) -> None:
         if event["event"] == "finished":
@@ -113,7 +123,8 @@ class OpenStudy:
     def settle(self) -> None:
         """Close journal and mirror but keep the lock: what is left to write is the choice and the report."""
         self.cell.close()
-        self.mirror.close()
+        for mirror in self.mirrors:
+            mirror.close()
 
     def close(self) -> None:
         """Close journal and mirror and give the lock back."""
@@ -197,7 +208,15 @@ def study_differences(before: dict[str, Any], after: dict[str, Any]) -> list[tup
 def _fixed_settings(header: dict[str, Any]) -> dict[str, Any]:
     study = {key: value for key, value in header["study"].items() if key not in _FREE}
     task = {key: value for key, value in study.pop("task").items() if key not in _FREE_TASK}
-    groups = {"study": study, "task": task, "space": header["space"], "paper": header.get("base", {})}
+    screen = header.get("screen") or {}
+    groups = {
+        "study": study,
+        "task": task,
+        "space": header["space"],
+        "paper": header.get("base", {}),
+        "screen space": screen.get("space", {}),
+        "screen paper": screen.get("base", {}),
+    }
     return {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
 
 
@@ -210,6 +229,7 @@ def study_header(study: StudyConfig, info: CellInfo, space: Space, *, study_id: 
         "study": study.model_dump(mode="json"),
         "space": space.describe(),
         "base": info.base.model_dump(mode="json"),
+        "screen": _screen_header(info, space),
         "metric_name": info.metric_name,
         "select_by": info.criterion,
         "criterion_help": info.criterion_help,
@@ -224,6 +244,12 @@ def study_header(study: StudyConfig, info: CellInfo, space: Space, *, study_id: 
         "git": git_revision(),
         "host": platform.node(),
     }
+
+
+def _screen_header(info: CellInfo, space: Space) -> dict[str, Any] | None:
+    if info.screen_base is None or space.screen is None:
+        return None
+    return {"space": space.screen.describe(), "base": info.screen_base.model_dump(mode="json")}
 
 
 def write_study(directory: Path, header: dict[str, Any]) -> None:
@@ -244,7 +270,10 @@ def read_study(directory: Path) -> tuple[StudyConfig, Space]:
             next_step="Give the directory that `captune run` wrote.",
         )  # fmt: skip
     header = read_yaml(path)
-    return StudyConfig.parse(header.get("study") or {}, where=path), space_from(header.get("space") or {}, str(path))
+    space = space_from(header.get("space") or {}, str(path))
+    if header.get("screen"):
+        space = replace(space, screen=space_from(header["screen"]["space"], str(path)))
+    return StudyConfig.parse(header.get("study") or {}, where=path), space
 
 
 def space_from(description: dict[str, Any], source: str) -> Space:
