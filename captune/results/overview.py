@@ -16,9 +16,9 @@ from captune.results.runs import RunRecord
 
 _COLUMNS = (
     "run", "dataset", "paradigm", "method", "select_by", "metric_name", "advice", "num_screened", "num_trials",
-    "num_complete", "num_stopped_early", "num_failed", "num_unfinished", "num_confirmed", "num_confirm_runs", "sealed_opened",
-    "num_classes", "num_pool", "num_test", "interval_level", "minimum_effect", "notes", "next_steps", "seed", "captune",
-    "git", "host", "compute_seconds",
+    "num_complete", "num_stopped_early", "num_failed", "num_unfinished", "num_confirmed", "num_confirm_runs",
+    "sealed_opened", "num_classes", "num_pool", "num_test", "interval_level", "minimum_effect", "notes", "next_steps",
+    "seed", "captune", "git", "host", "compute_seconds",
 )  # fmt: skip
 _RISING = 0.002
 """An expected gain above this (0.2 points) over the last quarter of the trials says that more trials would still
