@@ -7,8 +7,8 @@
 #   launch/local.sh status [RUN]             the node, and the run if one is named
 #   launch/local.sh down                     stop this node, and no other Ray of yours
 #
-# A single study needs none of this: `captune run` starts and stops a private cluster by itself. To reach this one without
-# local.sh: RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 captune run --address 127.0.0.1:6379 …
+# A single study needs none of this: `captune run` starts and stops a private cluster by itself. This one is reached without
+# local.sh as well: captune run --address 127.0.0.1:6379 …
 #
 # Settings (environment): CAPTUNE_RAY_PORT 6379, CAPTUNE_DASHBOARD_PORT 8265, CAPTUNE_CPUS and CAPTUNE_GPUS (what Ray may
 # use; default all), CAPTUNE_STATE (~/.captune/local), RAY_AUTH_TOKEN_PATH (~/.ray/auth_token).

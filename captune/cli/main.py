@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from types import FrameType
 
 import typer
 from rich.console import Console
@@ -72,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     arguments = _seeds_joined(arguments)
     try:
-        _register(arguments)
-        code = app(arguments, standalone_mode=False)
+        with _term_interrupts():
+            _register(arguments)
+            code = app(arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except CaptuneError as error:
         if debug:
@@ -96,6 +101,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             soft_wrap=True,
         )
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _term_interrupts() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, from the first import on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _seeds_joined(arguments: Sequence[str]) -> list[str]:

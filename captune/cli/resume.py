@@ -11,7 +11,7 @@ from rich.console import Console
 
 from captune.cli.studies import Plan, Settings, execute
 from captune.tuning.describe import describe_cell
-from captune.tuning.study import read_study
+from captune.tuning.study import read_study, with_storage
 from captune.tuning.telemetry import check_loggers
 
 
@@ -22,6 +22,7 @@ def resume(
     cpus_per_trial: Annotated[float | None, typer.Option(help="CPUs (threads) of a run; default 1.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a run.")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, HOST:PORT or ray://…")] = None,
+    storage: Annotated[str | None, typer.Option(help="The Optuna copy's database, where it has a password.")] = None,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Start no Ray dashboard.")] = False,
     logger: Annotated[str, typer.Option(help="tensorboard, mlflow, wandb (a,b) or none.")] = "tensorboard",
 ) -> None:
@@ -35,6 +36,7 @@ def resume(
         study, space = read_study(directory)
         if trials is not None:
             study = study.model_copy(update={"trials": trials})
+        study = with_storage(study, storage)
         plans.append(Plan(directory, study, describe_cell(study), space))
     settings = Settings(
         address=address, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,

@@ -98,9 +98,8 @@ def execute(plans: Sequence[Plan], settings: Settings, console: Console) -> None
         except BaseException as error:
             for opened in studies:
                 opened.withdraw()
-            begun = [opened.cell for opened in studies if opened.cell.runs]
-            if isinstance(error, KeyboardInterrupt) and begun:
-                _say_kept(begun, console)
+            if isinstance(error, KeyboardInterrupt):
+                _say_kept([opened.cell for opened in studies if opened.cell.runs], console)
                 raise typer.Exit(INTERRUPTED) from None
             raise
         for opened in studies:
@@ -109,7 +108,11 @@ def execute(plans: Sequence[Plan], settings: Settings, console: Console) -> None
         if not finished:
             _say_kept(cells, console)
             raise typer.Exit(INTERRUPTED)
-        failures = [conclude(opened, console) for opened in studies]
+        try:
+            failures = [conclude(opened, console) for opened in studies]
+        except KeyboardInterrupt:
+            _say_kept(cells, console)
+            raise typer.Exit(INTERRUPTED) from None
     reported = [plan.directory for plan, failure in zip(plans, failures, strict=True) if failure is None]
     if len(reported) > 1:
         together = plans[0].directory.parent / "report"
@@ -268,6 +271,8 @@ def _say_start(cells: Sequence[Cell], cluster: Cluster, allotment: Allotment, co
 
 
 def _say_kept(cells: Sequence[Cell], console: Console) -> None:
+    if not cells:
+        console.print("Interrupted before the first run: nothing is left behind, the same command begins again.")
     for cell in cells:
         ended = sum(run.state != "RUNNING" for run in cell.runs.values())
         console.print(

@@ -1,7 +1,7 @@
 """Ray: a private cluster of this machine, or one that runs already.
 
-Every cluster captune starts asks for a token (a file that only its owner can read), keeps its dashboard on the loopback
-address and is gone when the study ends.
+Every cluster captune starts asks for a token (a file that only its owner can read), listens on the loopback address
+alone and is gone when the study ends.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray._private.ray_constants
+import ray._private.utils
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -27,6 +30,10 @@ from captune.errors import CaptuneError, StudyError, UsageError
 from captune.tuning.lock import is_running
 
 _OBJECT_STORE_BYTES = 200 * 2**20
+# Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
+# on, it knows it by its network address, and GCS, raylet, agents and metrics listen on every interface.
+_NETWORK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_LOOPBACK = "127.0.0.1"
 _OPEN_CLUSTER = (
     "this cluster asks for no token: whoever reaches its ports can run commands on it. "
     "Start its head with RAY_AUTH_MODE=token."
@@ -82,15 +89,17 @@ def connected(
     if address is None:
         options |= {
             "include_dashboard": dashboard,
-            "dashboard_host": "127.0.0.1",
+            "dashboard_host": _LOOPBACK,
             "num_cpus": cpus,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_temp_dir": str(scraps / "ray"),
         }
     else:
         options["address"] = address
+    loopback = address is None or _listens_on_loopback_only(address)
     try:
-        context = _connect(options)
+        with _muted(), _signals_kept(), _on_loopback() if loopback else contextlib.nullcontext():
+            context = ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         shutil.rmtree(scraps, ignore_errors=True)
         if address is None:
@@ -102,6 +111,10 @@ def connected(
             got=f"'{address}': {str(error).strip().splitlines()[0]}",
             next_step="Start one with `ray start --head`, or leave --address out to use this machine.",
         ) from None
+    except BaseException:
+        # Interrupted: what of the cluster had started goes with this process.
+        shutil.rmtree(scraps, ignore_errors=True)
+        raise
     _silence()
     try:
         dashboard_url = getattr(context, "dashboard_url", None) or None
@@ -136,9 +149,43 @@ def _scraps() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"captune-{os.getpid()}-", dir=place))
 
 
-def _connect(options: dict[str, Any]) -> Any:
-    with _muted():
-        return ray.init(**options)
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray as it is started or joined in the block knows this machine by its loopback address."""
+    constants: Any = ray._private.ray_constants
+    before, variable = constants.ENABLE_RAY_CLUSTER, os.environ.get(_NETWORK_SWITCH)
+    # The variable is for the processes that Ray starts; here it was read when ray was imported.
+    constants.ENABLE_RAY_CLUSTER, os.environ[_NETWORK_SWITCH] = False, "0"
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(_NETWORK_SWITCH)
+        if variable is not None:
+            os.environ[_NETWORK_SWITCH] = variable
+
+
+def _listens_on_loopback_only(address: str) -> bool:
+    """Whether an address of this machine leads to a cluster that was started on loopback, as captune's own are."""
+    host, _, port = address.rpartition(":")
+    if host not in (_LOOPBACK, "localhost") or not port.isdigit():
+        return False
+    network: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    with contextlib.suppress(OSError), socket.create_connection((network, int(port)), timeout=5):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts its own SIGTERM handler in place at several moments of a start; the command's stays."""
+    private: Any = ray._private.utils
+    before = private.set_sigterm_handler
+    private.set_sigterm_handler = lambda _handler: None
+    try:
+        yield
+    finally:
+        private.set_sigterm_handler = before
 
 
 @contextlib.contextmanager

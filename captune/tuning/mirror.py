@@ -8,6 +8,7 @@ reported once and the study goes on.
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from captune.tuning.space import Space
 
 MIRROR = "optuna.journal"
 KEY = "captune_key"
+HIDDEN = "…"
 
 
 def open_storage(directory: Path, storage: str | None) -> BaseStorage:
@@ -43,19 +45,23 @@ def open_storage(directory: Path, storage: str | None) -> BaseStorage:
     try:
         return optuna.storages.RDBStorage(storage)
     except Exception as error:  # the database drivers have no common base
+        reason = str(error).splitlines()[0].replace(storage, without_password(storage))
         raise UsageError(
             "--storage must be the address of a database",
-            got=f"'{_without_password(storage)}': {str(error).splitlines()[0]}",
+            got=f"'{without_password(storage)}': {reason}",
             next_step="For example sqlite:///FILE, postgresql://USER@HOST/NAME; leave it out for a file in the run.",
         ) from None
 
 
-def _without_password(address: str) -> str:
+def without_password(address: str) -> str:
+    """A database's address as it may be shown and recorded."""
+    address = re.sub(r"([?&](?:password|passwd|sslpassword)=)[^&]*", rf"\1{HIDDEN}", address)
     head, separator, tail = address.rpartition("@")
     if not separator:
         return address
-    scheme, _, user = head.partition("://")
-    return f"{scheme}://{user.partition(':')[0]}:…@{tail}"
+    scheme, slashes, user = head.rpartition("//")
+    name, colon, _ = user.partition(":")
+    return f"{scheme}{slashes}{name}{colon and ':' + HIDDEN}@{tail}"
 
 
 class Mirror:

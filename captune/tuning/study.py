@@ -22,7 +22,7 @@ from captune.errors import RecordError, StudyError, UsageError
 from captune.records import JOURNAL, RUNNING, SCHEMA_VERSION, SCREEN, SEARCH, Journal, atomic_write, read_journal
 from captune.tuning.cell import Cell
 from captune.tuning.lock import GUARD, DriverLock
-from captune.tuning.mirror import MIRROR, Mirror, open_storage
+from captune.tuning.mirror import HIDDEN, MIRROR, Mirror, open_storage, without_password
 from captune.tuning.runs import CellInfo
 from captune.tuning.space import Parameter, Space
 
@@ -221,12 +221,15 @@ def _fixed_settings(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def study_header(study: StudyConfig, info: CellInfo, space: Space, *, study_id: str | None = None) -> dict[str, Any]:
-    """The `study_opened` event: everything needed to read, repeat or continue a study."""
+    """The `study_opened` event: everything needed to read, repeat or continue a study, but no password."""
+    settings = study.model_dump(mode="json")
+    if study.storage is not None:
+        settings["storage"] = without_password(study.storage)
     return {
         "schema": SCHEMA_VERSION,
         "study_id": study_id or uuid.uuid4().hex,
         "cell": info.name,
-        "study": study.model_dump(mode="json"),
+        "study": settings,
         "space": space.describe(),
         "base": info.base.model_dump(mode="json"),
         "screen": _screen_header(info, space),
@@ -255,6 +258,20 @@ def _screen_header(info: CellInfo, space: Space) -> dict[str, Any] | None:
 def write_study(directory: Path, header: dict[str, Any]) -> None:
     """Write study.yaml: the header, readable."""
     atomic_write(directory / STUDY, yaml.safe_dump(header, sort_keys=False, allow_unicode=True))
+
+
+def with_storage(study: StudyConfig, storage: str | None) -> StudyConfig:
+    """A recorded study's settings with its database's address, which is recorded without the password.
+
+    Raises:
+        UsageError: the password is needed and was not given.
+    """
+    if storage is None and study.storage is not None and HIDDEN in study.storage:
+        raise UsageError(
+            "--storage must be given again where it has a password", got="none", where=study.storage,
+            next_step="Passwords are not recorded.",
+        )  # fmt: skip
+    return study if storage is None else study.model_copy(update={"storage": storage})
 
 
 def read_study(directory: Path) -> tuple[StudyConfig, Space]:

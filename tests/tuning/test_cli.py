@@ -102,9 +102,10 @@ def test_a_study_that_could_not_begin_leaves_its_directory_free(
     facts = info()
     plan = Plan(directory, study(), facts, load_space(space_path(tmp_path), facts.base))
     other = Plan(tmp_path / "other", study(seed=1), facts, plan.space)
-    for error in (UsageError("--backbone must name an open_clip model"), KeyboardInterrupt()):
+    ends = {UsageError("--backbone must name an open_clip model"): UsageError, KeyboardInterrupt(): typer.Exit}
+    for error, end in ends.items():
         monkeypatch.setattr("captune.cli.studies._run", refusing(error))
-        with pytest.raises(type(error)):
+        with pytest.raises(end):
             execute([plan, other], Settings(), Console())
         assert directory.exists() == there and not other.directory.exists()
         assert not there or not any(directory.iterdir())

@@ -22,6 +22,7 @@ from captune.tuning.runs import RunSpec
 from captune.tuning.space import load_space
 from captune.tuning.telemetry import published_standings, telemetry
 from tests.tuning.fakes import FakeRun, info, open_fake, space_path, study
+from tests.tuning.processes import listening
 from tests.tuning.simulate import drive, make_cell, outcomes
 
 
@@ -176,6 +177,12 @@ def test_a_cluster_of_our_own_asks_for_a_token_that_only_its_owner_reads(cluster
     assert cluster.authenticated and cluster.warning is None
     assert token.stat().st_mode & 0o777 == 0o600
     assert len(token.read_text()) == 64
+
+
+def test_a_cluster_of_our_own_listens_on_loopback_only(cluster: Cluster) -> None:
+    addresses = listening(os.getpid())
+    assert len(addresses) >= 4, "driver, GCS, raylet and agents listen somewhere"
+    assert {address for address, _ in addresses} == {"127.0.0.1"}
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from captune.records import JOURNAL, read_journal
 from tests.tuning.fakes import study
+from tests.tuning.processes import assert_gone, descendants, kill
 from tests.tuning.simulate import drive, epochs, make_cell, outcomes
 from tests.tuning.test_study import assert_mirrors
 
@@ -28,36 +28,6 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="pr
 def start(directory: Path, *options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.tuning.drive", str(directory), "--resume", *map(str, options)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Processes below one, by number, with their command lines."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError):
-                continue
-            parents.setdefault(parent, []).append(int(entry.name))
-    found: dict[int, str] = {}
-    waiting = [pid]
-    while waiting:
-        for child in parents.get(waiting.pop(), []):
-            try:
-                found[child] = (Path("/proc") / str(child) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            waiting.append(child)
-    return found
-
-
-def kill(pids: list[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def strike(driver: subprocess.Popen[str], target: str) -> bool:
@@ -120,21 +90,6 @@ def endure(directory: Path, draw: random.Random, targets: list[str], **options: 
     assert driver.returncode == 0, errors
     assert_nothing_lost(directory, ended)
     return hits
-
-
-def assert_gone(pids: list[int]) -> None:
-    """Nothing that a driver started outlives it for long."""
-    deadline = time.monotonic() + 60
-    while any(alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"processes left: {[pid for pid in pids if alive(pid)]}"
-        time.sleep(0.1)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 
 from captune.records import JOURNAL, read_journal
+from captune.tuning.lock import LOCK
+from tests.tuning.processes import assert_gone, descendants
 from tests.tuning.test_faults import wait_for_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -105,3 +107,24 @@ def test_a_term_signal_ends_a_study_in_order(tmp_path: Path) -> None:
     driver.send_signal(signal.SIGTERM)
     output = finish(driver, code=130)
     assert "Continue with: captune resume" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_run_ends_in_order_and_leaves_nothing(tmp_path: Path, number: int) -> None:
+    directory = tmp_path / "run"
+    driver = captune("run", *QUICK, "--out", directory)
+    deadline = time.monotonic() + 120
+    while not (directory / LOCK).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    # Ray takes some seconds to start, in which it puts handlers of its own in place.
+    time.sleep(random.uniform(0.0, 4.0))
+    below = list(descendants(driver.pid))
+    journal = directory / JOURNAL
+    begun = journal.exists() and any(event["event"] == "planned" for event in read_journal(journal))
+    driver.send_signal(number)
+    output = finish(driver, code=130)
+    assert "Traceback" not in output and "received" not in output and "Abort" not in output
+    if not begun:
+        assert "Interrupted before the first run: nothing is left behind" in " ".join(output.split())
+        assert not directory.exists()
+    assert_gone(below)

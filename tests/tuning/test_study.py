@@ -23,7 +23,7 @@ from captune.tuning.lock import LOCK, STALE_SECONDS, DriverLock, is_alive, read_
 from captune.tuning.mirror import KEY, open_storage
 from captune.tuning.runs import CellInfo
 from captune.tuning.space import load_space
-from captune.tuning.study import STUDY, OpenStudy, git_revision, read_study
+from captune.tuning.study import STUDY, OpenStudy, git_revision, read_study, with_storage
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes
 
@@ -242,7 +242,23 @@ def test_a_storage_that_fails_is_told_once_and_the_study_goes_on(tmp_path: Path)
     assert "Optuna storage is no longer written" in warning
 
 
-def test_a_password_of_a_storage_stays_out_of_messages(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "address",
+    ["nodriver://user:secret@host/name", "nodriver//user:secret@host", "nodriver://host/name?password=secret"],
+)
+def test_a_password_of_a_storage_stays_out_of_messages(tmp_path: Path, address: str) -> None:
     with pytest.raises(UsageError) as caught:
-        open_storage(tmp_path, "nodriver://user:secret@host/name")
-    assert "secret" not in str(caught.value)
+        open_storage(tmp_path, address)
+    assert "secret" not in str(caught.value) and "host" in str(caught.value)
+
+
+def test_a_password_of_a_storage_stays_out_of_the_records_and_is_asked_for_again(tmp_path: Path) -> None:
+    address = "nodriver://user:secret@host/name"
+    run_study(tmp_path / "run", trials=2, confirm_top=0, storage=address)
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or b"secret" not in path.read_bytes(), path
+    recorded, _ = read_study(tmp_path / "run")
+    with pytest.raises(UsageError, match="--storage must be given again"):
+        with_storage(recorded, None)
+    assert with_storage(recorded, address) == study(trials=2, confirm_top=0, storage=address)
+    run_study(tmp_path / "run", resume=True, trials=3, confirm_top=0, storage=address)

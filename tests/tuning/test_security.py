@@ -1,0 +1,128 @@
+"""Who can reach a cluster: the claims that take a cluster with its dashboard, or one that is open."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tuning.processes import assert_gone, descendants, listening
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+COMMAND = [sys.executable, "-c", "from captune.cli.main import main; main()"]
+# A driver that holds a cluster of captune's own open until its input ends.
+HOLD = """
+import sys, ray
+from captune.tuning.cluster import connected
+with connected(None, threads=1, cpus=1) as cluster:
+    print(cluster.dashboard, ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[tuple[int, str, str]]:
+    """A cluster in a process of its own: the process, the dashboard's address, the GCS's."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdin is not None and holder.stdout is not None
+    try:
+        dashboard, gcs = holder.stdout.readline().split()
+        yield holder.pid, dashboard, gcs
+    finally:
+        below = list(descendants(holder.pid))
+        holder.stdin.close()
+        holder.wait(timeout=120)
+        assert_gone(below)
+
+
+def status_of(url: str, token: str | None = None, data: bytes | None = None) -> int:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=data, headers=headers), timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def captune(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=180, check=False
+    )
+
+
+def test_nobody_without_the_token_runs_a_command_through_the_dashboard(own: tuple[int, str, str]) -> None:
+    _, dashboard, _ = own
+    jobs = f"http://{dashboard}/api/jobs/"
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
+    for url in (jobs, f"http://{dashboard}/nodes?view=summary"):
+        assert status_of(url) == 401
+        assert status_of(url, "0" * 64) in (401, 403)
+        assert status_of(url, token) == 200
+    assert status_of(jobs, data=b'{"entrypoint": "true"}') == 401
+
+
+def test_dashboard_gcs_and_metrics_listen_on_loopback(own: tuple[int, str, str]) -> None:
+    pid, dashboard, gcs = own
+    sockets = listening(pid)
+    assert {address for address, _ in sockets} == {"127.0.0.1"}
+    ports = {port for _, port in sockets}
+    assert {int(address.rpartition(":")[2]) for address in (dashboard, gcs)} <= ports
+
+
+def test_status_reaches_a_cluster_on_loopback_by_its_address_and_not_without_the_token(
+    own: tuple[int, str, str], tmp_path: Path
+) -> None:
+    _, _, gcs = own
+    done = captune("status", gcs)
+    assert (done.returncode, done.stdout.strip()) == (0, "No studies."), done.stderr
+    (tmp_path / "token").write_text("0" * 64)
+    refused = captune("status", gcs, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    assert refused.returncode == 2
+    assert "--address must lead to a running Ray cluster" in " ".join(refused.stderr.split())
+
+
+def test_joining_a_cluster_that_asks_for_no_token_is_warned_about() -> None:
+    # On loopback, as everything here, and started by Ray's own command.
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+    start += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", "--num-cpus=1", "--disable-usage-stats"]
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        ray = subprocess.Popen([*start, f"--temp-dir={folder}"], env=environment, stdout=subprocess.DEVNULL)
+        try:
+            wait_for_nodes(port, environment)
+            code = (
+                "import sys; from captune.tuning.cluster import connected\n"
+                "with connected(sys.argv[1], threads=1) as cluster: print(cluster.authenticated, cluster.warning)"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", code, f"127.0.0.1:{port}"],
+                env=environment, capture_output=True, text=True, timeout=180, check=False,
+            )  # fmt: skip
+            assert done.stdout.startswith("False this cluster asks for no token: whoever reaches its ports can"), done
+        finally:
+            below = list(descendants(ray.pid))
+            ray.send_signal(signal.SIGTERM)
+            ray.wait(timeout=60)
+            assert_gone(below)
+
+
+def wait_for_nodes(port: int, environment: dict[str, str]) -> None:
+    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"127.0.0.1:{port}"]
+    for _ in range(20):
+        if subprocess.run(check, env=environment, capture_output=True, check=False).returncode == 0:
+            return
+        time.sleep(1)
