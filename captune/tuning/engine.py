@@ -20,7 +20,7 @@ from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster
 from captune.tuning.planner import Planner, StopOnInterrupt, StudyCallback, StudyScheduler
 from captune.tuning.runs import RunSpec
-from captune.tuning.trainable import OpenRun, StudyTrainable
+from captune.tuning.trainable import RUN, OpenRun, StudyTrainable
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run_cells(
             max_concurrent_trials=allotment.concurrency,
             reuse_actors=True,
             trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            trial_dirname_creator=_trial_id,
         ),
         run_config=RunConfig(
             name="study",
@@ -106,6 +106,11 @@ def run_cells(
 
 
 def _trial_name(trial: Any) -> str:
+    order = RunSpec.from_json(trial.config[RUN])
+    return f"{order.cell}-{order.key}"
+
+
+def _trial_id(trial: Any) -> str:
     return str(trial.trial_id)
 
 

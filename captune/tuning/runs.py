@@ -74,6 +74,11 @@ class RunSpec:
         """The order that `to_json` wrote."""
         return cls(**json.loads(text))
 
+    def hyperparameters(self) -> dict[str, Any]:
+        """What the run is, for people who look at it elsewhere."""
+        what = {"cell": self.cell, "key": self.key, "method": self.method, "seed": self.seed, "role": self.role}
+        return self.config | what
+
     @property
     def path(self) -> Path:
         """The run's own directory."""

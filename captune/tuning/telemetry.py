@@ -18,7 +18,8 @@ from captune.errors import UsageError, did_you_mean
 from captune.records import REFERENCE, RUNNING
 from captune.tuning.cell import Cell
 from captune.tuning.progress import Standing, standing
-from captune.tuning.runs import Run
+from captune.tuning.runs import Run, RunSpec
+from captune.tuning.trainable import PAYLOAD, RUN
 
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "captune_trials": ("runs by state", ("state", "cell")),
@@ -66,12 +67,31 @@ def logger_callbacks(loggers: Sequence[str], cells: Sequence[Cell]) -> list[Any]
     if "mlflow" in loggers:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-        callbacks.append(MLflowLoggerCallback(experiment_name=project))
+        callbacks.append(_readable(MLflowLoggerCallback)(experiment_name=project))
     if "wandb" in loggers:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
-        callbacks.append(WandbLoggerCallback(project=project))
+        callbacks.append(_readable(WandbLoggerCallback)(project=project, excludes=[PAYLOAD]))
     return callbacks
+
+
+def _readable(callback: type[Any]) -> type[Any]:
+    """A callback of Ray's that is shown a run's hyperparameters for a worker's order, and its failure as one."""
+
+    class Readable(callback):
+        def log_trial_start(self, trial: Any) -> None:
+            order = RunSpec.from_json(trial.config[RUN])
+            whole, trial.config = trial.config, order.hyperparameters()
+            try:
+                super().log_trial_start(trial)
+            finally:
+                trial.config = whole
+
+        def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+            reported = json.loads((trial.last_result or {}).get(PAYLOAD, "{}"))
+            super().log_trial_end(trial, failed or "failed" in reported)
+
+    return Readable
 
 
 @contextlib.contextmanager

@@ -97,7 +97,9 @@ class StudyTrainable(Trainable):
             self._release()
         if "failed" in payload:
             _free_memory()
-        numbers = {key: value for key, value in (rows[-1] if rows else {}).items() if isinstance(value, (int, float))}
+        # For Ray's own loggers; the driver reads the payload alone.
+        shown = (rows[-1] if rows else {}) | (payload.get("outcome") or {})
+        numbers = {key: value for key, value in shown.items() if isinstance(value, (int, float))}
         return {**numbers, PAYLOAD: json.dumps(payload), "done": done}
 
     def _advance(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
