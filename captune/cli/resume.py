@@ -21,6 +21,7 @@ def resume(
     concurrency: Annotated[int | None, typer.Option(help="Runs at once; default: what fits.")] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(help="CPUs (threads) of a run; default 1.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a run.")] = None,
+    memory_per_trial: Annotated[float | None, typer.Option(min=0.1, help="GB of a run; default: as measured.")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, HOST:PORT or ray://…")] = None,
     storage: Annotated[str | None, typer.Option(help="The Optuna copy's database, where it has a password.")] = None,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Start no Ray dashboard.")] = False,
@@ -40,6 +41,6 @@ def resume(
         plans.append(Plan(directory, study, describe_cell(study), space))
     settings = Settings(
         address=address, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
-        dashboard=not no_dashboard, loggers=check_loggers(logger), resume=True,
+        memory_per_trial=memory_per_trial, dashboard=not no_dashboard, loggers=check_loggers(logger), resume=True,
     )  # fmt: skip
     execute(plans, settings, Console(file=sys.stdout))

@@ -21,9 +21,11 @@ from captune.config import PARADIGMS, SCREENED_A_TRIAL, StudyConfig, TaskConfig,
 from captune.data.catalog import DATASETS
 from captune.errors import UsageError
 from captune.records import COMPLETE, JOURNAL, SEARCH, read_journal
+from captune.training.memory import available_bytes, gpus_here, resident_peak_bytes
 from captune.training.trial import limit_threads
 from captune.tuning.agenda import WARM_STARTS
 from captune.tuning.describe import cell_name, describe_cell
+from captune.tuning.packing import Node, packing
 from captune.tuning.samplers import Sampler
 from captune.tuning.space import Space, load_space, space_file
 from captune.tuning.telemetry import check_loggers
@@ -66,6 +68,7 @@ def run(
     concurrency: Annotated[int | None, typer.Option(help="Runs at once; default: what fits.")] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(help="CPUs (threads) of a run; default 1.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a run; 0.25 puts four on one.")] = None,
+    memory_per_trial: Annotated[float | None, typer.Option(min=0.1, help="GB of a run; default: as measured.")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, HOST:PORT or ray://…")] = None,
     storage: Annotated[str | None, typer.Option(help="Database for the Optuna copy; default: a file.")] = None,
     max_failures: Annotated[int, typer.Option(help="Times a crashed run is tried again.")] = 1,
@@ -120,7 +123,8 @@ def run(
         plans.append(plan_of(study, _directory(out, task, name, len(cells)), fork=fork, warm_start=warm_start))
     settings = Settings(
         address=address, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
-        dashboard=not no_dashboard, loggers=loggers, chain=warm_start == "cells", resume=resume,
+        memory_per_trial=memory_per_trial, dashboard=not no_dashboard, loggers=loggers, chain=warm_start == "cells",
+        resume=resume,
     )  # fmt: skip
     if dry_run:
         for plan in plans:
@@ -224,6 +228,14 @@ def _show_cost(plan: Plan, settings: Settings, console: Console) -> None:
     at_once = settings.concurrency or max(1, (os.cpu_count() or 1) // threads)
     cost = estimate_trial_cost(plan.study.task, plan.info.base, plan.study.method)
     for sentence in cost.sentences(plan.study, concurrency=at_once):
+        console.print(sentence, highlight=False)
+    gpus, gpu_bytes = gpus_here()
+    machine = Node(os.cpu_count() or 1, gpus, available_bytes())
+    process_bytes = resident_peak_bytes() if gpus else cost.memory_bytes
+    for sentence in packing(
+        machine, cpus=settings.cpus_per_trial or 1.0, trial_bytes=process_bytes, gpu_bytes=gpu_bytes,
+        trial_gpu_bytes=cost.memory_bytes if gpus else 0,
+    ):  # fmt: skip
         console.print(sentence, highlight=False)
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from captune.cli.closing import prepare_choice, record_mismatch
 from captune.cli.options import say_notes
 from captune.config import StudyConfig
-from captune.errors import StudyError, UsageError
+from captune.errors import StudyError
 from captune.records import COMPLETE, JOURNAL, SEARCH, Journal, read_journal
 from captune.results.choice import choose
 from captune.results.load import load_run
@@ -27,7 +27,8 @@ from captune.results.tables import ORACLE_STAMP
 from captune.training.evaluation import open_seal
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, check_nodes, connected
-from captune.tuning.engine import Allotment, run_cells
+from captune.tuning.engine import run_cells
+from captune.tuning.packing import Allotment, allot
 from captune.tuning.progress import Progress
 from captune.tuning.runs import CellInfo, RunSpec
 from captune.tuning.samplers import check_sampler
@@ -58,6 +59,7 @@ class Settings:
     concurrency: int | None = None
     cpus_per_trial: float | None = None
     gpus_per_trial: float | None = None
+    memory_per_trial: float | None = None
     dashboard: bool = True
     loggers: tuple[str, ...] = ("tensorboard",)
     chain: bool = False
@@ -126,7 +128,15 @@ def execute(plans: Sequence[Plan], settings: Settings, console: Console) -> None
 def _run(cells: list[Cell], plans: Sequence[Plan], settings: Settings, console: Console) -> bool:
     threads = max(1, int(settings.cpus_per_trial or 1))
     with connected(settings.address, threads=threads, dashboard=settings.dashboard) as cluster:
-        allotment = allot(cluster, settings, plans)
+        allotment = allot(
+            cluster.nodes,
+            concurrency=settings.concurrency,
+            cpus=settings.cpus_per_trial,
+            gpus=settings.gpus_per_trial,
+            memory_bytes=None if settings.memory_per_trial is None else 1e9 * settings.memory_per_trial,
+            measured_bytes=max((run.memory_bytes for cell in cells for run in cell.runs.values()), default=0),
+            deterministic=any(plan.study.deterministic for plan in plans),
+        )
         _say_start(cells, cluster, allotment, console)
         check_nodes(
             [(plan.directory, plan.study.task) for plan in plans],
@@ -149,27 +159,6 @@ def _run(cells: list[Cell], plans: Sequence[Plan], settings: Settings, console: 
                 callbacks=logger_callbacks(settings.loggers, cells),
                 on_step=step,
             )
-
-
-def allot(cluster: Cluster, settings: Settings, plans: Sequence[Plan]) -> Allotment:
-    """Runs at once and what each gets: all CPUs are used and none is fought over, or all GPUs where there are any.
-
-    Raises:
-        UsageError: a run asks for more than the cluster has.
-    """
-    cpus = settings.cpus_per_trial or 1.0
-    gpus = settings.gpus_per_trial if settings.gpus_per_trial is not None else min(1.0, cluster.gpus)
-    room = [int(cluster.cpus / cpus)] + ([int(cluster.gpus / gpus + 1e-9)] if gpus else [])
-    if min(room) < 1:
-        raise UsageError(
-            "a trial must fit into the cluster",
-            got=f"{cpus:g} CPUs and {gpus:g} GPUs a trial, where there are {cluster.cpus:g} and {cluster.gpus:g}",
-            next_step="Lower --cpus-per-trial or --gpus-per-trial.",
-        )
-    concurrency = settings.concurrency or min(room)
-    if any(plan.study.deterministic for plan in plans):
-        concurrency = 1
-    return Allotment(concurrency=concurrency, cpus=cpus, gpus=gpus)
 
 
 def conclude(opened: OpenStudy, console: Console) -> StudyError | None:
@@ -255,6 +244,7 @@ def _percent(values: Sequence[float]) -> str:
 def _say_start(cells: Sequence[Cell], cluster: Cluster, allotment: Allotment, console: Console) -> None:
     where = "this machine" if cluster.local else "the cluster"
     share = f"{allotment.cpus:g} CPU" + (f", {allotment.gpus:g} GPU" if allotment.gpus else "")
+    share += f", {allotment.memory_bytes / 1e9:.1f} GB" if allotment.memory_bytes else ""
     console.print(
         f"{len(cells)} {'study' if len(cells) == 1 else 'studies'} on {where}: {allotment.concurrency} runs at once, "
         f"{share} each",

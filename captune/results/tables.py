@@ -171,7 +171,7 @@ def epochs_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
                         "decision": epoch.decision,
                     }
                 )
-    last = [name for name in ("seconds", "node") if name in others]
+    last = [name for name in ("memory_bytes", "gpu_memory_bytes", "seconds", "node") if name in others]
     first = ["run", "key", "phase", "epoch", "fidelity", "score", *criteria]
     middle = [name for name in others if name not in {*last, *first}]
     return pd.DataFrame(rows, columns=[*first, *middle, "decision", *last])

@@ -1,10 +1,13 @@
-"""Running out of an accelerator's memory: told from other errors, explained, and what is free given back."""
+"""Memory: how much a process had, how much there is; and what happens when an accelerator's runs out."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -44,3 +47,35 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def resident_peak_bytes() -> int:
+    """Most memory this process had since its start or the last `reset_peaks`; 0 where the kernel does not say."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", _read("/proc/self/status"))
+    return 1024 * int(found[1]) if found else 0
+
+
+def reset_peaks() -> None:
+    """Begin to count anew, on the GPU as well: one process trains run after run."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def available_bytes() -> int:
+    """Memory of this machine that new processes could have; 0 where the kernel does not say."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
+    return 1024 * int(found[1]) if found else 0
+
+
+def gpus_here() -> tuple[int, int]:
+    """How many GPUs this machine has, and the memory of the smallest in bytes."""
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+    return len(sizes), min(sizes, default=0)
+
+
+def _read(path: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text()
+    return ""

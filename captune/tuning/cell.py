@@ -142,6 +142,7 @@ class Cell:
             run.epochs, run.score_epoch = event["epoch"], event["epoch"]
             run.fidelity, run.score = event["fidelity"], event.get("score")
             run.seconds += event.get("seconds") or 0.0
+            run.memory_bytes = max(run.memory_bytes, event.get("memory_bytes") or 0)
             run.stop = event.get("decision") == "stop"
             if (search := self._search_of(run)) is not None:
                 search.epoch(run)

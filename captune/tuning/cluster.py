@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from captune.config import TaskConfig
 from captune.errors import CaptuneError, StudyError, UsageError
 from captune.tuning.lock import is_running
+from captune.tuning.packing import Node
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 # Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
@@ -46,7 +47,7 @@ class Cluster:
 
     Attributes:
         dashboard: its address (host:port), or None.
-        cpus, gpus: what its nodes have in all.
+        nodes: what each has, as far as Ray was told.
         local: whether it was started here, for this study.
         authenticated: whether it asks for a token.
         warning: what its user should know, or None.
@@ -54,12 +55,21 @@ class Cluster:
     """
 
     dashboard: str | None
-    cpus: float
-    gpus: float
+    nodes: tuple[Node, ...]
     local: bool
     authenticated: bool
     storage: Path
     warning: str | None = None
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.gpus for node in self.nodes)
 
 
 @contextlib.contextmanager
@@ -119,11 +129,9 @@ def connected(
     try:
         dashboard_url = getattr(context, "dashboard_url", None) or None
         authenticated = address is None or _asks_for_token(dashboard_url)
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield Cluster(
             dashboard=dashboard_url,
-            cpus=resources.get("CPU", 0.0),
-            gpus=resources.get("GPU", 0.0),
+            nodes=_nodes(),
             local=address is None,
             authenticated=authenticated and os.environ.get("RAY_AUTH_MODE") == "token",
             storage=scraps / "tune",
@@ -133,6 +141,11 @@ def connected(
         with _muted():
             ray.shutdown()
         shutil.rmtree(scraps, ignore_errors=True)
+
+
+def _nodes() -> tuple[Node, ...]:
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return tuple(Node(has.get("CPU", 0.0), has.get("GPU", 0.0), has.get("memory", 0.0)) for has in resources)
 
 
 def _scraps() -> Path:

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,37 +17,10 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from captune.errors import CaptuneError, StudyError
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster
+from captune.tuning.packing import Allotment
 from captune.tuning.planner import Planner, StopOnInterrupt, StudyCallback, StudyScheduler
 from captune.tuning.runs import RunSpec
 from captune.tuning.trainable import RUN, OpenRun, StudyTrainable
-
-
-@dataclass(frozen=True)
-class Allotment:
-    """What runs get.
-
-    Attributes:
-        concurrency: runs at once, over all cells.
-        cpus, gpus: of one run; parts of a GPU share it.
-        memory_bytes: of one run, or None.
-    """
-
-    concurrency: int
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory_bytes: int | None = None
-
-    @property
-    def threads(self) -> int:
-        """CPU threads of a run."""
-        return max(1, int(self.cpus))
-
-    def resources(self) -> dict[str, float]:
-        """In Ray's words."""
-        wanted: dict[str, float] = {"cpu": self.cpus, "gpu": self.gpus}
-        if self.memory_bytes is not None:
-            wanted["memory"] = self.memory_bytes
-        return {name: amount for name, amount in wanted.items() if amount}
 
 
 def run_cells(

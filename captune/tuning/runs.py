@@ -112,6 +112,7 @@ class Run:
     scores: dict[str, float] = field(default_factory=dict)
     fidelity: float = 0.0
     seconds: float = 0.0
+    memory_bytes: int = 0
     node: str | None = None
     reason: str | None = None
 

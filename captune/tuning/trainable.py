@@ -49,9 +49,11 @@ def open_trial(spec: RunSpec) -> OpenRun:
     """Open a run by captune's own training code (imported here: the driver needs none of it)."""
     from captune.algorithms import method_named
     from captune.config import TaskConfig
+    from captune.training.memory import reset_peaks
     from captune.training.trial import TrialRun, limit_threads
 
     limit_threads(spec.threads)
+    reset_peaks()
     method = method_named(spec.method)
     return TrialRun.open(
         TaskConfig.parse(spec.task),
@@ -113,7 +115,7 @@ class StudyTrainable(Trainable):
             if rows and run.epoch < run.num_epochs:
                 return None
         if run.epoch < run.num_epochs:
-            rows.append(run.run_epoch() | _gpu_memory())
+            rows.append(run.run_epoch() | _memory())
         if run.epoch < run.num_epochs:
             return None
         started = time.perf_counter()
@@ -166,12 +168,17 @@ def _lock(directory: Path) -> IO[str]:
             time.sleep(0.1)
 
 
-def _gpu_memory() -> dict[str, int]:
-    """Peak memory of this process on its GPU, where it has one."""
+def _memory() -> dict[str, int]:
+    """Peak memory of the run's process while it ran, and of its GPU, where it has one."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
+    if torch is None:
         return {}
-    return {"gpu_memory_bytes": int(torch.cuda.max_memory_allocated())}
+    from captune.training.memory import resident_peak_bytes
+
+    figures = {"memory_bytes": resident_peak_bytes()}
+    if torch.cuda.is_available():
+        figures["gpu_memory_bytes"] = int(torch.cuda.max_memory_allocated())
+    return figures
 
 
 def _free_memory() -> None:

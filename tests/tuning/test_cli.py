@@ -12,10 +12,9 @@ from rich.console import Console
 from captune.cli.main import main
 from captune.cli.run import _best_of, _matrix, first_configurations
 from captune.cli.status import read_standing
-from captune.cli.studies import Plan, Settings, allot, execute
+from captune.cli.studies import Plan, Settings, execute
 from captune.errors import UsageError
 from captune.tuning.cell import Cell
-from captune.tuning.cluster import Cluster
 from captune.tuning.space import load_space
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import drive, outcomes
@@ -173,34 +172,6 @@ def test_a_fork_starts_from_the_best_of_the_study_beside_it(tmp_path: Path) -> N
         if end["phase"] == "search" and end["state"] == "COMPLETE"
     }
     assert _best_of(tmp_path / "run")[0] == scores[max(scores)]
-
-
-def cluster(cpus: float, gpus: float = 0.0) -> Cluster:
-    return Cluster(dashboard=None, cpus=cpus, gpus=gpus, local=True, authenticated=True, storage=Path("unused"))
-
-
-def test_all_cores_are_used_and_none_is_fought_over() -> None:
-    assert allot(cluster(2), Settings(), []).concurrency == 2
-    halves = allot(cluster(8), Settings(cpus_per_trial=2), [])
-    assert (halves.concurrency, halves.threads) == (4, 2)
-
-
-def test_gpus_bound_the_runs_at_once_and_can_be_shared() -> None:
-    assert allot(cluster(16, 2), Settings(), []).concurrency == 2
-    quarter = allot(cluster(16, 2), Settings(gpus_per_trial=0.25), [])
-    assert (quarter.concurrency, quarter.resources()) == (8, {"cpu": 1.0, "gpu": 0.25})
-    assert allot(cluster(16, 2), Settings(gpus_per_trial=0), []).resources() == {"cpu": 1.0}
-
-
-def test_a_deterministic_study_runs_one_at_a_time(tmp_path: Path) -> None:
-    facts = info()
-    plan = Plan(tmp_path, study(deterministic=True), facts, load_space(space_path(tmp_path), facts.base))
-    assert allot(cluster(8), Settings(concurrency=4), [plan]).concurrency == 1
-
-
-def test_a_trial_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match="a trial must fit into the cluster, but got 4 CPUs and 0 GPUs a trial"):
-        allot(cluster(2), Settings(cpus_per_trial=4), [])
 
 
 def test_status_reads_a_study_from_its_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""How many runs fit: what a run asks of Ray, what nodes have, and what a measured trial says of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from captune.errors import UsageError
+
+# What a trial on frozen features needs, process and libraries included (captune/tuning/README.md says how measured).
+TRIAL_BYTES = 1_250_000_000
+# A measured peak is not the highest there will be; a process on a GPU holds the driver's context and libraries besides.
+_MARGIN, _GPU_CONTEXT_BYTES = 1.1, 600_000_000
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of a cluster: its CPUs and GPUs, and the memory that runs may have (0 where unknown)."""
+
+    cpus: float
+    gpus: float = 0.0
+    memory_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """What runs get.
+
+    Attributes:
+        concurrency: runs at once, over all cells.
+        cpus, gpus: of one run; parts of a GPU share it.
+        memory_bytes: of one run, or None.
+    """
+
+    concurrency: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_bytes: int | None = None
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of a run."""
+        return max(1, int(self.cpus))
+
+    def resources(self) -> dict[str, float]:
+        """In Ray's words."""
+        wanted: dict[str, float] = {"cpu": self.cpus, "gpu": self.gpus}
+        if self.memory_bytes is not None:
+            wanted["memory"] = self.memory_bytes
+        return {name: amount for name, amount in wanted.items() if amount}
+
+    def room_on(self, node: Node) -> int:
+        """Runs that fit on a node at once."""
+        room = math.floor(node.cpus / self.cpus + 1e-9)
+        if self.gpus:
+            # A part of a GPU cannot be put together from two.
+            on_one = math.floor(1 / self.gpus + 1e-9)
+            room = min(room, int(node.gpus) * on_one if on_one else math.floor(node.gpus / self.gpus + 1e-9))
+        if self.memory_bytes and node.memory_bytes:
+            room = min(room, math.floor(node.memory_bytes / self.memory_bytes))
+        return room
+
+
+def allot(
+    nodes: Sequence[Node],
+    *,
+    concurrency: int | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    memory_bytes: float | None = None,
+    measured_bytes: int = 0,
+    deterministic: bool = False,
+) -> Allotment:
+    """Runs at once and what each gets: all CPUs are used and none is fought over, or all GPUs where there are any.
+
+    Args:
+        nodes: of the cluster.
+        concurrency: runs at once; as many as fit if None.
+        cpus: of a run; one if None.
+        gpus: of a run; a whole one, where there is one, if None.
+        memory_bytes: of a run. If None, what runs of these studies were measured to need, at least TRIAL_BYTES, but no
+            more than a node has: a guess must not keep a study from running.
+        measured_bytes: the most a run of these studies was measured to need before.
+        deterministic: one run at a time.
+
+    Raises:
+        UsageError: a run asks for more than any node has.
+    """
+    cpus = cpus or 1.0
+    if gpus is None:
+        gpus = min(1.0, sum(node.gpus for node in nodes))
+    if memory_bytes is not None:
+        memory: int | None = int(memory_bytes)
+    else:
+        guess = max(TRIAL_BYTES, int(_MARGIN * measured_bytes))
+        memory = min([guess, *(int(node.memory_bytes) for node in nodes if node.memory_bytes)])
+        memory = memory if any(node.memory_bytes for node in nodes) else None
+    one = Allotment(1, cpus=cpus, gpus=gpus, memory_bytes=memory)
+    room = sum(one.room_on(node) for node in nodes)
+    if room < 1:
+        best = max(nodes, key=lambda node: (node.gpus, node.cpus, node.memory_bytes))
+        asked = f"{cpus:g} CPUs, {gpus:g} GPUs" + (f" and {memory_bytes / _GB:.1f} GB" if memory_bytes else "")
+        there = f"{best.cpus:g}, {best.gpus:g}" + (f" and {best.memory_bytes / _GB:.1f} GB" if memory_bytes else "")
+        raise UsageError(
+            "a trial must fit into a node of the cluster",
+            got=f"{asked} a trial, where the largest has {there}",
+            next_step="Lower --cpus-per-trial, --gpus-per-trial or --memory-per-trial.",
+        )
+    at_once = 1 if deterministic else concurrency or room
+    return Allotment(at_once, cpus=cpus, gpus=gpus, memory_bytes=memory)
+
+
+def packing(
+    node: Node, *, cpus: float, trial_bytes: int, gpu_bytes: int = 0, trial_gpu_bytes: int = 0
+) -> tuple[str, ...]:
+    """How measured trials pack on a machine, and the options that say so, in sentences.
+
+    Args:
+        node: the machine.
+        cpus: of a trial.
+        trial_bytes: memory of its process.
+        gpu_bytes: memory of one GPU, 0 without one.
+        trial_gpu_bytes: what a trial was measured to allocate there.
+    """
+    wanted = math.ceil(_MARGIN * trial_bytes / _GB * 10) / 10
+    rooms = {"CPUs": math.floor(node.cpus / cpus + 1e-9)}
+    if node.memory_bytes:
+        rooms["memory"] = math.floor(node.memory_bytes / (wanted * _GB))
+    options = f"--memory-per-trial {wanted:g}"
+    if gpu_bytes:
+        on_one = min(
+            math.floor(gpu_bytes / (_MARGIN * trial_gpu_bytes + _GPU_CONTEXT_BYTES)), max(1, min(rooms.values()))
+        )
+        rooms["GPU memory"] = on_one * int(node.gpus)
+        if on_one:
+            # Rounded down: shares that add up to more than one GPU would leave the last trial out.
+            options = f"--gpus-per-trial {math.floor(1000 / on_one) / 1000:g} " + options
+    fit = min(rooms.values())
+    limits = ", ".join(f"{name} for {room}" for name, room in rooms.items())
+    if fit < 1:
+        return (f"Packing: no trial fits this machine ({limits}).",)
+    return (f"Packing: {fit} at a time on this machine ({limits}): {options} --concurrency {fit}.",)
