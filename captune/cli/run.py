@@ -105,7 +105,7 @@ def run(
     cells = _matrix(dataset, paradigm, method)
     if space is not None and len({name for _, _, name in cells}) > 1:
         raise UsageError("--space must be given for one method", got=f"--method {method}")
-    plans = []
+    plans: list[Plan] = []
     for key, kind, name in cells:
         task = options.task_config(
             kind, dataset=key, data_root=data_root, backbone=backbone, pretrained=pretrained, precision=precision,
@@ -120,11 +120,13 @@ def run(
             "max_failures": max_failures, "deterministic": deterministic, "storage": storage,
         }  # fmt: skip
         study = StudyConfig.parse(values, where="the command line")
-        plans.append(plan_of(study, _directory(out, task, name, len(cells)), fork=fork, warm_start=warm_start))
+        plan = plan_of(study, _directory(out, task, name, len(cells)), fork=fork, warm_start=warm_start)
+        if warm_start == "cells" and plans:
+            plan = replace(plan, after=plans[-1].directory.name)
+        plans.append(plan)
     settings = Settings(
         address=address, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
-        memory_per_trial=memory_per_trial, dashboard=not no_dashboard, loggers=loggers, chain=warm_start == "cells",
-        resume=resume,
+        memory_per_trial=memory_per_trial, dashboard=not no_dashboard, loggers=loggers, resume=resume,
     )  # fmt: skip
     if dry_run:
         for plan in plans:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from rich.table import Table
 from captune.cli.closing import prepare_choice, record_mismatch
 from captune.cli.options import say_notes
 from captune.config import StudyConfig
-from captune.errors import StudyError
+from captune.errors import StudyError, UsageError
 from captune.records import COMPLETE, JOURNAL, SEARCH, Journal, read_journal
 from captune.results.choice import choose
 from captune.results.load import load_run
@@ -49,6 +48,7 @@ class Plan:
     info: CellInfo
     space: Space
     warm_starts: tuple[dict[str, Any], ...] = ()
+    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,6 @@ class Settings:
     memory_per_trial: float | None = None
     dashboard: bool = True
     loggers: tuple[str, ...] = ("tensorboard",)
-    chain: bool = False
     resume: bool = False
     open_run: Callable[[RunSpec], OpenRun] | None = field(default=None)
 
@@ -88,14 +87,12 @@ def execute(plans: Sequence[Plan], settings: Settings, console: Console) -> None
             for plan in plans:
                 opened = OpenStudy(
                     plan.directory, plan.study, plan.info, plan.space, resume=settings.resume,
-                    warm_starts=plan.warm_starts,
+                    warm_starts=plan.warm_starts, after=plan.after,
                 )  # fmt: skip
                 stack.callback(opened.close)
                 studies.append(opened)
             cells = [opened.cell for opened in studies]
-            if settings.chain:
-                for earlier, later in itertools.pairwise(cells):
-                    later.after = earlier
+            _chain(studies)
             finished = all(cell.finished for cell in cells) or _run(cells, plans, settings, console)
         except BaseException as error:
             for opened in studies:
@@ -123,6 +120,26 @@ def execute(plans: Sequence[Plan], settings: Settings, console: Console) -> None
     for failure in failures:
         if failure is not None:
             raise failure
+
+
+def _chain(studies: Sequence[OpenStudy]) -> None:
+    """Let studies that start from an earlier one's best configurations wait for it.
+
+    Raises:
+        UsageError: the earlier one is not among those that are run.
+    """
+    cells = {opened.directory: opened.cell for opened in studies}
+    for opened in studies:
+        if opened.after is None or opened.cell.started_from_earlier:
+            continue
+        earlier = opened.directory.with_name(opened.after)
+        if earlier not in cells:
+            raise UsageError(
+                "a study that starts from another's best configurations must be continued together with it",
+                got="it alone", where=opened.directory,
+                next_step=f"captune resume {earlier} {opened.directory}",
+            )  # fmt: skip
+        opened.cell.after = cells[earlier]
 
 
 def _run(cells: list[Cell], plans: Sequence[Plan], settings: Settings, console: Console) -> bool:

@@ -39,7 +39,7 @@ class Agenda:
 
     def __init__(self, cell: Cell, warm_starts: list[dict[str, Any]]) -> None:
         self._cell = cell
-        self._warm_starts = warm_starts
+        self.warm_starts = warm_starts
         self._chosen: tuple[int, dict[int, str]] | None = None
 
     def has_more(self) -> bool:
@@ -56,9 +56,17 @@ class Agenda:
         if cell.screening is not None and len(cell.screening.runs) < cell.num_screened:
             return self._screen(cell.screening)
         if len(cell.search) < cell.num_trials:
-            waits = cell.after is not None and not (cell.after.search_done or cell.after.finished)
-            return None if waits else self._search(len(cell.search))
+            return self._search(len(cell.search)) if self._warm_starts_known() else None
         return self._after_search()
+
+    def _warm_starts_known(self) -> bool:
+        """Whether the search may begin: what an earlier cell found is waited for, and written down once it is there."""
+        cell, earlier = self._cell, self._cell.after
+        if earlier is not None and not cell.started_from_earlier:
+            if not (earlier.search_done or earlier.finished):
+                return False
+            cell.record("warm_starts", configs=earlier.best_configs(WARM_STARTS))
+        return True
 
     def _reference(self) -> dict[str, Any] | None:
         for key, method, config in self._cell.info.references:
@@ -88,9 +96,7 @@ class Agenda:
     def _search(self, number: int) -> dict[str, Any] | None:
         cell, base = self._cell, self._cell.info.base
         paper = {p.name: getattr(base, p.name) for p in cell.space.parameters}
-        warm_starts = self._warm_starts
-        if cell.after is not None:
-            warm_starts = [cell.space.clip(config) for config in cell.after.best_configs(WARM_STARTS)]
+        warm_starts = self.warm_starts
         origin, values, promoted_from = "sampler", {}, None
         if number == 0:
             origin, values = "paper", paper

@@ -76,6 +76,7 @@ class Cell:
         self.aborted: str | None = None
         self.phase: str | None = None
         self.after: Cell | None = None
+        self.started_from_earlier = False
         self.listeners: list[Listener] = []
         self._agenda = Agenda(self, [space.clip(values) for values in warm_starts])
         self._journal: Journal | None = None
@@ -125,6 +126,9 @@ class Cell:
                 search.plan(run, just_suggested=run.origin == "sampler" and self._journal is not None)
         elif kind == "phase":
             self.phase = event["name"]
+        elif kind == "warm_starts":
+            self.started_from_earlier = True
+            self._agenda.warm_starts = [self.space.clip(config) for config in event["configs"]]
         elif run is not None:
             self._apply_progress(kind, event, run)
         for listener in self.listeners:

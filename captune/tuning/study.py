@@ -42,7 +42,8 @@ class OpenStudy:
         info: facts of the cell.
         space: the resolved search space.
         resume: go on with what lies in the directory.
-        warm_starts: configurations to try after the paper's.
+        warm_starts: configurations to try after the paper's; a study that goes on has those it began with.
+        after: the directory's name of the study beside it whose best configurations are tried first, likewise.
         durable: fsync the journal (off only where a test measures something else).
 
     Raises:
@@ -59,6 +60,7 @@ class OpenStudy:
         *,
         resume: bool = False,
         warm_starts: Iterable[dict[str, Any]] = (),
+        after: str | None = None,
         durable: bool = True,
     ) -> None:
         self.directory = directory
@@ -71,11 +73,14 @@ class OpenStudy:
             events = _known_events(directory)
             opened = next((event for event in events if event["event"] == "study_opened"), None)
             header = study_header(study, info, space, study_id=(opened or {}).get("study_id"))
+            header |= {"warm_starts": list(warm_starts), "after": after}
             if opened is not None:
                 _check_continues(directory, opened, header, resume=resume)
+                header |= self._began_with(opened, header)
+            self.after: str | None = header["after"]
             self.study_id: str = header["study_id"]
             self.resumed = opened is not None
-            self.cell = Cell(directory, study, info, space, warm_starts=warm_starts)
+            self.cell = Cell(directory, study, info, space, warm_starts=header["warm_starts"])
             self.cell.replay(events)
             write_study(directory, header)
             journal = Journal(directory / JOURNAL, durable=durable)
@@ -90,6 +95,13 @@ class OpenStudy:
         except BaseException:
             self._lock.release()
             raise
+
+    def _began_with(self, opened: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
+        recorded = {"warm_starts": opened.get("warm_starts") or [], "after": opened.get("after")}
+        given = {name: header[name] for name in recorded}
+        if any(given.values()) and given != recorded:
+            self.warnings.append("The warm starts that this study began with stay; those given now are not used.")
+        return recorded
 
     def _follow(self, study: StudyConfig, space: Space, events: list[dict[str, Any]]) -> list[Mirror]:
         """A copy of the search in Optuna's storage, and one of the screen beside it."""

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from captune.cli.studies import _chain
 from captune.errors import RecordError, StudyError, UsageError
 from captune.records import COMPLETE, FAILED, JOURNAL, PRUNED, read_journal
 from captune.tuning.lock import LOCK, STALE_SECONDS, DriverLock, is_alive, read_lock
@@ -28,11 +30,22 @@ from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes
 
 
-def open_study(directory: Path, *, resume: bool = False, facts: CellInfo | None = None, **settings: Any) -> OpenStudy:
+def open_study(
+    directory: Path,
+    *,
+    resume: bool = False,
+    facts: CellInfo | None = None,
+    warm_starts: Sequence[dict[str, Any]] = (),
+    after: str | None = None,
+    **settings: Any,
+) -> OpenStudy:
     facts = facts or info()
     directory.mkdir(parents=True, exist_ok=True)
     space = load_space(space_path(directory.parent), facts.base)
-    return OpenStudy(directory, study(**settings), facts, space, resume=resume, durable=False)
+    return OpenStudy(
+        directory, study(**settings), facts, space,
+        resume=resume, warm_starts=warm_starts, after=after, durable=False,
+    )  # fmt: skip
 
 
 def run_study(directory: Path, *, resume: bool = False, **settings: Any) -> None:
@@ -108,6 +121,76 @@ def test_a_damaged_journal_is_no_study_and_a_torn_tail_is(tmp_path: Path) -> Non
     journal.write_bytes(data[:40] + b"X" + data[41:])
     with pytest.raises(RecordError, match="damage in line 1"):
         open_study(tmp_path / "run", resume=True, trials=2, confirm_top=0)
+
+
+# Warm starts
+
+STARTS = [{"learning_rate": 0.05}, {"learning_rate": 0.002, "epochs": 3}]
+
+
+@pytest.mark.parametrize("kill_after", [1, 4, 9])
+def test_a_study_that_goes_on_has_the_warm_starts_it_began_with(tmp_path: Path, kill_after: int) -> None:
+    settings: dict[str, Any] = {"trials": 5, "confirm_top": 0}
+    whole = open_study(tmp_path / "whole", warm_starts=STARTS, **settings)
+    drive(whole.cell)
+    whole.close()
+    opened = open_study(tmp_path / "run", warm_starts=STARTS, **settings)
+    with pytest.raises(Killed):
+        drive(opened.cell, kill_after=kill_after)
+    opened.close()
+    run_study(tmp_path / "run", resume=True, **settings)
+    assert outcomes(tmp_path / "run") == outcomes(tmp_path / "whole")
+    origins = [end["origin"] for end in outcomes(tmp_path / "run") if end["phase"] == "search"]
+    assert origins == ["paper", "warm_start", "warm_start", "sampler", "sampler"]
+
+
+def test_other_warm_starts_given_later_are_told_to_be_unused(tmp_path: Path) -> None:
+    open_study(tmp_path / "run", warm_starts=STARTS, trials=5).close()
+    for starts, warnings in (([], 0), (STARTS, 0), (STARTS[:1], 1)):
+        opened = open_study(tmp_path / "run", resume=True, warm_starts=starts, trials=5)
+        opened.close()
+        assert len([text for text in opened.warnings if "stay" in text]) == warnings
+
+
+def test_a_study_that_starts_from_another_is_continued_together_with_it_until_it_has(tmp_path: Path) -> None:
+    """Either way it ends like the one never interrupted."""
+    settings: dict[str, Any] = {"trials": 4, "confirm_top": 0}
+
+    def both(place: str, *, resume: bool = False) -> tuple[OpenStudy, OpenStudy]:
+        first = open_study(tmp_path / place / "a", resume=resume, seed=1, **settings)
+        second = open_study(
+            tmp_path / place / "b", resume=resume, facts=info("b"), after=None if resume else "a", **settings
+        )
+        _chain([first, second])
+        return first, second
+
+    def run(studies: Sequence[OpenStudy]) -> None:
+        for opened in studies:
+            drive(opened.cell)
+            opened.close()
+
+    run(both("whole"))
+    expected = outcomes(tmp_path / "whole" / "b")
+    assert [end["origin"] for end in expected if end["phase"] == "search"] == ["paper"] + 3 * ["warm_start"]
+    for kill_after in (0, 6):
+        place = f"killed{kill_after}"
+        first, second = both(place)
+        drive(first.cell)
+        if kill_after:
+            with pytest.raises(Killed):
+                drive(second.cell, kill_after=kill_after)
+        first.close()
+        second.close()
+        alone = open_study(tmp_path / place / "b", resume=True, facts=info("b"), **settings)
+        if kill_after:
+            _chain([alone])
+            run([alone])
+        else:
+            with pytest.raises(UsageError, match=r"together with it.*captune resume .*/a .*/b"):
+                _chain([alone])
+            alone.close()
+            run(both(place, resume=True))
+        assert outcomes(tmp_path / place / "b") == expected
 
 
 # The lock
