@@ -28,7 +28,7 @@ from captune.preprocessing import Preprocessing
 from captune.seeding import numpy_generator, torch_generator
 from captune.training.context import Context
 from captune.training.loop import Loop
-from captune.training.optim import make_sgd
+from captune.training.optim import Sgd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +127,7 @@ class FastStep:
     """
 
     cap: Cap
-    optimizer: torch.optim.SGD
+    optimizer: Sgd
 
     @property
     def labels_B(self) -> Tensor:
@@ -137,7 +137,7 @@ class FastStep:
     def __call__(self) -> Tensor:
         """Views, losses, gradients, optimiser; the loss."""
         loss = self.cap.loss(0)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
@@ -158,12 +158,12 @@ class PlainStep:
     batch: PlainBatch
     margin_KK: Tensor
     threshold: float
-    optimizer: torch.optim.SGD
+    optimizer: Sgd
 
     def __call__(self) -> Tensor:
         """Losses, gradients, optimiser; the loss."""
         loss = self.model.loss(self.batch, self.margin_KK, threshold=self.threshold)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
@@ -286,9 +286,9 @@ def open_backbone(name: str, pretrained: str | None, device: str) -> Backbone:
     return backbone
 
 
-def _sgd(cap: Cap, config: CapConfig) -> torch.optim.SGD:
+def _sgd(cap: Cap, config: CapConfig) -> Sgd:
     assert cap.classifier is not None  # for the type checker
-    return make_sgd(
+    return Sgd(
         cap.classifier.parameters(), learning_rate=0.0, weight_decay=config.weight_decay, momentum=config.momentum
     )
 

@@ -1,0 +1,60 @@
+"""Models: frozen CLIPs, what is learned beside them, class prompts and descriptions.
+
+open_clip is imported here without two things that cost every process 170 MB and seconds, and that most never use: timm,
+which open_clip does without until one of timm's models is asked for (`use_timm`), and torch's compiler, of which
+torchvision asks a single question. A stand-in answers it; whoever wants anything else of the compiler, then or later,
+gets the real one.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module, reload
+from types import ModuleType
+from typing import Any
+
+_COMPILER, _QUESTION = "torch._dynamo", "torch._dynamo.utils"
+_TIMM = "timm"
+
+
+class _StandIn(ModuleType):
+    """A module that makes room for the real one as soon as it is asked for what it does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _remove_stand_ins()
+        return getattr(import_module(self.__name__), name)
+
+
+def _remove_stand_ins() -> None:
+    for name in (_COMPILER, _QUESTION):
+        if isinstance(sys.modules.get(name), _StandIn):
+            del sys.modules[name]
+
+
+def _import_open_clip() -> None:
+    if "open_clip" in sys.modules:
+        return
+    if _COMPILER not in sys.modules:
+        sys.modules |= {_COMPILER: _StandIn(_COMPILER), _QUESTION: _StandIn(_QUESTION)}
+        sys.modules[_QUESTION].is_compile_supported = lambda device_type: False  # type: ignore[attr-defined]
+    leave_out_timm = _TIMM not in sys.modules
+    if leave_out_timm:
+        sys.modules[_TIMM] = None  # type: ignore[assignment]  # its import then fails, which open_clip expects
+    try:
+        import_module("open_clip")
+    finally:
+        _remove_stand_ins()
+        if leave_out_timm:
+            del sys.modules[_TIMM]
+
+
+def use_timm() -> None:
+    """Let open_clip find timm, for a model with one of timm's towers."""
+    module: Any = import_module("open_clip.timm_model")
+    if module.timm is None:
+        reload(module)
+
+
+_import_open_clip()

@@ -31,6 +31,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
 from captune.errors import CaptuneError, ModelError, UsageError, did_you_mean
+from captune.model import use_timm
 from captune.model.hub import offline_if_unreachable
 from captune.seeding import derive_seed
 
@@ -234,6 +235,8 @@ def open_model(source: Source) -> nn.Module:
     Raises:
         ModelError: weights that cannot be fetched, read without pickle, or fitted.
     """
+    if _has_timm_tower(source):
+        use_timm()
     try:
         if source.random or source.file is not None:
             model = _open_local(source)
@@ -256,6 +259,11 @@ def open_model(source: Source) -> nn.Module:
     for note in source.notes:
         LOG.info(note)
     return model.eval().requires_grad_(False)
+
+
+def _has_timm_tower(source: Source) -> bool:
+    # What lies on a hub tells only when it is fetched.
+    return source.name.startswith("hf-hub:") or "timm_model_name" in model_config(source).get("vision_cfg", {})
 
 
 def _open_local(source: Source) -> nn.Module:

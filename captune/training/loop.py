@@ -17,7 +17,7 @@ from captune.errors import TrainingFailed
 from captune.model.classifier import Classifier
 from captune.training.checkpoint import prefixed, without_prefix
 from captune.training.context import Context
-from captune.training.optim import make_sgd, set_learning_rate, warmup_cosine
+from captune.training.optim import Sgd, warmup_cosine
 
 
 class Algorithm(Protocol):
@@ -79,7 +79,7 @@ class Loop:
         self.epoch = 0
         classifier = algorithm.classifier
         self._optimizer = (
-            make_sgd(
+            Sgd(
                 classifier.parameters(),
                 learning_rate=config.learning_rate,
                 momentum=config.momentum,
@@ -108,14 +108,14 @@ class Loop:
         if optimizer is None:
             raise ValueError("run_epoch must be called on a method that trains")
         if self.epoch % self.epochs_per_round == 0:
-            optimizer.state.clear()
+            optimizer.forget()
         self.algorithm.start_epoch(self.epoch)
         steps = self.config.steps_per_epoch
         total: Tensor | float = 0.0
         for step in range(steps):
-            set_learning_rate(optimizer, self.learning_rate(self.epoch * steps + step))
+            optimizer.learning_rate = self.learning_rate(self.epoch * steps + step)
             loss = self.algorithm.loss(step)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -124,7 +124,7 @@ class Loop:
         self._check_finite(mean_loss)
         figures = self.algorithm.end_epoch(self.epoch)
         self.epoch += 1
-        return {"loss": mean_loss, "learning_rate": optimizer.param_groups[0]["lr"], **figures}
+        return {"loss": mean_loss, "learning_rate": optimizer.learning_rate, **figures}
 
     def _check_finite(self, loss: float) -> None:
         classifier = self.algorithm.classifier
@@ -144,10 +144,9 @@ class Loop:
         classifier = self.algorithm.classifier
         if classifier is not None and self._optimizer is not None:
             tensors |= prefixed("learned", classifier.learned_state())
-            for index, parameter in enumerate(classifier.parameters()):
-                buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
-                if buffer is not None:
-                    tensors[f"momentum.{index}"] = buffer
+            for index, velocity in enumerate(self._optimizer.velocities):
+                if velocity is not None:
+                    tensors[f"momentum.{index}"] = velocity
         return tensors | prefixed("algorithm", self.algorithm.tensors())
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
@@ -157,10 +156,9 @@ class Loop:
         if classifier is not None and self._optimizer is not None:
             classifier.load_learned_state(without_prefix("learned", tensors))
             momentum = without_prefix("momentum", tensors)
-            for index, parameter in enumerate(classifier.parameters()):
+            for index, parameter in enumerate(self._optimizer.parameters):
                 if str(index) in momentum:
-                    buffer = momentum[str(index)].to(parameter.device, parameter.dtype)
-                    self._optimizer.state[parameter]["momentum_buffer"] = buffer
+                    self._optimizer.velocities[index] = momentum[str(index)].to(parameter.device, parameter.dtype)
         self.algorithm.load_tensors(without_prefix("algorithm", tensors))
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
@@ -37,32 +38,62 @@ def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
 
 
-def make_sgd(
-    parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float, momentum: float = 0.9
-) -> torch.optim.SGD:
+class Sgd:
     """SGD as published: momentum without Nesterov, decay on everything that is learned, frozen parameters left out.
+
+    It steps by torch's functional form. Making a `torch.optim.Optimizer` imports torch's compiler, 150 MB and seconds
+    in every process that trains.
 
     Args:
         parameters: prompts and adapters; equal settings for all.
-        learning_rate: at the peak of the schedule.
+        learning_rate: at the peak of the schedule; to be set before a step.
         weight_decay: L2 added to the gradient (so momentum multiplies its effect), at least 0.
         momentum: at least 0, below 1.
+
+    Attributes:
+        parameters: those that are learned.
+        velocities: their momentum buffers, None before a parameter's first step.
 
     Raises:
         ValueError: a value is out of range, or nothing is left to learn.
     """
-    learned = [parameter for parameter in parameters if parameter.requires_grad]
-    if not learned:
-        raise ValueError("1 <= number of learned parameters must hold, but got 0 (are all frozen?).")
-    if not (learning_rate >= 0 and weight_decay >= 0 and 0 <= momentum < 1):
-        raise ValueError(
-            "0 <= learning_rate, 0 <= weight_decay and 0 <= momentum < 1 must hold, "
-            f"but got (learning_rate={learning_rate}, weight_decay={weight_decay}, momentum={momentum})."
-        )
-    return torch.optim.SGD(learned, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=False)
 
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float, momentum: float = 0.9
+    ) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        if not self.parameters:
+            raise ValueError("1 <= number of learned parameters must hold, but got 0 (are all frozen?).")
+        if not (learning_rate >= 0 and weight_decay >= 0 and 0 <= momentum < 1):
+            raise ValueError(
+                "0 <= learning_rate, 0 <= weight_decay and 0 <= momentum < 1 must hold, "
+                f"but got (learning_rate={learning_rate}, weight_decay={weight_decay}, momentum={momentum})."
+            )
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.momentum = momentum
+        self.velocities: list[Tensor | None] = [None] * len(self.parameters)
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of all groups, for the next step."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step; a parameter without a gradient stays as it is, without decay."""
+        moved = [index for index, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        velocities = [self.velocities[index] for index in moved]
+        sgd(
+            [self.parameters[index] for index in moved],
+            [self.parameters[index].grad for index in moved],
+            velocities,
+            lr=self.learning_rate, weight_decay=self.weight_decay, momentum=self.momentum,
+            dampening=0.0, nesterov=False, maximize=False,
+        )  # fmt: skip
+        for index, velocity in zip(moved, velocities, strict=True):
+            self.velocities[index] = velocity
+
+    def forget(self) -> None:
+        """Start anew, without momentum."""
+        self.velocities = [None] * len(self.parameters)

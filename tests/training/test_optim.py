@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from captune.training.optim import make_sgd, set_learning_rate, warmup_cosine
+from captune.training.optim import Sgd, warmup_cosine
 
 
 def test_schedule_by_hand() -> None:
@@ -42,20 +42,35 @@ def test_schedule_refuses_a_warm_up_longer_than_the_training(arguments: tuple[in
 def test_sgd_by_hand() -> None:
     # g = 2 + .1·1 = 2.1, w = 1 - .01·2.1 = .979; then g = 2 + .0979, v = .9·2.1 + 2.0979 = 3.9879.
     weight, frozen = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)
-    optimizer = make_sgd([weight, frozen], learning_rate=0.01, weight_decay=0.1)
+    optimizer = Sgd([weight, frozen], learning_rate=0.01, weight_decay=0.1)
     for expected in (0.979, 0.979 - 0.01 * 3.9879):
         optimizer.zero_grad()
         (2 * weight).sum().backward()
         optimizer.step()
         assert weight.item() == pytest.approx(expected, rel=1e-6)
     assert frozen.item() == 1
-    assert len(optimizer.param_groups[0]["params"]) == 1
+    assert len(optimizer.parameters) == 1
+
+
+def test_sgd_is_torchs_own_and_skips_what_has_no_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(3, 2, generator=generator), torch.randn(4, generator=generator)]
+    ours, theirs = ([nn.Parameter(values.clone()) for values in start] for _ in range(2))
+    settings = {"weight_decay": 0.1, "momentum": 0.9}
+    optimizer, oracle = Sgd(ours, learning_rate=0.1, **settings), torch.optim.SGD(theirs, lr=0.1, **settings)
+    for step in range(5):
+        used = (0, 1) if step != 2 else (0,)
+        for each, parameters in ((optimizer, ours), (oracle, theirs)):
+            each.zero_grad()
+            sum(parameters[index].square().sum() for index in used).backward()
+            each.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_learning_rate_is_set_for_the_next_step() -> None:
     weight = nn.Parameter(torch.ones(1))
-    optimizer = make_sgd([weight], learning_rate=0.01, weight_decay=0.0)
-    set_learning_rate(optimizer, 0.0)
+    optimizer = Sgd([weight], learning_rate=0.01, weight_decay=0.0)
+    optimizer.learning_rate = 0.0
     weight.sum().backward()
     optimizer.step()
     assert weight.item() == 1
@@ -64,7 +79,7 @@ def test_learning_rate_is_set_for_the_next_step() -> None:
 def test_nothing_to_learn_and_impossible_settings_are_refused() -> None:
     weight = nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match="are all frozen"):
-        make_sgd([nn.Parameter(torch.ones(1), requires_grad=False)], learning_rate=0.1, weight_decay=0.0)
+        Sgd([nn.Parameter(torch.ones(1), requires_grad=False)], learning_rate=0.1, weight_decay=0.0)
     for settings in ({"learning_rate": -1.0}, {"weight_decay": -1.0}, {"momentum": 1.0}):
         with pytest.raises(ValueError, match="must hold, but got"):
-            make_sgd([weight], **{"learning_rate": 0.1, "weight_decay": 0.0, **settings})
+            Sgd([weight], **{"learning_rate": 0.1, "weight_decay": 0.0, **settings})
