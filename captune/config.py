@@ -160,7 +160,7 @@ class TrialConfig(Config):
     adapter_hidden: int = Field(128, ge=1, description="hidden width of the adapters")
     adapter_residual: float = Field(0.01, ge=0, le=10, description="weight of an adapter's output beside its input")
     inference_adapters: bool = Field(False, description="use the adapters when predicting")
-    feature_dropout: float = Field(0.2, ge=0, lt=1, description="strong view of frozen features (tuning: features)")
+    feature_dropout: float = Field(0.5, ge=0, lt=1, description="strong view of frozen features (tuning: features)")
     epochs: int = Field(50, ge=1, description="epochs E")
     steps_per_epoch: int = Field(50, ge=1, description="steps an epoch")
     batch_size: int = Field(32, ge=1, description="images a stream and step B")

@@ -4,7 +4,7 @@ before training   find mismatched classes; fill each class's board of main sampl
 every epoch       margin M from the last epoch's pseudolabel counts and class similarity        7
                   class weights w from the same counts                                          9
   every step      L = L_m(labelled) + L_m(main samples) + self-training(pool) + lambda·L_align  6, 3
-after epochs      e = 0 mod 5: renew the boards from the epoch's confident predictions          8
+after epochs      e = 0 mod E/10: renew the boards from the epoch's confident predictions          8
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class CapConfig(TrialConfig):
     shared_adapter: bool = Field(False, description="one adapter for main samples and pool (an ablation)")
     num_main_samples: int = Field(16, ge=1, description="k: main samples a class at the start")
     max_main_ratio: float = Field(0.8, gt=0, le=1, description="rho: share of a class's images its board may reach")
-    grow_every: int = Field(5, ge=1, description="epochs between renewals of the boards")
+    grow_every: int | None = Field(
+        None, ge=1, description="epochs between renewals of the boards; default a tenth of all, as the paper's 5 of 50"
+    )
     leaderboard: Literal["published", "exclusive"] = Field("published", description="rule of the first boards")
     contest: Literal["class_order", "confidence"] = Field("class_order", description="who gets a contested image")
     margin_scale: float = Field(12.0, ge=0, description="m, in logits; 0 turns the margin off")
@@ -64,6 +66,11 @@ class CapConfig(TrialConfig):
     count_momentum: float = Field(0.0, ge=0, lt=1, description="EMA of pseudolabel counts over epochs")
     mismatched: Literal["detect", "published", "none"] = Field("detect", description="which classes are mismatched")
     mismatch_threshold: int | None = Field(None, ge=0, description="t: candidates kept; default ceil(K/10)")
+
+    @property
+    def epochs_between_renewals(self) -> int:
+        """`grow_every`, its default filled in: a short budget renews the boards as often as the paper's."""
+        return self.grow_every if self.grow_every is not None else max(1, self.epochs // 10)
 
 
 class Cap:
@@ -243,7 +250,7 @@ class Cap:
             self.seen_probs.append(probs_BK)
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Counts for the next margin, and every `grow_every` epochs new boards."""
+        """Counts for the next margin, and every `epochs_between_renewals` new boards."""
         config = self.config
         labels_P, masks_P = torch.cat(self.seen_labels), torch.cat(self.seen_masks)
         counts_K = count_confident(labels_P, masks_P, self.num_classes)
@@ -251,7 +258,7 @@ class Cap:
         self.counts_K = momentum * self.counts_K + (1 - momentum) * counts_K
         if config.confusion == "matrix":
             self.confusion_KK = soft_confusion(torch.cat(self.seen_probs), labels_P, self.num_classes)
-        if epoch % config.grow_every == 0:
+        if epoch % config.epochs_between_renewals == 0:
             self._grow(epoch, labels_P, masks_P)
         counts = counts_K[self.pseudolabelled_K].cpu().numpy()
         return {
