@@ -82,12 +82,10 @@ class Sgd:
     @torch.no_grad()
     def step(self) -> None:
         """One step; a parameter without a gradient stays as it is, without decay."""
-        moved = [index for index, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        moved = {index: each.grad for index, each in enumerate(self.parameters) if each.grad is not None}
         velocities = [self.velocities[index] for index in moved]
         sgd(
-            [self.parameters[index] for index in moved],
-            [self.parameters[index].grad for index in moved],
-            velocities,
+            [self.parameters[index] for index in moved], [*moved.values()], velocities,
             lr=self.learning_rate, weight_decay=self.weight_decay, momentum=self.momentum,
             dampening=0.0, nesterov=False, maximize=False,
         )  # fmt: skip
