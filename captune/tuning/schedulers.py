@@ -18,6 +18,11 @@ REDUCTION = 2
 MIN_RUNS = 4
 
 
+def at_rung(epoch: int, num_epochs: int) -> bool:
+    """Whether a run is compared after this epoch (from 1): it has just come to a rung."""
+    return any(epoch >= rung * num_epochs - 1e-9 > epoch - 1 for rung in RUNGS)
+
+
 class Halving:
     """The rungs of one cell.
 

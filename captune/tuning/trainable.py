@@ -21,12 +21,15 @@ from ray.tune import Trainable
 
 from captune.errors import CaptuneError, StudyError
 from captune.tuning.runs import RunSpec
+from captune.tuning.schedulers import at_rung
 
 RUN = "run"
 PAYLOAD = "captune"
 # An orphan of a killed driver lets go within seconds; a minute covers a slow node.
 _LOCK_SECONDS = 60.0
 _TRACEBACK_CHARACTERS = 4000
+# A report costs the driver some ten milliseconds, an epoch on frozen features little more.
+_REPORT_SECONDS = 1.0
 
 
 class OpenRun(Protocol):
@@ -86,7 +89,11 @@ class StudyTrainable(Trainable):
         self._lock: IO[str] | None = None
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch (after the last, finish as well) and report it; failures are reported, not raised."""
+        """Train until there is something to report, and report it; failures are reported, not raised.
+
+        That is one epoch where epochs take long; short ones come together, as often as a person can follow, and always
+        up to where the scheduler decides. The last come with the outcome.
+        """
         rows: list[dict[str, Any]] = []
         payload: dict[str, Any] = {"rows": rows, "node": platform.node()}
         try:
@@ -105,7 +112,8 @@ class StudyTrainable(Trainable):
         return {**numbers, PAYLOAD: json.dumps(payload), "done": done}
 
     def _advance(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Open the run or train an epoch of it, adding records to `rows`; the outcome once it has ended."""
+        """Open the run or train on, adding records to `rows`; the outcome once it has ended."""
+        began = time.perf_counter()
         run = self._run
         if run is None:
             self._lock = _lock(self._spec.path)
@@ -114,10 +122,11 @@ class StudyTrainable(Trainable):
             rows += [row for row in _known_rows(self._spec.path) if self._spec.reported < row["epoch"] <= run.epoch]
             if rows and run.epoch < run.num_epochs:
                 return None
-        if run.epoch < run.num_epochs:
+        while run.epoch < run.num_epochs:
             rows.append(run.run_epoch() | _memory())
-        if run.epoch < run.num_epochs:
-            return None
+            judged = at_rung(run.epoch, run.num_epochs)
+            if run.epoch < run.num_epochs and (judged or time.perf_counter() - began > _REPORT_SECONDS):
+                return None
         started = time.perf_counter()
         outcome = run.finish()
         return {**outcome, "seconds": time.perf_counter() - started}
