@@ -20,6 +20,10 @@ LABELLED_CRITERIA = ("val", "pseudo-unseen", "oracle")
 VAL_SMOOTH = "val-smooth"
 _WITHOUT_BALANCED = {AGREE_SMOOTH: NEIGHBOURS, VAL_SMOOTH: "val"}
 """The part of a criterion that is not built on balanced zero-shot."""
+_AGAINST_ZERO_SHOT = {AGREE_SMOOTH: NEIGHBOURS}
+"""The part of a criterion that must show a gain over zero-shot, whose logits balanced zero-shot shares."""
+LEVEL = statistics.LEVEL
+"""One-sided confidence a gain over zero-shot must reach."""
 NO_OP_AGREEMENT = 0.99
 """Above this agreement with zero-shot an adapted model is called a no-op (measured on real features: 71-96 % of those
 with k at the images a class has)."""
@@ -62,17 +66,20 @@ def choose(run: RunRecord, *, by: Literal["mean", "iqm"] = "mean") -> Choice:
     half the seeds of the most confirmed one. The advice is then, in this order:
 
     1. "adaptation changed nothing": its predictions agree with zero-shot's on more than 99 % of the held-out pool.
-    2. "adapt": it beats zero-shot by more than the noise (`noise_margin`) and is not below balanced zero-shot where
-       that competes; "use the ensemble" when the ensemble does so too and leads the best configuration beyond its
-       seeds' noise. Where the criterion uses labels, these are few (20 images for two shots of ten classes): a gain
-       inside their noise counts when a label-free criterion on the held-out pool shows one beyond its own.
+    2. "adapt": it beats zero-shot, in the part of the criterion that zero-shot has no part in by more than the noise
+       (`noise_margin`), and is not below balanced zero-shot where that competes; "use the ensemble" when the ensemble
+       does so too and leads the best configuration beyond its seeds' noise. Where the criterion uses labels, these are
+       few (20 images for two shots of ten classes): a gain inside their noise counts when a label-free criterion on the
+       held-out pool shows one beyond its own.
     3. "use balanced zero-shot": it competes and beats zero-shot by more than the noise.
     4. "keep zero-shot".
 
     Fairness: a candidate that a criterion is built on scores 1 by construction and cannot be ranked by it. Under
     `agree-balanced` balanced zero-shot therefore does not compete (zero-shot does: its own agreement with the
-    reference is a number like the others'). `agree-smooth` is built on it by a third: against balanced zero-shot its
-    other part, `neighbours`, decides; of `val-smooth` it is `val`. Under `agree-zero-shot` zero-shot cannot be beaten,
+    reference is a number like the others'). `agree-smooth` is built on it by a third, and zero-shot, whose logits that
+    reference shares, is close to it whatever either is worth: against both the other part, `neighbours`, decides (and
+    against zero-shot the whole must be ahead too). Of `val-smooth` it is `val`, against balanced zero-shot. Under
+    `agree-zero-shot` zero-shot cannot be beaten,
     so adapt-or-not is decided by a label-free criterion.
     """
     criterion = comparison_criterion(run)
@@ -98,16 +105,18 @@ def choose(run: RunRecord, *, by: Literal["mean", "iqm"] = "mean") -> Choice:
         return conclude("adaptation changed nothing", ZERO_SHOT, reason)
     if zero is None:
         return conclude("keep zero-shot", ZERO_SHOT, "zero-shot has no score to compare with: no gain can be shown")
-    gain, margin, said = _gain(run, best.name, groups[best.name], zero, criterion)
-    ensemble = score_under(run, run.find(ENSEMBLE), criterion)
-    if ensemble is not None and ensemble - zero > margin:
-        seeds = statistics.one_sided_margin(_criterion_values(run, groups[best.name], criterion))
-        if ensemble - known(best.mean_score) > (seeds or 0.0):
-            return conclude("use the ensemble", ENSEMBLE, f"{said}; the ensemble scores {ensemble:.4f}")
-    shown = gain > margin
-    if not shown and gain > 0 and criterion in LABELLED_CRITERIA:
-        shown, opinion = _second_opinion(run, best.name, groups[best.name])
-        said += opinion
+    shown, said = _gain_shown(run, best.name, groups[best.name], criterion)
+    ensemble = run.find(ENSEMBLE)
+    if ensemble is not None and _gain_shown(run, ENSEMBLE, [ensemble], criterion, noise_of=groups[best.name])[0]:
+        lead = known(score_under(run, ensemble, criterion)) - known(best.mean_score)
+        if lead > (_seed_margin(run, groups[best.name], criterion) or 0.0):
+            words = f"{said}; the ensemble scores {score_under(run, ensemble, criterion):.4f}"
+            return conclude("use the ensemble", ENSEMBLE, words)
+    if not shown and criterion in LABELLED_CRITERIA and known(best.mean_score) > zero:
+        second = _label_free(run)
+        if second is not None and _criterion_values(run, groups[best.name], second):
+            shown, opinion = _gain_shown(run, best.name, groups[best.name], second)
+            said += f"; by a second criterion {opinion}"
     rival, ahead, words = _against_balanced(run, groups[best.name], criterion)
     if shown and not ahead:
         return conclude("adapt", best.name, said)
@@ -125,38 +134,48 @@ def _against_balanced(run: RunRecord, trials: Sequence[TrialRecord], criterion: 
     balanced, zero = (score_under(run, run.find(name), fair) for name in (BALANCED, ZERO_SHOT))
     if balanced is None or zero is None or not balanced_competes(run, fair):
         return False, False, ""
-    needed = _image_margin(run, [run.find(BALANCED)], balanced - zero, fair)
+    needed = statistics.normal_quantile(LEVEL) * (_image_error(run, [run.find(BALANCED)], balanced - zero, fair) or 0.0)
     ahead = balanced > known(statistics.mean(_criterion_values(run, trials, fair)))
     words = f"; balanced zero-shot scores {balanced:.4f} ({fair}) to zero-shot's {zero:.4f}"
-    return balanced - zero > (needed or 0.0), ahead and balanced > zero, words
+    return balanced - zero > needed, ahead and balanced > zero, words
 
 
-def _gain(
-    run: RunRecord, name: str, trials: Sequence[TrialRecord], zero: float, criterion: str
-) -> tuple[float, float, str]:
-    """A configuration's mean gain over zero-shot, what it must exceed, and both in words."""
+def _gain_shown(
+    run: RunRecord,
+    name: str,
+    trials: Sequence[TrialRecord],
+    criterion: str,
+    *,
+    noise_of: Sequence[TrialRecord] | None = None,
+) -> tuple[bool, str]:
+    """Whether a configuration's gain over zero-shot is positive and, fairly measured, beyond the noise; and in words.
+
+    Args:
+        run: the study.
+        name: what the words call it.
+        trials: its runs.
+        criterion: what the candidates are compared by.
+        noise_of: the runs whose noise stands for its own (the ensemble is one run).
+    """
+    zero = run.find(ZERO_SHOT)
+    fair = _AGAINST_ZERO_SHOT.get(criterion, criterion)
+    if score_under(run, zero, fair) is None or not _criterion_values(run, trials, fair):
+        fair = criterion
     values = _criterion_values(run, trials, criterion)
-    centre = known(statistics.mean(values))
-    margin, explained = noise_margin(run, trials, zero, criterion)
-    said = (
-        f"{name} scores {centre:.4f} ({criterion}, {_seeds(len(values))}), {centre - zero:+.4f} to zero-shot's "
-        f"{zero:.4f}; the noise is {margin:.4f} ({explained})"
-    )
-    return centre - zero, margin, said
+    centre, base = known(statistics.mean(values)), known(score_under(run, zero, criterion))
+    said = f"{name} scores {centre:.4f} ({criterion}, {_seeds(len(values))}), {centre - base:+.4f} to zero-shot's "
+    said += f"{base:.4f}"
+    gain = centre - base
+    if fair != criterion:
+        fair_base = known(score_under(run, zero, fair))
+        gain = known(statistics.mean(_criterion_values(run, trials, fair))) - fair_base
+        said += f"; {gain:+.4f} to its {fair_base:.4f} by {fair}, which zero-shot has no part in"
+    margin, explained = noise_margin(run, noise_of or trials, gain, fair)
+    return centre > base and gain > margin, f"{said}; the noise is {margin:.4f} ({explained})"
 
 
 def _seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
-
-
-def _second_opinion(run: RunRecord, name: str, trials: Sequence[TrialRecord]) -> tuple[bool, str]:
-    """Whether a label-free criterion on the held-out pool shows a gain, and the words for it."""
-    criterion = _label_free(run)
-    zero = None if criterion is None else score_under(run, run.find(ZERO_SHOT), criterion)
-    if criterion is None or zero is None or not _criterion_values(run, trials, criterion):
-        return False, ""
-    gain, margin, said = _gain(run, name, trials, zero, criterion)
-    return gain > margin, f"; by a second criterion {said}"
 
 
 def _label_free(run: RunRecord) -> str | None:
@@ -175,33 +194,38 @@ def balanced_competes(run: RunRecord, criterion: str) -> bool:
     return criterion in LABELLED_CRITERIA or (criterion != AGREE_BALANCED and score is not None and score < 1)
 
 
-def noise_margin(
-    run: RunRecord, trials: Sequence[TrialRecord], zero_shot_score: float, criterion: str
-) -> tuple[float, str]:
-    """What a gain over zero-shot must exceed, and the words for it.
+def noise_margin(run: RunRecord, trials: Sequence[TrialRecord], gain: float, criterion: str) -> tuple[float, str]:
+    """What a gain over zero-shot must exceed to be shown at `LEVEL`, one-sided, and the words for it.
 
-    √(a² + b²): a is the one-sided 95 % Student margin of the mean over seeds; b is one standard error from the finite
-    number n of scored images, all of which every seed shares. The two predictions differ on a share q of them, so the
-    difference of two accuracies (or agreements) has variance at most (q − gain²)/n; q is 1 − agreement with
-    zero-shot. For scores that are no plain share of images (harmonic means, `neighbours`,
-    `agree-smooth`, `ami`) b is an approximation. With one seed a is unknown and b is taken at 95 % (1.645
-    standard errors) instead.
+    √(a² + b²), a for the seeds (`_seed_margin`), b for the finite number n of scored images, all of which every seed
+    shares, so that b does not shrink with seeds. b is a normal margin of the run's own standard error where it recorded
+    one (`neighbours`: a jackknife over images). Else: the two predictions differ on a share q of the images, so the
+    difference of two accuracies (or agreements) has variance at most (q − gain²)/n; q is 1 − agreement with zero-shot.
+    For harmonic means, `val-smooth` and `ami` that is an approximation.
     """
-    values = _criterion_values(run, trials, criterion)
-    seeds = statistics.one_sided_margin(values)
-    gain = known(statistics.mean(values)) - zero_shot_score
-    images = _image_margin(run, trials, gain, criterion)
-    words = []
-    if seeds is None:
-        words.append("one seed: its noise is unknown")
-        images = None if images is None else 1.645 * images
-    else:
-        words.append(f"seeds {seeds:.4f} at one-sided 95 %")
+    seeds = _seed_margin(run, trials, criterion)
+    images = _image_error(run, trials, gain, criterion)
+    words = ["one seed: its noise is unknown" if seeds is None else f"seeds {seeds:.4f}"]
     if images is None:
         words.append("number of scored images unknown")
     else:
+        images *= statistics.normal_quantile(LEVEL)
         words.append(f"{num_scored_images(run, criterion)} scored images {images:.4f}")
-    return math.hypot(seeds or 0.0, images or 0.0), ", ".join(words)
+    return math.hypot(seeds or 0.0, images or 0.0), f"{', '.join(words)}, at one-sided {100 * LEVEL:.0f} %"
+
+
+def _seed_margin(run: RunRecord, trials: Sequence[TrialRecord], criterion: str) -> float | None:
+    """The Student margin of a mean over seeds, its variance pooled over all confirmed configurations; None of one seed.
+
+    Three seeds of one configuration say little of their noise; those of four say enough for half the margin.
+    """
+    num_seeds = len(_criterion_values(run, trials, criterion))
+    groups = [_criterion_values(run, group, criterion) for group in _adapted_groups(run).values()]
+    pooled = statistics.pooled_deviation(groups)
+    if num_seeds < 2 or pooled is None:
+        return None
+    deviation, freedom = pooled
+    return statistics.student_quantile(LEVEL, freedom) * deviation / math.sqrt(num_seeds)
 
 
 def num_scored_images(run: RunRecord, criterion: str) -> int | None:
@@ -224,7 +248,11 @@ def num_scored_images(run: RunRecord, criterion: str) -> int | None:
     return max(1, round(pool * float(task.get("holdout_fraction", 0.2))))
 
 
-def _image_margin(run: RunRecord, trials: Sequence[TrialRecord | None], gain: float, criterion: str) -> float | None:
+def _image_error(run: RunRecord, trials: Sequence[TrialRecord | None], gain: float, criterion: str) -> float | None:
+    finished = [trial for trial in trials if trial is not None and trial.state == "COMPLETE"]
+    recorded = [trial.gain_errors[criterion] for trial in finished if criterion in trial.gain_errors]
+    if recorded:
+        return statistics.mean(recorded)
     agreement = statistics.mean(_criterion_values(run, trials, AGREE_ZERO_SHOT))
     images = num_scored_images(run, criterion)
     if agreement is None or not images:

@@ -306,6 +306,7 @@ def _trial(key: str, kinds: dict[str, list[Event]]) -> TrialRecord:
         score=number_or_none(finished.get("score")),
         score_epoch=finished.get("score_epoch"),
         scores=_numbers(finished.get("scores")),
+        gain_errors=_numbers(finished.get("gain_errors")),
         fidelity=number_or_none(finished.get("fidelity")),
         num_parameters=finished.get("num_parameters"),
         reason=finished.get("reason"),

@@ -29,7 +29,8 @@ class EpochRecord:
 class TrialRecord:
     """One row of work: a reference, a screening or search trial, a confirmation or a stress run.
 
-    `score` is the selection score, `report` the sealed metrics (None until the seal was opened); fractions in [0, 1].
+    `score` is the selection score, `gain_errors` the standard errors of gains over zero-shot (none in older
+    journals), `report` the sealed metrics (None until the seal was opened); fractions in [0, 1].
     """
 
     key: str
@@ -48,6 +49,7 @@ class TrialRecord:
     score: float | None
     score_epoch: int | None
     scores: dict[str, float]
+    gain_errors: dict[str, float]
     fidelity: float | None
     num_parameters: int | None
     reason: str | None

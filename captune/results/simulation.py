@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from captune.results import statistics
+from captune.results.choice import LEVEL
 
 Floats = NDArray[np.float64]
 ZERO_SHOT = 0.70
@@ -101,22 +101,24 @@ def simulate_advice(
     generator: np.random.Generator,
     *,
     noise: float = 0.012,
-    disagreement: float = 0.2,
-    num_images: int = 215,
+    image_error: float = 0.03,
+    num_configs: int = TOP + 1,
     num_studies: int = 4000,
 ) -> pd.DataFrame:
-    """How often the rule says "adapt" when the true gain in the selection score is `gain`.
+    """How often the rule says "adapt" when the true gain in what it judges is `gain`, of every configuration.
 
-    Defaults are the embedded digits': seed sd 1.2 points, a fifth of 1,078 pool images, a fifth of the predictions
-    changed. Every seed shares the scored images, so their luck does not average out.
+    The best mean over seeds is judged, so that its luck counts as error. Seed noise differs between configurations
+    (stability as in `draw_configurations`) while the rule pools it; all share the scored images, whose luck no seed
+    averages away.
+    Defaults are the embedded digits' under tft: seed sd 1.2 points, a standard error of 3 over images.
     """
-    per_image = max(0.0, disagreement - gain**2) / num_images
-    luck_S = gain + np.sqrt(per_image) * generator.normal(size=num_studies)
-    gains_SR = luck_S[:, None] + noise * generator.normal(size=(num_studies, num_seeds))
-    quantile = float(stats.t.ppf(statistics.LEVEL, num_seeds - 1))
-    seeds_S = quantile * gains_SR.std(axis=1, ddof=1) / np.sqrt(num_seeds)
-    images_S = np.sqrt(np.maximum(0.0, disagreement - gains_SR.mean(axis=1) ** 2) / num_images)
-    adapt_S = gains_SR.mean(axis=1) > np.hypot(seeds_S, images_S)
+    luck_S11 = image_error * generator.normal(size=(num_studies, 1, 1))
+    sd_SC1 = noise * np.exp(generator.normal(0, 0.5, size=(num_studies, num_configs, 1)))
+    gains_SCR = gain + luck_S11 + sd_SC1 * generator.normal(size=(num_studies, num_configs, num_seeds))
+    pooled_S = np.sqrt(gains_SCR.var(axis=2, ddof=1).mean(axis=1))
+    quantile = statistics.student_quantile(LEVEL, num_configs * (num_seeds - 1))
+    images = statistics.normal_quantile(LEVEL) * image_error
+    adapt_S = gains_SCR.mean(axis=2).max(axis=1) > np.hypot(quantile * pooled_S / np.sqrt(num_seeds), images)
     return pd.DataFrame([{"question": "advice", "num_runs": num_seeds, "gain": gain, "adapt": float(adapt_S.mean())}])
 
 

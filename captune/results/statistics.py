@@ -84,6 +84,26 @@ def one_sided_margin(values: Sequence[float], level: float = LEVEL) -> float | N
     return float(stats.t.ppf(level, len(values) - 1)) * spread / math.sqrt(len(values))
 
 
+def student_quantile(level: float, freedom: int) -> float:
+    """The one-sided quantile of Student's t."""
+    return float(stats.t.ppf(level, freedom))
+
+
+def normal_quantile(level: float) -> float:
+    """The one-sided quantile of the standard normal."""
+    return float(stats.norm.ppf(level))
+
+
+def pooled_deviation(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+    """The standard deviation within groups, pooled, and its degrees of freedom; None where no group has two values.
+
+    √(Σ_g Σ_i (y_gi − ȳ_g)² / Σ_g (n_g − 1)), as in a one-way analysis of variance (Fisher, 1925).
+    """
+    spreads = [(len(group) - 1, spread) for group in groups if (spread := standard_deviation(group)) is not None]
+    freedom = sum(count for count, _ in spreads)
+    return (math.sqrt(sum(count * spread**2 for count, spread in spreads) / freedom), freedom) if freedom else None
+
+
 def stratified_bootstrap(
     strata: Sequence[Sequence[float]],
     generator: np.random.Generator,

@@ -15,7 +15,7 @@ from captune.config import TaskConfig
 from captune.metrics import balance
 from captune.records import atomic_write
 from captune.training.context import Role, open_context
-from captune.training.scoring import selection_scores
+from captune.training.scoring import gain_errors, selection_scores
 from captune.training.trial import PREDICTIONS
 
 
@@ -33,8 +33,8 @@ def write_ensemble(
         criterion: what the study selects by.
 
     Returns:
-        The outcome of a run (`score`, `scores`, `prediction_balance`, `num_parameters`), or None where fewer than two
-        configurations left predictions of one shape.
+        The outcome of a run (`score`, `scores`, `gain_errors`, `prediction_balance`, `num_parameters`), or None where
+        fewer than two configurations left predictions of one shape.
     """
     groups = [[path / PREDICTIONS for path in group if (path / PREDICTIONS).exists()] for group in members]
     means = [_mean([safetensors.torch.load_file(path) for path in group]) for group in groups if group]
@@ -45,17 +45,20 @@ def write_ensemble(
     directory.mkdir(parents=True, exist_ok=True)
     atomic_write(directory / PREDICTIONS, safetensors.torch.save(stored))
     scores: dict[str, float] = {}
+    errors: dict[str, float] = {}
     context = open_context(config, role)
     nothing_NK = torch.empty(0, context.task.num_classes)
     holdout_NK = averaged.get("holdout_probs", nothing_NK).to(context.device)
     if role == "score":
         validation_NK = averaged.get("validation_probs", nothing_NK).to(context.device)
         scores = selection_scores(context, holdout_NK, validation_NK, clustered=True)
+        errors = gain_errors(context, holdout_NK, validation_NK)
     seen_NK = holdout_NK if len(holdout_NK) else averaged["test_probs"]
     counts_K = np.bincount(seen_NK.argmax(-1).cpu().numpy(), minlength=context.task.num_classes)
     return {
         "score": scores.get(criterion),
         "scores": scores,
+        "gain_errors": errors,
         "prediction_balance": balance(counts_K),
         "num_parameters": None,
     }

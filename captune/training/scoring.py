@@ -16,6 +16,7 @@ from captune.training.selection import (
     Reference,
     feature_clusters,
     label_free_scores,
+    neighbour_gain_error,
     validation_score,
 )
 
@@ -55,6 +56,21 @@ def selection_scores(
     if "val" in scores and "agree-smooth" in scores:
         scores["val-smooth"] = (scores["val"] + scores["agree-smooth"]) / 2
     return scores
+
+
+def gain_errors(context: Context, holdout_NK: Tensor, validation_NK: Tensor) -> dict[str, float]:
+    """Standard errors, over the judged images, of gains over zero-shot: {criterion: error}, for `neighbours`.
+
+    Of criteria that are plain shares of images the error follows from how many predictions differ; of this it does not.
+    """
+    judged_NK = holdout_NK if len(context.task.holdout) else validation_NK
+    if not len(judged_NK):
+        return {}
+    reference = _reference(context, len(judged_NK))
+    error = neighbour_gain_error(
+        judged_NK.argmax(-1), reference.zero_shot_N, reference.neighbours_Nk, judged_NK.shape[1]
+    )
+    return {} if error is None else {"neighbours": error}
 
 
 def judged_images(task: Task) -> IntArray:

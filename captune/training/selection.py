@@ -146,6 +146,41 @@ def neighbour_consistency(predicted_N: Tensor, neighbours_Nk: Tensor, num_classe
     return (observed - expected) / (1 - expected) if expected < 1 else 0.0
 
 
+def neighbour_gain_error(
+    predicted_N: Tensor, baseline_N: Tensor, neighbours_Nk: Tensor, num_classes: int
+) -> float | None:
+    """Jackknife standard error, over images, of how much two models on the same images differ in `neighbours`.
+
+    √((N − 1)/N · Σ_i (θ_(i) − θ̄)²), θ_(i) the difference without image i, neither judged nor a neighbour (Efron &
+    Stein, The jackknife estimate of variance, 1981, Eq. 1.4). An image counts wherever it is a neighbour, so that it is
+    not the images' own agreements, which hang together, that are taken for independent.
+
+    Returns:
+        The error, or None of fewer than three images.
+    """
+    num_images = len(predicted_N)
+    if num_images < 3 or neighbours_Nk.numel() == 0:
+        return None
+    gain_N = _without_each(predicted_N, neighbours_Nk, num_classes) - _without_each(
+        baseline_N, neighbours_Nk, num_classes
+    )
+    return float(((num_images - 1) * gain_N.var(correction=0)).sqrt())
+
+
+def _without_each(predicted_N: Tensor, neighbours_Nk: Tensor, num_classes: int) -> Tensor:
+    """`neighbour_consistency` without each image in turn (N,), double."""
+    num_images, num_neighbours = neighbours_Nk.shape
+    equal_Nk = (predicted_N[:, None] == predicted_N[neighbours_Nk]).double()
+    into = neighbours_Nk.reshape(-1)
+    hits_N = equal_Nk.sum(1).index_add(0, into, equal_Nk.reshape(-1))
+    pairs_N = num_neighbours + torch.bincount(into, minlength=num_images)
+    observed_N = (equal_Nk.sum() - hits_N) / (neighbours_Nk.numel() - pairs_N).clamp(min=1)
+    counts_K = torch.bincount(predicted_N, minlength=num_classes).double()
+    expected_N = (counts_K.square().sum() - 2 * counts_K[predicted_N] + 1) / (num_images - 1) ** 2
+    corrected_N = (observed_N - expected_N) / (1 - expected_N)
+    return torch.where(expected_N < 1, corrected_N, 0.0)
+
+
 def feature_clusters(features_ND: Tensor, num_classes: int, seed: int) -> np.ndarray:
     """k-means clusters of frozen features (N,), one a class at most, for `ami`."""
     features = features_ND.cpu().numpy()

@@ -24,7 +24,7 @@ from captune.training.checkpoint import load_checkpoint, prefixed, save_checkpoi
 from captune.training.context import Context, Role, open_context
 from captune.training.loop import AlgorithmSpec, Loop
 from captune.training.memory import free_memory, is_out_of_memory, out_of_memory_explained
-from captune.training.scoring import judged_images, selection_scores
+from captune.training.scoring import gain_errors, judged_images, selection_scores
 from captune.training.selection import resolve_criterion
 
 RESUME, CHECKPOINT, PREDICTIONS, EPOCHS = (
@@ -187,6 +187,7 @@ class TrialRun:
         return {
             "score": scores.get(self.criterion),
             "scores": scores,
+            "gain_errors": {} if self.role == "report" else gain_errors(self.context, holdout_NK, validation_NK),
             "prediction_balance": balance(counts_K),
             "num_parameters": 0 if classifier is None else sum(p.numel() for p in classifier.parameters()),
         }

@@ -8,6 +8,7 @@ import torch
 
 from captune.errors import UsageError
 from captune.training import selection
+from captune.training.selection import neighbour_consistency, neighbour_gain_error
 
 
 def reference(zero_shot: list[int], balanced: list[int]) -> selection.Reference:
@@ -85,3 +86,46 @@ def test_references_come_from_the_frozen_features() -> None:
     reference = selection.Reference.from_features(logits_pool_NK, features_HD)
     assert reference.zero_shot_N.tolist() == [0, 0, 1]
     assert reference.neighbours_Nk[:, 0].tolist() == [1, 0, 1]
+
+
+def test_jackknife_of_the_gain_in_neighbours_against_a_loop() -> None:
+    """Every image left out in turn, as a judged image and as a neighbour, against the closed form."""
+    generator = torch.Generator().manual_seed(3)
+    num_images, num_classes = 24, 4
+    adapted_N, baseline_N = (torch.randint(num_classes, (num_images,), generator=generator) for _ in range(2))
+    shifts_N2 = torch.stack([torch.randperm(num_images - 1, generator=generator)[:2] for _ in range(num_images)])
+    neighbours_N2 = (torch.arange(num_images)[:, None] + 1 + shifts_N2) % num_images
+
+    def without(left_out: int, predicted_N: torch.Tensor) -> float:
+        kept = [image for image in range(num_images) if image != left_out]
+        pairs = [(i, j) for i in kept for j in neighbours_N2[i].tolist() if j != left_out]
+        observed = sum(predicted_N[i] == predicted_N[j] for i, j in pairs) / len(pairs)
+        expected = sum((torch.sum(predicted_N[kept] == k) / len(kept)) ** 2 for k in range(num_classes))
+        return float((observed - expected) / (1 - expected))
+
+    gains = np.array([without(i, adapted_N) - without(i, baseline_N) for i in range(num_images)])
+    expected = np.sqrt((num_images - 1) / num_images * ((gains - gains.mean()) ** 2).sum())
+    error = neighbour_gain_error(adapted_N, baseline_N, neighbours_N2, num_classes)
+    assert error == pytest.approx(expected, rel=1e-4)
+    assert neighbour_gain_error(adapted_N, adapted_N, neighbours_N2, num_classes) == 0
+
+
+def test_jackknife_error_is_the_spread_over_samples_of_images() -> None:
+    """200 pools of 150 images of three clusters: the mean estimated error against the real spread of the gain."""
+    generator = torch.Generator().manual_seed(0)
+    gains, errors = [], []
+    for _ in range(200):
+        labels_N = torch.randint(3, (150,), generator=generator)
+        distance_NN = (labels_N[:, None] != labels_N).float() + torch.rand(150, 150, generator=generator)
+        neighbours_N5 = distance_NN.fill_diagonal_(9.0).topk(5, largest=False).indices
+        flips = [torch.rand(150, generator=generator) < share for share in (0.1, 0.3)]
+        better_N, worse_N = (torch.where(flip, (labels_N + 1) % 3, labels_N) for flip in flips)
+        gains.append(
+            neighbour_consistency(better_N, neighbours_N5, 3) - neighbour_consistency(worse_N, neighbours_N5, 3)
+        )
+        errors.append(neighbour_gain_error(better_N, worse_N, neighbours_N5, 3))
+    assert np.mean(errors) == pytest.approx(np.std(gains), rel=0.25)
+
+
+def test_too_few_images_have_no_jackknife() -> None:
+    assert neighbour_gain_error(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([[1], [0]]), 2) is None
