@@ -73,23 +73,23 @@ def test_a_gain_inside_the_noise_keeps_zero_shot_but_names_the_configuration(tmp
 
 
 def test_noise_margin_by_hand(tmp_path: Path) -> None:
-    """Scores .84 .86 .88: sd .02, t(.95, 2) = 2.92, seeds 2.92·.02/√3 = .03372.
+    """Scores .84 .86 .88: sd .02, t(.90, 2) = 1.8856, seeds 1.8856·.02/√3 = .02177.
 
     Images: 200 (a fifth of 1,000), 10 % of predictions differ, gain .06: √((.1 − .0036)/200) = .02195, at one-sided
-    95 % 1.645·.02195 = .03611; together .04941.
+    90 % 1.2816·.02195 = .02814; together .03558.
     """
     run = study_with(tmp_path, {1: [0.84, 0.86, 0.88]})
     margin, words = noise_margin(run, run.configurations()["c1"], 0.06, "agree-balanced")
-    assert margin == pytest.approx(math.hypot(0.03372, 0.03611), abs=1e-4)
-    assert words == "seeds 0.0337, 200 scored images 0.0361, at one-sided 95 %"
-    assert choose(run).advice == "adapt", "a gain of .06 exceeds .0494"
+    assert margin == pytest.approx(math.hypot(0.02177, 0.02814), abs=1e-4)
+    assert words == "seeds 0.0218, 200 scored images 0.0281, at one-sided 90 %"
+    assert choose(run).advice == "adapt", "a gain of .06 exceeds .0356"
 
 
 def test_seed_noise_is_pooled_over_the_confirmed_configurations(tmp_path: Path) -> None:
-    """Sums of squares .0008 and 0 on 2 + 2 degrees of freedom: sd √.0002, t(.95, 4) = 2.1318, 2.1318·√.0002/√3."""
+    """Sums of squares .0008 and 0 on 2 + 2 degrees of freedom: sd √.0002, t(.90, 4) = 1.5332, 1.5332·√.0002/√3."""
     run = study_with(tmp_path, {1: [0.84, 0.86, 0.88], 2: [0.85, 0.85, 0.85]})
     _, words = noise_margin(run, run.configurations()["c1"], 0.06, "agree-balanced")
-    assert words.startswith(f"seeds {2.1318 * math.sqrt(0.0002 / 3):.4f}, ")
+    assert words.startswith(f"seeds {1.5332 * math.sqrt(0.0002 / 3):.4f}, ")
 
 
 def test_a_recorded_error_over_images_goes_before_the_bound(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_recorded_error_over_images_goes_before_the_bound(tmp_path: Path) -> N
     for trial in run.configurations()["c1"]:
         trial.gain_errors["agree-balanced"] = 0.01
     margin, _ = noise_margin(run, run.configurations()["c1"], 0.06, "agree-balanced")
-    assert margin == pytest.approx(1.6449 * 0.01, abs=1e-5)
+    assert margin == pytest.approx(1.2816 * 0.01, abs=1e-5)
 
 
 def test_against_zero_shot_the_part_that_it_has_no_part_in_decides(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_image_variance_bound_is_that_of_the_paired_difference() -> None:
 def test_one_seed_says_so(tmp_path: Path) -> None:
     run = study_with(tmp_path, {1: [0.86]})
     margin, words = noise_margin(run, run.configurations()["c1"], 0.06, "agree-balanced")
-    assert "one seed: its noise is unknown" in words and margin == pytest.approx(1.6449 * 0.02195, abs=1e-4)
+    assert "one seed: its noise is unknown" in words and margin == pytest.approx(1.2816 * 0.02195, abs=1e-4)
 
 
 def test_predictions_that_agree_with_zero_shot_changed_nothing(tmp_path: Path) -> None:

