@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from captune.algorithms.cap import Cap, CapConfig
-from captune.algorithms.cap_guarded import CapGuarded, CapGuardedConfig
+from captune.algorithms.cap_mixture import CapMixture, CapMixtureConfig
 from captune.algorithms.cpl import Cpl, CplConfig
 from captune.algorithms.fpl import Fpl, FplConfig
 from captune.algorithms.grip import Grip, GripConfig, IterationConfig
@@ -58,8 +58,8 @@ ALGORITHMS: dict[str, Method] = {
     for method in (
         Method("cap", "concept alignment and a confusion-aware calibrated margin (ICML 2025)", CapConfig, Cap),
         Method(
-            "cap_guarded", "CAP, trusted as far as the pool looks balanced; the rest is zero-shot's", CapGuardedConfig,
-            CapGuarded,
+            "cap_mixture", "CAP averaged with a text-anchored mixture, trusted as far as the pool looks even",
+            CapMixtureConfig, CapMixture,
         ),
         Method("cpl", "candidate pseudolabels by intra- and inter-instance selection (ICML 2024)", CplConfig, Cpl),
         Method("grip", "iterated pseudolabels, growing from sure images to the pool (NeurIPS 2023)", GripConfig, Grip),

@@ -40,11 +40,11 @@ class AdaptedModel:
         class_names: K names in label order.
         text_KD: the adapted class features, normalised (of any length for `transclip`, whose mixture they hold).
         logit_scale: s.
-        bias_K: added to the logits (zero but for `balanced` and `transclip`).
+        bias_K: added to the logits (zero but for `balanced`, `transclip` and `cap_mixture`).
         classifier: the adapted image side, or None where it is the frozen backbone's.
         adapters: whether the main adapter acts on images.
-        trust: share of the adapted model in the logits, the rest being zero-shot's (1 but for `cap_guarded`).
-        frozen_KD: zero-shot's class features, where trust is below 1 and the image side is adapted.
+        learned_share: share of what was learned in the logits (1 but for `cap_mixture`).
+        frozen_KD: class weights on the frozen image features that are added, where the image side is adapted too.
         meta: the checkpoint's header.
     """
 
@@ -56,7 +56,7 @@ class AdaptedModel:
     classifier: Classifier | None
     adapters: bool
     meta: dict[str, Any]
-    trust: float = 1.0
+    learned_share: float = 1.0
     frozen_KD: Tensor | None = None
 
     @property
@@ -87,10 +87,9 @@ class AdaptedModel:
             image_BD = self.classifier.encode_images(inputs)
             if self.adapters:
                 image_BD = self.classifier.adapt_images(image_BD, "main")
-        logits_BK = self.logit_scale * image_BD.float() @ self.text_KD.T + self.bias_K
+        logits_BK = self.learned_share * self.logit_scale * image_BD.float() @ self.text_KD.T + self.bias_K
         if self.frozen_KD is not None:
-            frozen_BK = self.logit_scale * backbone.encode_images(pixels_B3SS) @ self.frozen_KD.T
-            logits_BK = self.trust * logits_BK + (1 - self.trust) * frozen_BK
+            logits_BK = logits_BK + self.logit_scale * backbone.encode_images(pixels_B3SS) @ self.frozen_KD.T
         return logits_BK.softmax(-1)
 
 
@@ -208,17 +207,19 @@ def _from_learned(
     if config.inference_adapters:
         text_KD = classifier.adapt_texts(text_KD)
     linear = not config.inference_adapters and (features or config.prompts == "text")
-    trust = float(tensors.get("algorithm.trust", torch.tensor(1.0)))
     text_KD = text_KD.float()
+    share, beside_KD = 1.0, None
+    if "algorithm.frozen_weights" in tensors:
+        share = float(tensors["algorithm.learned_share"])
+        beside_KD = tensors["algorithm.frozen_weights"].to(device)
+        bias_K = tensors["algorithm.frozen_bias"].to(device)
     if linear:
         # A mixture of logits over the same image features is a mixture of class weights.
-        return AdaptedModel(
-            backbone, names, trust * text_KD + (1 - trust) * frozen_KD, scale, bias_K, None, False, meta
-        )
+        weights_KD = text_KD if beside_KD is None else share * text_KD + beside_KD
+        return AdaptedModel(backbone, names, weights_KD, scale, bias_K, None, False, meta)
     return AdaptedModel(
-        backbone, names, text_KD, scale, bias_K, classifier, config.inference_adapters, meta,
-        trust, frozen_KD if trust < 1 else None,
-    )  # fmt: skip
+        backbone, names, text_KD, scale, bias_K, classifier, config.inference_adapters, meta, share, beside_KD
+    )
 
 
 def export_adapted(checkpoint: Path, model: AdaptedModel, out: Path) -> list[Path]:

@@ -65,6 +65,9 @@ class CapConfig(TrialConfig):
     reweighting_strength: float = Field(0.0, ge=0, description="gamma; the paper has none")
     count_momentum: float = Field(0.0, ge=0, lt=1, description="EMA of pseudolabel counts over epochs")
     mismatched: Literal["detect", "published", "none"] = Field("detect", description="which classes are mismatched")
+    description_choice: Literal["nearest", "together"] = Field(
+        "nearest", description="each mismatched class's description by its own cluster (paper), or all at once (ours)"
+    )
     mismatch_threshold: int | None = Field(None, ge=0, description="t: candidates kept; default ceil(K/10)")
 
     @property
@@ -99,7 +102,11 @@ class Cap:
         )
         boards = {label: [(int(task.pool[row]), score) for row, score in board] for label, board in boards.items()}
         return boards | align_concepts(
-            self.context, config.mismatched, config.mismatch_threshold, config.num_main_samples
+            self.context,
+            config.mismatched,
+            config.mismatch_threshold,
+            config.num_main_samples,
+            config.description_choice,
         )
 
     def start_epoch(self, epoch: int) -> None:

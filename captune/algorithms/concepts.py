@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captune.config import TaskConfig
-from captune.method.alignment import choose_description, nearest_images
+from captune.method.alignment import choose_description, choose_descriptions_together, nearest_images
 from captune.method.mismatch import MismatchReport, detect_mismatch
 from captune.method.pseudolabels import Leaderboard
 from captune.model.concepts import class_key, load_descriptions, match_descriptions
@@ -32,13 +32,15 @@ PUBLISHED_MISMATCHED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def align_concepts(context: Context, which: str, threshold: int | None, k: int) -> Leaderboard:
+def align_concepts(context: Context, which: str, threshold: int | None, k: int, choice: str = "nearest") -> Leaderboard:
     """Boards of the mismatched classes that have descriptions: the k pool images nearest to the chosen description.
 
     Args:
         which: "detect" (Algorithm 1), "published" (the authors' list) or "none".
         threshold: t of the detection, None for ceil(K/10).
         k: main samples a class.
+        choice: "nearest" (the description nearest to the cluster the class's name was left with) or "together"
+            (`choose_descriptions_together`: descriptions decide on the clusters too).
 
     Returns:
         {class: [(image index, cosine to the description)]}; empty for a dataset without descriptions.
@@ -55,19 +57,33 @@ def align_concepts(context: Context, which: str, threshold: int | None, k: int) 
         mismatched = [label for label, name in enumerate(task.class_names) if class_key(name) in listed]
     else:
         mismatched = report.mismatched
+    features = {
+        label: context.backbone.encode_texts(descriptions[label])
+        for label in mismatched
+        if label in descriptions and task.pseudolabelled_K[label]
+    }
+    chosen = _chosen_descriptions(context, report, features, choice)
     boards: Leaderboard = {}
     pool_ND = _pool_features(context)
-    for label in mismatched:
-        if label not in descriptions or not task.pseudolabelled_K[label]:
-            continue
-        features_nD = context.backbone.encode_texts(descriptions[label])
-        centre_D = report.centres.get(label)
-        # A class of the authors' list that detection matched has no cluster left: its name's own feature stands in.
-        anchor_D = context.text_features_KD[label] if centre_D is None else centre_D.to(features_nD.device)
-        chosen_D = features_nD[choose_description(features_nD, anchor_D)]
+    for label, features_nD in features.items():
+        chosen_D = features_nD[chosen[label]]
         rows = nearest_images(pool_ND, chosen_D, k)
         boards[label] = [(int(task.pool[row]), float(pool_ND[row] @ chosen_D)) for row in rows]
     return boards
+
+
+def _chosen_descriptions(
+    context: Context, report: MismatchReport, features: dict[int, Tensor], choice: str
+) -> dict[int, int]:
+    """Label → index of its description."""
+    centres = {label: centre_D.to(context.device) for label, centre_D in report.centres.items()}
+    if choice == "together" and len(features) <= len(centres):
+        return {label: pair[0] for label, pair in choose_descriptions_together(features, centres).items()}
+    # A class of the authors' list that detection matched has no cluster left: its name's own feature stands in.
+    return {
+        label: choose_description(features_nD, centres.get(label, context.text_features_KD[label]))
+        for label, features_nD in features.items()
+    }
 
 
 def class_descriptions(context: Context) -> dict[int, list[str]]:
@@ -75,7 +91,10 @@ def class_descriptions(context: Context) -> dict[int, list[str]]:
     task = context.task
     source = task.config.descriptions or task.dataset
     matched, _ = match_descriptions(
-        load_descriptions(source), task.class_names, where=source, extra_ok=task.config.descriptions is None
+        load_descriptions(source),
+        task.class_names,
+        where=source,
+        extra_ok=task.config.descriptions is None or task.config.open_set_fraction > 0,
     )
     return matched
 

@@ -26,7 +26,7 @@ def choose_description(description_features_nD: Tensor, centre_D: Tensor) -> int
     return int(cosines(description_features_nD, centre_D[None])[:, 0].cpu().numpy().argmax())
 
 
-def match_descriptions(
+def choose_descriptions_together(
     description_features: Mapping[int, Tensor], centres: Mapping[int, Tensor]
 ) -> dict[int, tuple[int, int]]:
     """Choose descriptions and clusters of several mismatched classes together.

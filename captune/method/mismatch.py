@@ -82,7 +82,7 @@ def detect_mismatch(
 
     The images left at the end are clustered once more, into as many clusters as there are candidates; the one-to-one
     matching with the highest sum of cosines says which cluster each candidate is left with. (A name that means nothing
-    matches at random: `alignment.match_descriptions` asks the descriptions instead.)
+    matches at random: `alignment.choose_descriptions_together` asks the descriptions instead.)
 
     Args:
         image_features_ND: pool features, normalised here.

@@ -286,9 +286,8 @@ class TrialRun:
         tensors = prefixed("algorithm" if classifier is None else "learned", learned)
         # The frozen class features: what a frozen-feature residual is added to, and all there is without training.
         tensors["frozen.text_features"] = self.context.text_features_KD
-        trust = getattr(self._algorithm, "trust", None)
-        if trust is not None:  # the share of the adapted model in predictions that fall back on zero-shot
-            tensors["algorithm.trust"] = torch.tensor(float(trust))
+        # What predictions mix in from the frozen features, where a method does.
+        tensors |= prefixed("algorithm", getattr(self._algorithm, "frozen_part", {}))
         save_checkpoint(self.directory / CHECKPOINT, tensors, self._identity())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from captune.algorithms.concepts import mismatch_report
+from captune.algorithms.concepts import _chosen_descriptions, mismatch_report
 from captune.config import TaskConfig
 from captune.seeding import torch_generator
 from captune.training.context import Context
@@ -41,3 +41,23 @@ def test_another_pool_of_the_same_size_gets_a_report_of_its_own(pool: list[int],
     """Score and report runs of a cell share its settings and may share the size of their pools."""
     first = mismatch_report(context(list(range(20)), [True] * 4))
     assert mismatch_report(context(pool, pseudolabelled)) is not first
+
+
+def test_descriptions_chosen_together_decide_on_the_clusters_too() -> None:
+    """Two classes were left with each other's cluster: the paper's rule then takes the description that is wrong."""
+    axis = torch.eye(8)
+    report: Any = SimpleNamespace(centres={0: axis[5], 1: axis[4]})
+    # Class 0's pictures lie at axis 4, class 1's at axis 5; each has one description that tells and one that misleads.
+    features = {0: torch.stack([axis[4], 0.6 * axis[5] + 0.8 * axis[7]]), 1: torch.stack([0.6 * axis[4], axis[5]])}
+    features[1][0] += 0.8 * axis[7]
+    stand_in = context(list(range(20)), [True] * 4)
+    assert _chosen_descriptions(stand_in, report, features, "nearest") == {0: 1, 1: 0}
+    assert _chosen_descriptions(stand_in, report, features, "together") == {0: 0, 1: 1}
+
+
+def test_more_mismatched_classes_than_clusters_are_described_one_by_one() -> None:
+    axis = torch.eye(8)
+    report: Any = SimpleNamespace(centres={0: axis[5]})
+    features = {0: axis[4:6], 1: axis[[1, 6]]}
+    stand_in = context(list(range(20)), [True] * 4)
+    assert _chosen_descriptions(stand_in, report, features, "together") == {0: 1, 1: 0}

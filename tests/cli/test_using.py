@@ -200,7 +200,7 @@ def test_output_that_cannot_be_written_is_told_before_the_work(
 
 def test_cap_has_its_authors_settings_where_they_differ() -> None:
     flowers = paper_config("cap", TaskConfig(dataset="flowers102", paradigm="ul"))
-    aircraft = paper_config("cap_guarded", TaskConfig(dataset="fgvc_aircraft", paradigm="ul"))
+    aircraft = paper_config("cap_mixture", TaskConfig(dataset="fgvc_aircraft", paradigm="ul"))
     other = paper_config("cap", TaskConfig(dataset="dtd", paradigm="ul"))
     values = [(c.num_main_samples, c.confidence_threshold, c.margin_scale) for c in (flowers, aircraft, other)]  # type: ignore[attr-defined]
     assert values == [(6, 0.85, 12.0), (16, 0.5, 14.0), (16, 0.85, 12.0)]

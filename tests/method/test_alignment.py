@@ -10,9 +10,9 @@ import torch
 from captune.method.alignment import (
     alignment_loss,
     choose_description,
+    choose_descriptions_together,
     class_prototypes,
     ema_update,
-    match_descriptions,
     nearest_images,
 )
 from tests.reference import losses as reference
@@ -147,11 +147,11 @@ def test_descriptions_decide_together_which_cluster_is_whose() -> None:
         4: torch.tensor([[0.0, -1.0], [2.0, 0.0]]),
         7: torch.tensor([[0.9, -(0.19**0.5)], [-1.0, 0.0], [0.0, 1.0]]),
     }
-    assert match_descriptions(descriptions, centres) == {4: (1, 7), 7: (2, 4)}
-    assert match_descriptions({7: descriptions[7]}, centres) == {7: (0, 7)}
-    assert match_descriptions({}, centres) == {}
+    assert choose_descriptions_together(descriptions, centres) == {4: (1, 7), 7: (2, 4)}
+    assert choose_descriptions_together({7: descriptions[7]}, centres) == {7: (0, 7)}
+    assert choose_descriptions_together({}, centres) == {}
     with pytest.raises(ValueError, match="number of classes <= number of centres"):
-        match_descriptions(descriptions, {4: centres[4]})
+        choose_descriptions_together(descriptions, {4: centres[4]})
 
 
 def test_nearest_images_fall_by_cosine_then_by_index() -> None:

@@ -1,0 +1,129 @@
+"""CAP that does not break on long tails: averaged with a text-anchored mixture, trusted as far as the pool is even.
+
+CAP's boards and margin imply that the pool's classes are equally many. A Gaussian mixture of the frozen features whose
+means are anchored at the texts implies nothing of the kind: it estimates the pool's class shares with everything else.
+
+before training   fit the mixture: logits z_mix                                   captune/method/anchored_mixture.py
+                  h <- zero-shot's predicted class shares of the pool;  d = ½ Σ_c |h_c - 1/C|, in [0, 1]
+                  trust a = 1 - clip((d - low)/(high - low), 0, 1)
+training          CAP, unchanged
+prediction        z = a·[(1 - w)·z_CAP + w·z_mix] + (1 - a)·z_zero-shot
+
+Ours. What each part buys, and what else was tried against long tails, is in README.md beside this file.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from captune.algorithms.cap import Cap, CapConfig
+from captune.data.paradigms import IntArray
+from captune.method.anchored_mixture import AnchoredMixture, fit_anchored_mixture
+from captune.training.context import Context
+
+
+class CapMixtureConfig(CapConfig):
+    """CAP's settings, the mixture's and the guard's."""
+
+    mixture_weight: float = Field(0.5, ge=0, le=1, description="w: the mixture's share beside CAP (0: an ablation)")
+    text_images: float | None = Field(
+        None, gt=0, description="kappa: images a class's text counts for in the mixture; default: estimated"
+    )
+    pool_prior: bool = Field(True, description="the mixture estimates the pool's class shares (off: an ablation)")
+    imbalance_from: Literal["mixture", "zero_shot"] = Field(
+        "zero_shot", description="whose class shares of the pool d is measured on"
+    )
+    trust_below: float = Field(0.1, ge=0, le=1, description="distance d from an even pool up to which all is trusted")
+    trust_until: float = Field(0.25, ge=0, le=1, description="distance from which zero-shot alone predicts (1: never)")
+
+    @model_validator(mode="after")
+    def _shares_are_estimated(self) -> Self:
+        if self.imbalance_from == "mixture" and not self.pool_prior:
+            raise ValueError("imbalance_from must be 'zero_shot' where pool_prior is off, but got 'mixture'")
+        return self
+
+
+class CapMixture(Cap):
+    """CAP with the mixture and the guard on one cell; see the module's box.
+
+    Attributes:
+        mixture: of the frozen features.
+        imbalance: d.
+        trust: a.
+        learned_share: CAP's share of the logits, a·(1 - w).
+        frozen_KD, frozen_K: all the rest as class weights and bias on the frozen image features, for s·v·w + b.
+    """
+
+    config: CapMixtureConfig
+
+    def __init__(self, context: Context, config: CapMixtureConfig, seed: int) -> None:
+        super().__init__(context, config, seed)
+        self.mixture = anchored_mixture(context, config.text_images, pool_prior=config.pool_prior)
+        self.imbalance = distance_from_even(context, self._shares())
+        span = max(config.trust_until - config.trust_below, 1e-9)
+        self.trust = 1.0 - min(1.0, max(0.0, (self.imbalance - config.trust_below) / span))
+        if config.trust_until == 1:
+            self.trust = 1.0
+        self.learned_share = self.trust * (1 - config.mixture_weight)
+        mixed = self.trust * config.mixture_weight
+        weights_KD = self.mixture.weights_KD / context.logit_scale
+        self.frozen_KD = mixed * weights_KD + (1 - self.trust) * context.text_features_KD
+        self.frozen_K = mixed * self.mixture.bias_K
+
+    def _shares(self) -> Tensor:
+        if self.config.imbalance_from == "mixture":
+            return self.mixture.prior_K
+        context = self.context
+        labels_N = context.pool_logits(context.zero_shot_logits(context.task.pool)).argmax(-1)
+        return torch.bincount(labels_N, minlength=context.task.num_classes) / len(labels_N)
+
+    def predict(self, indices: IntArray) -> Tensor:
+        """Probabilities of the weak views, the logits of all three mixed."""
+        return self._mixed(super().predict(indices), indices)
+
+    def predict_strong(self, indices: IntArray, generator: torch.Generator) -> Tensor:
+        """Probabilities of CAP's strong views, mixed with the frozen features of the weak ones."""
+        return self._mixed(super().predict_strong(indices, generator), indices)
+
+    def _mixed(self, probs_NK: Tensor, indices: IntArray) -> Tensor:
+        if self.learned_share == 1:
+            return probs_NK
+        rows = torch.as_tensor(np.array(indices), dtype=torch.long, device=self.context.device)
+        frozen_ND = self.context.image_features_MD[rows]
+        frozen_NK = self.context.logit_scale * frozen_ND @ self.frozen_KD.T + self.frozen_K
+        # The smallest normal number stands for probabilities that float32 rounds to 0.
+        adapted_NK = probs_NK.clamp(min=torch.finfo(probs_NK.dtype).tiny).log()
+        return (self.learned_share * adapted_NK + frozen_NK).softmax(-1)
+
+    @property
+    def frozen_part(self) -> dict[str, Tensor]:
+        """What the checkpoint needs beside CAP's own to predict the same."""
+        share = torch.tensor(self.learned_share)
+        return {"learned_share": share, "frozen_weights": self.frozen_KD, "frozen_bias": self.frozen_K}
+
+
+def anchored_mixture(context: Context, text_images: float | None, *, pool_prior: bool) -> AnchoredMixture:
+    """The mixture of a cell's pool and labelled images."""
+    task, device = context.task, context.device
+    pool, labelled = (torch.as_tensor(np.array(rows), device=device) for rows in (task.pool, task.labelled.indices_N))
+    return fit_anchored_mixture(
+        context.image_features_MD[pool],
+        context.text_features_KD,
+        logit_scale=context.logit_scale,
+        open_K=context.pseudolabelled_K,
+        labelled_features_MD=context.image_features_MD[labelled],
+        labels_M=torch.as_tensor(np.array(task.labelled.labels_N), device=device),
+        text_images=text_images,
+        pool_prior=pool_prior,
+    )
+
+
+def distance_from_even(context: Context, shares_K: Tensor) -> float:
+    """d: total variation between class shares of the pool and even ones, over the classes it may hold."""
+    open_K = context.pseudolabelled_K
+    return 0.5 * float((shares_K[open_K] - 1 / int(open_K.sum())).abs().sum())
