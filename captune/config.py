@@ -131,6 +131,10 @@ class TaskConfig(Config):
     )
     pool_imbalance: float = Field(1.0, ge=1, description="largest over smallest class of the pool, exponential")
     pool_fraction: float = Field(1.0, gt=0, le=1, description="share of the pool that is kept")
+    open_set_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the classes that are not asked for and whose images stay in the pool"
+    )
+    shot_noise: float = Field(0.0, ge=0, lt=1, description="share of the labelled images that get a wrong label")
     holdout_fraction: float = Field(0.2, gt=0, lt=1, description="share of the pool held out of training for selection")
     unseal_pool: bool = Field(False, description="research: gives training the pool's true labels; stamps every output")
     template: str | None = Field(None, description="prompt template with one {}; default from the dataset's row")
@@ -203,7 +207,9 @@ class StudyConfig(Config):
     select_by: str = Field("auto", description="selection criterion; auto: the paradigm's default")
     confirm_top: int = Field(3, ge=0, description="best configurations that are confirmed over fresh seeds")
     confirm_seeds: int = Field(3, ge=1, description="fresh seeds a confirmed configuration")
-    stress: bool = Field(False, description="also re-run the choice under imbalance 1/10/50 and 25/50 % of the pool")
+    stress: bool = Field(
+        False, description="also re-run the choice on long-tailed, small and open-set pools, and with wrong shots"
+    )
     objectives: Literal["single", "balance"] = Field(
         "single", description="'balance' adds pseudolabel balance (Pareto)"
     )

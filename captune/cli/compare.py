@@ -50,6 +50,8 @@ def compare(
     shots: options.Shots = None,
     split_seed: options.SplitSeed = 500,
     pool_imbalance: options.PoolImbalance = 1.0,
+    open_set_fraction: options.OpenSet = 0.0,
+    shot_noise: options.ShotNoise = 0.0,
     template: options.Template = None,
     class_names: options.ClassNames = None,
     tuning: options.Tuning = None,
@@ -67,7 +69,8 @@ def compare(
     for kind, name in cells_of(paradigm, methods, console):
         task = options.task_config(
             kind, dataset=dataset, data_root=data_root, backbone=backbone, pretrained=pretrained, protocol=protocol,
-            shots=shots, split_seed=split_seed, pool_imbalance=pool_imbalance, template=template,
+            shots=shots, split_seed=split_seed, pool_imbalance=pool_imbalance,
+            open_set_fraction=open_set_fraction, shot_noise=shot_noise, template=template,
             class_names=class_names,
         ).model_dump()  # fmt: skip
         task["unseal_pool"] = ALGORITHMS[name].unsealed

@@ -30,6 +30,8 @@ Shots = Annotated[int | None, typer.Option(help="Labelled images a class (defaul
 SplitSeed = Annotated[int, typer.Option(help="Of the seen/unseen draw and the held-out pool (published: 500, 0, 200).")]
 Protocol = Annotated[str, typer.Option(help="coop (CoOp's splits) or paper (the paper's, as GRIP keeps them).")]
 PoolImbalance = Annotated[float, typer.Option(help="Make the pool long-tailed: largest over smallest class.")]
+OpenSet = Annotated[float, typer.Option(help="Share of the classes not asked for; their images stay in the pool.")]
+ShotNoise = Annotated[float, typer.Option(help="Share of the labelled images that get a wrong label.")]
 Template = Annotated[str | None, typer.Option(help="Prompt template with one {}; default: the dataset's.")]
 ClassNames = Annotated[Path | None, typer.Option(help="YAML list of class names, in label order.")]
 Descriptions = Annotated[Path | None, typer.Option(help="YAML of class descriptions for concept alignment.")]

@@ -84,6 +84,8 @@ def run(
     shots: options.Shots = None,
     split_seed: options.SplitSeed = 500,
     pool_imbalance: options.PoolImbalance = 1.0,
+    open_set_fraction: options.OpenSet = 0.0,
+    shot_noise: options.ShotNoise = 0.0,
     template: options.Template = None,
     class_names: options.ClassNames = None,
     descriptions: options.Descriptions = None,
@@ -109,7 +111,8 @@ def run(
     for key, kind, name in cells:
         task = options.task_config(
             kind, dataset=key, data_root=data_root, backbone=backbone, pretrained=pretrained, precision=precision,
-            protocol=protocol, shots=shots, split_seed=split_seed, pool_imbalance=pool_imbalance, template=template,
+            protocol=protocol, shots=shots, split_seed=split_seed, pool_imbalance=pool_imbalance,
+            open_set_fraction=open_set_fraction, shot_noise=shot_noise, template=template,
             class_names=class_names, descriptions=descriptions,
         )  # fmt: skip
         values = {

@@ -10,6 +10,7 @@ import numpy as np
 
 from captune.config import TaskConfig
 from captune.data.dataset import Dataset, Split
+from captune.data.difficulties import hide_classes
 from captune.data.digits import CLASS_NAMES, TEMPLATE, digits_splits, load_digits_arrays
 from captune.data.feature_bank import read_feature_file
 from captune.data.layouts import read_class_folders, read_manifest
@@ -52,7 +53,7 @@ def load_dataset(task: TaskConfig) -> Dataset:
     dataset = apply_overrides(dataset, task)
     if place and kind in _OWN:
         _refuse_equal_names(dataset)
-    return dataset
+    return hide_classes(dataset, task) if task.open_set_fraction else dataset
 
 
 def _refuse_equal_names(dataset: Dataset) -> None:

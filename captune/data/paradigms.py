@@ -16,6 +16,7 @@ import numpy.typing as npt
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
 from captune.data.dataset import UNKNOWN, Dataset, IntArray
+from captune.data.difficulties import mislabel
 from captune.data.draws import draw_shots, exponential_pool, seen_classes
 from captune.data.tree import name_some
 from captune.errors import ConfigError, DataError
@@ -127,7 +128,8 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
         DataError: missing or broken data, one class only, a class without images, too few labelled images, an empty
             pool or test split.
         UsageError: an unknown dataset.
-        ConfigError: the pool is to be unsealed where it is the test set.
+        ConfigError: the pool is to be unsealed where it is the test set, shots are to be mislabelled where there are
+            none, or too few classes are left of an open set.
     """
     dataset = load_dataset(config)
     _check_classes(dataset)
@@ -147,15 +149,16 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
     if role == "score" and config.paradigm != "trzsl":
         pool, holdout = _held_out(pool, config)
     labelled = _unsealed(roles.labelled, pool, labels_M, config) if config.unseal_pool else roles.labelled
+    given_M = _given_labels(roles, labels_M, config)
     task = Task(
         config=config,
         dataset=config.dataset,
         class_names=dataset.class_names,
         template=dataset.template,
-        labelled=_labelled(labelled, labels_M),
+        labelled=_labelled(labelled, given_M),
         pool=_frozen(pool),
         holdout=_frozen(holdout),
-        validation=_labelled(roles.validation, labels_M),
+        validation=_labelled(roles.validation, given_M),
         test=_frozen(test),
         pseudolabelled_K=_frozen_mask(roles.pseudolabelled_K),
         seen_K=_frozen_mask(roles.seen_K),
@@ -282,7 +285,11 @@ def _one_in_five(dataset: Dataset, images: IntArray, config: TaskConfig) -> IntA
 def _thinned(pool: IntArray, labels_M: IntArray, classes: IntArray, config: TaskConfig) -> IntArray:
     """The pool made long-tailed and smaller as asked; rising."""
     if config.pool_imbalance > 1:
-        pool = exponential_pool(pool, labels_M[pool], classes, config.pool_imbalance, config.split_seed)
+        # An open set's unknown images are in no class that could be thinned: all of them stay.
+        others = pool[labels_M[pool] == UNKNOWN] if config.open_set_fraction else pool[:0]
+        known = np.setdiff1d(pool, others)
+        known = exponential_pool(known, labels_M[known], classes, config.pool_imbalance, config.split_seed)
+        pool = np.concatenate([known, others])
     if config.pool_fraction < 1:
         count = max(1, round(config.pool_fraction * len(pool)))
         pool = numpy_generator(config.split_seed, "pool-fraction").permutation(pool)[:count]
@@ -327,6 +334,29 @@ def _unsealed(labelled: IntArray, pool: IntArray, labels_M: IntArray, config: Ta
             next_step="The ceiling of ul is the one to compare with.",
         )
     return np.union1d(labelled, pool[labels_M[pool] != UNKNOWN])
+
+
+def _given_labels(roles: _Roles, labels_M: IntArray, config: TaskConfig) -> IntArray:
+    """Labels as the paradigm's owner wrote them: with `shot_noise` some of the labelled and validation images' wrong.
+
+    Raises:
+        ConfigError: there is no labelled image to be wrong about.
+    """
+    if config.shot_noise == 0:
+        return labels_M
+    if len(roles.labelled) == 0:
+        raise ConfigError(
+            "shot_noise must be used where images are labelled",
+            got=f"{config.paradigm} without labelled images",
+            where="task: shot_noise",
+            next_step="Use ssl, trzsl, or tft with --shots.",
+        )
+    noisy_M = labels_M
+    for images in (roles.labelled, roles.validation):
+        classes = np.unique(labels_M[images])
+        if len(classes) > 1:
+            noisy_M = mislabel(images, noisy_M, classes, config.shot_noise, config.split_seed)
+    return noisy_M
 
 
 def _has_class(labels_N: IntArray, mask_K: BoolArray) -> BoolArray:

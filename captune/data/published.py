@@ -23,6 +23,8 @@ def published_results(task: TaskConfig, method: str) -> list[str]:
     """
     if task.paradigm != "ul" or task.backbone not in (None, "ViT-B-32", "ViT-B-32-quickgelu"):
         return []
+    if task.open_set_fraction or task.shot_noise:
+        return []
     table: dict[str, str] = {}
     what = ""
     if task.pool_imbalance == 1:

@@ -130,7 +130,8 @@ def open_seal(run: Path) -> int:
         plan = planned[key]
         config = TaskConfig.parse({**base, **(plan.get("task_overrides") or {})}, where=run / JOURNAL)
         metrics = evaluate_trial(config, plan["role"], run / "trials" / key)
-        if zero_shot is not None:
+        # An open set has fewer classes, so other class indices.
+        if zero_shot is not None and "open_set_fraction" not in (plan.get("task_overrides") or {}):
             predicted_N = _test_predictions(run / "trials" / key)
             if len(predicted_N) == len(zero_shot):
                 metrics["agreement_zero_shot"] = float(np.mean(predicted_N == zero_shot))

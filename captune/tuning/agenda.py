@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from captune.config import StudyConfig
 from captune.records import CONFIRM, REFERENCE, RUNNING, SCREEN, SEARCH, STRESS
 from captune.tuning.confirm import RACE_AFTER, best_mean, candidates, losers
 from captune.tuning.runs import Role
@@ -22,6 +23,8 @@ STRESSES: dict[str, dict[str, Any]] = {
     "imbalance50": {"pool_imbalance": 50.0},
     "pool25": {"pool_fraction": 0.25},
     "pool50": {"pool_fraction": 0.5},
+    "openset20": {"open_set_fraction": 0.2},
+    "noise20": {"shot_noise": 0.2},
 }
 _STRESS_SEEDS = 3
 WARM_STARTS = 3
@@ -184,6 +187,8 @@ class Agenda:
         role: Role = "report" if self._cell.info.both_roles else "score"
         for index in range(min(_STRESS_SEEDS, self._cell.study.confirm_seeds)):
             for name, overrides in STRESSES.items():
+                if "shot_noise" in overrides and not _owns_labels(self._cell.study):
+                    continue
                 key = f"x{choice}-{name}-s{self._fresh_seed(index)}"
                 if key not in self._cell.runs:
                     return self._planned_again(key, STRESS, choice, index, role, "top") | {"task_overrides": overrides}
@@ -204,3 +209,8 @@ class Agenda:
             "method": self._cell.study.method, "task_overrides": {}, "promoted_from": None,
         }  # fmt: skip
         return defaults | {"key": key, "phase": phase} | fields
+
+
+def _owns_labels(study: StudyConfig) -> bool:
+    """Whether the paradigm has labelled images that could be labelled wrongly."""
+    return study.task.paradigm == "trzsl" or study.task.num_shots > 0

@@ -17,8 +17,8 @@ import captune
 from captune.config import PARADIGMS, TaskConfig
 from captune.data.catalog import load_dataset
 from captune.data.draws import draw_shots, exponential_pool, seen_classes
-from captune.data.paradigms import Labelled, SealedLabels, Task, build_task
-from captune.errors import DataError
+from captune.data.paradigms import Labelled, Role, SealedLabels, Task, build_task
+from captune.errors import ConfigError, DataError
 
 _ROLES = ("score", "report")
 
@@ -282,6 +282,63 @@ def test_pool_fraction_keeps_that_share(ten: str) -> None:
     assert len(half.pool) == 100 and len(quarter.pool) == 50
     assert set(quarter.pool.tolist()) <= set(half.pool.tolist())
     assert len(half.test) == 50
+
+
+@pytest.mark.parametrize("role", ["score", "report"])
+@pytest.mark.parametrize("paradigm", list(PARADIGMS))
+def test_an_open_sets_unknown_classes_stay_in_the_pool_without_a_name_or_a_label(
+    ten: str, paradigm: str, role: Role
+) -> None:
+    plain, _ = _build(ten, paradigm, role)
+    task, sealed = _build(ten, paradigm, role, open_set_fraction=0.3)
+    assert len(task.class_names) == 7 and set(task.class_names) < set(plain.class_names)
+    assert set(task.labelled.labels_N.tolist()) | set(task.validation.labels_N.tolist()) <= set(range(7))
+    dataset = load_dataset(task.config)
+    labels_M, true_M = dataset.labels_M, load_dataset(plain.config).labels_M
+    known_M = labels_M >= 0
+    names = np.array(plain.class_names)[true_M]
+    assert (np.array(task.class_names)[labels_M[known_M]] == names[known_M]).all()
+    assert not np.isin(names[~known_M], task.class_names).any()
+    # Unknown images are trained on like any other of the pool; the truth of them is not even sealed, it is gone.
+    pooled = np.concatenate([task.pool, task.holdout])
+    assert (~known_M[pooled]).sum() > 0 and not (~known_M[task.labelled.indices_N]).any()
+    for name in ("pool", "holdout", "test"):
+        assert sealed.reveal()[name].max(initial=-1) < 7
+    assert len(task.test) == len(plain.test)
+
+
+def test_an_open_set_must_leave_two_classes(ten: str) -> None:
+    with pytest.raises(ConfigError, match=r"open_set_fraction must leave two classes, but got 0\.9 of 10"):
+        _build(ten, "ul", open_set_fraction=0.9)
+
+
+def test_a_long_tail_leaves_an_open_sets_unknown_images(tmp_path: Path) -> None:
+    dataset = _features(tmp_path, _even(5, 81), [], _even(5, 3), 5)
+    _, sealed = _build(dataset, "ul", pool_imbalance=27.0, open_set_fraction=0.2)
+    labels = sealed.reveal()["pool"]
+    # 81 · 27^(-r/3) for the four known classes.
+    assert sorted(np.bincount(labels[labels >= 0]).tolist()) == [3, 9, 27, 81] and (labels < 0).sum() == 81
+
+
+@pytest.mark.parametrize("paradigm", ["ssl", "trzsl"])
+def test_shot_noise_mislabels_that_share_of_what_is_labelled_and_nothing_sealed(ten: str, paradigm: str) -> None:
+    plain, truth = _build(ten, paradigm)
+    task, sealed = _build(ten, paradigm, shot_noise=0.25)
+    again, _ = _build(ten, paradigm, shot_noise=0.25)
+    more, _ = _build(ten, paradigm, shot_noise=0.5)
+    wrong = task.labelled.labels_N != plain.labelled.labels_N
+    assert wrong.sum() == round(0.25 * len(plain.labelled))
+    assert set(task.labelled.labels_N[wrong].tolist()) <= set(plain.labelled.labels_N.tolist())
+    assert (more.labelled.labels_N != plain.labelled.labels_N)[wrong].all()
+    np.testing.assert_array_equal(task.labelled.labels_N, again.labelled.labels_N)
+    np.testing.assert_array_equal(task.labelled.indices_N, plain.labelled.indices_N)
+    for name, labels in truth.reveal().items():
+        np.testing.assert_array_equal(sealed.reveal()[name], labels)
+
+
+def test_shot_noise_needs_shots(ten: str) -> None:
+    with pytest.raises(ConfigError, match="shot_noise must be used where images are labelled, but got ul"):
+        _build(ten, "ul", shot_noise=0.2)
 
 
 def test_unknown_labels_are_pooled_and_never_labelled(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""Worlds that are harder than a dataset: classes in the pool that nobody asks for, wrong labels among the shots."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from captune.config import TaskConfig
+from captune.data.dataset import UNKNOWN, Dataset, IntArray, Split
+from captune.errors import ConfigError
+from captune.seeding import numpy_generator
+
+
+def hide_classes(dataset: Dataset, task: TaskConfig) -> Dataset:
+    """The dataset as it looks to somebody who does not know of some of its classes (open set).
+
+    A seeded `open_set_fraction` of the classes, at least one, leaves the class names. Their images stay, with
+    `UNKNOWN` in place of a label: they are pooled, are never labelled, and do not count in a report.
+
+    Raises:
+        ConfigError: fewer than two classes would be left.
+    """
+    num_hidden = max(1, round(task.open_set_fraction * dataset.num_classes))
+    num_known = dataset.num_classes - num_hidden
+    if num_known < 2:
+        raise ConfigError(
+            "open_set_fraction must leave two classes",
+            got=f"{task.open_set_fraction} of {dataset.num_classes} classes",
+            where=dataset.key,
+            next_step="Lower --open-set-fraction.",
+        )
+    order = numpy_generator(task.split_seed, "open-set").permutation(dataset.num_classes)
+    known = np.sort(order[:num_known])
+    # The last entry is what UNKNOWN (-1) becomes.
+    renamed = np.full(dataset.num_classes + 1, UNKNOWN, np.int64)
+    renamed[known] = np.arange(num_known)
+
+    def part(split: Split) -> Split:
+        return replace(split, labels_N=renamed[split.labels_N])
+
+    text_KD = dataset.text_features_KD
+    return replace(
+        dataset,
+        class_names=tuple(dataset.class_names[label] for label in known),
+        train=part(dataset.train),
+        val=part(dataset.val),
+        test=part(dataset.test),
+        text_features_KD=None if text_KD is None else text_KD[known],
+    )
+
+
+def mislabel(images: IntArray, labels_M: IntArray, classes: IntArray, noise: float, seed: int) -> IntArray:
+    """Labels of all images, a share of some images' replaced by another class each.
+
+    Args:
+        images: the labelled ones, of which round(noise · their number) get a wrong label.
+        labels_M: true labels of all images.
+        classes: that a wrong label may be of, at least two.
+        noise: share, in [0, 1).
+        seed: root seed; a larger share keeps the wrong labels of a smaller one.
+    """
+    generator = numpy_generator(seed, "shot-noise")
+    order = generator.permutation(len(images))
+    # Steps round the circle of classes: every other class is as likely.
+    steps = generator.integers(1, len(classes), size=len(images))
+    noisy_M = labels_M.copy()
+    for position in order[: round(noise * len(images))]:
+        image = images[position]
+        place = int(np.flatnonzero(classes == labels_M[image])[0])
+        noisy_M[image] = classes[(place + steps[position]) % len(classes)]
+    return noisy_M
