@@ -170,9 +170,17 @@ def _draw_configurations(axis: Axes, robustness: pd.DataFrame, column: str) -> N
     axis.grid(False, axis="y")
 
 
+_STRESS_WORDS = {
+    "imbalance": "imbalance\n{}",
+    "pool": "{} % of\nthe pool",
+    "open_set": "{} % classes\nnot asked for",
+    "shot_noise": "{} % of\nshots wrong",
+}
+
+
 def robustness_figure(robustness: pd.DataFrame) -> Figure | None:
-    """Accuracy of one run's configurations under imbalance and small pools, and the worst class of each."""
-    stress = [name for name in robustness.columns if name.startswith(("imbalance_", "pool_"))]
+    """Accuracy of one run's configurations in harder worlds (`--stress`), and the worst class of each."""
+    stress = [name for name in robustness.columns if name.rsplit("_", 1)[0] in _STRESS_WORDS]
     rows = robustness[robustness["mean"].notna()]
     if not len(rows):
         return None
@@ -217,10 +225,10 @@ def _draw_stress(axis: Axes, rows: pd.DataFrame, columns: Sequence[str]) -> None
             label=str(row["configuration"]),
         )
         axis.axhline(100 * row["mean"], color=colour, linewidth=1, dashes=(3, 2), alpha=0.7)
-    words = {"imbalance": "imbalance\n{}", "pool": "{} % of\nthe pool"}
-    axis.set_xticks(places, [words[name.split("_")[0]].format(name.split("_")[1]) for name in known])
+    named = [name.rsplit("_", 1) for name in known]
+    axis.set_xticks(places, [_STRESS_WORDS[world].format(value) for world, value in named])
     axis.set_xlim(-0.5, len(known) - 0.4)
-    axis.set_title("Under other pools (dashed: the plain pool)")
+    axis.set_title("In harder worlds (dashed: the plain one)")
     axis.set_ylabel("mean metric (%)")
     axis.legend(loc="best")
 
