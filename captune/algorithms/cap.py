@@ -27,6 +27,7 @@ from captune.algorithms.common import (
 from captune.algorithms.concepts import align_concepts
 from captune.config import TrialConfig
 from captune.data.paradigms import IntArray
+from captune.data.views import Feed, upload
 from captune.method.alignment import alignment_loss, class_prototypes, ema_update
 from captune.method.confusion import class_similarity, soft_confusion
 from captune.method.margin import calibrated_margin
@@ -36,6 +37,7 @@ from captune.method.reweighting import class_weights
 from captune.metrics import balance
 from captune.seeding import torch_generator
 from captune.training.context import Context
+from captune.training.step import Batch, Branch
 
 
 class CapConfig(TrialConfig):
@@ -85,6 +87,7 @@ class Cap:
         self.classifier = adapted_classifier(context, config, seed)
         self.views = inputs(context, config)
         self.num_classes = task.num_classes
+        self.chooses = device.type == "cpu"
         self.pseudolabelled_K = context.pseudolabelled_K
         self.boards = self._first_boards()
         # Latest main-adapter feature of every image: what an epoch encodes serves the margin, nothing is encoded twice.
@@ -113,7 +116,6 @@ class Cap:
         """Margin, weights and the epoch's batches."""
         config, task = self.config, self.context.task
         generator = torch_generator(self.seed, "batches", epoch)
-        self.view_generator = torch_generator(self.seed, "views", epoch)
         self.margin_KK = self._margin()
         self.weights_K = class_weights(
             self.counts_K, strength=config.reweighting_strength, pseudolabelled_K=self.pseudolabelled_K
@@ -123,10 +125,8 @@ class Cap:
         self.pool_SB = task.pool[epoch_batches(len(task.pool), config, generator)]
         self.main_SB = epoch_batches(len(self.main), config, generator)
         self.labelled_SB = epoch_batches(len(task.labelled.indices_N), config, generator)
-        self.seen_labels: list[Tensor] = []
-        self.seen_confidences: list[Tensor] = []
-        self.seen_masks: list[Tensor] = []
-        self.seen_probs: list[Tensor] = []
+        self.feeds = self._feeds(torch_generator(self.seed, "views", epoch))
+        self.seen: list[Batch] = []
 
     def _margin(self) -> Tensor:
         if self.config.margin_scale == 0:
@@ -161,112 +161,157 @@ class Cap:
         labels_M = torch.tensor(labels, dtype=torch.long, device=device)
         return class_prototypes(self.memory_MD[rows_M], labels_M, self.num_classes)
 
-    def loss(self, step: int) -> Tensor:
-        """L of one step (METHOD 6)."""
-        config, classifier, device = self.config, self.classifier, self.context.device
-        labelled, main, pool = self.context.task.labelled, self.main[self.main_SB[step]], self.pool_SB[step]
-        chosen = self.labelled_SB[step]
-        text_KD = classifier.adapt_texts(classifier.encode_texts())
-        scale = classifier.logit_scale
-
-        with torch.no_grad():
-            weak_BD = classifier.adapt_images(classifier.encode_images(self.views.weak(pool)), "main")
-            weak_logits_BK = self.context.pool_logits(scale * weak_BD @ text_KD.T)
-            self._remember(pool, weak_BD)
-
-        streams = [labelled.indices_N[chosen], main[:, 0]]
-        pixels = [self.views.weak(np.concatenate(streams))] if sum(map(len, streams)) else []
+    def _feeds(self, generator: torch.Generator) -> dict[str, Feed]:
+        """What the epoch's steps read: labelled images, then main samples, with their labels; the pool's images."""
+        config, labelled, device, views = self.config, self.context.task.labelled, self.context.device, self.views
+        images_SB = np.concatenate([labelled.indices_N[self.labelled_SB], self.main[self.main_SB, 0]], axis=1)
+        labels_SB = np.concatenate([labelled.labels_N[self.labelled_SB], self.main[self.main_SB, 1]], axis=1)
+        feeds = {"pool": upload(self.pool_SB, device).__getitem__, "weak": views.feed(self.pool_SB)}
+        if images_SB.size:
+            feeds |= {
+                "images": upload(images_SB, device).__getitem__,
+                "labels": upload(labels_SB, device).__getitem__,
+                "trusted": views.feed(images_SB),
+            }
         if config.self_training:
-            strong_B = self.views.strong(
-                pool,
-                self.view_generator,
+            draws = views.draw(
+                self.pool_SB,
+                generator,
                 flip_probability=config.flip_probability,
                 crop_scale_min=config.crop_scale_min,
                 feature_dropout=config.feature_dropout,
             )
-            learned_R = self._learned_from(weak_logits_BK)
-            pixels.append(strong_B[learned_R])
-        raw_BD = (
-            encode_in_chunks(classifier, torch.cat(pixels), config.micro_batch)
-            if pixels
-            else text_KD.new_zeros(0, text_KD.shape[1])
-        )
-        num_trusted = sum(map(len, streams))
-        trusted_BD = classifier.adapt_images(raw_BD[:num_trusted], "main")
-        labelled_BD, main_BD = trusted_BD[: len(chosen)], trusted_BD[len(chosen) :]
+            feeds |= {
+                "strong": views.feed_crops(self.pool_SB, draws),
+                "draws": upload(draws, device).__getitem__,
+            }
+        return feeds
+
+    def batch(self, step: int) -> Batch:
+        """What one step reads."""
+        fed = {name: feed(step) for name, feed in self.feeds.items()}
+        return fed | {"margin": self.margin_KK, "weights": self.weights_K}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """L of one step (METHOD 6), and the pool's predictions."""
+        config, classifier, device = self.config, self.classifier, self.context.device
+        margin_KK, weights_K, scale = batch["margin"], batch["weights"], classifier.logit_scale
+        text, weak = Branch(device), Branch(device)
+        with text.run():
+            text_KD = classifier.adapt_texts(classifier.encode_texts())
+        with weak.run(), torch.no_grad():
+            weak_BD = classifier.adapt_images(classifier.encode_images(self.views.weak_of(batch["weak"])), "main")
+
+        def weak_logits() -> Tensor:
+            text.join(text_KD)
+            weak.join(weak_BD)
+            with torch.no_grad():
+                return self.context.pool_logits(scale * weak_BD @ text_KD.T)
+
+        if self.chooses:
+            # An unconfident image adds exactly nothing to the loss, so its strong view need not be encoded.
+            weak_logits_BK = weak_logits()
+            learned_R = self._confident(weak_logits_BK)
+            raw_BD = self._encoded(batch, learned_R, text_KD)
+        else:
+            # Choosing would make the host wait for the device, and the image streams need not wait for each other.
+            learned_R = slice(None)
+            raw_BD = self._encoded(batch, learned_R, text_KD)
+            weak_logits_BK = weak_logits()
+        self._remember(batch["pool"], weak_BD)
         loss = text_KD.sum() * 0.0
 
-        if len(chosen):
-            labels_B = torch.tensor(labelled.labels_N[chosen], device=device)
-            loss = loss + margin_cross_entropy(scale * labelled_BD @ text_KD.T, labels_B, self.margin_KK)
-            self._remember(streams[0], labelled_BD.detach())
-        if len(main):
-            labels_B = torch.as_tensor(main[:, 1], device=device)
-            loss = loss + margin_cross_entropy(
-                scale * main_BD @ text_KD.T, labels_B, self.margin_KK, weights_B=self.weights_K[labels_B]
-            )
-            self._remember(streams[1], main_BD.detach())
-            self._update_prototypes(main_BD.detach(), labels_B)
+        num_labelled, num_trusted = self.labelled_SB.shape[1], len(batch.get("images", ()))
+        if num_trusted:
+            trusted_BD, labels_B = classifier.adapt_images(raw_BD[:num_trusted], "main"), batch["labels"]
+            logits_BK = scale * trusted_BD @ text_KD.T
+            if num_labelled:
+                loss = loss + margin_cross_entropy(logits_BK[:num_labelled], labels_B[:num_labelled], margin_KK)
+            if num_trusted > num_labelled:
+                main_B = labels_B[num_labelled:]
+                loss = loss + margin_cross_entropy(
+                    logits_BK[num_labelled:], main_B, margin_KK, weights_B=weights_K[main_B]
+                )
+                self._update_prototypes(trusted_BD[num_labelled:].detach(), main_B)
+            self._remember(batch["images"], trusted_BD.detach())
         if config.self_training:
             strong_BD = classifier.adapt_images(raw_BD[num_trusted:], "main" if config.shared_adapter else "pseudo")
             pool_loss, _, _ = self_training_loss(
                 weak_logits_BK[learned_R],
                 scale * strong_BD @ text_KD.T,
-                self.margin_KK,
+                margin_KK,
                 threshold=config.confidence_threshold,
-                weights_K=self.weights_K,
+                weights_K=weights_K,
             )
             loss = loss + pool_loss
         if config.alignment_weight > 0:
             loss = loss + config.alignment_weight * alignment_loss(
                 text_KD, self.prototypes_KD, temperature=config.alignment_temperature, present_K=self.present_K
             )
-        self._take_down(weak_logits_BK)
-        return loss
+        return loss, self._predictions(weak_logits_BK)
 
-    def _learned_from(self, weak_logits_BK: Tensor) -> Tensor | slice:
-        """Rows whose strong views take part in the loss: the confident ones, all others add exactly nothing to it.
+    def _encoded(self, batch: Batch, learned_R: Tensor | slice, text_KD: Tensor) -> Tensor:
+        """Features with gradients: of labelled images and main samples, then of some strong views."""
+        views = []
+        if "trusted" in batch:
+            views.append(self.views.weak_of(batch["trusted"]))
+        if "strong" in batch:
+            views.append(self.views.strong_of(batch["strong"][learned_R], batch["draws"][learned_R]))
+        if not views:
+            return text_KD.new_zeros(0, text_KD.shape[1])
+        return encode_in_chunks(self.classifier, torch.cat(views), self.config.micro_batch)
 
-        An accelerator keeps every row, since choosing would wait for it. One row stays where none is confident, so that
-        the parameters have a gradient (of zero) and decay as ever.
+    def _confident(self, weak_logits_BK: Tensor) -> Tensor | slice:
+        """Rows of confident images; one row where none is, so that the parameters have a gradient (of zero) and decay
+        as ever.
         """
-        if weak_logits_BK.device.type != "cpu":
-            return slice(None)
         rows_R = (weak_logits_BK.softmax(-1).amax(-1) > self.config.confidence_threshold).nonzero()[:, 0]
         return rows_R if len(rows_R) else slice(0, 1)
 
-    def _remember(self, indices: IntArray, features_BD: Tensor) -> None:
-        self.memory_MD[torch.as_tensor(indices, device=self.memory_MD.device)] = features_BD.to(self.memory_MD.dtype)
+    def _remember(self, indices_B: Tensor, features_BD: Tensor) -> None:
+        self.memory_MD[indices_B] = features_BD.to(self.memory_MD.dtype)
 
     def _update_prototypes(self, features_BD: Tensor, labels_B: Tensor) -> None:
         if self.config.alignment_weight == 0:
             return
         batch_KD, present_K = class_prototypes(features_BD, labels_B, self.num_classes)
-        self.prototypes_KD, self.present_K = ema_update(
+        moved_KD, present_K = ema_update(
             self.prototypes_KD, self.present_K, batch_KD, present_K, momentum=self.config.prototype_momentum
         )
+        self.prototypes_KD.copy_(moved_KD)
+        self.present_K.copy_(present_K)
 
-    def _take_down(self, weak_logits_BK: Tensor) -> None:
-        """Keep the step's pool predictions on the device until the epoch ends."""
+    def _predictions(self, weak_logits_BK: Tensor) -> Batch:
+        """The step's pool predictions."""
         probs_BK = weak_logits_BK.softmax(-1)
         confidence_B, labels_B = probs_BK.max(-1)
-        self.seen_labels.append(labels_B)
-        self.seen_confidences.append(confidence_B)
-        self.seen_masks.append(confidence_B > self.config.confidence_threshold)
-        if self.config.confusion == "matrix":
-            self.seen_probs.append(probs_BK)
+        seen = {
+            "labels": labels_B,
+            "confidences": confidence_B,
+            "masks": confidence_B > self.config.confidence_threshold,
+        }
+        return seen | {"probs": probs_BK} if self.config.confusion == "matrix" else seen
+
+    def observe(self, seen: Batch) -> None:
+        """Keep a step's pool predictions, on the device, until the epoch ends."""
+        self.seen.append(seen)
+
+    def moving_state(self) -> list[Tensor]:
+        """The prototypes' moving averages."""
+        return [self.prototypes_KD, self.present_K]
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Counts for the next margin, and every `epochs_between_renewals` new boards."""
         config = self.config
-        labels_P, masks_P = torch.cat(self.seen_labels), torch.cat(self.seen_masks)
+        seen = {name: torch.cat([step[name] for step in self.seen]) for name in self.seen[0]}
+        labels_P, masks_P = seen["labels"], seen["masks"]
         counts_K = count_confident(labels_P, masks_P, self.num_classes)
         momentum = config.count_momentum if epoch > 0 else 0.0
         self.counts_K = momentum * self.counts_K + (1 - momentum) * counts_K
         if config.confusion == "matrix":
-            self.confusion_KK = soft_confusion(torch.cat(self.seen_probs), labels_P, self.num_classes)
+            self.confusion_KK = soft_confusion(seen["probs"], labels_P, self.num_classes)
         if epoch % config.epochs_between_renewals == 0:
-            self._grow(epoch, labels_P, masks_P)
+            self._grow(epoch, labels_P, seen["confidences"], masks_P)
         counts = counts_K[self.pseudolabelled_K].cpu().numpy()
         return {
             "num_confident": int(counts.sum()),
@@ -274,7 +319,7 @@ class Cap:
             "num_main": sum(len(board) for board in self.boards.values()),
         }
 
-    def _grow(self, epoch: int, labels_P: Tensor, masks_P: Tensor) -> None:
+    def _grow(self, epoch: int, labels_P: Tensor, confidences_P: Tensor, masks_P: Tensor) -> None:
         config = self.config
         size = leaderboard_size(
             epoch,
@@ -286,7 +331,7 @@ class Cap:
         confident = masks_P.cpu().numpy()
         rows = zip(
             labels_P.cpu().numpy()[confident].tolist(),
-            torch.cat(self.seen_confidences).cpu().numpy()[confident].tolist(),
+            confidences_P.cpu().numpy()[confident].tolist(),
             self.pool_SB.reshape(-1)[confident].tolist(),
             strict=True,
         )
@@ -327,6 +372,7 @@ class Cap:
         for label, image, score in zip(*columns, strict=True):
             self.boards[label].append((image, score))
         self.counts_K = tensors["counts"].to(device)
-        self.prototypes_KD, self.present_K = tensors["prototypes"].to(device), tensors["present"].to(device)
+        self.prototypes_KD.copy_(tensors["prototypes"])
+        self.present_K.copy_(tensors["present"])
         self.memory_MD[tensors["memory_images"].to(device)] = tensors["memory"].to(device)
         self.confusion_KK = tensors["confusion"].to(device) if "confusion" in tensors else None

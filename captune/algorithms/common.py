@@ -68,7 +68,10 @@ def encode_in_chunks(classifier: Classifier, inputs_B: Tensor, size: int | None)
     if size is None or len(inputs_B) <= size:
         return classifier.encode_images(inputs_B)
     chunks = [
-        checkpoint(classifier.encode_images, inputs_B[start : start + size], use_reentrant=False)
+        # No randomness to repeat, and asking for its state would spoil the recording of a CUDA graph.
+        checkpoint(
+            classifier.encode_images, inputs_B[start : start + size], use_reentrant=False, preserve_rng_state=False
+        )
         for start in range(0, len(inputs_B), size)
     ]
     return torch.cat(chunks)

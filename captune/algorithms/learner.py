@@ -24,10 +24,12 @@ from captune.algorithms.common import (
 )
 from captune.config import TrialConfig
 from captune.data.paradigms import IntArray
+from captune.data.views import Feed, upload
 from captune.method.candidates import partial_label_loss
 from captune.metrics import balance
 from captune.seeding import torch_generator
 from captune.training.context import Context
+from captune.training.step import Batch
 
 
 class LearnerConfig(TrialConfig):
@@ -61,33 +63,61 @@ class Learner:
     def start_epoch(self, epoch: int) -> None:
         """The epoch's batches."""
         generator = torch_generator(self.seed, "batches", epoch)
-        self.view_generator = torch_generator(self.seed, "views", epoch)
         self.pseudo_SB = epoch_batches(len(self.images_P), self.config, generator)
         self.labelled_SB = epoch_batches(len(self.labelled_NK), self.config, generator)
+        self.feeds = self._feeds(torch_generator(self.seed, "views", epoch))
 
-    def loss(self, step: int) -> Tensor:
-        """L of one step."""
-        classifier, labelled, pseudo = self.classifier, self.labelled_SB[step], self.pseudo_SB[step]
-        text_KD = classifier.encode_texts()
-        images_B = np.concatenate([self.context.task.labelled.indices_N[labelled], self.images_P[pseudo]])
-        if len(images_B) == 0:
-            return text_KD.sum() * 0.0
-        image_BD = encode_in_chunks(classifier, self._view(images_B), self.config.micro_batch)
-        logits_BK = classifier.logit_scale * image_BD @ text_KD.T
-        trusted_BK, rest_BK = logits_BK[: len(labelled)], logits_BK[len(labelled) :]
-        trusted = partial_label_loss(trusted_BK, self.labelled_NK[labelled])
-        return trusted + partial_label_loss(rest_BK, self.candidates_PK[pseudo])
-
-    def _view(self, images_B: IntArray) -> Tensor:
-        if self.config.training_view == "weak":
-            return self.views.weak(images_B)
-        return self.views.strong(
-            images_B,
-            self.view_generator,
-            flip_probability=self.config.flip_probability,
-            crop_scale_min=self.config.crop_scale_min,
-            feature_dropout=self.config.feature_dropout,
+    def _feeds(self, generator: torch.Generator) -> dict[str, Feed]:
+        """What the epoch's steps read: labelled images, then pseudolabelled ones."""
+        config, device = self.config, self.context.device
+        images_SB = np.concatenate(
+            [self.context.task.labelled.indices_N[self.labelled_SB], self.images_P[self.pseudo_SB]], axis=1
         )
+        if images_SB.size == 0:
+            return {}
+        labelled_SB, pseudo_SB = upload(self.labelled_SB, device), upload(self.pseudo_SB, device)
+        feeds: dict[str, Feed] = {
+            "candidates": lambda step: torch.cat(
+                [self.labelled_NK[labelled_SB[step]], self.candidates_PK[pseudo_SB[step]]]
+            )
+        }
+        if config.training_view == "weak":
+            return feeds | {"images": self.views.feed(images_SB)}
+        draws = self.views.draw(
+            images_SB,
+            generator,
+            flip_probability=config.flip_probability,
+            crop_scale_min=config.crop_scale_min,
+            feature_dropout=config.feature_dropout,
+        )
+        crops = self.views.feed_crops(images_SB, draws)
+        return feeds | {"images": crops, "draws": upload(draws, device).__getitem__}
+
+    def batch(self, step: int) -> Batch:
+        """What one step reads."""
+        return {name: feed(step) for name, feed in self.feeds.items()}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """L of one step."""
+        classifier, num_labelled = self.classifier, self.labelled_SB.shape[1]
+        text_KD = classifier.encode_texts()
+        if not batch:
+            return text_KD.sum() * 0.0, {}
+        if "draws" in batch:
+            view_B = self.views.strong_of(batch["images"], batch["draws"])
+        else:
+            view_B = self.views.weak_of(batch["images"])
+        image_BD = encode_in_chunks(classifier, view_B, self.config.micro_batch)
+        logits_BK, candidates_BK = classifier.logit_scale * image_BD @ text_KD.T, batch["candidates"]
+        trusted = partial_label_loss(logits_BK[:num_labelled], candidates_BK[:num_labelled])
+        return trusted + partial_label_loss(logits_BK[num_labelled:], candidates_BK[num_labelled:]), {}
+
+    def observe(self, seen: Batch) -> None:
+        """Nothing is kept of a step."""
+
+    def moving_state(self) -> list[Tensor]:
+        """Nothing moves but what is learned."""
+        return []
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """How many images are pseudolabelled, and how evenly."""

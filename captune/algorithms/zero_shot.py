@@ -16,6 +16,7 @@ from captune.errors import ModelError
 from captune.method.prior import logit_adjustment_bias, sinkhorn_bias
 from captune.model.class_prompts import class_prompts
 from captune.training.context import Context
+from captune.training.step import Batch
 
 
 class ZeroShotConfig(TrialConfig):
@@ -44,9 +45,20 @@ class Untrained:
     def start_epoch(self, epoch: int) -> None:
         """There are no epochs."""
 
-    def loss(self, step: int) -> Tensor:
+    def batch(self, step: int) -> Batch:
+        """There are no steps."""
+        raise NotImplementedError("this method does not train")
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
         """There is no loss."""
         raise NotImplementedError("this method does not train")
+
+    def observe(self, seen: Batch) -> None:
+        """There are no steps."""
+
+    def moving_state(self) -> list[Tensor]:
+        """There are no steps."""
+        return []
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """There are no epochs."""

@@ -22,13 +22,14 @@ from captune.data.catalog import default_backbone, load_dataset
 from captune.data.dataset import Dataset, IntArray, Split, empty_split
 from captune.data.image_store import ImageStore
 from captune.data.paradigms import Task, build_task
-from captune.data.views import ImageViews
+from captune.data.views import Feed, ImageViews
 from captune.model.backbone import load_backbone
 from captune.model.class_prompts import class_prompts
 from captune.preprocessing import Preprocessing
 from captune.seeding import torch_generator
 from captune.training.context import Context, open_context, resolve_device
 from captune.training.loop import Algorithm, Loop
+from captune.training.step import Batch
 
 _SAMPLE, _STEPS, _EPOCH_HOLDOUT = 64, 2, 512
 _ENOUGH_STEPS, _ENOUGH_SECONDS = 8, 2.0
@@ -104,14 +105,26 @@ class Stopwatch:
         """As the algorithm's, timed."""
         self.start.append(seconds_of(lambda: self.algorithm.start_epoch(epoch), self.device))
 
-    def loss(self, step: int) -> Tensor:
+    def batch(self, step: int) -> Batch:
         """As the algorithm's; a step lasts until the next one begins."""
         synchronize(self.device)
         now = time.perf_counter()
         if step > 0:
             self.steps.append(now - self._step_began)
         self._step_began = now
-        return self.algorithm.loss(step)
+        return self.algorithm.batch(step)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """As the algorithm's."""
+        return self.algorithm.loss(batch)
+
+    def observe(self, seen: Batch) -> None:
+        """As the algorithm's."""
+        self.algorithm.observe(seen)
+
+    def moving_state(self) -> list[Tensor]:
+        """As the algorithm's."""
+        return self.algorithm.moving_state()
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """As the algorithm's, timed."""
@@ -302,22 +315,25 @@ class _SampledViews(ImageViews):
         super().__init__(store, preprocessing, device)
         self._num_stored = len(store)
 
-    def weak(self, indices: IntArray) -> Tensor:
-        return super().weak(indices % self._num_stored)
+    def feed(self, indices_SB: IntArray) -> Feed:
+        return super().feed(indices_SB % self._num_stored)
 
-    def strong(
+    def draw(
         self,
-        indices: IntArray,
+        indices_SB: IntArray,
         generator: torch.Generator,
         *,
         flip_probability: float,
         crop_scale_min: float,
         feature_dropout: float = 0.0,
     ) -> Tensor:
-        return super().strong(
-            indices % self._num_stored,
+        return super().draw(
+            indices_SB % self._num_stored,
             generator,
             flip_probability=flip_probability,
             crop_scale_min=crop_scale_min,
             feature_dropout=feature_dropout,
         )
+
+    def feed_crops(self, indices_SB: IntArray, draws_SB5: Tensor) -> Feed:
+        return super().feed_crops(indices_SB % self._num_stored, draws_SB5)

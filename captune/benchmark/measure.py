@@ -48,6 +48,10 @@ class Timing:
         """Seconds the device itself worked: on a CPU its CPU seconds a thread, which neighbours disturb least."""
         return self.best_cpu / torch.get_num_threads() if device.type == "cpu" else self.best
 
+    def over(self, count: int) -> Timing:
+        """The timing of one of `count` equal parts of each call."""
+        return Timing(tuple(one / count for one in self.seconds), tuple(one / count for one in self.cpu_seconds))
+
     @property
     def median(self) -> float:
         """The typical call."""

@@ -22,6 +22,7 @@ from captune.model.backbone import Precision
 from captune.training.loop import Loop
 
 _STEPS_PER_EPOCH = 50
+_IN_A_ROW = 50
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class StepRow:
         rate: the matrix rate in that precision.
         images: that go through the image tower in a step.
         tokens: text and image tokens that go through a tower in a step, each counted once.
-        views_share: of the fast step's seconds.
+        views_share: of the fast step's seconds; on a GPU, where they are made beside the steps, what they add to them.
         device: where it ran.
     """
 
@@ -111,7 +112,7 @@ def measure_steps(
     for precision in dict.fromkeys(("fp32", *precisions)):
         step = reference if precision == "fp32" else bench.fast(precision)
         with FlopCounterMode(display=False) as counter:
-            step()  # allocators and kernels warm up, too
+            step.eagerly()  # allocators and kernels warm up, too
         flops[precision] = int(counter.get_total_flops())
         if precision in precisions:
             fast[precision] = step
@@ -124,7 +125,13 @@ def measure_steps(
         seconds = seconds_of(fast[precision], device)
         shares[precision].append(bench.views.seconds / seconds)
 
-    timings = alternate([plain, *(partial(with_share, precision) for precision in fast)], repeats, device)
+    if device.type == "cuda":
+        # Steps follow each other without the host waiting, as in an epoch; one alone would be mostly its launch.
+        timings = alternate([plain, *(partial(step, _IN_A_ROW) for step in fast.values())], repeats, device)
+        timings = [timings[0], *(timing.over(_IN_A_ROW) for timing in timings[1:])]
+        shares = {precision: _added_by_views(step, device) for precision, step in fast.items()}
+    else:
+        timings = alternate([plain, *(partial(with_share, precision) for precision in fast)], repeats, device)
     images, tokens = _sizes(bench, reference)
     rows = []
     for (precision, step_timing), gradient in zip(zip(fast, timings[1:], strict=True), gradients.values(), strict=True):
@@ -140,7 +147,7 @@ def measure_steps(
                 fast_loss=losses[precision],
                 gradient_error=float((gradient - plain_gradient).norm() / plain_gradient.norm()),
                 gradient_cosine=float(torch.nn.functional.cosine_similarity(gradient, plain_gradient, dim=0)),
-                labels_kept=float((fast[precision].labels_B == reference.labels_B).float().mean()),
+                labels_kept=float((fast[precision].seen["labels"] == reference.seen["labels"]).float().mean()),
                 flops=flops[precision],
                 rate=rates[precision],
                 images=images,
@@ -150,6 +157,24 @@ def measure_steps(
             )
         )
     return rows
+
+
+def _added_by_views(step: FastStep, device: torch.device) -> list[float]:
+    """1 - (steps on a batch that is there) / (steps that make theirs), in turn."""
+    given = step.cap.batch(0)
+
+    def ready() -> None:
+        step.given = given
+        step(_IN_A_ROW)
+
+    def made() -> None:
+        step.given = None
+        step(_IN_A_ROW)
+
+    without, with_views = alternate([ready, made], 5, device)
+    step.given = None
+    pairs = zip(without.seconds, with_views.seconds, strict=True)
+    return [max(0.0, 1 - fast / slow) for fast, slow in pairs]
 
 
 def _observed(step: Callable[[], Tensor], owner: FastStep, device: torch.device) -> tuple[float, Tensor, int]:

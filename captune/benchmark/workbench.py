@@ -20,15 +20,15 @@ from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
 from captune.data.image_store import ImageStore
 from captune.data.paradigms import IntArray, build_task
-from captune.data.views import ImageViews
+from captune.data.views import Feed, ImageViews
 from captune.errors import UsageError
 from captune.model.backbone import Backbone, Precision, load_backbone
 from captune.model.class_prompts import class_prompts
-from captune.preprocessing import Preprocessing
 from captune.seeding import numpy_generator, torch_generator
 from captune.training.context import Context
 from captune.training.loop import Loop
 from captune.training.optim import Sgd
+from captune.training.step import Batch, EagerStep, GraphStep, batches_of, step_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,33 +81,50 @@ class RepeatedViews(ImageViews):
         seconds: spent in making views since it was last set to 0.
     """
 
-    def __init__(self, store: ImageStore, preprocessing: Preprocessing, device: torch.device) -> None:
-        super().__init__(store, preprocessing, device)
-        self.seconds = 0.0
+    seconds = 0.0
 
-    def weak(self, indices: IntArray) -> Tensor:
-        """As `ImageViews.weak`."""
+    def feed(self, indices_SB: IntArray) -> Feed:
+        """As `ImageViews.feed`, timed."""
+        return self._timed(super().feed(indices_SB))
+
+    def weak_of(self, fed: Tensor) -> Tensor:
+        """As `ImageViews.weak_of`, timed."""
         with self._clock():
-            return super().weak(indices)
+            return super().weak_of(fed)
 
-    def strong(
+    def draw(
         self,
-        indices: IntArray,
+        indices_SB: IntArray,
         generator: torch.Generator,
         *,
         flip_probability: float,
         crop_scale_min: float,
         feature_dropout: float = 0.0,
     ) -> Tensor:
-        """As `ImageViews.strong`, but drawn from one seed at every call; `generator` stays as it is."""
+        """As `ImageViews.draw`, but from one seed at every call, all steps as the first; `generator` is not used."""
+        first_1B5 = super().draw(
+            indices_SB[:1],
+            torch_generator(_SEED, "strong"),
+            flip_probability=flip_probability,
+            crop_scale_min=crop_scale_min,
+        )
+        return first_1B5.repeat(len(indices_SB), 1, 1)
+
+    def feed_crops(self, indices_SB: IntArray, draws_SB5: Tensor) -> Feed:
+        """As `ImageViews.feed_crops`, timed."""
+        return self._timed(super().feed_crops(indices_SB, draws_SB5))
+
+    def strong_of(self, fed: Tensor, draws_B5: Tensor) -> Tensor:
+        """As `ImageViews.strong_of`, timed."""
         with self._clock():
-            return super().strong(
-                indices,
-                torch_generator(_SEED, "strong"),
-                flip_probability=flip_probability,
-                crop_scale_min=crop_scale_min,
-                feature_dropout=feature_dropout,
-            )
+            return super().strong_of(fed, draws_B5)
+
+    def _timed(self, feed: Feed) -> Feed:
+        def timed(step: int) -> Tensor:
+            with self._clock():
+                return feed(step)
+
+        return timed
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
@@ -117,30 +134,51 @@ class RepeatedViews(ImageViews):
         self.seconds += time.perf_counter() - started
 
 
-@dataclass
 class FastStep:
-    """One step of CAP, repeatable: the learning rate is 0, so the parameters stay as they are.
+    """Steps of CAP as the loop runs them, all on one batch: the learning rate is 0, so the parameters stay as they are.
 
-    Attributes:
+    Args:
         cap: the algorithm, in an epoch.
         optimizer: as the loop makes it.
+
+    Attributes:
+        seen: pseudolabels and confidences of the last step.
+        given: a batch to take instead of making one; None makes one anew for every step.
     """
 
-    cap: Cap
-    optimizer: Sgd
+    def __init__(self, cap: Cap, optimizer: Sgd) -> None:
+        self.cap, self.optimizer = cap, optimizer
+        self._parameters = list(cap.classifier.parameters())
+        self._step = step_of(self, self._parameters)
+        self.seen: Batch = {}
+        self.given: Batch | None = None
 
-    @property
-    def labels_B(self) -> Tensor:
-        """Pseudolabels of the last call."""
-        return self.cap.seen_labels[-1]
+    def __call__(self, num_steps: int = 1) -> Tensor:
+        """Views, losses, gradients, optimiser; the last step's loss."""
+        return self._run(self._step, num_steps)
 
-    def __call__(self) -> Tensor:
-        """Views, losses, gradients, optimiser; the loss."""
-        loss = self.cap.loss(0)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return loss.detach()
+    def eagerly(self) -> Tensor:
+        """One step that is not recorded, so that its operations can be counted."""
+        return self._run(EagerStep(self, self._parameters), 1)
+
+    def _run(self, take: EagerStep | GraphStep, num_steps: int) -> Tensor:
+        loss = torch.zeros(())
+        for batch in batches_of(self, num_steps, self.cap.context.device):
+            loss, self.seen = take(batch)
+            self.optimizer.step()
+        return loss
+
+    def batch(self, step: int) -> Batch:
+        """The same batch whatever the step."""
+        return self.cap.batch(0) if self.given is None else self.given
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """As the algorithm's."""
+        return self.cap.loss(batch)
+
+    def moving_state(self) -> list[Tensor]:
+        """As the algorithm's."""
+        return self.cap.moving_state()
 
 
 @dataclass
@@ -193,7 +231,8 @@ class Workbench:
         config = TaskConfig.parse({"dataset": f"folder:{photographs}", "paradigm": "ul", "cache_dir": folder / "store"})
         task, _ = build_task(config, role="report")
         store = ImageStore.open_or_build(load_dataset(config), backbone.preprocessing, folder / "store")
-        self.views = RepeatedViews(store, backbone.preprocessing, backbone.device)
+        self._view_parts = store, backbone.preprocessing, backbone.device
+        self.views = RepeatedViews(*self._view_parts)
         generator = torch_generator(_SEED, "features")
         features_MD = torch.randn(len(store), backbone.embed_dim, generator=generator).to(backbone.device)
         text_KD = backbone.encode_texts(class_prompts(task.class_names, task.template))
@@ -217,7 +256,11 @@ class Workbench:
 
     def algorithm(self, precision: Precision = "fp32", **values: object) -> Cap:
         """CAP before its first epoch, on the same frozen weights in a precision."""
-        context = replace(self.context, backbone=in_precision(self._backbone, precision))
+        backbone = in_precision(self._backbone, precision)
+        views = self.views
+        if backbone.view_dtype != views.dtype:
+            views = RepeatedViews(*self._view_parts, backbone.view_dtype)
+        context = replace(self.context, backbone=backbone, image_views=views)
         return Cap(context, self.config(**values), seed=_SEED)
 
     def fast(self, precision: Precision = "fp32", **values: object) -> FastStep:

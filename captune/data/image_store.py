@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class ImageStore:
     Attributes:
         key: content address, 32 hex digits.
         sizes_N2: height and width of each stored image.
+        offsets_N: where each begins in `flat()`.
     """
 
     def __init__(self, directory: Path, key: str) -> None:
@@ -44,7 +46,7 @@ class ImageStore:
         self.key = key
         self.directory = directory
         self.sizes_N2: IntArray = index_N3[:, 1:]
-        self._offsets_N: IntArray = index_N3[:, 0]
+        self.offsets_N: IntArray = index_N3[:, 0]
         # np.memmap refuses empty files, and an empty dataset has one.
         self._pixels: npt.NDArray[np.uint8] = (
             np.memmap(directory / "pixels.u8", np.uint8, "r") if len(index_N3) else np.empty(0, np.uint8)
@@ -83,12 +85,29 @@ class ImageStore:
         return cls(directory, key)
 
     def __len__(self) -> int:
-        return len(self._offsets_N)
+        return len(self.offsets_N)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all pixels."""
+        return len(self._pixels)
+
+    def flat(self) -> npt.NDArray[np.uint8]:
+        """All images one behind another, read-only."""
+        return self._pixels
+
+    @cached_property
+    def largest_crop(self) -> tuple[int, int]:
+        """Height and width that hold any crop with an aspect ratio of 3/4 to 4/3 (and its rounding) of any image."""
+        tall_N, wide_N = self.sizes_N2[:, 0], self.sizes_N2[:, 1]
+        height = np.minimum(tall_N, np.ceil(wide_N * 4 / 3) + 2).max(initial=0)
+        width = np.minimum(wide_N, np.ceil(tall_N * 4 / 3) + 2).max(initial=0)
+        return int(height), int(width)
 
     def image(self, index: int) -> Pixels:
         """One stored image as a read-only view (H, W, 3), uint8."""
         height, width = self.sizes_N2[index]
-        start = int(self._offsets_N[index])
+        start = int(self.offsets_N[index])
         view: Pixels = self._pixels[start : start + int(height * width) * 3].reshape(int(height), int(width), 3)
         return view
 

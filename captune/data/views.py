@@ -3,13 +3,15 @@
 The weak view is open_clip's preprocessing (centre crop, normalise). The strong view is a random resized crop and a
 flip (METHOD 6): boxes are drawn as torchvision's RandomResizedCrop draws them, in the stored image, and resampled as
 two batched matrix products, A_y · X · A_xᵀ, whose rows are the antialiased bicubic weights; a flip reverses the rows of
-A_x. No image is touched one by one but to copy its bytes.
+A_x. On a GPU that has room for them the images lie there, and the host only draws boxes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +21,17 @@ from torch import Tensor
 from captune.data.dataset import IntArray
 from captune.data.decode import Pixels
 from captune.data.image_store import ImageStore
+from captune.data.resident import ResidentPixels, fits
 from captune.preprocessing import Preprocessing
 
 _TRIES = 10
 _RATIO = (3 / 4, 4 / 3)
+
+
+def upload(array: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """A copy on a device; on its way to a GPU it lies in page-locked memory, so that the host need not wait."""
+    tensor = torch.tensor(array) if isinstance(array, np.ndarray) else array
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Normalise:
@@ -42,8 +51,15 @@ class Normalise:
         return scaled.to(self._dtype).contiguous()
 
 
+Feed = Callable[[int], Tensor]
+
+
 class ImageViews:
-    """Views of the images of a store."""
+    """Views of the images of a store.
+
+    Views are made in two parts, so that the second can be recorded as a CUDA graph: a feed hands out what a step's
+    views are made of (pixels, or only indices where the pixels lie on the device), `weak_of` and `strong_of` make them.
+    """
 
     def __init__(
         self,
@@ -51,28 +67,27 @@ class ImageViews:
         preprocessing: Preprocessing,
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
+        *,
+        resident: bool | None = None,
     ) -> None:
-        """Views of `store`, which must have been built with `preprocessing`."""
+        """Views in `dtype` of `store`, which must have been built with `preprocessing`.
+
+        `resident` keeps all images in the device's memory; None does so where a GPU has room for them.
+        """
         self.device = torch.device(device)
         self.dtype = dtype
         self._store = store
         self._size = preprocessing.image_size
         self._normalise = Normalise(preprocessing, self.device, dtype)
+        keep = fits(store, self.device) if resident is None else resident
+        self._resident = ResidentPixels(store, preprocessing, self.device) if keep else None
 
     def __len__(self) -> int:
         return len(self._store)
 
     def weak(self, indices: IntArray) -> Tensor:
         """Centre crops, normalised: (B, 3, S, S)."""
-        size = self._size
-        if self._store.uniform_size == (size, size):
-            pixels_BSS3 = self._store.images(indices)
-        else:
-            # Black pads images shorter than the crop (resize mode 'longest'); open_clip pads CMYK with white there.
-            pixels_BSS3 = np.zeros((len(indices), size, size, 3), np.uint8)
-            for row, index in enumerate(indices):
-                centre_crop(self._store.image(int(index)), pixels_BSS3[row])
-        return self._normalise(self._upload(pixels_BSS3))
+        return self.weak_of(self.feed(indices[None])(0))
 
     def strong(
         self,
@@ -85,34 +100,116 @@ class ImageViews:
     ) -> Tensor:
         """Random resized crops (area `crop_scale_min`-1, ratio 3/4-4/3, bicubic), flipped or not: (B, 3, S, S).
 
+        Args: as of `draw`.
+        """
+        draws_1B5 = self.draw(
+            indices[None],
+            generator,
+            flip_probability=flip_probability,
+            crop_scale_min=crop_scale_min,
+            feature_dropout=feature_dropout,
+        )
+        return self.strong_of(self.feed_crops(indices[None], draws_1B5)(0), upload(draws_1B5[0], self.device))
+
+    def feed(self, indices_SB: IntArray) -> Feed:
+        """For each of S steps, what `weak_of` makes its views of."""
+        if self._resident is not None:
+            return upload(indices_SB, self.device).__getitem__
+        return lambda step: self._upload(self._centres(indices_SB[step]))
+
+    def weak_of(self, fed: Tensor) -> Tensor:
+        """Centre crops, normalised, of what a feed gave: (B, 3, S, S)."""
+        if self._resident is not None:
+            return self._resident.centres(fed, self.dtype)
+        return self._normalise(fed.permute(0, 3, 1, 2).float())
+
+    def draw(
+        self,
+        indices_SB: IntArray,
+        generator: torch.Generator,
+        *,
+        flip_probability: float,
+        crop_scale_min: float,
+        feature_dropout: float = 0.0,
+    ) -> Tensor:
+        """Everything random about strong views: a crop's top, left, height and width, flipped or not; (S, B, 5) int64.
+
         Args:
-            indices: (B,) images.
+            indices_SB: images.
             generator: CPU generator that everything random comes from.
             flip_probability: of a horizontal flip.
             crop_scale_min: smallest share of the image's area that a crop may cover.
             feature_dropout: not used here; views of features take it.
         """
-        boxes = sample_boxes(self._store.sizes_N2[indices], crop_scale_min, generator)
-        flip_B = torch.rand(len(indices), generator=generator) < flip_probability
-        if self._store.uniform_size is not None:
-            pixels_BHW3, top_B, left_B = self._store.images(indices), boxes.top_B, boxes.left_B
-        else:
-            pixels_BHW3 = _cut_out(self._store, indices, boxes)
-            top_B = left_B = torch.zeros_like(boxes.top_B)
-        image_B3HW = self._upload(pixels_BHW3)
+        boxes = sample_boxes(self._store.sizes_N2[indices_SB.reshape(-1)], crop_scale_min, generator)
+        flip_N = torch.rand(indices_SB.size, generator=generator) < flip_probability
+        columns = (boxes.top_B, boxes.left_B, boxes.height_B, boxes.width_B, flip_N.long())
+        return torch.stack(columns, dim=1).reshape(*indices_SB.shape, 5)
+
+    def feed_crops(self, indices_SB: IntArray, draws_SB5: Tensor) -> Feed:
+        """For each of S steps, what `strong_of` makes its views of."""
+        if self._resident is not None:
+            return upload(indices_SB, self.device).__getitem__
+        if self._whole:
+            return lambda step: self._upload(self._store.images(indices_SB[step]))
+        return lambda step: self._upload(self._cut_out(indices_SB[step], draws_SB5[step]))
+
+    def strong_of(self, fed: Tensor, draws_B5: Tensor) -> Tensor:
+        """Crops, resampled and normalised, of what a feed gave: (B, 3, S, S).
+
+        Args:
+            fed: from `feed_crops`.
+            draws_B5: the step's numbers of `draw`, on the device.
+        """
+        if self._resident is not None:
+            return self._resident.crops(fed, draws_B5, self.dtype)
+        top_B, left_B, height_B, width_B, flipped_B = draws_B5.unbind(1)
+        if not self._whole:  # what was cut out begins with the crop
+            top_B = left_B = torch.zeros_like(top_B)
+        image_B3HW = fed.permute(0, 3, 1, 2).float()
         height, width = image_B3HW.shape[-2:]
-        rows_BSH = resampling_weights(top_B, boxes.height_B, height, self._size, self.device)
-        columns_BSW = resampling_weights(left_B, boxes.width_B, width, self._size, self.device)
-        columns_BSW = torch.where(flip_B.to(self.device)[:, None, None], columns_BSW.flip(1), columns_BSW)
+        rows_BSH = resampling_weights(top_B, height_B, height, self._size, self.device)
+        columns_BSW = resampling_weights(left_B, width_B, width, self._size, self.device)
+        columns_BSW = torch.where(flipped_B.bool()[:, None, None], columns_BSW.flip(1), columns_BSW)
         crops_B3SS = rows_BSH[:, None] @ image_B3HW @ columns_BSW.mT[:, None]
         return self._normalise(crops_B3SS.clamp_(0, 255))  # bicubic overshoots at edges
 
+    @property
+    def _whole(self) -> bool:
+        """Whether crops are taken from whole images rather than cut out first."""
+        return self._store.uniform_size is not None
+
+    def _centres(self, indices: IntArray) -> Pixels:
+        size = self._size
+        if self._store.uniform_size == (size, size):
+            return self._store.images(indices)
+        # Black pads images shorter than the crop (resize mode 'longest'); open_clip pads CMYK with white there.
+        pixels_BSS3 = np.zeros((len(indices), size, size, 3), np.uint8)
+        for row, index in enumerate(indices):
+            centre_crop(self._store.image(int(index)), pixels_BSS3[row])
+        return pixels_BSS3
+
+    def _cut_out(self, indices: IntArray, draws_B5: Tensor) -> Pixels:
+        """The boxes' pixels, each in the upper left corner of a canvas.
+
+        On a CPU the canvas is as large as the batch's largest box, on a GPU as any box can be: recorded steps keep
+        their shapes.
+        """
+        largest = draws_B5.amax(0)[2:4].tolist() if self.device.type == "cpu" else self._store.largest_crop
+        canvas_BHW3 = np.zeros((len(indices), *largest, 3), np.uint8)
+        for row, (index, box) in enumerate(zip(indices, draws_B5.tolist(), strict=True)):
+            top, left, height, width, _ = box
+            image = self._store.image(int(index))
+            canvas_BHW3[row, :height, :width] = image[top : top + height, left : left + width]
+        return canvas_BHW3
+
     def _upload(self, pixels_BHW3: Pixels) -> Tensor:
-        return torch.from_numpy(pixels_BHW3).to(self.device).permute(0, 3, 1, 2).float()
+        pixels = torch.from_numpy(pixels_BHW3)
+        return pixels if self.device.type == "cpu" else upload(pixels, self.device)
 
 
 class FeatureViews:
-    """Views of frozen image features."""
+    """Views of frozen image features, made in two parts as those of `ImageViews`."""
 
     def __init__(self, features_MD: Tensor | npt.NDArray[np.float32], device: torch.device | str) -> None:
         """Views of normalised features (M, D)."""
@@ -124,7 +221,7 @@ class FeatureViews:
 
     def weak(self, indices: IntArray) -> Tensor:
         """The features as they are: (B, D)."""
-        return self._features_MD[torch.tensor(indices, device=self.device)]
+        return self.weak_of(upload(indices, self.device))
 
     def strong(
         self,
@@ -135,17 +232,44 @@ class FeatureViews:
         crop_scale_min: float = 1.0,
         feature_dropout: float,
     ) -> Tensor:
-        """The features with a share of their entries dropped, normalised again: (B, D).
+        """The features with a share of their entries dropped, normalised again: (B, D)."""
+        keep_1BD = self.draw(indices[None], generator, feature_dropout=feature_dropout)
+        return self.strong_of(upload(indices, self.device), upload(keep_1BD[0], self.device))
+
+    def feed(self, indices_SB: IntArray) -> Feed:
+        """For each of S steps, what `weak_of` makes its views of: indices."""
+        return upload(indices_SB, self.device).__getitem__
+
+    def weak_of(self, fed: Tensor) -> Tensor:
+        """The features as they are: (B, D)."""
+        return self._features_MD[fed]
+
+    def draw(
+        self,
+        indices_SB: IntArray,
+        generator: torch.Generator,
+        *,
+        flip_probability: float = 0.0,
+        crop_scale_min: float = 1.0,
+        feature_dropout: float,
+    ) -> Tensor:
+        """Everything random about strong views: which entries are kept, (S, B, D) bool.
 
         Args:
-            indices: (B,) images.
+            indices_SB: images.
             generator: CPU generator that the dropped entries come from.
             flip_probability, crop_scale_min: not used here; views of pixels take them.
             feature_dropout: probability that an entry is dropped.
         """
-        features_BD = self.weak(indices)
-        keep_BD = torch.rand(features_BD.shape, generator=generator) >= feature_dropout
-        return torch.nn.functional.normalize(features_BD * keep_BD.to(self.device), dim=-1)
+        return torch.rand(*indices_SB.shape, self._features_MD.shape[1], generator=generator) >= feature_dropout
+
+    def feed_crops(self, indices_SB: IntArray, draws_SBD: Tensor) -> Feed:
+        """As `feed`."""
+        return self.feed(indices_SB)
+
+    def strong_of(self, fed: Tensor, draws_BD: Tensor) -> Tensor:
+        """The features without what was dropped, normalised again: (B, D)."""
+        return torch.nn.functional.normalize(self._features_MD[fed] * draws_BD, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -241,13 +365,3 @@ def centre_crop(image_HW3: Pixels, out_SS3: Pixels) -> None:
             windows.append((slice(0, length), slice(start, start + length)))
     (source_rows, rows), (source_columns, columns) = windows
     out_SS3[rows, columns] = image_HW3[source_rows, source_columns]
-
-
-def _cut_out(store: ImageStore, indices: IntArray, boxes: Boxes) -> Pixels:
-    """The boxes' pixels, each in the upper left corner of a canvas as large as the largest box."""
-    canvas_BHW3 = np.zeros((len(indices), int(boxes.height_B.max()), int(boxes.width_B.max()), 3), np.uint8)
-    corners = zip(boxes.top_B.tolist(), boxes.left_B.tolist(), strict=True)
-    extents = zip(boxes.height_B.tolist(), boxes.width_B.tolist(), strict=True)
-    for row, (index, (top, left), (height, width)) in enumerate(zip(indices, corners, extents, strict=True)):
-        canvas_BHW3[row, :height, :width] = store.image(int(index))[top : top + height, left : left + width]
-    return canvas_BHW3

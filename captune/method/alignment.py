@@ -111,9 +111,10 @@ def class_prototypes(features_MD: Tensor, labels_M: Tensor, num_classes: int) ->
     """
     check_shapes(features_MD=features_MD, labels_M=labels_M)
     features_MD = unit(features_MD)
-    sums_KD = features_MD.new_zeros(num_classes, features_MD.shape[1]).index_add(0, labels_M, features_MD)
-    counts_K = features_MD.new_zeros(num_classes).index_add(0, labels_M, torch.ones_like(features_MD[:, 0]))
-    return unit(sums_KD / counts_K.clamp(min=1)[:, None]), counts_K > 0
+    # A product adds in one order, where adding row by row on a GPU does not.
+    member_KM = (labels_M == torch.arange(num_classes, device=labels_M.device)[:, None]).to(features_MD.dtype)
+    counts_K = member_KM.sum(1)
+    return unit(member_KM @ features_MD / counts_K.clamp(min=1)[:, None]), counts_K > 0
 
 
 def ema_update(

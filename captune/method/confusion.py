@@ -59,9 +59,9 @@ def confusion_sums(probs_BK: Tensor, labels_B: Tensor, num_classes: int) -> tupl
     sizes = check_shapes(probs_BK=probs_BK, labels_B=labels_B)
     require(sizes["K"] == num_classes, "K == num_classes", K=sizes["K"], num_classes=num_classes)
     probs_BK = precise(probs_BK.detach())
-    sums_KK = probs_BK.new_zeros(num_classes, num_classes).index_add(0, labels_B, probs_BK)
-    counts_K = probs_BK.new_zeros(num_classes).index_add(0, labels_B, torch.ones_like(probs_BK[:, 0]))
-    return sums_KK, counts_K
+    # A product adds in one order, where adding row by row on a GPU does not.
+    predicted_KB = (labels_B == torch.arange(num_classes, device=labels_B.device)[:, None]).to(probs_BK.dtype)
+    return predicted_KB @ probs_BK, predicted_KB.sum(1)
 
 
 def confusion_to_similarity(sums_KK: Tensor, counts_K: Tensor) -> Tensor:

@@ -100,6 +100,11 @@ class Backbone:
         self.image_tower = None if image_reason else LeanImageTower(model, self.device, self._dtype, options)
 
     @property
+    def view_dtype(self) -> torch.dtype:
+        """What images are best made in: the towers' own kind on a GPU, where they would be cast anyway, else fp32."""
+        return self._dtype if self.device.type == "cuda" and self.image_tower is not None else torch.float32
+
+    @property
     def supports_prompts(self) -> bool:
         """Whether both towers can be prompted."""
         return self.prompt_refusal is None

@@ -7,6 +7,7 @@ The mathematics is open_clip's `ResidualAttentionBlock`; tests hold the two agai
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import open_clip.transformer as oc
@@ -29,13 +30,17 @@ class LeanOptions:
             a few percent, "same" follows the weights.
         text_chunk: classes at once in a text forward with gradients, each chunk encoded again in the backward pass;
             None takes as many as make 8,192 tokens.
-        share_prefix: compute the tokens that all class prompts begin with once; exact under the causal mask.
+        share_prefix: compute the tokens that all class prompts begin with once; exact under the causal mask. None does
+            so on a CPU; on a GPU twice as many small kernels cost more than the tokens.
+        fused: additions, prompts and norms of a block in one kernel (`fused.py`), attention on packed rows
+            (`attention.py`); None takes them on a GPU in bf16 or fp16, where Triton is installed.
     """
 
     attention: Literal["auto", "sdpa", "matmul"] = "auto"
     residual: Literal["fp32", "same"] = "fp32"
     text_chunk: int | None = None
-    share_prefix: bool = True
+    share_prefix: bool | None = None
+    fused: bool | None = None
 
 
 def blocks_refusal(transformer: Any) -> str | None:
@@ -95,6 +100,30 @@ class _Layer:
     activation: Literal["quick", "none", "tanh"]
 
 
+@dataclass(frozen=True)
+class Overwrite:
+    """Prompt vectors that stand in the input of a layer in place of its own tokens.
+
+    Attributes:
+        vectors_nW: the vectors.
+        first, stride, count: they stand in rows first + stride·b + j of the packed tokens, b < count.
+    """
+
+    vectors_nW: Tensor
+    first: int
+    stride: int
+    count: int
+
+    def __call__(self, x_TW: Tensor) -> Tensor:
+        """The packed tokens with the vectors among them."""
+        vectors_nW, n, width = self.vectors_nW.to(x_TW.dtype), len(self.vectors_nW), x_TW.shape[1]
+        if self.count == 1:
+            return torch.cat([x_TW[: self.first], vectors_nW, x_TW[self.first + n :]])
+        x_bLW = x_TW.view(self.count, self.stride, width)
+        before, after = x_bLW[:, : self.first], x_bLW[:, self.first + n :]
+        return torch.cat([before, vectors_nW.expand(self.count, -1, -1), after], dim=1).flatten(0, 1)
+
+
 class Blocks:
     """The residual blocks of one tower.
 
@@ -119,6 +148,9 @@ class Blocks:
         # A cast copy is made anyway, so the factor of the activation goes into it for nothing.
         self._folded = dtype != torch.float32
         self._layers = [self._take(block, device) for block in transformer.resblocks]
+        self.fused = options.fused
+        if self.fused is None:
+            self.fused = device.type == "cuda" and dtype != torch.float32 and find_spec("triton") is not None
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -153,19 +185,45 @@ class Blocks:
             activation="quick" if quick else mlp.gelu.approximate,
         )
 
-    def qkv(self, index: int, x_TW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (T, W) of every token."""
-        layer = self._layers[index]
-        qkv = F.linear(layer.norm_1(x_TW).to(self.dtype), layer.qkv_weight, layer.qkv_bias)
-        q_TW, k_TW, v_TW = qkv.chunk(3, dim=-1)
-        return q_TW, k_TW, v_TW
+    def enter(
+        self, index: int, x_TW: Tensor, added_TW: Tensor | None, overwrite: Overwrite | None
+    ) -> tuple[Tensor, Tensor]:
+        """The stream where a block begins, and its first norm (T, W) in the weights' dtype.
 
-    def qkv_of_rows(self, index: int, x_TW: Tensor, rows_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values of every token, queries (R, W) of some rows only: all that a last layer needs."""
+        Args:
+            index: of the block.
+            x_TW: the residual stream.
+            added_TW: what the block before adds to it.
+            overwrite: prompts that stand in it from here on.
+        """
+        return self._merge(self._layers[index].norm_1, x_TW, added_TW, overwrite)
+
+    def _merge(
+        self, norm: Norm, x_TW: Tensor, added_TW: Tensor | None, overwrite: Overwrite | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if self.fused:
+            from captune.model.fused import Rows, add_norm
+
+            vectors_nW, rows = None, None
+            if overwrite is not None:
+                vectors_nW, rows = overwrite.vectors_nW, Rows(overwrite.first, overwrite.stride, overwrite.count)
+            return add_norm(x_TW, added_TW, vectors_nW, rows, norm.weight_W, norm.bias_W, norm.eps, self.dtype)
+        if added_TW is not None:
+            x_TW = x_TW + added_TW
+        if overwrite is not None:
+            x_TW = overwrite(x_TW)
+        return x_TW, norm(x_TW).to(self.dtype)
+
+    def qkv(self, index: int, h_TW: Tensor) -> Tensor:
+        """Queries, keys and values side by side (T, 3W) of every token, from the block's first norm."""
+        layer = self._layers[index]
+        return F.linear(h_TW, layer.qkv_weight, layer.qkv_bias)
+
+    def qkv_of_rows(self, index: int, h_TW: Tensor, h_RW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (R, W) of some rows, keys and values of every token: all that a last layer needs."""
         layer, width = self._layers[index], self.width
-        h_TW = layer.norm_1(x_TW).to(self.dtype)
         bias = layer.qkv_bias
-        q_RW = F.linear(h_TW[rows_R], layer.qkv_weight[:width], None if bias is None else bias[:width])
+        q_RW = F.linear(h_RW, layer.qkv_weight[:width], None if bias is None else bias[:width])
         kv = F.linear(h_TW, layer.qkv_weight[width:], None if bias is None else bias[width:])
         k_TW, v_TW = kv.chunk(2, dim=-1)
         return q_RW, k_TW, v_TW
@@ -173,6 +231,17 @@ class Blocks:
     def heads(self, t_TW: Tensor, num_sequences: int) -> Tensor:
         """Packed rows (B·L, W) as heads (B, H, L, W/H), without a copy."""
         return t_TW.view(num_sequences, -1, self.num_heads, self.width // self.num_heads).transpose(1, 2)
+
+    def self_attend(self, qkv_T3W: Tensor, num_sequences: int, mask_LL: Tensor | None) -> Tensor:
+        """Attention within sequences of equal length, packed (T, W); `mask_LL` is None or additive and causal."""
+        length = len(qkv_T3W) // num_sequences
+        if self.fused:
+            from captune.model.attention import packed_attention, suits_packed_attention
+
+            if suits_packed_attention(length, self.width // self.num_heads):
+                return packed_attention(qkv_T3W, num_sequences, self.num_heads, causal=mask_LL is not None)
+        q, k, v = (self.heads(part, num_sequences) for part in qkv_T3W.chunk(3, dim=-1))
+        return self.attend(q, k, v, mask_LL)
 
     def attend(self, q_BHQd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of each sequence, packed again (B·Q, W); `mask` is additive and broadcasts to (B, H, Q, L)."""
@@ -189,12 +258,11 @@ class Blocks:
             out = torch.bmm(scores.softmax(-1), v).view(batch, heads, -1, depth)
         return out.transpose(1, 2).reshape(-1, self.width)
 
-    def finish(self, index: int, x_TW: Tensor, attended_TW: Tensor) -> Tensor:
-        """The rest of a block: output projection and MLP, each added to the residual stream (T, W)."""
+    def finish(self, index: int, x_TW: Tensor, attended_TW: Tensor) -> tuple[Tensor, Tensor]:
+        """The rest of a block: the stream (T, W) with the output projection added, and what the MLP adds to it."""
         layer = self._layers[index]
         added = F.linear(attended_TW, layer.out_weight, layer.out_bias)
-        x_TW = x_TW + (added if layer.scale_1 is None else added * layer.scale_1)
-        h = layer.norm_2(x_TW).to(self.dtype)
+        x_TW, h = self._merge(layer.norm_2, x_TW, added if layer.scale_1 is None else added * layer.scale_1)
         if layer.activation != "quick":
             h = F.gelu(F.linear(h, layer.fc_weight, layer.fc_bias), approximate=layer.activation)
             added = F.linear(h, layer.proj_weight, layer.proj_bias)
@@ -204,4 +272,4 @@ class Blocks:
         else:
             h = F.silu(torch.addmm(layer.fc_bias, h, layer.fc_weight.T, beta=_QUICK, alpha=_QUICK))
             added = torch.addmm(layer.proj_bias, h, layer.proj_weight.T, alpha=1 / _QUICK)
-        return x_TW + (added if layer.scale_2 is None else added * layer.scale_2)
+        return x_TW, added if layer.scale_2 is None else added * layer.scale_2

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from captune.errors import ModelError
-from captune.model.blocks import Blocks, LeanOptions, Norm, blocks_refusal, place
+from captune.model.blocks import Blocks, LeanOptions, Norm, Overwrite, blocks_refusal, place
 
 _TOKENS_AT_ONCE = 8192
 
@@ -133,7 +133,10 @@ class LeanTextTower:
         same_L = torch.eq(tokens_KL, tokens_KL[:1]).all(0)
         shared = int(same_L.long().cumprod(0).sum())
         shared = min(shared, int(pooled_K.min()))
-        if len(tokens_KL) == 1 or shared < 1 + num_context or not self.options.share_prefix:
+        share = self.options.share_prefix
+        if share is None:
+            share = tokens_KL.device.type == "cpu"
+        if len(tokens_KL) == 1 or shared < 1 + num_context or not share:
             shared = 0
         return TextPlan(tokens_KL[0, :shared], tokens_KL[:, shared:], pooled_K - shared)
 
@@ -168,43 +171,43 @@ class LeanTextTower:
         if self.causal:
             mask_LL = torch.full((whole, whole), float("-inf"), dtype=blocks.dtype, device=x_TW.device).triu_(1)
         rows_K = shared + torch.arange(num, device=x_TW.device) * length + plan.pooled_K
+        added_TW: Tensor | None = None
         for index in range(len(blocks)):
+            overwrite = None
             if vectors_JnW is not None and 1 <= index < len(vectors_JnW):
-                x_TW = self._overwrite(x_TW, vectors_JnW[index], num, shared)
-            last = index == len(blocks) - 1
-            if last:
-                q, k, v = blocks.qkv_of_rows(index, x_TW, rows_K)
+                overwrite = self._overwrite(vectors_JnW[index], num, length, shared)
+            x_TW, h_TW = blocks.enter(index, x_TW, added_TW, overwrite)
+            if index == len(blocks) - 1:
+                q, k, v = blocks.qkv_of_rows(index, h_TW, h_TW[rows_K])
                 x_TW = x_TW[rows_K]
                 mask = None if mask_LL is None else mask_LL[shared + plan.pooled_K][:, None, None, :]
                 attended = blocks.attend(blocks.heads(q, num), *self._keys(k, v, num, shared), mask)
             else:
-                q, k, v = blocks.qkv(index, x_TW)
-                mask = None if mask_LL is None else mask_LL[shared:]
-                attended = blocks.attend(blocks.heads(q[shared:], num), *self._keys(k, v, num, shared), mask)
+                qkv = blocks.qkv(index, h_TW)
                 if shared:
                     assert mask_LL is not None  # for the type checker: only a causal tower shares
+                    q, k, v = qkv.chunk(3, dim=-1)
+                    own = blocks.attend(blocks.heads(q[shared:], num), *self._keys(k, v, num, shared), mask_LL[shared:])
                     first_q, first_k, first_v = (blocks.heads(t[:shared], 1) for t in (q, k, v))
                     first = blocks.attend(first_q, first_k, first_v, mask_LL[:shared, :shared])
-                    attended = torch.cat([first, attended])
-            x_TW = blocks.finish(index, x_TW, attended)
-        return self._head(x_TW)
+                    attended = torch.cat([first, own])
+                else:
+                    attended = blocks.self_attend(qkv, num, mask_LL)
+            x_TW, added_TW = blocks.finish(index, x_TW, attended)
+        return self._head(x_TW if added_TW is None else x_TW + added_TW)
 
     def _embed(self, plan: TextPlan, vectors_JnW: Tensor | None) -> Tensor:
         (num, length), shared = plan.own_KS.shape, len(plan.shared_P)
         tokens_T = torch.cat([plan.shared_P, plan.own_KS.reshape(-1)])
         x_TW = self.embedding_VW[tokens_T]
         if vectors_JnW is not None:
-            x_TW = self._overwrite(x_TW, vectors_JnW[0], num, shared)
+            x_TW = self._overwrite(vectors_JnW[0], num, length, shared)(x_TW)
         own_LW = self.position_LW[shared : shared + length]
         return x_TW + torch.cat([self.position_LW[:shared], own_LW.repeat(num, 1)])
 
-    def _overwrite(self, x_TW: Tensor, vectors_nW: Tensor, num: int, shared: int) -> Tensor:
-        """The rows with positions 1…n replaced: once if they are shared, else in every prompt."""
-        vectors_nW, n = vectors_nW.to(x_TW.dtype), len(vectors_nW)
-        if shared:
-            return torch.cat([x_TW[:1], vectors_nW, x_TW[1 + n :]])
-        x_KLW = x_TW.view(num, -1, self.width)
-        return torch.cat([x_KLW[:, :1], vectors_nW.expand(num, -1, -1), x_KLW[:, 1 + n :]], dim=1).flatten(0, 1)
+    def _overwrite(self, vectors_nW: Tensor, num: int, length: int, shared: int) -> Overwrite:
+        """Positions 1…n: once if they are shared, else in every prompt."""
+        return Overwrite(vectors_nW, 1, length, 1 if shared else num)
 
     def _keys(self, k_TW: Tensor, v_TW: Tensor, num: int, shared: int) -> tuple[Tensor, Tensor]:
         """Keys and values (K, H, P+S, d): the shared ones stand before each prompt's own."""
@@ -288,20 +291,24 @@ class LeanImageTower:
         if self._norm_pre is not None:
             x_BLW = self._norm_pre(x_BLW)
         pooled = slice(1, num_tokens) if self._average else slice(0, 1)
-        rows_BR = torch.arange(batch * x_BLW.shape[1], device=x_BLW.device).view(batch, -1)[:, pooled]
+        length, x_TW = x_BLW.shape[1], x_BLW.flatten(0, 1)
+        added_TW: Tensor | None = None
         for index in range(len(blocks)):
+            overwrite = None
             if vectors_JnW is not None and 1 <= index < len(vectors_JnW):
-                x_BLW = self._append(x_BLW[:, :num_tokens], vectors_JnW[index])
-            x_TW = x_BLW.flatten(0, 1)
+                overwrite = Overwrite(vectors_JnW[index], num_tokens, length, batch)
+            x_TW, h_TW = blocks.enter(index, x_TW, added_TW, overwrite)
             if index == len(blocks) - 1:
-                rows_T = rows_BR.reshape(-1)
-                q, k, v = blocks.qkv_of_rows(index, x_TW, rows_T)
-                x_TW = x_TW[rows_T]
+                # A slice, since the backward pass of an index sorts.
+                x_TW, h_RW = (t_TW.view(batch, length, -1)[:, pooled].reshape(-1, self.width) for t_TW in (x_TW, h_TW))
+                q, k, v = (blocks.heads(part, batch) for part in blocks.qkv_of_rows(index, h_TW, h_RW))
+                attended = blocks.attend(q, k, v, None)
             else:
-                q, k, v = blocks.qkv(index, x_TW)
-            attended = blocks.attend(blocks.heads(q, batch), blocks.heads(k, batch), blocks.heads(v, batch), None)
-            x_BLW = blocks.finish(index, x_TW, attended).view(batch, -1, self.width)
-        return self._head(x_BLW)
+                attended = blocks.self_attend(blocks.qkv(index, h_TW), batch, None)
+            x_TW, added_TW = blocks.finish(index, x_TW, attended)
+        if added_TW is not None:
+            x_TW = x_TW + added_TW
+        return self._head(x_TW.view(batch, -1, self.width))
 
     def _embed(self, pixels_B3SS: Tensor) -> Tensor:
         """Patches by one matrix product (a convolution whose stride is its size), CLS first, positions added."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +59,7 @@ class Context:
         rows = torch.tensor(indices, device=self.device)
         return self.logit_scale * self.image_features_MD[rows] @ self.text_features_KD.T
 
-    @property
+    @cached_property
     def pseudolabelled_K(self) -> Tensor:
         """Which classes may be pseudolabelled, bool (K,), on the device."""
         return torch.tensor(self.task.pseudolabelled_K, device=self.device)
@@ -129,7 +129,7 @@ def _open(
         backbone = load_backbone(name, pretrained, precision=config.precision, device=str(device))
         cache = cache_directory(config)
         store = ImageStore.open_or_build(dataset, backbone.preprocessing, cache, progress=progress)
-        views = ImageViews(store, backbone.preprocessing, device)
+        views = ImageViews(store, backbone.preprocessing, device, backbone.view_dtype)
         image_features_MD = torch.as_tensor(_bank(store, views, backbone, cache), device=device)
         text_features_KD = backbone.encode_texts(class_prompts(task.class_names, task.template, config.prompt_form))
         logit_scale = backbone.logit_scale

@@ -18,6 +18,7 @@ from captune.model.classifier import Classifier
 from captune.training.checkpoint import prefixed, without_prefix
 from captune.training.context import Context
 from captune.training.optim import Sgd, warmup_cosine
+from captune.training.step import Batch, batches_of, step_of
 
 
 class Algorithm(Protocol):
@@ -30,8 +31,21 @@ class Algorithm(Protocol):
     def start_epoch(self, epoch: int) -> None:
         """Prepare epoch `epoch` (from 0): margins, weights, the epoch's batches."""
 
-    def loss(self, step: int) -> Tensor:
-        """The scalar loss of one step of this epoch, with its graph and without waiting for the device."""
+    def batch(self, step: int) -> Batch:
+        """What a step of this epoch reads, as tensors on the device whose shapes all its steps share."""
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """The scalar loss of a step with its graph, and what to keep of the step.
+
+        A function of the batch and of tensors that keep their places: it never waits for the device, and changes
+        what it changes in place, so that a GPU can replay it (`captune.training.step`).
+        """
+
+    def observe(self, seen: Batch) -> None:
+        """Keep what `loss` gave until the epoch ends."""
+
+    def moving_state(self) -> list[Tensor]:
+        """Tensors that `loss` moves on in place, each call further than the last."""
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Take stock (main samples, counts) and return the epoch's figures."""
@@ -78,6 +92,9 @@ class Loop:
         self.epochs_per_round: int = getattr(algorithm, "epochs_per_round", num_epochs)
         self.epoch = 0
         classifier = algorithm.classifier
+        parameters = [] if classifier is None else list(classifier.parameters())
+        self._device = parameters[0].device if parameters else torch.device("cpu")
+        self._step = step_of(algorithm, parameters)
         self._optimizer = (
             Sgd(
                 classifier.parameters(),
@@ -112,14 +129,12 @@ class Loop:
         self.algorithm.start_epoch(self.epoch)
         steps = self.config.steps_per_epoch
         total: Tensor | float = 0.0
-        for step in range(steps):
+        for step, batch in enumerate(batches_of(self.algorithm, steps, self._device)):
             optimizer.learning_rate = self.learning_rate(self.epoch * steps + step)
-            loss = self.algorithm.loss(step)
-            optimizer.zero_grad()
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            total = total + loss.detach()
+            loss, seen = self._step(batch)
+            optimizer.step()  # leaves parameters without a gradient alone
+            self.algorithm.observe(seen)
+            total = total + loss
         mean_loss = float(total) / steps
         self._check_finite(mean_loss)
         figures = self.algorithm.end_epoch(self.epoch)

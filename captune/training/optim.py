@@ -83,6 +83,8 @@ class Sgd:
     def step(self) -> None:
         """One step; a parameter without a gradient stays as it is, without decay."""
         moved = {index: each.grad for index, each in enumerate(self.parameters) if each.grad is not None}
+        if not moved:
+            return
         velocities = [self.velocities[index] for index in moved]
         sgd(
             [self.parameters[index] for index in moved], [*moved.values()], velocities,

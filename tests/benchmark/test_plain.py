@@ -68,7 +68,7 @@ def test_leaving_out_unconfident_images_is_exact(tmp_path: Path, tiny: Backbone)
     bench = Workbench(tmp_path, tiny, 10, batch_size=16, num_images=32)
     step = bench.fast()
     step()
-    confidences_B = step.cap.seen_confidences[0]
+    confidences_B = step.seen["confidences"]
     threshold = float(confidences_B.sort().values[9:11].mean())
     assert 0 < int((confidences_B > threshold).sum()) < 16
     assert_same_step(bench, confidence_threshold=threshold)

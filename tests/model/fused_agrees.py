@@ -1,0 +1,78 @@
+"""Run by test_fused.py under Triton's interpreter, which must be switched on before Triton is imported."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from captune.model.attention import packed_attention
+from captune.model.blocks import Overwrite
+from captune.model.fused import Rows, add_norm
+
+
+def check(
+    residual: torch.dtype, *, added: bool, overwrite: tuple[int, int, int] | None, bias: bool, width: int
+) -> None:
+    generator = torch.Generator().manual_seed(width)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    rows, n = 12, 2
+    x = draw(rows, width).to(residual).requires_grad_()
+    plus = draw(rows, width).bfloat16().requires_grad_() if added else None
+    vectors = draw(n, width).requires_grad_() if overwrite else None
+    weight, shift = draw(width), draw(width) if bias else None
+    pull_y, pull_h = draw(rows, width), draw(rows, width)
+    leaves = [leaf for leaf in (x, plus, vectors) if leaf is not None]
+
+    def gradients(y: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad((y.float() * pull_y).sum() + (h.float() * pull_h).sum(), leaves)
+
+    y, h = add_norm(x, plus, vectors, Rows(*overwrite) if overwrite else None, weight, shift, 1e-5, torch.float32)
+    found = gradients(y, h)
+    z = x if plus is None else (x.float() + plus.float()).to(residual)
+    if vectors is not None and overwrite is not None:
+        z = Overwrite(vectors, *overwrite)(z)
+    want_h = F.layer_norm(z.float(), (width,), weight, shift, 1e-5)
+    want = gradients(z, want_h)
+    exact = residual == torch.float32
+    # The interpreter rounds to bf16 by cutting off, a GPU to the nearest.
+    torch.testing.assert_close(y, z, rtol=0 if exact else 1e-2, atol=0 if exact else 1e-2)
+    torch.testing.assert_close(h, want_h, rtol=1e-5 if exact else 4e-2, atol=1e-5 if exact else 4e-2)
+    for got, wanted in zip(found, want, strict=True):
+        loose = not exact or got.dtype == torch.bfloat16
+        torch.testing.assert_close(
+            got.float(), wanted.float(), rtol=4e-2 if loose else 1e-4, atol=8e-2 if loose else 1e-4
+        )
+
+
+def check_attention(length: int, *, causal: bool, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(length)
+    sequences, heads, depth = 3, 2, 32
+    rows, width = sequences * length, heads * depth
+    qkv = torch.randn(rows, 3 * width, generator=generator).to(dtype).requires_grad_()
+    pull = torch.randn(rows, width, generator=generator)
+    out = packed_attention(qkv, sequences, heads, causal=causal)
+    (found,) = torch.autograd.grad((out.float() * pull).sum(), qkv)
+    q, k, v = (part.view(sequences, length, heads, depth).transpose(1, 2) for part in qkv.float().chunk(3, dim=-1))
+    want = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(rows, width)
+    (wanted,) = torch.autograd.grad((want * pull).sum(), qkv)
+    rtol, atol = (1e-4, 1e-4) if dtype == torch.float32 else (4e-2, 1e-1)
+    torch.testing.assert_close(out.float(), want, rtol=rtol, atol=atol)
+    torch.testing.assert_close(found.float(), wanted.float(), rtol=rtol, atol=atol)
+
+
+if __name__ == "__main__":
+    for length in (5, 16, 52, 64):
+        for causal in (False, True):
+            check_attention(length, causal=causal, dtype=torch.float32)
+    check_attention(52, causal=True, dtype=torch.float16)  # the interpreter multiplies no bf16
+    for residual in (torch.float32, torch.bfloat16):
+        check(residual, added=True, overwrite=(2, 4, 3), bias=True, width=48)  # the last tokens of every image
+        check(residual, added=True, overwrite=(1, 12, 1), bias=True, width=64)  # a shared beginning, once
+        check(residual, added=True, overwrite=(1, 6, 2), bias=False, width=32)  # positions 1 and 2 of every prompt
+        check(residual, added=False, overwrite=(2, 4, 3), bias=True, width=48)
+        check(residual, added=True, overwrite=None, bias=True, width=40)
+        check(residual, added=False, overwrite=None, bias=True, width=16)
+    print("agree")

@@ -1,0 +1,113 @@
+"""Staged steps: what a GPU may record, what a recorded step must leave as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from captune.algorithms import method_named
+from captune.algorithms.cap import Cap
+from captune.config import TaskConfig
+from captune.training.context import open_context
+from captune.training.step import Branch, batches_of
+
+CPU = torch.device("cpu")
+# What makes a host wait for a device, or hands it data from the host in the middle of a step.
+_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "item", "equal", "is_nonzero"}
+
+
+class NothingWaits(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in _WAITS, f"{name} inside a step"
+        if name in ("index", "index_put", "index_put_"):
+            rows = [index for index in args[1] if index is not None]
+            assert all(index.dtype != torch.bool for index in rows), f"{name} by a mask inside a step"
+        return func(*args, **(kwargs or {}))
+
+
+def build(method: str, paradigm: str, **values: object) -> Any:
+    context = open_context(TaskConfig.parse({"dataset": "digits", "paradigm": paradigm}), "score", "cpu")
+    spec = method_named(method)
+    config = spec.config_class.parse({"batch_size": 8, "steps_per_epoch": 3, "epochs": 2, **values})
+    return spec.build(context, config, 0)
+
+
+@pytest.mark.parametrize("tuning", ["prompts", "features"])
+@pytest.mark.parametrize(
+    ("method", "paradigm", "values"),
+    [
+        ("cap", "ul", {}),
+        ("cap", "ssl", {"alignment_weight": 0.5, "reweighting_strength": 0.5, "confusion": "matrix"}),
+        ("cap", "trzsl", {"shared_adapter": True}),
+        ("fpl", "ssl", {}),
+        ("cpl", "ul", {"num_iterations": 1}),
+    ],
+)
+def test_no_step_waits_for_the_device(method: str, paradigm: str, values: dict[str, object], tuning: str) -> None:
+    algorithm = build(method, paradigm, tuning=tuning, **values)
+    algorithm.chooses = False  # as on a GPU
+    algorithm.start_epoch(0)
+    batch = algorithm.batch(0)
+    with NothingWaits():
+        loss, seen = algorithm.loss(batch)
+        loss.backward()
+    algorithm.observe(seen)
+    assert torch.isfinite(loss)
+
+
+def test_a_wait_is_noticed() -> None:
+    waits: list[Callable[[], object]] = [
+        lambda: float(torch.ones(1)),
+        lambda: torch.ones(3)[torch.ones(3) > 0],
+        lambda: torch.tensor([1.0, 2.0]),
+    ]
+    for wait in waits:
+        with pytest.raises(AssertionError, match="inside a step"), NothingWaits():
+            wait()
+
+
+def test_steps_of_an_epoch_have_one_shape() -> None:
+    algorithm = build("cap", "ssl", tuning="prompts")
+    algorithm.start_epoch(0)
+    shapes = [{name: tensor.shape for name, tensor in batch.items()} for batch in batches_of(algorithm, 3, CPU)]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert {"weak", "strong", "trusted", "draws", "margin"} <= set(shapes[0])
+
+
+def test_leaving_no_image_out_changes_neither_loss_nor_gradient() -> None:
+    found = []
+    for chooses in (True, False):
+        algorithm: Cap = build("cap", "ul", tuning="prompts", confidence_threshold=0.5)
+        algorithm.chooses = chooses
+        algorithm.start_epoch(0)
+        loss, _ = algorithm.loss(algorithm.batch(0))
+        loss.backward()
+        gradients = [p.grad.flatten() for p in algorithm.classifier.parameters() if p.grad is not None]
+        found.append((loss.detach(), torch.cat(gradients)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_step_moves_can_be_put_back() -> None:
+    algorithm: Cap = build("cap", "ul", tuning="features", alignment_weight=0.5)
+    algorithm.start_epoch(0)
+    moving = algorithm.moving_state()
+    before = [tensor.clone() for tensor in moving]
+    first, _ = algorithm.loss(algorithm.batch(0))
+    assert not torch.equal(moving[0], before[0])
+    for tensor, value in zip(moving, before, strict=True):
+        tensor.copy_(value)
+    again, _ = algorithm.loss(algorithm.batch(0))
+    assert torch.equal(first, again)
+
+
+def test_a_branch_changes_nothing_on_a_cpu() -> None:
+    branch = Branch(CPU)
+    with branch.run():
+        value = torch.ones(2) + 1
+    branch.join(value)
+    assert value.tolist() == [2.0, 2.0]
