@@ -20,6 +20,7 @@ from captune.benchmark.rows import (
     measure_concurrency,
     measure_encoding,
     measure_epoch,
+    measure_sharing,
     measure_steps,
 )
 from captune.benchmark.workbench import Workbench, open_backbone
@@ -85,8 +86,14 @@ def run_bench(options: BenchOptions, *, say: Callable[[str], None] = lambda _: N
             rows = measure_steps(bench, options.precisions, rates, repeats=options.repeats)
             steps += rows
             epochs += [measure_epoch(bench, row) for row in rows]
-    concurrency = None
-    if options.concurrency_epochs:
+    concurrency, sharing = None, []
+    if options.concurrency_epochs and device.type == "cuda":
+        say("several trials on one card")
+        sharing = measure_sharing(
+            backbone=options.backbone, pretrained=options.pretrained, device=str(device), classes=max(options.classes),
+            batch_size=options.batch_size, precision=options.precisions[-1],
+        )  # fmt: skip
+    elif options.concurrency_epochs:
         say("two trials beside each other")
         concurrency = measure_concurrency(epochs=options.concurrency_epochs)
     return {
@@ -105,6 +112,7 @@ def run_bench(options: BenchOptions, *, say: Callable[[str], None] = lambda _: N
         "encoding": [row.as_json() for row in encoding],
         "epochs": [{"precision": step.precision, **row.as_json()} for step, row in zip(steps, epochs, strict=True)],
         "concurrency": concurrency,
+        "sharing": sharing,
     }
 
 
@@ -170,6 +178,16 @@ def table_lines(report: dict[str, Any]) -> list[Line]:
                 f"{row['throughput']:.2f}×, {row['throughput_cpu']:.2f}× in CPU time",
                 f"≥ {_CONCURRENCY_TARGET:g}×",
                 row["throughput"] >= _CONCURRENCY_TARGET,
+            )
+        )
+    for row in report.get("sharing", ()):
+        alone = report["sharing"][0]["images_per_second"]
+        lines.append(
+            Line(
+                f"{row['trials']} trial(s) on the card, {row['classes']} classes, {row['precision']}",
+                "",
+                f"{row['images_per_second']:.0f} images/s in all",
+                f"{row['images_per_second'] / alone:.2f}×",
             )
         )
     return lines

@@ -16,13 +16,15 @@ from captune.benchmark.cost import Stopwatch
 from captune.benchmark.measure import MatrixRate, Timing, alternate, matrix_rate, peak_bytes_of, seconds_of, synchronize
 from captune.benchmark.plain import encode_one_by_one
 from captune.benchmark.workbench import FastStep, Workbench, in_precision
-from captune.benchmark.worker import concurrent_seconds
+from captune.benchmark.worker import concurrent_seconds, concurrent_steps
 from captune.method.alignment import alignment_loss
 from captune.model.backbone import Precision
 from captune.training.loop import Loop
 
 _STEPS_PER_EPOCH = 50
 _IN_A_ROW = 50
+# A share of a GPU is asked for as 1, 1/2, 1/4 of it.
+_TRIALS_ON_A_CARD, _SHARED_STEPS = (1, 2, 4), 200
 
 
 @dataclass(frozen=True)
@@ -343,6 +345,22 @@ def measure_concurrency(*, epochs: int) -> dict[str, Any]:
         "throughput": 2 * alone.wall / max(worker.wall for worker in together),
         "throughput_cpu": 2 * alone.cpu / max(worker.cpu for worker in together),
     }
+
+
+def measure_sharing(**settings: Any) -> list[dict[str, Any]]:
+    """Training steps of several processes on one GPU: what all of them get done together.
+
+    Args:
+        settings: as of `concurrent_steps`, without `steps`.
+    """
+    rows = []
+    for num_trials in _TRIALS_ON_A_CARD:
+        worked = concurrent_steps(num_trials, **settings, steps=_SHARED_STEPS)
+        seconds = max(worker.wall for worker in worked)
+        images = 3 * settings["batch_size"] * _SHARED_STEPS * num_trials
+        rows.append({"trials": num_trials, "precision": settings["precision"], "classes": settings["classes"],
+                     "seconds": seconds, "images_per_second": images / seconds})  # fmt: skip
+    return rows
 
 
 def matrix_rates(precisions: Sequence[Precision], device: torch.device, *, seconds: float) -> dict[str, MatrixRate]:

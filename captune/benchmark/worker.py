@@ -1,25 +1,29 @@
-"""One trial in a process of its own, to see how two get on beside each other: `python -m captune.benchmark.worker`.
+"""Work in a process of its own, to see how several get on beside each other: `python -m captune.benchmark.worker`.
 
-It opens a digits trial, trains an epoch to warm up, prints "ready", waits for a line on standard input, trains the
-other epochs and prints their seconds, first by the clock on the wall, then of CPU.
+A worker prepares, prints "ready", waits for a line on standard input, works, and prints its seconds, first by the clock on
+the wall, then of CPU. `trial` is a digits trial of prompt tuning by one thread; `steps` are training steps on a GPU.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _READY = "ready"
 
 
 @dataclass(frozen=True)
 class Worked:
-    """Seconds of one worker's epochs: by the clock on the wall, and of CPU."""
+    """Seconds of one worker's epochs or steps: by the clock on the wall, and of CPU."""
 
     wall: float
     cpu: float
@@ -31,10 +35,27 @@ def concurrent_seconds(num_workers: int, *, epochs: int = 5) -> list[Worked]:
     Raises:
         OSError: a worker could not be started or ended early.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return _together(num_workers, {"what": "trial", "epochs": epochs}, {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def concurrent_steps(num_workers: int, **settings: Any) -> list[Worked]:
+    """What each of some processes takes for its training steps, all on one device.
+
+    Args:
+        num_workers: processes.
+        settings: `backbone`, `pretrained`, `device`, `classes`, `batch_size`, `precision`, `steps`.
+
+    Raises:
+        OSError: a worker could not be started or ended early.
+    """
+    return _together(num_workers, {"what": "steps", **settings}, {})
+
+
+def _together(num_workers: int, settings: dict[str, Any], variables: dict[str, str]) -> list[Worked]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "captune.benchmark.worker", str(epochs)],
+            [sys.executable, "-m", "captune.benchmark.worker", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -66,11 +87,22 @@ def _line(worker: subprocess.Popen[str]) -> str:
     return ""
 
 
-def main(epochs: int) -> None:
+def main(settings: dict[str, Any]) -> None:
     """Be such a worker."""
     import torch
 
     torch.set_num_threads(1)
+    what = settings.pop("what")
+    with (_trial if what == "trial" else _steps)(**settings) as work:
+        print(_READY, flush=True)
+        sys.stdin.readline()
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        print(f"{time.perf_counter() - wall:.6f}\n{time.process_time() - cpu:.6f}", flush=True)
+
+
+@contextmanager
+def _trial(epochs: int) -> Iterator[Callable[[], None]]:
     from captune.algorithms import ALGORITHMS, paper_config
     from captune.config import TaskConfig
     from captune.training.trial import TrialRun
@@ -82,13 +114,33 @@ def main(epochs: int) -> None:
             task, config, algorithm=ALGORITHMS["cap"], seed=0, directory=Path(folder), role="report", device="cpu"
         )
         run.run_epoch()
-        print(_READY, flush=True)
-        sys.stdin.readline()
-        wall, cpu = time.perf_counter(), time.process_time()
-        while not run.finished:
-            run.run_epoch()
-        print(f"{time.perf_counter() - wall:.6f}\n{time.process_time() - cpu:.6f}", flush=True)
+
+        def work() -> None:
+            while not run.finished:
+                run.run_epoch()
+
+        yield work
+
+
+@contextmanager
+def _steps(
+    backbone: str, pretrained: str | None, device: str, classes: int, batch_size: int, precision: Any, steps: int
+) -> Iterator[Callable[[], None]]:
+    from captune.benchmark.measure import synchronize
+    from captune.benchmark.workbench import Workbench, open_backbone
+
+    model = open_backbone(backbone, pretrained, device)
+    with tempfile.TemporaryDirectory(prefix="captune-") as folder:
+        step = Workbench(Path(folder), model, classes, batch_size=batch_size).fast(precision)
+        step(2)
+        synchronize(model.device)
+
+        def work() -> None:
+            step(steps)
+            synchronize(model.device)
+
+        yield work
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(json.loads(sys.argv[1]))
