@@ -1,7 +1,7 @@
 """Work in a process of its own, to see how several get on beside each other: `python -m captune.benchmark.worker`.
 
-A worker prepares, prints "ready", waits for a line on standard input, works, and prints its seconds, first by the clock on
-the wall, then of CPU. `trial` is a digits trial of prompt tuning by one thread; `steps` are training steps on a GPU.
+A worker prepares, prints "ready", waits for a line on standard input, works, and prints its seconds, first by the clock
+on the wall, then of CPU. `trial` is a digits trial of prompt tuning by one thread; `steps` are training steps on a GPU.
 """
 
 from __future__ import annotations
