@@ -146,11 +146,12 @@ def cap_memory() -> Iterator[Any]:
 
 
 def peak_bytes(run: TrialRun) -> int:
-    """Most memory that the process holds from its GPU while it trains an epoch."""
+    """Most memory that the process takes from its GPU, beside what it holds, while it trains an epoch."""
     free_memory()
+    before = torch.cuda.memory_reserved()
     torch.cuda.reset_peak_memory_stats()
     run.run_epoch()
-    return torch.cuda.max_memory_reserved()
+    return torch.cuda.max_memory_reserved() - before
 
 
 def learned(directory: Path) -> Tensor:
@@ -173,7 +174,7 @@ def test_on_a_gpu_that_is_too_small_a_trial_goes_on_in_micro_batches(tmp_path: P
     free_memory()
 
     # Steps are recorded in the first epoch, with all the memory they will ever need, so there it runs out.
-    cap_memory((at_once + in_parts) // 2)
+    cap_memory(torch.cuda.memory_reserved() + (at_once + in_parts) // 2)
     run = open_run(tmp_path / "run", ALGORITHMS["cap"], config(**LARGE))
     rows = train(run)
     assert [row.get("micro_batch") for row in rows] == [128, 128, 128]
