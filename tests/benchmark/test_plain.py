@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ def test_bf16_gradients_point_the_plain_way(tmp_path: Path, tiny: Backbone) -> N
 def test_a_batch_of_images_is_encoded_as_one_by_one(
     tmp_path: Path, tiny: Backbone, precision: Precision, least: float
 ) -> None:
-    pixels = Workbench(tmp_path, tiny, 2, batch_size=4, num_images=12).views.weak(range(12))
+    pixels = Workbench(tmp_path, tiny, 2, batch_size=4, num_images=12).views.weak(np.arange(12))
     plain_ND = encode_one_by_one(tiny.model, pixels)
     fast_ND = in_precision(tiny, precision).encode_images(pixels)
     assert float((fast_ND * plain_ND).sum(-1).min()) > least
