@@ -7,6 +7,7 @@ is an error. Nothing here knows Ray or Optuna: tuning writes, results read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from captune.errors import RecordError
+from captune.errors import RecordError, StudyError
 
 SCHEMA_VERSION = 1
 JOURNAL = "journal.jsonl"
@@ -35,19 +36,37 @@ class Journal:
         """Open for appending, cutting off a torn last line."""
         self.path = path
         self._durable = durable
-        keep = _intact_length(path)
-        self._file = path.open("ab")
-        if path.stat().st_size > keep:
-            self._file.truncate(keep)
+        self._length = _intact_length(path)
+        self._file = path.open("ab", buffering=0)
+        if path.stat().st_size > self._length:
+            self._file.truncate(self._length)
 
     def append(self, event: str, /, **fields: Any) -> dict[str, Any]:
-        """Write one event, on disk when this returns."""
+        """Write one event, on disk when this returns.
+
+        Raises:
+            StudyError: it cannot be written; the journal is as it was before.
+        """
         record = {"event": event, **{key: _jsonable(value) for key, value in fields.items()}}
         body = json.dumps(record, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
-        self._file.write(b"%08x %s\n" % (zlib.crc32(body), body))
-        self._file.flush()
-        if self._durable:
-            os.fsync(self._file.fileno())
+        line = b"%08x %s\n" % (zlib.crc32(body), body)
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+            if self._durable:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            # A part of a line must not stay: the next event would follow it.
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._length)
+            raise StudyError(
+                "the journal of a study must be writable",
+                got=error.strerror,
+                where=self.path,
+                next_step="Make room, then go on with --resume: what is finished is kept.",
+            ) from None
+        self._length += len(line)
         return record
 
     def close(self) -> None:
@@ -124,8 +143,12 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all: beside it, fsynced, then renamed over it."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

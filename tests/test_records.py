@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from captune.errors import RecordError
+from captune.errors import RecordError, StudyError
 from captune.records import Journal, atomic_write, read_journal
 
 
@@ -93,3 +94,34 @@ def test_atomic_write_replaces_whole_files_and_leaves_no_parts(tmp_path: Path) -
     atomic_write(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_event_that_does_not_fit_on_the_disk_leaves_the_journal_whole(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: a part of the line is written, then no more."""
+    path = tmp_path / "journal.jsonl"
+    events = written(path, 3)
+    journal = Journal(path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(StudyError, match=r"must be writable, but got File too large .* go on with --resume"):
+            journal.append("epoch", number=3, text="more than twenty bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_journal(path) == events
+    events.append(journal.append("epoch", number=4))
+    journal.close()
+    assert read_journal(path) == events
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_part(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "file", "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            atomic_write(tmp_path / "file", "new" * 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
