@@ -77,6 +77,7 @@ class Cell:
         self.phase: str | None = None
         self.after: Cell | None = None
         self.started_from_earlier = False
+        self.check_driver: Callable[[], None] = lambda: None
         self.listeners: list[Listener] = []
         self._agenda = Agenda(self, [space.clip(values) for values in warm_starts])
         self._journal: Journal | None = None
@@ -113,6 +114,7 @@ class Cell:
         """Write an event to the journal, then act on it."""
         if self._journal is None:
             raise ValueError("a cell must be opened before it records")
+        self.check_driver()
         self._apply(self._journal.append(event, **fields, time=time.time()))
 
     def _apply(self, event: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """One driver at a time on a study: a lock file with an owner and a heartbeat.
 
 All changes of the file happen under an `flock` on a second file, so that two drivers that find a stale lock at the same
-moment cannot both take it.
+moment cannot both take it. Between hosts a heartbeat decides, and not by comparing clocks alone: one that looks old is
+watched before the lock is taken over, and a driver that slept through its own beats looks whether it still has it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from captune.records import atomic_write
 
 LOCK, GUARD = "driver.lock", ".driver.guard"
 HEARTBEAT_SECONDS = 10.0
+_WATCH_SECONDS = 15.0
 STALE_SECONDS = 60.0
 
 
@@ -42,9 +44,12 @@ class DriverLock:
             "boot": _boot_id(),
             "started": _process_start(os.getpid()),
         }
+        self._lost = False
+        self._last_beat = _clock()
+        watched = _watched(directory)
         with self._guarded():
             holder = read_lock(directory)
-            if holder is not None and is_alive(holder):
+            if holder is not None and (is_alive(holder) or holder != watched):
                 raise StudyError(
                     "one driver at a time must run a study",
                     got=f"process {holder['pid']} on {holder['host']}, which is running it now",
@@ -61,24 +66,62 @@ class DriverLock:
         self._ended.set()
         self._thread.join(timeout=HEARTBEAT_SECONDS)
         with self._guarded():
-            holder = read_lock(self._path.parent)
-            if holder is not None and all(holder.get(key) == value for key, value in self._owner.items()):
+            if not self._is_taken():
                 self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """See that the lock is still held; looks at the file only after a pause that others may have taken for death.
+
+        Raises:
+            StudyError: another driver has taken the study over.
+        """
+        if _clock() - self._last_beat > STALE_SECONDS / 2:
+            with self._guarded():
+                self._lost = self._lost or self._is_taken()
+        if self._lost:
+            raise StudyError(
+                "one driver at a time must run a study",
+                got="another that took this one over, since it gave no sign of life for a while",
+                where=self._path.parent,
+                next_step="Nothing is lost: the other one goes on.",
+            )
+
+    def _is_taken(self) -> bool:
+        holder = read_lock(self._path.parent)
+        return holder is not None and any(holder.get(key) != value for key, value in self._owner.items())
 
     def _beat(self) -> None:
         atomic_write(self._path, json.dumps({**self._owner, "heartbeat": time.time()}))
+        self._last_beat = _clock()
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
             # A heartbeat that cannot be written (a full disk) must not end the study.
             with contextlib.suppress(OSError), self._guarded():
-                self._beat()
+                self._lost = self._lost or self._is_taken()
+                if not self._lost:
+                    self._beat()
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         with self._guard.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _watched(directory: Path) -> dict[str, Any] | None:
+    """The lock as it stands; one of another host that looks stale is looked at for more than a heartbeat first."""
+    holder = read_lock(directory)
+    if holder is not None and holder["host"] != platform.node() and not is_alive(holder):
+        time.sleep(_WATCH_SECONDS)
+        later = read_lock(directory)
+        return holder if later == holder else None
+    return holder
+
+
+def _clock() -> float:
+    """Seconds that go on while the machine sleeps, and that nobody sets."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def read_lock(directory: Path) -> dict[str, Any] | None:

@@ -87,6 +87,7 @@ class OpenStudy:
             self.mirrors = self._follow(study, space, events)
             # A later header supersedes: a continued study may have more trials than it began with.
             journal.append("study_opened", **header, time=time.time())
+            self.cell.check_driver = self._lock.check
             self.cell.open(journal)
             for run in self.cell.runs.values():
                 if run.state != RUNNING:

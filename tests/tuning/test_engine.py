@@ -45,19 +45,27 @@ def without_node(directory: Path) -> list[dict[str, Any]]:
 
 
 class Doomed(FakeRun):
-    """Its process is killed in epoch 2, the first `times` times."""
+    """Its process is killed at the end of epoch 2, or while it finishes, the first `times` times."""
 
-    def __init__(self, spec: RunSpec, *, victim: str, times: int) -> None:
+    def __init__(self, spec: RunSpec, *, victim: str, times: int, finishing: bool = False) -> None:
         super().__init__(spec)
-        self.victim, self.times = victim, times
+        self.victim, self.times, self.finishing = victim, times, finishing
 
     def run_epoch(self) -> dict[str, Any]:
         row = super().run_epoch()
+        if self.epoch >= 2 and not self.finishing:
+            self.die()
+        return row
+
+    def finish(self) -> dict[str, Any]:
+        self.die()
+        return super().finish()
+
+    def die(self) -> None:
         marks = list(self.spec.path.glob("killed*"))
-        if self.spec.key == self.victim and self.epoch >= 2 and len(marks) < self.times:
+        if self.spec.key == self.victim and len(marks) < self.times:
             (self.spec.path / f"killed{len(marks)}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return row
 
 
 def test_a_study_on_ray_is_the_study_driven_by_hand(cluster: Cluster, tmp_path: Path) -> None:
@@ -110,6 +118,20 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_and_changes_no_number(clust
     assert [e["epoch"] for e in events if e["event"] == "epoch" and e["key"] == "t0001"] == list(
         range(1, outcomes(tmp_path / "ray")[3]["score_epoch"] + 1)
     )
+
+
+@pytest.mark.slow
+def test_a_worker_killed_while_it_finishes_trains_nothing_again(cluster: Cluster, tmp_path: Path) -> None:
+    settings = {"trials": 2, "confirm_top": 0, "scheduler": "none"}
+    by_hand = tmp_path / "hand"
+    by_hand.mkdir()
+    drive(make_cell(by_hand, study(**settings)))
+    cell = new_cell(tmp_path / "ray", **settings)
+    doomed = partial(Doomed, victim="t0001", times=1, finishing=True)
+    assert run_cells([cell], cluster, Allotment(1), open_run=doomed)
+    assert without_node(tmp_path / "ray") == without_node(by_hand)
+    rows = (tmp_path / "ray/trials/t0001/epochs.jsonl").read_text().splitlines()
+    assert len(rows) == outcomes(tmp_path / "ray")[3]["score_epoch"]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from optuna.trial import TrialState
 from captune.cli.studies import _chain
 from captune.errors import RecordError, StudyError, UsageError
 from captune.records import COMPLETE, FAILED, JOURNAL, PRUNED, read_journal
+from captune.tuning import lock as lock_module
 from captune.tuning.lock import LOCK, STALE_SECONDS, DriverLock, is_alive, read_lock
 from captune.tuning.mirror import KEY, open_storage
 from captune.tuning.runs import CellInfo
@@ -217,6 +219,42 @@ def test_a_lock_of_another_host_counts_by_its_heartbeat() -> None:
     holder = {"host": "elsewhere", "pid": 1, "boot": "x", "started": "1"}
     assert is_alive({**holder, "heartbeat": time.time() - STALE_SECONDS / 2})
     assert not is_alive({**holder, "heartbeat": time.time() - STALE_SECONDS - 1})
+
+
+def elsewhere(directory: Path, heartbeat: float) -> None:
+    holder = {"host": "elsewhere", "pid": 1, "boot": "x", "started": "1", "heartbeat": heartbeat}
+    (directory / LOCK).write_text(json.dumps(holder))
+
+
+@pytest.mark.parametrize("beats", [False, True])
+def test_a_lock_of_a_host_whose_clock_is_behind_is_watched_before_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: bool
+) -> None:
+    monkeypatch.setattr("captune.tuning.lock._WATCH_SECONDS", 0.5)
+    elsewhere(tmp_path, time.time() - 3600)
+    if beats:
+        threading.Timer(0.1, elsewhere, (tmp_path, time.time() - 3590)).start()
+        with pytest.raises(StudyError, match="process 1 on elsewhere"):
+            DriverLock(tmp_path)
+    else:
+        DriverLock(tmp_path).release()
+
+
+def test_a_driver_that_slept_while_another_took_over_writes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_study(tmp_path / "run", trials=4, confirm_top=0)
+    assert opened.cell.next_run() is not None
+    elsewhere(tmp_path / "run", time.time())
+    before = (tmp_path / "run" / JOURNAL).read_bytes()
+    real = lock_module._clock
+    monkeypatch.setattr("captune.tuning.lock._clock", lambda: real() + STALE_SECONDS)
+    with pytest.raises(StudyError, match="another that took this one over"):
+        opened.cell.start("zero_shot", "node")
+    assert (tmp_path / "run" / JOURNAL).read_bytes() == before
+    opened.close()
+    holder = read_lock(tmp_path / "run")
+    assert holder is not None and holder["host"] == "elsewhere", "its lock is left to the other"
 
 
 def test_a_process_number_used_again_does_not_keep_a_lock(tmp_path: Path) -> None:
