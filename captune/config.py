@@ -125,6 +125,9 @@ class TaskConfig(Config):
     backbone: str | None = Field(None, description="open_clip model name or 'tiny'; default from the dataset's row")
     pretrained: str | None = Field(None, description="tag, file, folder, hf-hub: or local-dir:; default from the row")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the frozen towers")
+    kernels: Literal["auto", "plain"] = Field(
+        "auto", description="plain: PyTorch's own on a GPU, no CUDA graphs, no Triton, no images in its memory"
+    )
     shots: int | None = Field(None, ge=0, description="labelled images a class (default ssl 2, tft 0)")
     split_seed: int = Field(
         500, ge=0, description="of the seen/unseen draw (published: 500, 0, 200) and the held-out pool"

@@ -149,7 +149,7 @@ class FastStep:
     def __init__(self, cap: Cap, optimizer: Sgd) -> None:
         self.cap, self.optimizer = cap, optimizer
         self._parameters = list(cap.classifier.parameters())
-        self._step = step_of(self, self._parameters)
+        self._step = step_of(self, self._parameters, recorded=True)
         self.seen: Batch = {}
         self.given: Batch | None = None
 

@@ -26,6 +26,7 @@ Pretrained = Annotated[
     str | None, typer.Option(help="Weights: open_clip tag, .pt or .safetensors file, folder, hf-hub: or local-dir:.")
 ]
 Precision = Annotated[str, typer.Option(help="Of the frozen towers: fp32, bf16 or fp16.")]
+Kernels = Annotated[str, typer.Option(help="On a GPU: auto (recorded steps, Triton kernels) or plain (PyTorch's own).")]
 Shots = Annotated[int | None, typer.Option(help="Labelled images a class (default: ssl 2, tft 0).")]
 SplitSeed = Annotated[int, typer.Option(help="Of the seen/unseen draw and the held-out pool (published: 500, 0, 200).")]
 Protocol = Annotated[str, typer.Option(help="coop (CoOp's splits) or paper (the paper's, as GRIP keeps them).")]

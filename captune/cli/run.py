@@ -80,6 +80,7 @@ def run(
     backbone: options.Backbone = None,
     pretrained: options.Pretrained = None,
     precision: options.Precision = "fp32",
+    kernels: options.Kernels = "auto",
     protocol: options.Protocol = "coop",
     shots: options.Shots = None,
     split_seed: options.SplitSeed = 500,
@@ -111,6 +112,7 @@ def run(
     for key, kind, name in cells:
         task = options.task_config(
             kind, dataset=key, data_root=data_root, backbone=backbone, pretrained=pretrained, precision=precision,
+            kernels=kernels,
             protocol=protocol, shots=shots, split_seed=split_seed, pool_imbalance=pool_imbalance,
             open_set_fraction=open_set_fraction, shot_noise=shot_noise, template=template,
             class_names=class_names, descriptions=descriptions,

@@ -20,6 +20,7 @@ from captune.data.paradigms import IntArray, SealedLabels, Task, build_task
 from captune.data.views import FeatureViews, ImageViews
 from captune.errors import DataError
 from captune.model.backbone import Backbone, load_backbone
+from captune.model.blocks import LeanOptions
 from captune.model.class_prompts import class_prompts
 from captune.model.weights import TINY, find_source
 
@@ -39,6 +40,7 @@ class Context:
         text_features_KD: the frozen CLIP's normalised class-prompt features, on the device.
         logit_scale: s = exp(logit_scale) of the loaded CLIP.
         device: where training runs.
+        recorded: whether steps are recorded as CUDA graphs there.
     """
 
     task: Task
@@ -48,6 +50,7 @@ class Context:
     text_features_KD: Tensor
     logit_scale: float
     device: torch.device
+    recorded: bool = True
 
     @property
     def feature_views(self) -> FeatureViews:
@@ -103,6 +106,8 @@ def _open(
     config: TaskConfig, role: Role, device_name: str, *, progress: Callable[[int, int], None] | None
 ) -> tuple[Context, SealedLabels]:
     device = resolve_device(device_name)
+    plain = config.kernels == "plain"
+    options = LeanOptions(fused=False) if plain else None
     task, sealed = build_task(config, role=role)
     dataset = load_dataset(config)
     if dataset.image_features_MD is not None:
@@ -114,7 +119,7 @@ def _open(
             text_features_KD = torch.nn.functional.normalize(text_features_KD, dim=-1)
         else:
             name, pretrained = default_backbone(config)
-            backbone = load_backbone(name, pretrained, precision=config.precision, device=str(device))
+            backbone = load_backbone(name, pretrained, precision=config.precision, device=str(device), options=options)
             text_features_KD = backbone.encode_texts(class_prompts(task.class_names, task.template, config.prompt_form))
         if text_features_KD.shape[1] != image_features_MD.shape[1]:
             raise DataError(
@@ -126,14 +131,17 @@ def _open(
         logit_scale = dataset.logit_scale or 100.0
     else:
         name, pretrained = default_backbone(config)
-        backbone = load_backbone(name, pretrained, precision=config.precision, device=str(device))
+        backbone = load_backbone(name, pretrained, precision=config.precision, device=str(device), options=options)
         cache = cache_directory(config)
         store = ImageStore.open_or_build(dataset, backbone.preprocessing, cache, progress=progress)
-        views = ImageViews(store, backbone.preprocessing, device, backbone.view_dtype)
+        resident = False if plain else None
+        views = ImageViews(store, backbone.preprocessing, device, backbone.view_dtype, resident=resident)
         image_features_MD = torch.as_tensor(_bank(store, views, backbone, cache), device=device)
         text_features_KD = backbone.encode_texts(class_prompts(task.class_names, task.template, config.prompt_form))
         logit_scale = backbone.logit_scale
-    context = Context(task, backbone, views, image_features_MD, text_features_KD.float(), logit_scale, device)
+    context = Context(
+        task, backbone, views, image_features_MD, text_features_KD.float(), logit_scale, device, recorded=not plain
+    )
     return context, sealed
 
 

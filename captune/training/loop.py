@@ -82,10 +82,11 @@ class Loop:
     """Trains one algorithm epoch by epoch.
 
     SGD with momentum, one group: prompts and adapters have equal settings (METHOD 6). An algorithm with an attribute
-    `epochs_per_round` learns afresh after so many epochs: optimiser and schedule start again with it.
+    `epochs_per_round` learns afresh after so many epochs: optimiser and schedule start again with it. On a GPU steps
+    are recorded as a CUDA graph unless `recorded` is off.
     """
 
-    def __init__(self, algorithm: Algorithm, config: TrialConfig, num_epochs: int) -> None:
+    def __init__(self, algorithm: Algorithm, config: TrialConfig, num_epochs: int, *, recorded: bool = True) -> None:
         self.algorithm = algorithm
         self.config = config
         self.num_epochs = num_epochs
@@ -94,7 +95,7 @@ class Loop:
         classifier = algorithm.classifier
         parameters = [] if classifier is None else list(classifier.parameters())
         self._device = parameters[0].device if parameters else torch.device("cpu")
-        self._step = step_of(algorithm, parameters)
+        self._step = step_of(algorithm, parameters, recorded=recorded)
         self._optimizer = (
             Sgd(
                 classifier.parameters(),

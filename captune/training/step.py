@@ -121,10 +121,10 @@ class GraphStep:
             tensor.copy_(value)
 
 
-def step_of(algorithm: Steps, parameters: list[nn.Parameter]) -> EagerStep | GraphStep:
-    """Recorded on a GPU, eager elsewhere."""
+def step_of(algorithm: Steps, parameters: list[nn.Parameter], *, recorded: bool) -> EagerStep | GraphStep:
+    """Recorded on a GPU if `recorded`, eager elsewhere."""
     on_gpu = bool(parameters) and parameters[0].device.type == "cuda"
-    return GraphStep(algorithm, parameters) if on_gpu else EagerStep(algorithm, parameters)
+    return GraphStep(algorithm, parameters) if on_gpu and recorded else EagerStep(algorithm, parameters)
 
 
 def batches_of(algorithm: Steps, num_steps: int, device: torch.device) -> Iterator[Batch]:

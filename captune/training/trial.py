@@ -194,7 +194,7 @@ class TrialRun:
 
     def _build(self) -> None:
         self._algorithm = self._algorithm_spec.build(self.context, self.config, self.seed)
-        self._loop = Loop(self._algorithm, self.config, self.num_epochs)
+        self._loop = Loop(self._algorithm, self.config, self.num_epochs, recorded=self.context.recorded)
 
     def _within_memory(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if not self._in_micro_batches:

@@ -15,7 +15,7 @@ from captune.data.views import ImageViews
 from captune.model.backbone import Backbone
 from captune.model.blocks import LeanOptions
 from captune.training.loop import Loop
-from captune.training.step import EagerStep, GraphStep
+from captune.training.step import GraphStep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,9 +37,7 @@ def bench(vit: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
 def trained(bench: Workbench, precision: str, *, recorded: bool, epochs: int, **values: object) -> tuple[Loop, Cap]:
     settings = {"steps_per_epoch": 4, "epochs": 4, "learning_rate": 0.002, "grow_every": 1, **values}
     cap = bench.algorithm(precision, **settings)  # type: ignore[arg-type]
-    loop = Loop(cap, cap.config, cap.config.epochs)
-    if not recorded:
-        loop._step = EagerStep(cap, list(cap.classifier.parameters()))
+    loop = Loop(cap, cap.config, cap.config.epochs, recorded=recorded)
     for _ in range(epochs):
         loop.run_epoch()
     return loop, cap

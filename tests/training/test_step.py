@@ -111,3 +111,9 @@ def test_a_branch_changes_nothing_on_a_cpu() -> None:
         value = torch.ones(2) + 1
     branch.join(value)
     assert value.tolist() == [2.0, 2.0]
+
+
+def test_a_person_can_have_plain_kernels() -> None:
+    task = {"dataset": "digits", "paradigm": "ul"}
+    assert open_context(TaskConfig.parse(task), "score", "cpu").recorded
+    assert not open_context(TaskConfig.parse({**task, "kernels": "plain"}), "score", "cpu").recorded
