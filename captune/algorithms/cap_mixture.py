@@ -3,8 +3,9 @@
 CAP's boards and margin imply that the pool's classes are equally many. A Gaussian mixture of the frozen features whose
 means are anchored at the texts implies nothing of the kind: it estimates the pool's class shares with everything else.
 
-before training   fit the mixture: logits z_mix                                   captune/method/anchored_mixture.py
-                  h <- zero-shot's predicted class shares of the pool;  d = ½ Σ_c |h_c - 1/C|, in [0, 1]
+before training   fit the mixture: logits z_mix, class shares pi of the pool      captune/method/anchored_mixture.py
+                  h <- zero-shot's predicted class shares of the pool
+                  d = the mean of ½ Σ_c |pi_c - 1/C| and ½ Σ_c |h_c - 1/C|, in [0, 1]
                   trust a = 1 - clip((d - low)/(high - low), 0, 1)
 training          CAP, unchanged
 prediction        z = a·[(1 - w)·z_CAP + w·z_mix] + (1 - a)·z_zero-shot
@@ -35,16 +36,18 @@ class CapMixtureConfig(CapConfig):
         None, gt=0, description="kappa: images a class's text counts for in the mixture; default: estimated"
     )
     pool_prior: bool = Field(True, description="the mixture estimates the pool's class shares (off: an ablation)")
-    imbalance_from: Literal["mixture", "zero_shot"] = Field(
-        "zero_shot", description="whose class shares of the pool d is measured on"
+    imbalance_from: Literal["both", "mixture", "zero_shot"] = Field(
+        "both", description="whose class shares of the pool d is measured on; both: the mean of their distances"
     )
     trust_below: float = Field(0.1, ge=0, le=1, description="distance d from an even pool up to which all is trusted")
     trust_until: float = Field(0.25, ge=0, le=1, description="distance from which zero-shot alone predicts (1: never)")
 
     @model_validator(mode="after")
     def _shares_are_estimated(self) -> Self:
-        if self.imbalance_from == "mixture" and not self.pool_prior:
-            raise ValueError("imbalance_from must be 'zero_shot' where pool_prior is off, but got 'mixture'")
+        if self.imbalance_from != "zero_shot" and not self.pool_prior:
+            raise ValueError(
+                f"imbalance_from must be 'zero_shot' where pool_prior is off, but got '{self.imbalance_from}'"
+            )
         return self
 
 
@@ -64,7 +67,7 @@ class CapMixture(Cap):
     def __init__(self, context: Context, config: CapMixtureConfig, seed: int) -> None:
         super().__init__(context, config, seed)
         self.mixture = anchored_mixture(context, config.text_images, pool_prior=config.pool_prior)
-        self.imbalance = distance_from_even(context, self._shares())
+        self.imbalance = self._imbalance()
         span = max(config.trust_until - config.trust_below, 1e-9)
         self.trust = 1.0 - min(1.0, max(0.0, (self.imbalance - config.trust_below) / span))
         if config.trust_until == 1:
@@ -75,12 +78,17 @@ class CapMixture(Cap):
         self.frozen_KD = mixed * weights_KD + (1 - self.trust) * context.text_features_KD
         self.frozen_K = mixed * self.mixture.bias_K
 
-    def _shares(self) -> Tensor:
-        if self.config.imbalance_from == "mixture":
-            return self.mixture.prior_K
+    def _imbalance(self) -> float:
         context = self.context
         labels_N = context.pool_logits(context.zero_shot_logits(context.task.pool)).argmax(-1)
-        return torch.bincount(labels_N, minlength=context.task.num_classes) / len(labels_N)
+        counts_K = torch.bincount(labels_N, minlength=context.task.num_classes)
+        distances = {
+            "mixture": distance_from_even(context, self.mixture.prior_K),
+            "zero_shot": distance_from_even(context, counts_K / len(labels_N)),
+        }
+        if self.config.imbalance_from == "both":
+            return sum(distances.values()) / 2
+        return distances[self.config.imbalance_from]
 
     def predict(self, indices: IntArray) -> Tensor:
         """Probabilities of the weak views, the logits of all three mixed."""

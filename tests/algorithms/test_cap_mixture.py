@@ -43,11 +43,14 @@ def test_imbalance_from_zero_shot_is_half_the_distance_of_its_shares_from_even(t
     context = open_context(cell(20), "report", "cpu")
     predicted = context.zero_shot_logits(context.task.pool).argmax(1).tolist()
     shares = [predicted.count(label) / len(predicted) for label in range(10)]
-    run = trained(tmp_path, "cap_mixture")
+    run = trained(tmp_path / "one", "cap_mixture", imbalance_from="zero_shot")
     assert mixed(run).imbalance == pytest.approx(sum(abs(share - 0.1) for share in shares) / 2)
+    other = mixed(trained(tmp_path / "other", "cap_mixture", imbalance_from="mixture")).imbalance
+    both = mixed(trained(tmp_path / "both", "cap_mixture")).imbalance
+    assert both == pytest.approx((mixed(run).imbalance + other) / 2)
 
 
-@pytest.mark.parametrize("source", ["mixture", "zero_shot"])
+@pytest.mark.parametrize("source", ["both", "mixture", "zero_shot"])
 def test_a_long_tail_is_seen(tmp_path: Path, source: str) -> None:
     values = {"imbalance_from": source}
     even, tailed = (trained(tmp_path / str(imbalance), "cap_mixture", imbalance, **values) for imbalance in (1, 50))
@@ -90,7 +93,7 @@ def test_zero_shot_learning_keeps_the_pool_to_its_unseen_classes(tmp_path: Path)
 
 def test_shares_that_are_not_estimated_cannot_open_the_guard() -> None:
     with pytest.raises(ConfigError, match="imbalance_from must be 'zero_shot' where pool_prior is off"):
-        paper_config("cap_mixture", cell(1)).with_values({"pool_prior": False, "imbalance_from": "mixture"})
+        paper_config("cap_mixture", cell(1)).with_values({"pool_prior": False})
 
 
 @pytest.mark.parametrize("values", [{}, {"tuning": "prompts", "prompts": "text"}, {"tuning": "prompts"}])
