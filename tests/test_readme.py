@@ -20,7 +20,8 @@ LINES = [part.strip() for line in CHAINS for part in line.split("&&") if part.st
 
 @pytest.fixture(scope="module")
 def known() -> dict[str, set[str]]:
-    _register([])
+    for name in COMMANDS:
+        _register([name])
     group = typer.main.get_command(app)
     return {name: {o for p in group.commands[name].params for o in p.opts} for name in COMMANDS}  # type: ignore[attr-defined]
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from types import FrameType
 
@@ -43,27 +43,49 @@ def _root(
     pass
 
 
-# In the order a newcomer meets them; imported on demand, since most of them bring torch or Ray along.
-COMMANDS = (
-    "run",
-    "resume",
-    "status",
-    "report",
-    "compare",
-    "adapt",
-    "predict",
-    "export",
-    "mismatch",
-    "datasets",
-    "bench",
-)
+# In the order a newcomer meets them, with the first line of their help. They are imported on demand, since most of them
+# bring torch or Ray along: the list is shown at once.
+COMMANDS = {
+    "run": "Search for the configuration that adapts best, confirm it over seeds, report on sealed labels.",
+    "resume": (
+        "Go on with studies: nothing that finished is lost or run twice, running trials go on from their last epoch."
+    ),
+    "status": "Show how far studies are.",
+    "report": "Write every table, figure and page the records support: one run, many, finished or not.",
+    "compare": (
+        "Run a study of every method on every cell with one search budget; write who won, by how much, and how sure."
+    ),
+    "adapt": "Adapt a model with one configuration.",
+    "predict": "Classify images with an adapted model.",
+    "export": (
+        "Write class weights (K x D, names, logit scale) where the image side is the frozen backbone's, else a bundle."
+    ),
+    "mismatch": "Show what concept-mismatch detection flags.",
+    "datasets": (
+        "List every dataset: found or not, where, layout, classes, images of each split, licence, how to get it."
+    ),
+    "bench": "Measure the training step, the encoding of a pool and more, against the plain way of doing it.",
+}
+
+
+def command(name: str) -> Callable[..., None]:
+    """A subcommand's function; imports what it needs."""
+    found: Callable[..., None] = getattr(import_module(f"captune.cli.{name}"), name)
+    return found
 
 
 def _register(arguments: Sequence[str]) -> None:
-    """Add the subcommand that is asked for, or all of them where help lists them."""
+    """Add the subcommand that is asked for, or names and first lines of all where none is."""
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
-    for name in (asked,) if asked in COMMANDS else COMMANDS:
-        app.command(name)(getattr(import_module(f"captune.cli.{name}"), name))
+    if asked in COMMANDS:
+        app.command(asked)(command(asked))
+        return
+    for name, text in COMMANDS.items():
+        app.command(name, help=text)(_listed)
+
+
+def _listed() -> None:
+    """What stands for a command where it is only listed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,33 @@
+"""The list of commands: true to the commands, and there at once."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from captune.cli.main import COMMANDS, command
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_says_of_a_command_what_its_own_help_says(name: str) -> None:
+    assert (inspect.getdoc(command(name)) or "").splitlines()[0] == COMMANDS[name]
+
+
+def test_help_lists_every_command_without_importing_what_trains() -> None:
+    program = (
+        "import sys\nfrom captune.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'ray', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_an_unknown_command_is_named_with_the_nearest() -> None:
+    program = "from captune.cli.main import main\nmain(['rnu'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "No such command 'rnu'" in done.stderr
