@@ -1,7 +1,11 @@
-"""What a study spends beside training, read from its journal."""
+"""What a study spends beside training, read from its journal, and a quick study to read it from."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,6 +27,31 @@ class Overhead:
     median: float
     first: float
     num_trials: int
+
+
+def measure_overhead(*, trials: int) -> Overhead:
+    """Overhead of frozen-feature trials on digits, one at a time, by `captune run` in a temporary folder.
+
+    It is read off the clock on the wall: other work on the machine is part of it.
+
+    Raises:
+        OSError: the study did not end well.
+    """
+    with tempfile.TemporaryDirectory(prefix="captune-bench-") as folder:
+        out = Path(folder) / "study"
+        options = (
+            "--dataset digits --paradigm ul --tuning features --scheduler none --sampler random --confirm-top 0 "
+            "--concurrency 1 --no-dashboard --logger none"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", "from captune.cli.main import main; main()", "run", *options.split(),
+             "--trials", str(trials), "--out", str(out)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True, text=True, timeout=60 * trials, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise OSError(f"a study to measure overhead on must end well, but said: {done.stderr[-500:]}")
+        return trial_overhead(out)
 
 
 def trial_overhead(run: Path) -> Overhead:
