@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from captune.benchmark.measure import machine, versions
+from captune.benchmark.overhead import measure_overhead
 from captune.benchmark.rows import (
     EncodingRow,
     EpochRow,
@@ -30,6 +31,7 @@ SCHEMA = 1
 # At least so many times the plain step: by precision and classes. bf16 is promised where a CPU has AMX.
 _STEP_TARGETS = {("bf16", 10): 5.5, ("bf16", 100): 18.0, ("fp32", 10): 1.4, ("fp32", 100): 4.5}
 _PEAK_TARGET, _ENCODING_TARGET, _SHARE_TARGET, _CONCURRENCY_TARGET = 3.3e9, 8.0, 0.03, 1.7
+_OVERHEAD_TARGET = 0.1
 _GPU_TARGETS = {"ViT-B-32": 0.45, "ViT-L-14": 0.55}
 
 
@@ -45,6 +47,7 @@ class BenchOptions:
         device: auto, cpu, cuda.
         repeats: times each thing is measured, in turn with its rival.
         concurrency_epochs: epochs of the two-trials row; 0 leaves it out.
+        overhead_trials: trials of the study that overhead is read from; 0 leaves it out.
     """
 
     backbone: str = "ViT-B-32"
@@ -55,6 +58,7 @@ class BenchOptions:
     device: str = "auto"
     repeats: int = 3
     concurrency_epochs: int = 5
+    overhead_trials: int = 8
 
 
 def run_bench(options: BenchOptions, *, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -96,6 +100,10 @@ def run_bench(options: BenchOptions, *, say: Callable[[str], None] = lambda _: N
     elif options.concurrency_epochs:
         say("two trials beside each other")
         concurrency = measure_concurrency(epochs=options.concurrency_epochs)
+    overhead = None
+    if options.overhead_trials:
+        say("a study of short trials")
+        overhead = asdict(measure_overhead(trials=options.overhead_trials))
     return {
         "schema": SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,6 +120,7 @@ def run_bench(options: BenchOptions, *, say: Callable[[str], None] = lambda _: N
         "encoding": [row.as_json() for row in encoding],
         "epochs": [{"precision": step.precision, **row.as_json()} for step, row in zip(steps, epochs, strict=True)],
         "concurrency": concurrency,
+        "overhead": overhead,
         "sharing": sharing,
     }
 
@@ -178,6 +187,18 @@ def table_lines(report: dict[str, Any]) -> list[Line]:
                 f"{row['throughput']:.2f}×, {row['throughput_cpu']:.2f}× in CPU time",
                 f"≥ {_CONCURRENCY_TARGET:g}×",
                 row["throughput"] >= _CONCURRENCY_TARGET,
+            )
+        )
+    if report["overhead"]:
+        row = report["overhead"]
+        lines.append(
+            Line(
+                f"overhead a trial beside training, {row['num_trials']} frozen-feature trials on digits",
+                "",
+                f"the first {1000 * row['first']:.0f} ms",
+                f"{1000 * row['median']:.0f} ms",
+                f"≤ {1000 * _OVERHEAD_TARGET:g} ms",
+                row["median"] <= _OVERHEAD_TARGET,
             )
         )
     for row in report.get("sharing", ()):

@@ -33,6 +33,8 @@ from captune.training.step import Batch
 
 _SAMPLE, _STEPS, _EPOCH_HOLDOUT = 64, 2, 512
 _ENOUGH_STEPS, _ENOUGH_SECONDS = 8, 2.0
+# What a process keeps on a card beside its tensors, and the share of the card that fragments leave.
+_PROCESS_BYTES, _USABLE = 600_000_000, 0.9
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,78 @@ class TrialCost:
         """
         return self.prepare_seconds + math.ceil(num_trials / concurrency) * self.trial_seconds
 
-    def sentences(self, study: StudyConfig, *, concurrency: int = 1) -> tuple[str, ...]:
-        """For people: what a trial and the study cost here at most, and what to change to halve it."""
+    def trials_on_card(self, card_bytes: int) -> int:
+        """How many such trials fit beside each other on a card of so many bytes; 0 where not even one does."""
+        return int(_USABLE * card_bytes // (self.memory_bytes + _PROCESS_BYTES))
+
+    def sentences(
+        self,
+        study: StudyConfig,
+        *,
+        concurrency: int = 1,
+        screen: TrialCost | None = None,
+        both_roles: bool = False,
+        card_bytes: int | None = None,
+    ) -> tuple[str, ...]:
+        """For people: what a trial and the study cost here at most, and what to change to halve it.
+
+        Args:
+            study: its settings.
+            concurrency: trials at once.
+            screen: the cost of a screening trial, where the study screens.
+            both_roles: whether confirmations run twice, once to be scored and once to be reported.
+            card_bytes: memory of the GPU that trials share, if there is one.
+        """
         # The paper's configuration is confirmed beside the best.
         confirmed = (study.confirm_top + 1) * study.confirm_seeds if study.confirm_top else 0
+        confirmed *= 2 if both_roles else 1
         most = self.study_seconds(study.trials + confirmed, concurrency=concurrency)
+        what = f"{study.trials} trials and {confirmed} confirmations"
+        sentences = [self._trial_sentence("A trial")]
+        cheaper = list(self.halve)
+        if screen is not None:
+            screening = screen.study_seconds(study.num_screen_trials, concurrency=concurrency) - screen.prepare_seconds
+            most += screening
+            what = f"{study.num_screen_trials} screening trials, {what}"
+            sentences.append(screen._trial_sentence("A screening trial"))
+            if screening > 0.25 * most:
+                cheaper.insert(
+                    0, f"--screen-trials {max(1, study.num_screen_trials // 2)}: the screen is "
+                    f"{100 * screening / most:.0f} % of the study.",
+                )  # fmt: skip
         stopped = " (ASHA stops many of the search early, so it will be less)" if study.scheduler == "asha" else ""
+        sentences.append(f"The study: at most {_span(most)} for {what}, {concurrency} at a time{stopped}.")
+        if card_bytes is not None:
+            sentences.append(self._card_sentence(card_bytes))
+        return (*sentences, *(f"Cheaper: {sentence}" for sentence in cheaper))
+
+    def _trial_sentence(self, name: str) -> str:
         first = f"; once per node {_span(self.prepare_seconds)} to decode and encode" if self.prepare_seconds else ""
         return (
-            f"A trial: {_span(self.trial_seconds)} ({self.num_epochs} epochs of {_span(self.epoch_seconds)}, a step "
-            f"{1000 * self.step_seconds:.0f} ms) and {self.memory_bytes / 1e9:.1f} GB, measured here{first}.",
-            f"The study: at most {_span(most)} for {study.trials} trials and {confirmed} confirmations, "
-            f"{concurrency} at a time{stopped}.",
-            *(f"Cheaper: {sentence}" for sentence in self.halve),
+            f"{name}: {_span(self.trial_seconds)} ({self.num_epochs} epochs of {_span(self.epoch_seconds)}, a step "
+            f"{1000 * self.step_seconds:.0f} ms) and {self.memory_bytes / 1e9:.1f} GB, measured here{first}."
         )
+
+    def _card_sentence(self, card_bytes: int) -> str:
+        fit = self.trials_on_card(card_bytes)
+        size = f"this card's {card_bytes / 1e9:.0f} GB"
+        if fit == 0:
+            return f"A trial does not fit into {size}: --micro-batch 8 or --precision bf16 needs less."
+        if fit == 1:
+            return f"One trial at a time fits into {size}."
+        # Rounded down, so that Ray does not refuse the last of them.
+        share = math.floor(1000 / fit) / 1000
+        return (
+            f"Up to {fit} trials fit into {size} beside each other (--gpus-per-trial {share:g}); they share its "
+            "time as well, so try two first."
+        )
+
+
+def cards() -> tuple[int, int]:
+    """How many GPUs this machine has, and the bytes of the first; (0, 0) without any."""
+    if not torch.cuda.is_available():
+        return 0, 0
+    return torch.cuda.device_count(), int(torch.cuda.get_device_properties(0).total_memory)
 
 
 class Stopwatch:

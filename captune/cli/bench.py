@@ -49,6 +49,7 @@ def bench(
         device=device,
         repeats=1 if quick else repeats,
         concurrency_epochs=2 if quick else 5,
+        overhead_trials=0 if quick else 8,
     )
     console = Console()
     with console.status("captune bench") as status:

@@ -14,18 +14,17 @@ import yaml
 from rich.console import Console
 
 from captune.algorithms import ALGORITHMS, method_named
-from captune.benchmark.cost import estimate_trial_cost
+from captune.benchmark.cost import cards, estimate_trial_cost
 from captune.cli import options
 from captune.cli.studies import Plan, Settings, execute
-from captune.config import PARADIGMS, SCREENED_A_TRIAL, StudyConfig, TaskConfig, read_yaml
+from captune.config import PARADIGMS, SCREENED_A_TRIAL, StudyConfig, TaskConfig, TrialConfig, read_yaml
 from captune.data.catalog import DATASETS
 from captune.errors import UsageError
 from captune.records import COMPLETE, JOURNAL, SEARCH, read_journal
-from captune.training.memory import available_bytes, gpus_here, resident_peak_bytes
+from captune.seeding import derive_seed
 from captune.training.trial import limit_threads
 from captune.tuning.agenda import WARM_STARTS
 from captune.tuning.describe import cell_name, describe_cell
-from captune.tuning.packing import Node, packing
 from captune.tuning.samplers import Sampler
 from captune.tuning.space import Space, load_space, space_file
 from captune.tuning.telemetry import check_loggers
@@ -222,7 +221,17 @@ def _show(plan: Plan, console: Console) -> None:
         highlight=False,
     )
     console.print(_yaml({"study": study.model_dump(mode="json"), "space": plan.space.describe()}), highlight=False)
-    first = first_configurations(plan, min(_PREVIEW, study.trials))
+    if plan.space.screen is not None and info.screen_base is not None:
+        screened = first_configurations(
+            plan.space.screen, info.screen_base, study.sampler, derive_seed(study.seed, "screen"),
+            count=min(_PREVIEW, study.num_screen_trials),
+        )  # fmt: skip
+        console.print(_yaml({"first screened configurations": screened}), highlight=False)
+        console.print("The search begins with the paper's configuration and what the screen promotes.", highlight=False)
+        return
+    first = first_configurations(
+        plan.space, info.base, study.sampler, study.seed, plan.warm_starts, count=min(_PREVIEW, study.trials)
+    )
     console.print(_yaml({"first configurations": first}), highlight=False)
 
 
@@ -233,30 +242,32 @@ def _show_cost(plan: Plan, settings: Settings, console: Console) -> None:
     threads = max(1, int(settings.cpus_per_trial or 1))
     limit_threads(threads)
     at_once = settings.concurrency or max(1, (os.cpu_count() or 1) // threads)
-    cost = estimate_trial_cost(plan.study.task, plan.info.base, plan.study.method)
-    for sentence in cost.sentences(plan.study, concurrency=at_once):
-        console.print(sentence, highlight=False)
-    gpus, gpu_bytes = gpus_here()
-    machine = Node(os.cpu_count() or 1, gpus, available_bytes())
-    process_bytes = resident_peak_bytes() if gpus else cost.memory_bytes
-    for sentence in packing(
-        machine, cpus=settings.cpus_per_trial or 1.0, trial_bytes=process_bytes, gpu_bytes=gpu_bytes,
-        trial_gpu_bytes=cost.memory_bytes if gpus else 0,
+    num_cards, card_bytes = cards()
+    if num_cards and settings.concurrency is None and settings.gpus_per_trial != 0:
+        at_once = max(1, int(num_cards / (settings.gpus_per_trial or 1.0) + 1e-9))
+    task, method, info = plan.study.task, plan.study.method, plan.info
+    cost = estimate_trial_cost(task, info.base, method)
+    screen = estimate_trial_cost(task, info.screen_base, method) if info.screen_base is not None else None
+    for sentence in cost.sentences(
+        plan.study, concurrency=at_once, screen=screen, both_roles=info.both_roles,
+        card_bytes=card_bytes if num_cards else None,
     ):  # fmt: skip
         console.print(sentence, highlight=False)
+    if settings.address is not None:
+        console.print("Measured on this machine; the cluster's nodes may be faster or slower.", highlight=False)
 
 
-def first_configurations(plan: Plan, count: int) -> list[dict[str, Any]]:
+def first_configurations(
+    space: Space, base: TrialConfig, sampler_name: str, seed: int, starts: Sequence[dict[str, Any]] = (), *, count: int
+) -> list[dict[str, Any]]:
     """The searched values of the first trials, as far as they do not depend on outcomes."""
-    space, base = plan.space, plan.info.base
     paper = {parameter.name: getattr(base, parameter.name) for parameter in space.parameters}
     found: list[dict[str, Any]] = [paper]
     if not space.parameters:
         return found
-    sampler = Sampler(plan.study.sampler, space, seed=plan.study.seed)
+    sampler = Sampler(sampler_name, space, seed=seed)
     sampler.take(0, paper, suggested=False)
     for number in range(1, count):
-        starts: Sequence[dict[str, Any]] = plan.warm_starts
         if number <= len(starts):
             found.append(paper | space.clip(starts[number - 1]))
             sampler.take(number, found[-1], suggested=False)

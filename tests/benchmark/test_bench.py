@@ -19,8 +19,9 @@ from captune.errors import UsageError
 
 CPU = torch.device("cpu")
 OPTIONS = BenchOptions(
-    backbone="tiny", pretrained=None, classes=(3,), batch_size=4, device="cpu", repeats=1, concurrency_epochs=0
-)
+    backbone="tiny", pretrained=None, classes=(3,), batch_size=4, device="cpu", repeats=1, concurrency_epochs=0,
+    overhead_trials=0,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,14 @@ def test_ratios_are_those_of_the_clocks(report: dict[str, Any]) -> None:
         assert row["ratio"] == pytest.approx(row["plain_seconds"]["cpu_min"] / row["fast_seconds"]["cpu_min"])
         assert row["wall_ratio"] == pytest.approx(row["plain_seconds"]["min"] / row["fast_seconds"]["min"])
         assert 0 < row["views_share"] < 1
+
+
+def test_the_overhead_of_a_trial_has_a_row_of_its_own(report: dict[str, Any]) -> None:
+    line = table_lines({**report, "overhead": {"median": 0.12, "first": 0.3, "num_trials": 8}})[-1]
+    assert (line.what, line.result, line.met) == (
+        "overhead a trial beside training, 8 frozen-feature trials on digits", "120 ms", False,
+    )  # fmt: skip
+    assert line.fast == "the first 300 ms" and line.target == "≤ 100 ms"
 
 
 def test_the_table_promises_only_what_this_hardware_was_promised(report: dict[str, Any]) -> None:
@@ -140,7 +149,7 @@ def test_wrong_options_are_refused(option: str, value: str, said: str) -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_is_measured_in_its_own_terms() -> None:
-    report = run_bench(BenchOptions("ViT-B-32", "random", (10,), ("fp32", "bf16"), 8, "cuda", 1, 0))
+    report = run_bench(BenchOptions("ViT-B-32", "random", (10,), ("fp32", "bf16"), 8, "cuda", 1, 0, 0))
     assert report["machine"]["gpu"]
     assert 0 < report["steps"][1]["matrix_share"] < 1.5
     assert any("% of matmul rate" in line.result for line in table_lines(report))

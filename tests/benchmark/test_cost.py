@@ -90,6 +90,43 @@ def test_a_study_is_counted_in_rounds_of_trials_at_once() -> None:
     assert cheaper == "Cheaper: Less."
 
 
+def cost_of(seconds: float, **changes: Any) -> TrialCost:
+    known: dict[str, Any] = {
+        "step_seconds": 0.1, "epoch_seconds": seconds / 10, "trial_seconds": seconds, "finish_seconds": 1.0,
+        "memory_bytes": 4_000_000_000, "prepare_seconds": 30.0, "num_epochs": 10, "halve": ("Less.",),
+    }  # fmt: skip
+    return TrialCost(**(known | changes))
+
+
+def test_a_screen_is_counted_and_where_it_is_a_large_part_told_how_to_shrink() -> None:
+    task = {"dataset": "digits", "paradigm": "ul"}
+    study = StudyConfig.parse({"task": task, "trials": 10, "screen": "features", "confirm_top": 0})
+    # Prepared once: 30 s; 40 screening trials two at a time 20 · 5 s, 10 trials 5 · 100 s.
+    told = cost_of(100.0).sentences(study, concurrency=2, screen=cost_of(5.0))
+    assert told[1].startswith("A screening trial: 5.0 s (10 epochs of 0.5 s")
+    assert "at most 10 min for 40 screening trials, 10 trials and 0 confirmations, 2 at a time" in told[2]
+    assert told[3:] == ("Cheaper: Less.",)
+    # Half as dear as a trial: 20 · 50 s of 1530 s.
+    dear = cost_of(100.0).sentences(study, concurrency=2, screen=cost_of(50.0))
+    assert dear[3] == "Cheaper: --screen-trials 20: the screen is 65 % of the study."
+
+
+def test_confirmations_of_both_roles_are_counted_twice() -> None:
+    study = StudyConfig.parse({"task": {"dataset": "digits", "paradigm": "trzsl"}, "trials": 4})
+    assert "4 trials and 24 confirmations" in cost_of(1.0).sentences(study, both_roles=True)[1]
+
+
+def test_trials_that_share_a_card_must_fit_into_it_together() -> None:
+    cost = cost_of(1.0)
+    # 0.9 · 80 GB over 4 GB and 0.6 GB of the process: 15.65.
+    assert cost.trials_on_card(80_000_000_000) == 15
+    study = StudyConfig.parse({"task": {"dataset": "digits", "paradigm": "ul"}})
+    assert "Up to 15 trials fit into this card's 80 GB" in cost.sentences(study, card_bytes=80_000_000_000)[2]
+    assert "(--gpus-per-trial 0.066)" in cost.sentences(study, card_bytes=80_000_000_000)[2]
+    assert "One trial at a time fits" in cost.sentences(study, card_bytes=8_000_000_000)[2]
+    assert "does not fit into this card's 4 GB" in cost.sentences(study, card_bytes=4_000_000_000)[2]
+
+
 def write_journal(run: Path, spans: list[tuple[float, float, float]]) -> None:
     run.mkdir()
     journal = Journal(run / JOURNAL)

@@ -149,10 +149,9 @@ def test_a_dry_run_shows_the_study_and_leaves_nothing(capsys: pytest.CaptureFixt
 def test_a_dry_run_tells_the_configurations_that_will_be_run(tmp_path: Path) -> None:
     facts = info()
     space = load_space(space_path(tmp_path), facts.base)
-    settings = study(trials=3, confirm_top=0)
     run_study(tmp_path / "run", trials=3, confirm_top=0)
     run = [end["params"] for end in outcomes(tmp_path / "run") if end["phase"] == "search"]
-    assert first_configurations(Plan(tmp_path, settings, facts, space), 3) == run
+    assert first_configurations(space, facts.base, "tpe", 0, count=3) == run
 
 
 def test_a_matrix_is_every_combination_once() -> None:
