@@ -25,6 +25,9 @@ def resume(
     address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, HOST:PORT or ray://…")] = None,
     storage: Annotated[str | None, typer.Option(help="The Optuna copy's database, where it has a password.")] = None,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Start no Ray dashboard.")] = False,
+    dashboard_host: Annotated[
+        str | None, typer.Option(help="Where the dashboard listens; default: this machine only.")
+    ] = None,
     logger: Annotated[str, typer.Option(help="tensorboard, mlflow, wandb (a,b) or none.")] = "tensorboard",
 ) -> None:
     """Go on with studies: nothing that finished is lost or run twice, running trials go on from their last epoch.
@@ -41,6 +44,7 @@ def resume(
         plans.append(Plan(directory, study, describe_cell(study), space))
     settings = Settings(
         address=address, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
-        memory_per_trial=memory_per_trial, dashboard=not no_dashboard, loggers=check_loggers(logger), resume=True,
+        memory_per_trial=memory_per_trial, dashboard=not no_dashboard, dashboard_host=dashboard_host,
+        loggers=check_loggers(logger), resume=True,
     )  # fmt: skip
     execute(plans, settings, Console(file=sys.stdout))

@@ -73,6 +73,9 @@ def run(
     max_failures: Annotated[int, typer.Option(help="Times a crashed run is tried again.")] = 1,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="One run at a time, repeatable.")] = False,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Start no Ray dashboard.")] = False,
+    dashboard_host: Annotated[
+        str | None, typer.Option(help="Where the dashboard listens; default: this machine only.")
+    ] = None,
     logger: Annotated[str, typer.Option(help="tensorboard, mlflow, wandb (a,b) or none.")] = "tensorboard",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and run nothing.")] = False,
     data_root: options.DataRoot = None,
@@ -130,7 +133,8 @@ def run(
         plans.append(plan)
     settings = Settings(
         address=address, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
-        memory_per_trial=memory_per_trial, dashboard=not no_dashboard, loggers=loggers, resume=resume,
+        memory_per_trial=memory_per_trial, dashboard=not no_dashboard, dashboard_host=dashboard_host,
+        loggers=loggers, resume=resume,
     )  # fmt: skip
     if dry_run:
         for plan in plans:

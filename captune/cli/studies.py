@@ -61,6 +61,7 @@ class Settings:
     gpus_per_trial: float | None = None
     memory_per_trial: float | None = None
     dashboard: bool = True
+    dashboard_host: str | None = None
     loggers: tuple[str, ...] = ("tensorboard",)
     resume: bool = False
     open_run: Callable[[RunSpec], OpenRun] | None = field(default=None)
@@ -144,7 +145,9 @@ def _chain(studies: Sequence[OpenStudy]) -> None:
 
 def _run(cells: list[Cell], plans: Sequence[Plan], settings: Settings, console: Console) -> bool:
     threads = max(1, int(settings.cpus_per_trial or 1))
-    with connected(settings.address, threads=threads, dashboard=settings.dashboard) as cluster:
+    with connected(
+        settings.address, threads=threads, dashboard=settings.dashboard, dashboard_host=settings.dashboard_host
+    ) as cluster:
         allotment = allot(
             cluster.nodes,
             concurrency=settings.concurrency,

@@ -74,7 +74,12 @@ class Cluster:
 
 @contextlib.contextmanager
 def connected(
-    address: str | None, *, threads: int, dashboard: bool = True, cpus: int | None = None
+    address: str | None,
+    *,
+    threads: int,
+    dashboard: bool = True,
+    dashboard_host: str | None = None,
+    cpus: int | None = None,
 ) -> Iterator[Cluster]:
     """Connect to a cluster, starting one on this machine if no address is given, and leave nothing behind.
 
@@ -82,6 +87,7 @@ def connected(
         address: `auto`, `host:port`, `ray://…`, or None for a cluster of one's own.
         threads: CPU threads of a run, set before its process imports torch.
         dashboard: whether an own cluster shows Ray's dashboard.
+        dashboard_host: where that listens; None is loopback.
         cpus: CPUs of an own cluster (default: the machine's).
 
     Raises:
@@ -99,7 +105,7 @@ def connected(
     if address is None:
         options |= {
             "include_dashboard": dashboard,
-            "dashboard_host": _LOOPBACK,
+            "dashboard_host": dashboard_host or _LOOPBACK,
             "num_cpus": cpus,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_temp_dir": str(scraps / "ray"),

@@ -137,12 +137,13 @@ def endure(series: Series, targets: list[str]) -> None:
             assert driver.poll() is None, "the study must be long enough for all strikes"
             # Ray's agents notice a raylet's death late, and hold nothing.
             below = [pid for pid, command in descendants(driver.pid).items() if "agent" not in command.lower()]
-            workers = processes(driver.pid, "Trainable")
-            if target == "worker" and workers:
-                kill([series.draw.choice(workers)])
-            else:
-                target = "cluster" if target == "cluster" else "driver"
-                kill(processes(driver.pid, "raylet/raylet", "gcs_server") if target == "cluster" else [driver.pid])
+            words = {"worker": ("Trainable",), "cluster": ("raylet/raylet", "gcs_server")}.get(target, ())
+            victims = processes(driver.pid, *words)
+            if not victims:
+                # Asked for, or Ray has not come up yet.
+                target, victims = "driver", [driver.pid]
+            kill([series.draw.choice(victims)] if target == "worker" else victims)
+            if target != "worker":
                 series.driver_gone()
                 assert_gone(below)
             series.hit(target)

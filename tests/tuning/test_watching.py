@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.tune.logger import LoggerCallback
 
 from captune.errors import UsageError
@@ -22,7 +24,7 @@ from captune.records import COMPLETE, FAILED, PRUNED
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.mirror import KEY, MIRROR
-from captune.tuning.telemetry import TensorBoard, check_loggers, logger_callbacks
+from captune.tuning.telemetry import METRICS, TensorBoard, check_loggers, logger_callbacks, telemetry
 from tests.tuning.fakes import FakeRun
 from tests.tuning.simulate import drive, make_cell, outcomes
 from tests.tuning.simulate import epochs as scores_of_epochs
@@ -108,6 +110,39 @@ def test_tensorboard_logs_hold_the_numbers_of_every_epoch(tmp_path: Path) -> Non
     scores = {epoch: score for (key, epoch), (score, _) in scores_of_epochs(tmp_path).items() if key == "t0000"}
     assert {step: value for (tag, step), value in found.items() if tag == "score"} == pytest.approx(scores)
     assert {"loss", "balance", "learning_rate", "num_confident"} <= {tag for tag, _ in found}
+
+
+# Ray's metrics
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_gauges_of_a_study_are_served_by_the_nodes_metrics_port(tmp_path: Path) -> None:
+    cell = new_cell(tmp_path, "watched-ul-fake", trials=4, confirm_top=0, scheduler="none")
+    with connected(None, threads=1, dashboard=False, cpus=1) as cluster:
+        (node,) = ray.nodes()
+        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with telemetry([cell]) as on_step:
+            # Slow enough for Ray, which collects every ten seconds, to see a run in the middle.
+            assert run_cells(
+                [cell], cluster, Allotment(1), open_run=partial(FakeRun, pause=1.0), on_step=on_step,
+            )  # fmt: skip
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                with urllib.request.urlopen(address, timeout=30) as answer:
+                    served = answer.read().decode()
+                if re.search(r'^ray_captune_trials\{.*state="COMPLETE".*\} 6\.0$', served, re.MULTILINE):
+                    break
+                on_step()
+                time.sleep(1)
+    lines = [line for line in served.splitlines() if line.startswith("ray_captune_")]
+    assert all('cell="watched-ul-fake"' in line for line in lines)
+    names = {line.partition("{")[0].removeprefix("ray_") for line in lines}
+    assert names == METRICS.keys()
+    values = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines if "trial=" not in line}
+    assert values["ray_captune_zero_shot"] == pytest.approx(0.7)
+    best = max(end["score"] for end in outcomes(tmp_path) if end["phase"] == "search")
+    assert values["ray_captune_best_score"] == pytest.approx(best)
 
 
 # Services, through Ray's own callbacks
