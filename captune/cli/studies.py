@@ -25,7 +25,7 @@ from captune.results.runs import RunRecord
 from captune.results.tables import ORACLE_STAMP
 from captune.training.evaluation import open_seal
 from captune.tuning.cell import Cell
-from captune.tuning.cluster import Cluster, check_nodes, connected
+from captune.tuning.cluster import Cluster, check_nodes, connected, token_file
 from captune.tuning.engine import run_cells
 from captune.tuning.packing import Allotment, allot
 from captune.tuning.progress import Progress
@@ -273,7 +273,7 @@ def _say_start(cells: Sequence[Cell], cluster: Cluster, allotment: Allotment, co
     if cluster.dashboard:
         console.print(
             f"Ray dashboard: http://{cluster.dashboard}"
-            + (" (asks for the token in ~/.ray/auth_token)" if cluster.authenticated else ""),
+            + (f" (asks for the token in {token_file()})" if cluster.authenticated else ""),
             highlight=False,
         )
     if cluster.warning:

@@ -21,6 +21,7 @@ from typing import Any
 
 import ray
 import ray._private.ray_constants
+import ray._private.services
 import ray._private.utils
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -111,6 +112,7 @@ def connected(
             "_temp_dir": str(scraps / "ray"),
         }
     else:
+        address = _found(address)
         options["address"] = address
     loopback = address is None or _listens_on_loopback_only(address)
     try:
@@ -184,6 +186,16 @@ def _on_loopback() -> Iterator[None]:
             os.environ[_NETWORK_SWITCH] = variable
 
 
+def _found(address: str) -> str:
+    """`auto` as the address of the cluster that Ray finds on this machine; it would mistake one on loopback."""
+    if address != "auto":
+        return address
+    with contextlib.suppress(Exception):  # what is wrong is said by the attempt to connect
+        services: Any = ray._private.services
+        return str(services.get_ray_address_from_environment("auto", None) or address)
+    return address
+
+
 def _listens_on_loopback_only(address: str) -> bool:
     """Whether an address of this machine leads to a cluster that was started on loopback, as captune's own are."""
     host, _, port = address.rpartition(":")
@@ -235,6 +247,11 @@ def thread_variables(threads: int) -> dict[str, str]:
     return dict.fromkeys(names, str(threads))
 
 
+def token_file() -> str:
+    """Where the token lies, as a person would type it."""
+    return os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
+
+
 def ensure_token() -> Path | None:
     """The token file of clusters started here, made if there is none, readable by its owner only.
 
@@ -242,7 +259,7 @@ def ensure_token() -> Path | None:
     """
     if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return None
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = Path(token_file()).expanduser()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):

@@ -84,8 +84,8 @@ def test_status_reaches_a_cluster_on_loopback_by_its_address_and_not_without_the
     own: tuple[int, str, str], tmp_path: Path
 ) -> None:
     _, _, gcs = own
-    done = captune("status", gcs)
-    assert (done.returncode, done.stdout.strip()) == (0, "No studies."), done.stderr
+    for done in (captune("status", gcs), captune("status", "auto", RAY_ADDRESS=gcs)):
+        assert (done.returncode, done.stdout.strip()) == (0, "No studies."), done.stderr
     (tmp_path / "token").write_text("0" * 64)
     refused = captune("status", gcs, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     assert refused.returncode == 2
