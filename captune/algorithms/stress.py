@@ -64,7 +64,7 @@ def main(
                 _write(out, found)
     for method in names:
         cells = [[found[method, world, seed] for seed in range(seeds)] for world in WORLDS]
-        shown = [f"{100 * np.mean(cell):.1f} ± {100 * np.std(cell, ddof=seeds > 1):.1f}" for cell in cells]
+        shown = [f"{100 * np.mean(cell):.1f} ± {100 * np.std(cell, ddof=min(1, seeds - 1)):.1f}" for cell in cells]
         print(f"| `{method}` | {' | '.join(shown)} |")
 
 
