@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -87,7 +88,7 @@ class GraphStep:
         self._graph = None
         self._batch = {name: tensor.clone() for name, tensor in batch.items()}
         self._warm_up()
-        graph = torch.cuda.CUDAGraph()
+        graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         for parameter in self._parameters:
             parameter.grad = None
         try:
@@ -98,9 +99,11 @@ class GraphStep:
                 if loss.requires_grad:
                     loss.backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            # Ending a recording that broke off raises as well, on top of what broke it.
-            if any(is_out_of_memory(one) for one in (error, error.__context__) if isinstance(one, RuntimeError)):
-                raise
+            # Ending a recording that broke off raises as well, on top of what broke it, and leaves its stream behind.
+            torch.cuda.set_stream(outside)
+            for one in (error, error.__context__):
+                if isinstance(one, RuntimeError) and is_out_of_memory(one):
+                    raise one from None
             self._hopeless = True
             LOG.warning("steps are not recorded as a CUDA graph: %s", str(error).splitlines()[0])
             return
@@ -133,8 +136,7 @@ def batches_of(algorithm: Steps, num_steps: int, device: torch.device) -> Iterat
         for step in range(num_steps):
             yield algorithm.batch(step)
         return
-    main = torch.cuda.current_stream(device)
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    main, side = torch.cuda.current_stream(device), _side_stream(device)
     side.wait_stream(main)
     done: list[torch.cuda.Event] = []
     for step in range(num_steps):
@@ -148,6 +150,12 @@ def batches_of(algorithm: Steps, num_steps: int, device: torch.device) -> Iterat
             tensor.record_stream(main)
         yield batch
         done.append(main.record_event())
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one that batches are made on: what is freed stays with its stream, so a new one each epoch would hoard."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Branch:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captune.algorithms import method_named
 from captune.algorithms.cap import Cap
 from captune.config import TaskConfig
 from captune.training.context import open_context
-from captune.training.step import Branch, batches_of
+from captune.training.step import Batch, Branch, GraphStep, batches_of
 
 CPU = torch.device("cpu")
 # What makes a host wait for a device, or hands it data from the host in the middle of a step.
@@ -117,3 +121,110 @@ def test_a_person_can_have_plain_kernels() -> None:
     task = {"dataset": "digits", "paradigm": "ul"}
     assert open_context(TaskConfig.parse(task), "score", "cpu").recorded
     assert not open_context(TaskConfig.parse({**task, "kernels": "plain"}), "score", "cpu").recorded
+
+
+class FakeStream:
+    made = 0
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        FakeStream.made += 1
+
+    def wait_stream(self, other: object) -> None:
+        pass
+
+    def record_event(self) -> object:
+        return self
+
+    def synchronize(self) -> None:
+        pass
+
+
+class BrokenRecording:
+    """Streams as torch keeps them, and a recording that breaks off as on a GPU: ending it raises as well."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        FakeStream.made = 0
+        self.outside = self.current = FakeStream()
+        self.recording, self.attempts = False, 0
+        for name, value in {
+            "Stream": FakeStream, "CUDAGraph": object, "stream": self.on, "set_stream": self.set, "graph": self.record,
+            "current_stream": lambda device=None: self.current,
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def set(self, stream: FakeStream) -> None:
+        self.current = stream
+
+    @contextmanager
+    def on(self, stream: FakeStream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    @contextmanager
+    def record(self, graph: object, *, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
+        self.current, self.recording = stream, True
+        self.attempts += 1
+        try:
+            yield
+        finally:
+            self.recording = False
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+class Unrecordable:
+    """y = 2w, which a recording cannot hold."""
+
+    def __init__(self, broken: BrokenRecording, why: str) -> None:
+        self.weight = nn.Parameter(torch.ones(()))
+        self.broken, self.why = broken, why
+
+    def batch(self, step: int) -> Batch:
+        return {}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
+        if self.broken.recording:
+            raise RuntimeError(self.why)
+        return 2 * self.weight, {}
+
+    def moving_state(self) -> list[Tensor]:
+        return []
+
+
+def test_steps_that_cannot_be_recorded_go_on_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = BrokenRecording(monkeypatch)
+    algorithm = Unrecordable(broken, "operation not permitted when stream is capturing")
+    step = GraphStep(algorithm, [algorithm.weight])
+    losses = [float(step({})[0]) for _ in range(3)]
+    assert losses == [2.0, 2.0, 2.0] and algorithm.weight.grad == 2
+    assert broken.current is broken.outside, "torch leaves the recording's stream current"
+    assert broken.attempts == 1
+
+
+def test_memory_that_runs_out_in_a_recording_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = BrokenRecording(monkeypatch)
+    algorithm = Unrecordable(broken, "CUDA out of memory. Tried to allocate 2.00 GiB.")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        GraphStep(algorithm, [algorithm.weight])({})
+    assert broken.current is broken.outside
+
+
+def test_batches_of_all_epochs_are_made_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = BrokenRecording(monkeypatch)
+    algorithm = Unrecordable(broken, "")
+    for _ in range(3):
+        assert list(batches_of(algorithm, 5, torch.device("cuda:7"))) == [{}] * 5
+    assert FakeStream.made == 2, "the current one and that of the batches"
+    assert broken.current is broken.outside
+
+
+def test_a_learner_that_nobody_holds_is_gone_at_once() -> None:
+    gc.disable()
+    try:
+        algorithm = build("fpl", "ssl", tuning="features")
+        algorithm.start_epoch(0)
+        held = weakref.ref(algorithm)
+        del algorithm
+        assert held() is None
+    finally:
+        gc.enable()
