@@ -106,7 +106,7 @@ class Overwrite:
 
     Attributes:
         vectors_nW: the vectors.
-        first, stride, count: they stand in rows first + stride·b + j of the packed tokens, b < count.
+        first, stride, count: they stand in rows first + stride·b + j of the packed tokens, b < count, n ≤ stride.
     """
 
     vectors_nW: Tensor

@@ -207,7 +207,7 @@ class LeanTextTower:
 
     def _overwrite(self, vectors_nW: Tensor, num: int, length: int, shared: int) -> Overwrite:
         """Positions 1…n: once if they are shared, else in every prompt."""
-        return Overwrite(vectors_nW, 1, length, 1 if shared else num)
+        return Overwrite(vectors_nW, 1, shared, 1) if shared else Overwrite(vectors_nW, 1, length, num)
 
     def _keys(self, k_TW: Tensor, v_TW: Tensor, num: int, shared: int) -> tuple[Tensor, Tensor]:
         """Keys and values (K, H, P+S, d): the shared ones stand before each prompt's own."""

@@ -6,8 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from captune.model.attention import packed_attention
-from captune.model.blocks import Overwrite
+from captune.model.blocks import LeanOptions, Overwrite
 from captune.model.fused import Rows, add_norm
+from tests.model.families import backbone, tokenizer
 
 
 def check(
@@ -63,7 +64,23 @@ def check_attention(length: int, *, causal: bool, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.float(), wanted.float(), rtol=rtol, atol=atol)
 
 
+def check_shared_beginning() -> None:
+    """Class prompts whose own tokens are fewer than the vectors in their shared beginning."""
+    found = []
+    for fused in (True, False):
+        tower = backbone({}, options=LeanOptions(fused=fused, share_prefix=True)).text_tower
+        assert tower is not None
+        plan = tower.plan(tokenizer(["abcdef x", "abcdef y", "abcdef z"]), 4)
+        assert (len(plan.shared_P), plan.own_KS.shape[1]) == (7, 2)
+        vectors = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        features = tower(plan, vectors)
+        (gradient,) = torch.autograd.grad((features * torch.arange(features.numel()).view_as(features)).sum(), vectors)
+        found.append((features, gradient))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
 if __name__ == "__main__":
+    check_shared_beginning()
     for length in (5, 16, 52, 64):
         for causal in (False, True):
             check_attention(length, causal=causal, dtype=torch.float32)
