@@ -24,8 +24,8 @@ from captune.data.image_store import ImageStore
 from captune.data.paradigms import Task, build_task
 from captune.data.views import Feed, ImageViews
 from captune.model.backbone import load_backbone
+from captune.model.blocks import LeanOptions
 from captune.model.class_prompts import class_prompts
-from captune.preprocessing import Preprocessing
 from captune.seeding import torch_generator
 from captune.training.context import Context, open_context, resolve_device
 from captune.training.loop import Algorithm, Loop
@@ -273,15 +273,17 @@ def _measure(context: Context, config: TrialConfig, method: str) -> _Parts:
     build = time.perf_counter() - started
     memory, step, bookkeeping = 0, 0.0, 0.0
     if spec.num_epochs(config):
-        loop = Loop(watch, cut, epochs)
-        loop.run_epoch()  # the first epoch warms up allocators and kernels
-        watch.steps.clear()
+        loop = Loop(watch, cut, epochs, recorded=context.recorded)
 
         def epoch() -> None:
             loop.run_epoch()
 
-        started = time.perf_counter()
+        # The first epoch warms up allocators and kernels. Where steps are recorded their memory is counted then alone:
+        # what a replay uses is not allocated anew.
         memory = peak_bytes_of(epoch, device)
+        watch.steps.clear()
+        started = time.perf_counter()
+        memory = max(memory, peak_bytes_of(epoch, device))
         while len(watch.steps) < _ENOUGH_STEPS and time.perf_counter() - started < _ENOUGH_SECONDS:
             loop.run_epoch()
         step, bookkeeping = median(watch.steps), median(watch.start[1:]) + median(watch.end[1:])
@@ -340,12 +342,17 @@ def _sample(config: TaskConfig, device: str) -> Iterator[tuple[Context, float]]:
         return
     task, _ = build_task(config, role="score")
     name, pretrained = default_backbone(config)
-    backbone = load_backbone(name, pretrained, precision=config.precision, device=str(resolve_device(device)))
+    plain = config.kernels == "plain"
+    backbone = load_backbone(
+        name, pretrained, precision=config.precision, device=str(resolve_device(device)),
+        options=LeanOptions(fused=False) if plain else None,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="captune-") as folder:
         started = time.perf_counter()
         store = ImageStore.open_or_build(_first_images(dataset), backbone.preprocessing, Path(folder))
         decode = (time.perf_counter() - started) / len(store)
-        views = _SampledViews(store, backbone.preprocessing, backbone.device)
+        resident = False if plain else None
+        views = _SampledViews(store, backbone.preprocessing, backbone.device, backbone.view_dtype, resident=resident)
         pixels = views.weak(np.arange(len(store)))
         backbone.encode_images(pixels)
         encode = seconds_of(lambda: backbone.encode_images(pixels), backbone.device) / len(store)
@@ -358,6 +365,7 @@ def _sample(config: TaskConfig, device: str) -> Iterator[tuple[Context, float]]:
             text_features_KD=backbone.encode_texts(class_prompts(task.class_names, task.template, config.prompt_form)),
             logit_scale=backbone.logit_scale,
             device=backbone.device,
+            recorded=not plain,
         )
         yield context, dataset.num_images * (decode + encode)
 
@@ -371,12 +379,8 @@ def _first_images(dataset: Dataset) -> Dataset:
 class _SampledViews(ImageViews):
     """Views of a sample that stand for the views of all images."""
 
-    def __init__(self, store: ImageStore, preprocessing: Preprocessing, device: torch.device) -> None:
-        super().__init__(store, preprocessing, device)
-        self._num_stored = len(store)
-
     def feed(self, indices_SB: IntArray) -> Feed:
-        return super().feed(indices_SB % self._num_stored)
+        return super().feed(indices_SB % len(self))
 
     def draw(
         self,
@@ -388,7 +392,7 @@ class _SampledViews(ImageViews):
         feature_dropout: float = 0.0,
     ) -> Tensor:
         return super().draw(
-            indices_SB % self._num_stored,
+            indices_SB % len(self),
             generator,
             flip_probability=flip_probability,
             crop_scale_min=crop_scale_min,
@@ -396,4 +400,4 @@ class _SampledViews(ImageViews):
         )
 
     def feed_crops(self, indices_SB: IntArray, draws_SB5: Tensor) -> Feed:
-        return super().feed_crops(indices_SB % self._num_stored, draws_SB5)
+        return super().feed_crops(indices_SB % len(self), draws_SB5)

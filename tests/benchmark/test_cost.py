@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from PIL import Image
 
 from captune.algorithms import ALGORITHMS, paper_config
+from captune.benchmark import cost as cost_module
 from captune.benchmark.cost import TrialCost, estimate_trial_cost
 from captune.benchmark.overhead import trial_overhead
 from captune.config import StudyConfig, TaskConfig
 from captune.errors import RecordError, UsageError
 from captune.records import JOURNAL, Journal
+from captune.training.loop import Loop
 from captune.training.trial import TrialRun
 
 
@@ -49,6 +52,34 @@ def test_cost_grows_with_the_budget() -> None:
     assert cost.prepare_seconds == 0.0
 
 
+def test_the_memory_of_the_epoch_that_records_the_steps_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter([3_000_000_000, 1_000_000_000, 500_000_000])
+
+    def peak_bytes_of(work: Callable[[], object], device: object) -> int:
+        work()
+        return next(peaks)
+
+    monkeypatch.setattr(cost_module, "peak_bytes_of", peak_bytes_of)
+    config = paper_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
+    assert estimate_trial_cost(task(), config, "cap").memory_bytes == 3_000_000_000
+
+
+@pytest.mark.parametrize(("kernels", "recorded"), [("auto", True), ("plain", False)])
+def test_an_estimate_runs_the_kernels_that_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, kernels: str, recorded: bool
+) -> None:
+    asked = []
+
+    def loop(*args: Any, recorded: bool = True) -> Loop:
+        asked.append(recorded)
+        return Loop(*args, recorded=recorded)
+
+    monkeypatch.setattr(cost_module, "Loop", loop)
+    config = paper_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
+    estimate_trial_cost(task(kernels=kernels), config, "cap")
+    assert asked == [recorded]
+
+
 def test_methods_without_training_have_no_epochs() -> None:
     cost = estimate_trial_cost(task(), paper_config("zero_shot", task()), "zero_shot")
     assert (cost.num_epochs, cost.step_seconds, cost.halve) == (0, 0.0, ())
@@ -68,6 +99,8 @@ def test_image_files_are_sampled_and_nothing_is_built(tmp_path: Path) -> None:
     assert cost.prepare_seconds > 0
     assert not (tmp_path / "cache").exists()
     assert any("--tuning features" in sentence for sentence in cost.halve)
+    with cost_module._sample(cell.model_copy(update={"kernels": "plain"}), "cpu") as (context, _):
+        assert not context.recorded
 
 
 def test_an_unknown_method_is_refused() -> None:
