@@ -89,14 +89,17 @@ def _chosen_descriptions(
 def class_descriptions(context: Context) -> dict[int, list[str]]:
     """Label → descriptions of the classes that have any (the user's file, else ours)."""
     task = context.task
-    source = task.config.descriptions or task.dataset
-    matched, _ = match_descriptions(
-        load_descriptions(source),
-        task.class_names,
-        where=source,
-        extra_ok=task.config.descriptions is None or task.config.open_set_fraction > 0,
-    )
-    return matched
+    if "descriptions" not in context.remembered:
+        source = task.config.descriptions or task.dataset
+        matched, _ = match_descriptions(
+            load_descriptions(source),
+            task.class_names,
+            where=source,
+            extra_ok=task.config.descriptions is None or task.config.open_set_fraction > 0,
+        )
+        context.remembered["descriptions"] = matched
+    found: dict[int, list[str]] = context.remembered["descriptions"]
+    return found
 
 
 def mismatch_report(context: Context, threshold: int | None = None) -> MismatchReport:

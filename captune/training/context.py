@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,6 +51,11 @@ class Context:
     logit_scale: float
     device: torch.device
     recorded: bool = True
+
+    @cached_property
+    def remembered(self) -> dict[Hashable, Any]:
+        """What trials compute of the frozen side alone, by name: the next trial of this process finds it here."""
+        return {}
 
     @property
     def feature_views(self) -> FeatureViews:

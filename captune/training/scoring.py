@@ -79,6 +79,13 @@ def judged_images(task: Task) -> IntArray:
 
 
 def _reference(context: Context, num_rows: int) -> Reference:
+    known: dict[int, Reference] = context.remembered.setdefault("reference", {})
+    if num_rows not in known:
+        known[num_rows] = _make_reference(context, num_rows)
+    return known[num_rows]
+
+
+def _make_reference(context: Context, num_rows: int) -> Reference:
     task = context.task
     images = judged_images(task)
     if len(task.holdout):
