@@ -26,10 +26,12 @@ def test_a_long_study_neither_slows_down_nor_grows_and_restarts_fast(tmp_path: P
     settings = study(trials=NUM_TRIALS, confirm_top=0, scheduler="none")
     opened = OpenStudy(tmp_path / "run", settings, facts, space)
     memory: list[int] = []
+    cpu: list[float] = []
 
     def note(event: dict, _run: object) -> None:
         if event["event"] == "finished":
             memory.append(_resident_bytes())
+            cpu.append(time.process_time())
 
     opened.cell.listeners.append(note)
     with connected(None, threads=1, dashboard=False, cpus=2) as cluster:
@@ -37,15 +39,18 @@ def test_a_long_study_neither_slows_down_nor_grows_and_restarts_fast(tmp_path: P
     opened.close()
     ends = [e["time"] for e in read_journal(tmp_path / "run" / JOURNAL) if e["event"] == "finished"]
     early, late = ends[150] - ends[50], ends[-1] - ends[-101]
+    # What others do on the machine shows in the clock on the wall; the driver's own work does not grow.
+    early_cpu, late_cpu = cpu[150] - cpu[50], cpu[-1] - cpu[-101]
     growth = (memory[-1] - memory[100]) / (len(memory) - 101)
     started = time.monotonic()
     again = OpenStudy(tmp_path / "run", settings, facts, space, resume=True)
     again.close()
     restart = time.monotonic() - started
     print(
-        f"ms a run: {10 * early:.1f} early, {10 * late:.1f} late; {growth / 1024:.1f} KB a run; restart {restart:.1f} s"
+        f"ms a run: {10 * early:.1f} early, {10 * late:.1f} late; of the driver's CPU {10 * early_cpu:.1f} and "
+        f"{10 * late_cpu:.1f}; {growth / 1024:.1f} KB a run; restart {restart:.1f} s"
     )
-    assert late < 2 * early
+    assert late_cpu < 1.5 * early_cpu
     assert growth < 100 * 1024
     assert restart < 20
     assert again.cell.finished
