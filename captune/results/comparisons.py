@@ -45,7 +45,7 @@ def cell_of(run: RunRecord) -> str:
     ignored = {"dataset", "paradigm", "data_root", "cache_dir"}
     plain = {"pool_imbalance": 1, "pool_fraction": 1, "open_set_fraction": 0, "shot_noise": 0,
              "split_seed": 500, "holdout_fraction": 0.2, "protocol": "coop",
-             "precision": "fp32", "prompt_form": "template"}  # fmt: skip
+             "precision": "fp32", "prompt_form": "template", "kernels": "auto"}  # fmt: skip
     # The ceiling stands beside the methods it bounds; any other method that saw labels is another cell.
     plain["unseal_pool"] = run.method == "supervised"
     special = {k: v for k, v in sorted(task.items()) if k not in ignored and v is not None and v != plain.get(k)}
