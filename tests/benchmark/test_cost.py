@@ -15,6 +15,7 @@ from captune.algorithms import ALGORITHMS, paper_config
 from captune.benchmark import cost as cost_module
 from captune.benchmark.cost import TrialCost, estimate_trial_cost
 from captune.benchmark.overhead import trial_overhead
+from captune.benchmark.sample import sampled_context
 from captune.config import StudyConfig, TaskConfig
 from captune.errors import RecordError, UsageError
 from captune.records import JOURNAL, Journal
@@ -99,7 +100,7 @@ def test_image_files_are_sampled_and_nothing_is_built(tmp_path: Path) -> None:
     assert cost.prepare_seconds > 0
     assert not (tmp_path / "cache").exists()
     assert any("--tuning features" in sentence for sentence in cost.halve)
-    with cost_module._sample(cell.model_copy(update={"kernels": "plain"}), "cpu") as (context, _):
+    with sampled_context(cell.model_copy(update={"kernels": "plain"}), "cpu") as (context, _):
         assert not context.recorded
 
 
