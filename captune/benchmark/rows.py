@@ -348,14 +348,17 @@ def measure_concurrency(*, epochs: int) -> dict[str, Any]:
 
 
 def measure_sharing(**settings: Any) -> list[dict[str, Any]]:
-    """Training steps of several processes on one GPU: what all of them get done together.
+    """Training steps of several processes on one GPU: what all of them get done together, as many as fit.
 
     Args:
         settings: as of `concurrent_steps`, without `steps`.
     """
     rows = []
     for num_trials in _TRIALS_ON_A_CARD:
-        worked = concurrent_steps(num_trials, **settings, steps=_SHARED_STEPS)
+        try:
+            worked = concurrent_steps(num_trials, **settings, steps=_SHARED_STEPS)
+        except OSError:  # so many do not fit
+            break
         seconds = max(worker.wall for worker in worked)
         images = 3 * settings["batch_size"] * _SHARED_STEPS * num_trials
         rows.append({"trials": num_trials, "precision": settings["precision"], "classes": settings["classes"],

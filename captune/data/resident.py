@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from captune.preprocessing import Preprocessing
 # A trial's share of a card is not only its images: several trials may share it.
 _SHARE = 0.1
 _CHUNK = 64 * 2**20
+_SHARED: WeakValueDictionary[tuple[str, Preprocessing, str], ResidentPixels] = WeakValueDictionary()
 
 
 def fits(store: ImageStore, device: torch.device) -> bool:
@@ -27,6 +29,15 @@ def fits(store: ImageStore, device: torch.device) -> bool:
     if device.type != "cuda" or len(store) == 0 or find_spec("triton") is None:
         return False
     return store.num_bytes <= _SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
+def resident_pixels(store: ImageStore, preprocessing: Preprocessing, device: torch.device) -> ResidentPixels:
+    """The pixels of a store on a device, one copy a process however many cells and roles look at it."""
+    key = store.key, preprocessing, str(device)
+    pixels = _SHARED.get(key)
+    if pixels is None:
+        pixels = _SHARED[key] = ResidentPixels(store, preprocessing, device)
+    return pixels
 
 
 class ResidentPixels:

@@ -21,7 +21,7 @@ from torch import Tensor
 from captune.data.dataset import IntArray
 from captune.data.decode import Pixels
 from captune.data.image_store import ImageStore
-from captune.data.resident import ResidentPixels, fits
+from captune.data.resident import fits, resident_pixels
 from captune.preprocessing import Preprocessing
 
 _TRIES = 10
@@ -80,7 +80,7 @@ class ImageViews:
         self._size = preprocessing.image_size
         self._normalise = Normalise(preprocessing, self.device, dtype)
         keep = fits(store, self.device) if resident is None else resident
-        self._resident = ResidentPixels(store, preprocessing, self.device) if keep else None
+        self._resident = resident_pixels(store, preprocessing, self.device) if keep else None
 
     def __len__(self) -> int:
         return len(self._store)

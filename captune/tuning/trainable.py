@@ -186,7 +186,8 @@ def _memory() -> dict[str, int]:
 
     figures = {"memory_bytes": resident_peak_bytes()}
     if torch.cuda.is_available():
-        figures["gpu_memory_bytes"] = int(torch.cuda.max_memory_allocated())
+        # Reserved, not allocated: a recorded step keeps its memory whether or not it runs.
+        figures["gpu_memory_bytes"] = int(torch.cuda.max_memory_reserved())
     return figures
 
 
