@@ -90,6 +90,7 @@ def test_a_step_on_a_full_size_vit_has_the_plain_loss_and_gradients(tmp_path: Pa
     assert_same_step(Workbench(tmp_path, vit, 4, batch_size=2, num_images=4))
 
 
+@pytest.mark.slow
 def test_a_hundred_class_texts_of_a_full_size_vit_have_the_plain_features(vit: Backbone) -> None:
     template = "a photo of a {}."
     classifier = build_classifier(vit, class_names(100), template, CapConfig(), seed=0)

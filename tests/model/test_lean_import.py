@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 _PROGRAM = """
 import sys
 import torch
@@ -26,6 +28,7 @@ assert doubled.item() == 2 and "torch._dynamo" in sys.modules, "the compiler com
 """
 
 
+@pytest.mark.slow
 def test_timm_and_the_compiler_stay_out_until_they_are_needed() -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -84,6 +84,7 @@ def test_a_study_on_ray_is_the_study_driven_by_hand(cluster: Cluster, tmp_path: 
     assert len(pids) == 1, "one actor serves one run after another"
 
 
+@pytest.mark.slow
 def test_as_many_processes_as_runs_at_once_serve_a_whole_study(cluster: Cluster, tmp_path: Path) -> None:
     """Runs shorter than the start of a process must not keep the second one from coming up."""
     cell = new_cell(tmp_path, trials=40, confirm_top=0, scheduler="none")
@@ -103,6 +104,7 @@ def test_cells_share_the_cluster_fairly(cluster: Cluster, tmp_path: Path) -> Non
     assert max(starts) < min(ends), "no cell waits for another's end"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_goes_on_from_its_checkpoint_and_changes_no_number(cluster: Cluster, tmp_path: Path) -> None:
     settings = {"trials": 3, "confirm_top": 0, "scheduler": "none"}
     by_hand = tmp_path / "hand"
