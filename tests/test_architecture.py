@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "captune"
 # Rooms from the ground up; a room imports from its own and from lower floors only, never from a row-mate.
 FLOORS = [
-    {"errors", "__init__"},
+    {"errors", "interruption", "__init__"},
     {"config", "metrics", "records", "seeding", "preprocessing"},
     {"data", "model", "method"},
     {"training"},

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from types import FrameType
 
 import typer
 from rich.console import Console
 
-from captune import __version__
+from captune import __version__, interruption
 from captune.errors import CaptuneError
 
 # What the parser raises for wrong usage: click's own class, or that of the copy that newer versions of typer bring.
@@ -98,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     arguments = _seeds_joined(arguments)
     try:
-        with _term_interrupts():
+        with interruption.handled():
             _register(arguments)
             code = app(arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -123,23 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             soft_wrap=True,
         )
         sys.exit(1)
-
-
-@contextlib.contextmanager
-def _term_interrupts() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, from the first import on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _seeds_joined(arguments: Sequence[str]) -> list[str]:

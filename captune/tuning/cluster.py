@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ import ray._private.utils
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from captune import interruption
 from captune.config import TaskConfig
 from captune.errors import CaptuneError, StudyError, UsageError
 from captune.tuning.lock import is_running
@@ -116,7 +118,9 @@ def connected(
         options["address"] = address
     loopback = address is None or _listens_on_loopback_only(address)
     try:
-        with _muted(), _signals_kept(), _on_loopback() if loopback else contextlib.nullcontext():
+        # A start that is broken off leaves processes, or hangs: it takes seconds, and the signal is heard after it.
+        noted = interruption.noted(_say_that_ray_starts)
+        with noted, _muted(), _signals_kept(), _on_loopback() if loopback else contextlib.nullcontext():
             context = ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         shutil.rmtree(scraps, ignore_errors=True)
@@ -135,6 +139,7 @@ def connected(
         raise
     _silence()
     try:
+        interruption.check()
         dashboard_url = getattr(context, "dashboard_url", None) or None
         authenticated = address is None or _asks_for_token(dashboard_url)
         yield Cluster(
@@ -146,9 +151,16 @@ def connected(
             warning=None if authenticated else _OPEN_CLUSTER,
         )
     finally:
-        with _muted():
+        with interruption.noted(), _muted():
             ray.shutdown()
         shutil.rmtree(scraps, ignore_errors=True)
+
+
+def _say_that_ray_starts() -> None:
+    print(
+        "Interrupted while Ray starts: it must have started to end in order; once more ends it at once.",
+        file=sys.__stderr__,
+    )
 
 
 def _nodes() -> tuple[Node, ...]:

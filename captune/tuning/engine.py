@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
+from captune import interruption
 from captune.errors import CaptuneError, StudyError
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster
@@ -34,8 +32,11 @@ def run_cells(
 ) -> bool:
     """Run all cells until they are finished; False when interrupted (what is done is kept).
 
+    Ctrl-C and SIGTERM end the study in order; a second one ends it at once.
+
     Raises:
         StudyError: Ray cannot go on.
+        KeyboardInterrupt: a signal came twice, or before the first run.
     """
     planner = Planner(cells, threads=allotment.threads)
     trainable: Any = StudyTrainable
@@ -63,7 +64,8 @@ def run_cells(
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
         ),
     )
-    with _interrupts(planner), _quiet():
+    with interruption.noted(planner.interrupt), _quiet():
+        interruption.check()
         try:
             tuner.fit()
         except Exception as error:
@@ -90,26 +92,6 @@ def _cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-@contextlib.contextmanager
-def _interrupts(planner: Planner) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the study in order; a second one ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if planner.interrupted:
-            raise KeyboardInterrupt
-        planner.interrupted = True
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,10 @@ class Planner(Searcher):
         self._handed_out = dict.fromkeys((cell.name for cell in cells), 0)
         self.last_heard = time.monotonic()
 
+    def interrupt(self) -> None:
+        """Hand out nothing more and let Tune end what runs."""
+        self.interrupted = True
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Nothing to set: what is searched comes from the cells."""
         return True

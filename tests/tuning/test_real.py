@@ -21,7 +21,7 @@ from tests.tuning.test_faults import wait_for_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-COMMAND = [sys.executable, "-c", "from captune.cli.main import main; main()"]
+COMMAND = [sys.executable, "-X", "faulthandler", "-c", "from captune.cli.main import main; main()"]
 QUICK = [
     "--dataset", "digits", "--paradigm", "ul", "--tuning", "features", "--trials", "5", "--confirm-top", "1",
     "--confirm-seeds", "2", "--epochs", "6", "--deterministic", "--no-dashboard",
@@ -36,7 +36,11 @@ def captune(*arguments: object) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = process.communicate(timeout=600)
+    try:
+        output, _ = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # faulthandler prints where every thread stands
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     return output
 

@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM, the same for every command.
+
+Both raise KeyboardInterrupt where they arrive. That is not enough in a library that is busy: it may swallow the
+exception (an `except:`, a destructor), or be left half started and never end. So a signal is also remembered, `check`
+raises it again where a stage ends, and inside `noted` a first signal only leaves word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_received = 0
+_notes: list[Callable[[], None]] = []
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    global _received
+    _received += 1
+    if _notes and _received == 1:
+        _notes[-1]()
+        return
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """In the block Ctrl-C and SIGTERM interrupt; outside the main thread, which alone has signals, nothing changes."""
+    global _received
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _interrupt:
+        yield
+        return
+    before = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
+    _received = 0
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt if a signal came since `handled` began, whatever became of it then."""
+    if _received and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def noted(note: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """In the block a first signal calls `note` and raises nothing; a second one, wherever the first came, does."""
+    with handled():
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        _notes.append(note)
+        try:
+            yield
+        finally:
+            _notes.pop()
