@@ -36,13 +36,14 @@ class Journal:
         """Open for appending, cutting off a torn last line."""
         self.path = path
         self._durable = durable
+        self._together = False
         self._length = _intact_length(path)
         self._file = path.open("ab", buffering=0)
         if path.stat().st_size > self._length:
             self._file.truncate(self._length)
 
     def append(self, event: str, /, **fields: Any) -> dict[str, Any]:
-        """Write one event, on disk when this returns.
+        """Write one event, on disk when this returns (in a block of `together`, when that ends).
 
         Raises:
             StudyError: it cannot be written; the journal is as it was before.
@@ -54,20 +55,44 @@ class Journal:
             written = 0
             while written < len(line):
                 written += self._file.write(line[written:])
-            if self._durable:
-                os.fsync(self._file.fileno())
+            if not self._together:
+                self._sync()
         except OSError as error:
             # A part of a line must not stay: the next event would follow it.
             with contextlib.suppress(OSError):
                 self._file.truncate(self._length)
-            raise StudyError(
-                "the journal of a study must be writable",
-                got=error.strerror,
-                where=self.path,
-                next_step="Make room, then go on with --resume: what is finished is kept.",
-            ) from None
+            raise self._not_writable(error) from None
         self._length += len(line)
         return record
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Events of the block are on disk, in their order, when it ends: one wait for the disk instead of one each.
+
+        Raises:
+            StudyError: they cannot be written.
+        """
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+            try:
+                self._sync()
+            except OSError as error:
+                raise self._not_writable(error) from None
+
+    def _sync(self) -> None:
+        if self._durable:
+            os.fsync(self._file.fileno())
+
+    def _not_writable(self, error: OSError) -> StudyError:
+        return StudyError(
+            "the journal of a study must be writable",
+            got=error.strerror,
+            where=self.path,
+            next_step="Make room, then go on with --resume: what is finished is kept.",
+        )
 
     def close(self) -> None:
         """Close the file; the journal can be opened again."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from captune.errors import RecordError, StudyError
-from captune.records import Journal, atomic_write, read_journal
+from captune.records import JOURNAL, Journal, atomic_write, read_journal
 
 
 def written(path: Path, count: int) -> list[dict[str, object]]:
@@ -87,6 +87,22 @@ def test_every_acknowledged_event_outlives_kill_9(tmp_path: Path) -> None:
     numbers = [event["number"] for event in read_journal(path)]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > acknowledged
+
+
+def test_events_written_together_wait_for_the_disk_once_and_are_on_it_behind_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+    monkeypatch.setattr(os, "fsync", waits.append)
+    journal = Journal(tmp_path / JOURNAL)
+    with journal.together():
+        for number in range(5):
+            journal.append("epoch", number=number)
+        assert not waits
+    assert len(waits) == 1
+    journal.append("finished")
+    assert len(waits) == 2
+    assert [event.get("number") for event in read_journal(tmp_path / JOURNAL)] == [0, 1, 2, 3, 4, None]
 
 
 def test_atomic_write_replaces_whole_files_and_leaves_no_parts(tmp_path: Path) -> None:

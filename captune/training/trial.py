@@ -33,6 +33,8 @@ RESUME, CHECKPOINT, PREDICTIONS, EPOCHS = (
     "predictions.safetensors",
     "epochs.jsonl",
 )
+# A checkpoint costs some ten milliseconds, a tenth of a short epoch on frozen features: those share one.
+SAVE_SECONDS = 1.0
 # Enough for a score to steer the scheduler; the final score uses every held-out image.
 _EPOCH_HOLDOUT = 512
 
@@ -40,9 +42,10 @@ _EPOCH_HOLDOUT = 512
 class TrialRun:
     """A configuration trained once with one seed, in a directory of its own.
 
-    It goes on by itself from `resume.safetensors`, which is replaced whole after every epoch; so a killed trial loses
-    at most the epoch it was in, and its numbers are those of a trial that was never killed. A trial that runs out of
-    memory goes on from there as well, once, with micro-batches: the same mathematics with fewer activations at a time.
+    It goes on by itself from `resume.safetensors`, which is replaced whole after every epoch, or every second where
+    epochs are shorter; so a killed trial loses at most the epoch it was in, or a second of shorter ones, and its
+    numbers are those of a trial that was never killed. A trial that runs out of memory goes on from there as well,
+    once, with micro-batches: the same mathematics with fewer activations at a time.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class TrialRun:
             )
         self._algorithm_spec = algorithm
         self._in_micro_batches = False
+        self._saved = time.perf_counter()
         self._build()
 
     @classmethod
@@ -117,7 +121,7 @@ class TrialRun:
         return self.epoch >= self.num_epochs
 
     def run_epoch(self) -> dict[str, Any]:
-        """Train an epoch, score it, write the checkpoint; returns the epoch's record (and appends it to epochs.jsonl).
+        """Train an epoch, score it, save now and then; returns the epoch's record (and appends it to epochs.jsonl).
 
         Raises:
             TrainingFailed: not finite, collapsed to one class, or too large for the memory even in micro-batches.
@@ -141,11 +145,18 @@ class TrialRun:
         }
         if self._in_micro_batches:
             record["micro_batch"] = self.config.micro_batch
-        # The row first: a kill between the two leaves a row that the resumed epoch writes again, identical.
+        # The row first: a kill before the checkpoint leaves rows that the resumed epochs write again, identical.
         with (self.directory / EPOCHS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        save_checkpoint(self.directory / RESUME, self._loop.state(), self._identity())
+        # With another epoch as long as this one more would be at stake.
+        if self.finished or time.perf_counter() - self._saved + record["seconds"] >= SAVE_SECONDS:
+            self.save()
         return record
+
+    def save(self) -> None:
+        """Write the state from which the trial goes on."""
+        save_checkpoint(self.directory / RESUME, self._loop.state(), self._identity())
+        self._saved = time.perf_counter()
 
     def finish(self) -> dict[str, Any]:
         """Predict the test and held-out images, write predictions and checkpoint; returns the trial's outcome.

@@ -272,14 +272,9 @@ class Cell:
         run = self.runs[key]
         if run.state != RUNNING:
             return True
-        for row in payload.get("rows", ()):
-            if row["epoch"] > run.epochs:
-                stop = self._hopeless(run, row)
-                self.record("epoch", key=key, **row, decision="stop" if stop else "continue")
-                if stop:
-                    self._finish(run, PRUNED, node=payload.get("node"))
-                    return True
-        if payload.get("failed"):
+        if self._deliver_epochs(run, payload.get("rows", ())):
+            self._finish(run, PRUNED, node=payload.get("node"))
+        elif payload.get("failed"):
             self._finish(run, FAILED, node=payload.get("node"), **payload["failed"])
         elif payload.get("outcome"):
             outcome = dict(payload["outcome"])
@@ -294,6 +289,19 @@ class Cell:
                 state, reason = FAILED, f"the selection score '{self.info.criterion}' must be a number, but got none."
             self._finish(run, state, node=payload.get("node"), reason=reason, **outcome)
         return run.state != RUNNING
+
+    def _deliver_epochs(self, run: Run, rows: Iterable[dict[str, Any]]) -> bool:
+        """Record epochs that are new; whether the run should stop with the last of them."""
+        if self._journal is None:
+            raise ValueError("a cell must be opened before it records")
+        with self._journal.together():
+            for row in rows:
+                if row["epoch"] > run.epochs:
+                    stop = self._hopeless(run, row)
+                    self.record("epoch", key=run.key, **row, decision="stop" if stop else "continue")
+                    if stop:
+                        return True
+        return False
 
     def _vote(self, run: Run) -> float | None:
         # Screening runs vote among themselves: they are models of another kind.

@@ -61,6 +61,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, method: str, i
     first = open_run(tmp_path / "halves", method, **settings)
     for _ in range(interrupted_after):
         first.run_epoch()
+    first.save()
     del first
     assert train(open_run(tmp_path / "halves", method, **settings)) == whole
     one, two = (load_checkpoint(tmp_path / name / CHECKPOINT)[0] for name in ("whole", "halves"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import TaskConfig, TrialConfig
 from captune.errors import TrainingFailed
+from captune.training import trial as trial_module
 from captune.training.checkpoint import load_checkpoint
 from captune.training.context import Context
 from captune.training.loop import Algorithm
@@ -70,7 +71,10 @@ def train(run: TrialRun) -> list[dict[str, Any]]:
     return [run.run_epoch() for _ in range(run.num_epochs - run.epoch)]
 
 
-def test_a_trial_that_runs_out_of_memory_goes_on_from_its_last_epoch_with_the_same_numbers(tmp_path: Path) -> None:
+def test_a_trial_that_runs_out_of_memory_goes_on_from_its_last_epoch_with_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_module, "SAVE_SECONDS", 0.0)
     whole = train(open_run(tmp_path / "whole", ALGORITHMS["cap"], config()))
     cramped = Cramped(fail=[4])
     run = open_run(tmp_path / "cramped", cramped, config())

@@ -14,6 +14,7 @@ from captune.config import TaskConfig, TrialConfig
 from captune.data import paradigms
 from captune.errors import CheckpointError, DataError, TrainingFailed
 from captune.training import context as context_module
+from captune.training import trial as trial_module
 from captune.training.checkpoint import load_checkpoint
 from captune.training.trial import CHECKPOINT, EPOCHS, PREDICTIONS, RESUME, TrialRun
 
@@ -76,6 +77,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, tuning: str, i
     first = open_run(tmp_path / "halves", trial)
     for _ in range(interrupted_after):
         first.run_epoch()
+    first.save()
     del first
     resumed = open_run(tmp_path / "halves", trial)
     assert resumed.epoch == interrupted_after
@@ -83,9 +85,42 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, tuning: str, i
     assert_same_tensors(learned(tmp_path / "whole"), learned(tmp_path / "halves"))
 
 
+@pytest.mark.parametrize(("seconds", "saved"), [(0.0, [1, 2, 3, 4]), (3600.0, [4])])
+def test_short_epochs_share_a_checkpoint_and_the_last_is_always_saved(
+    tmp_path: Path, seconds: float, saved: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_module, "SAVE_SECONDS", seconds)
+    run = open_run(tmp_path, config(tuning="features"))
+    kept = set()
+    while not run.finished:
+        run.run_epoch()
+        if (tmp_path / RESUME).exists():
+            kept.add(int(load_checkpoint(tmp_path / RESUME)[0]["loop.epoch"]))
+    assert sorted(kept) == saved
+
+
+def test_epochs_behind_the_last_checkpoint_are_trained_again_with_the_same_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_module, "SAVE_SECONDS", 3600.0)
+    trial = config(**{**STATEFUL, "tuning": "features"})
+    run = open_run(tmp_path, trial)
+    run.run_epoch()
+    run.save()
+    before = [run.run_epoch() for _ in range(2)]
+    again = open_run(tmp_path, trial)
+    assert again.epoch == 1
+    after = [again.run_epoch() for _ in range(2)]
+    assert [row | {"seconds": 0} for row in before] == [row | {"seconds": 0} for row in after]
+    assert [line[:11] for line in (tmp_path / EPOCHS).read_text().splitlines()] == [
+        f'{{"epoch": {n}' for n in (1, 2, 3)
+    ]
+
+
 def test_a_row_torn_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
     run = open_run(tmp_path, config(tuning="features"))
     run.run_epoch()
+    run.save()
     rows = (tmp_path / EPOCHS).read_text()
     (tmp_path / EPOCHS).write_text(rows + rows.replace('"epoch": 1', '"epoch": 2') + '{"epoch": 3, "lo')
     train(open_run(tmp_path, config(tuning="features")))
@@ -126,7 +161,7 @@ def test_every_epoch_is_scored_by_the_criterion_itself(tmp_path: Path, criterion
 
 
 def test_other_settings_in_the_same_directory_are_refused(tmp_path: Path) -> None:
-    open_run(tmp_path, config(tuning="features")).run_epoch()
+    open_run(tmp_path, config(tuning="features")).save()
     with pytest.raises(CheckpointError, match="settings it began with, but got another config"):
         open_run(tmp_path, config(tuning="features", margin_scale=3.0))
     with pytest.raises(CheckpointError, match="another seed"):
@@ -134,7 +169,7 @@ def test_other_settings_in_the_same_directory_are_refused(tmp_path: Path) -> Non
 
 
 def test_a_damaged_checkpoint_is_said_to_be_damaged(tmp_path: Path) -> None:
-    open_run(tmp_path, config(tuning="features")).run_epoch()
+    open_run(tmp_path, config(tuning="features")).save()
     path = tmp_path / RESUME
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="whole safetensors file"):

@@ -233,6 +233,7 @@ def test_a_lasting_cluster_loses_drivers_workers_and_nodes(tmp_path: Path, seed:
     assert {end["state"] for end in outcomes(tmp_path / "run")} <= {"COMPLETE", "PRUNED"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_driver_is_continued_exactly(tmp_path: Path, seed: int) -> None:
     """The short version: one kill of a driver with one run at a time."""
