@@ -132,6 +132,7 @@ class TrialRun:
         started = time.perf_counter()
         figures = self._loop.run_epoch()
         scores = self._epoch_scores()
+        seconds = time.perf_counter() - started
         record = {
             "epoch": self.epoch,
             "fidelity": self.epoch / self.num_epochs,
@@ -141,7 +142,7 @@ class TrialRun:
             "images": self.config.steps_per_epoch
             * self.config.batch_size
             * (3 if len(self.context.task.labelled.indices_N) else 2),
-            "seconds": time.perf_counter() - started,
+            "seconds": seconds,
         }
         if self._in_micro_batches:
             record["micro_batch"] = self.config.micro_batch
@@ -149,7 +150,7 @@ class TrialRun:
         with (self.directory / EPOCHS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         # With another epoch as long as this one more would be at stake.
-        if self.finished or time.perf_counter() - self._saved + record["seconds"] >= SAVE_SECONDS:
+        if self.finished or time.perf_counter() - self._saved + seconds >= SAVE_SECONDS:
             self.save()
         return record
 
