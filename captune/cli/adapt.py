@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from captune import interruption
 from captune.algorithms import ALGORITHMS, method_named, paper_config
 from captune.cli import options
 from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
@@ -178,6 +179,7 @@ def _one(
         bar = progress.add_task(f"{method} seed {seed}", total=run.num_epochs, completed=run.epoch)
         while not run.finished:
             record = run.run_epoch()
+            interruption.check()
             progress.update(bar, completed=run.epoch, description=f"{method} seed {seed}, loss {record['loss']:.3f}")
     outcome = run.finish()
     metrics = evaluate_trial(task, "report", work)
