@@ -11,10 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "captune"
 # Rooms from the ground up; a room imports from its own and from lower floors only, never from a row-mate.
 FLOORS = [
     {"errors", "interruption", "__init__"},
-    {"config", "metrics", "records", "seeding", "preprocessing"},
-    {"data", "model", "method"},
+    {"config", "metrics", "records", "seeding", "preprocessing", "space"},
+    {"data", "model", "equations"},
     {"training"},
     {"algorithms"},
+    {"adapted"},
     {"tuning", "results", "benchmark"},
     {"cli"},
 ]

@@ -28,12 +28,12 @@ from captune.algorithms.concepts import align_concepts
 from captune.config import TrialConfig
 from captune.data.paradigms import IntArray
 from captune.data.views import Feed, upload
-from captune.method.alignment import alignment_loss, class_prototypes, ema_update
-from captune.method.confusion import class_similarity, soft_confusion
-from captune.method.margin import calibrated_margin
-from captune.method.objective import count_confident, margin_cross_entropy, self_training_loss
-from captune.method.pseudolabels import Leaderboard, grow_leaderboard, leaderboard_size, top_k_leaderboard
-from captune.method.reweighting import class_weights
+from captune.equations.alignment import alignment_loss, class_prototypes, ema_update
+from captune.equations.confusion import class_similarity, soft_confusion
+from captune.equations.margin import calibrated_margin
+from captune.equations.objective import count_confident, margin_cross_entropy, self_training_loss
+from captune.equations.pseudolabels import Leaderboard, grow_leaderboard, leaderboard_size, top_k_leaderboard
+from captune.equations.reweighting import class_weights
 from captune.metrics import balance
 from captune.seeding import torch_generator
 from captune.training.context import Context

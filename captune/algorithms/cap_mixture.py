@@ -3,7 +3,7 @@
 CAP's boards and margin imply that the pool's classes are equally many. A Gaussian mixture of the frozen features whose
 means are anchored at the texts implies nothing of the kind: it estimates the pool's class shares with everything else.
 
-before training   fit the mixture: logits z_mix, class shares pi of the pool      captune/method/anchored_mixture.py
+before training   fit the mixture: logits z_mix, class shares pi of the pool      captune/equations/anchored_mixture.py
                   h <- zero-shot's predicted class shares of the pool
                   d = the mean of ½ Σ_c |pi_c - 1/C| and ½ Σ_c |h_c - 1/C|, in [0, 1]
                   trust a = 1 - clip((d - low)/(high - low), 0, 1)
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from captune.algorithms.cap import Cap, CapConfig
 from captune.data.paradigms import IntArray
-from captune.method.anchored_mixture import AnchoredMixture, fit_anchored_mixture
+from captune.equations.anchored_mixture import AnchoredMixture, fit_anchored_mixture
 from captune.training.context import Context
 
 

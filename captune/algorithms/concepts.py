@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from captune.config import TaskConfig
-from captune.method.alignment import choose_description, choose_descriptions_together, nearest_images
-from captune.method.mismatch import MismatchReport, detect_mismatch
-from captune.method.pseudolabels import Leaderboard
+from captune.equations.alignment import choose_description, choose_descriptions_together, nearest_images
+from captune.equations.mismatch import MismatchReport, detect_mismatch
+from captune.equations.pseudolabels import Leaderboard
 from captune.model.concepts import class_key, load_descriptions, match_descriptions
 from captune.seeding import derive_seed
 from captune.training.context import Context

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from captune.algorithms.grip import Grip, IterationConfig
-from captune.method.candidates import balanced_selection, candidate_sets
+from captune.equations.candidates import balanced_selection, candidate_sets
 from captune.training.context import Context
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captune.algorithms.learner import Learner, LearnerConfig
-from captune.method.pseudolabels import top_k_leaderboard
+from captune.equations.pseudolabels import top_k_leaderboard
 from captune.training.context import Context
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from captune.algorithms.zero_shot import Untrained
 from captune.config import TrialConfig
 from captune.data.paradigms import IntArray
-from captune.method.transduction import fit_text_guided_mixture
+from captune.equations.transduction import fit_text_guided_mixture
 from captune.training.context import Context
 
 

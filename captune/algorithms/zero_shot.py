@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from captune.config import TrialConfig
 from captune.data.paradigms import IntArray
+from captune.equations.prior import logit_adjustment_bias, sinkhorn_bias
 from captune.errors import ModelError
-from captune.method.prior import logit_adjustment_bias, sinkhorn_bias
 from captune.model.class_prompts import class_prompts
 from captune.training.context import Context
 from captune.training.step import Batch

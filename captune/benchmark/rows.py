@@ -17,7 +17,7 @@ from captune.benchmark.measure import MatrixRate, Timing, alternate, matrix_rate
 from captune.benchmark.plain import encode_one_by_one
 from captune.benchmark.workbench import FastStep, Workbench, in_precision
 from captune.benchmark.worker import concurrent_seconds, concurrent_steps
-from captune.method.alignment import alignment_loss
+from captune.equations.alignment import alignment_loss
 from captune.model.backbone import Precision
 from captune.training.loop import Loop
 

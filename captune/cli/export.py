@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from captune.algorithms.adapted import export_adapted, open_adapted
+from captune.adapted import export_adapted, open_adapted
 from captune.cli import options
 
 
@@ -29,7 +29,7 @@ def export(
         f"class weights {tuple(model.text_KD.shape)}, to be multiplied with normalised image features of "
         f"{whose} and logit scale {model.logit_scale:.4g}"
         if model.is_linear
-        else "a bundle: the image tower is prompted, so open it with `captune predict` or captune.algorithms.adapted"
+        else "a bundle: the image tower is prompted, so open it with `captune predict` or captune.adapted"
     )
     console = Console()
     console.print(what, highlight=False)

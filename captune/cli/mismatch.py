@@ -13,7 +13,7 @@ from rich.table import Table
 from captune.algorithms.concepts import class_descriptions, mismatch_report
 from captune.cli import options
 from captune.data.tree import name_some
-from captune.method.alignment import choose_description
+from captune.equations.alignment import choose_description
 from captune.training.context import Context, cell_notes, open_context
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from captune.algorithms.adapted import open_adapted, top_k
+from captune.adapted import open_adapted, top_k
 from captune.cli import options
 from captune.data.loose_images import image_files, preprocessed_batches
 from captune.errors import DataError

@@ -22,11 +22,11 @@ from captune.data.catalog import DATASETS
 from captune.errors import UsageError
 from captune.records import COMPLETE, JOURNAL, SEARCH, read_journal
 from captune.seeding import derive_seed
+from captune.space import Space, load_space, space_file
 from captune.training.trial import limit_threads
 from captune.tuning.agenda import WARM_STARTS
 from captune.tuning.describe import cell_name, describe_cell
 from captune.tuning.samplers import Sampler
-from captune.tuning.space import Space, load_space, space_file
 from captune.tuning.telemetry import check_loggers
 
 _PREVIEW = 3

@@ -23,6 +23,7 @@ from captune.results.load import load_run
 from captune.results.report import report_run, report_runs
 from captune.results.runs import RunRecord
 from captune.results.tables import ORACLE_STAMP
+from captune.space import Space
 from captune.training.evaluation import open_seal
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, check_nodes, connected, token_file
@@ -31,7 +32,6 @@ from captune.tuning.packing import Allotment, allot
 from captune.tuning.progress import Progress
 from captune.tuning.runs import CellInfo, RunSpec
 from captune.tuning.samplers import check_sampler
-from captune.tuning.space import Space
 from captune.tuning.study import OpenStudy
 from captune.tuning.telemetry import logger_callbacks, telemetry
 from captune.tuning.trainable import OpenRun

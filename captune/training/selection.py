@@ -17,8 +17,8 @@ from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from captune.data.paradigms import Task
+from captune.equations.prior import half_sinkhorn
 from captune.errors import UsageError, did_you_mean
-from captune.method.prior import half_sinkhorn
 from captune.metrics import harmonic_mean
 
 CRITERIA: dict[str, str] = {

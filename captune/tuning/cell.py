@@ -23,11 +23,11 @@ from captune.records import (
     Journal,
 )
 from captune.seeding import derive_seed
+from captune.space import Space
 from captune.tuning.agenda import Agenda
 from captune.tuning.confirm import Scored
 from captune.tuning.runs import CellInfo, Run, RunSpec
 from captune.tuning.search import Search
-from captune.tuning.space import Space
 from captune.tuning.votes import CRITERION
 
 ORACLE = "oracle"

@@ -24,9 +24,9 @@ from optuna.trial import TrialState
 
 from captune.errors import UsageError
 from captune.records import COMPLETE, PRUNED, RUNNING, SEARCH
+from captune.space import Space
 from captune.tuning.runs import Run
 from captune.tuning.samplers import OPTUNA_STATES, distributions
-from captune.tuning.space import Space
 
 MIRROR = "optuna.journal"
 KEY = "captune_key"

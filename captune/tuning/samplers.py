@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from captune.errors import UsageError
 from captune.records import COMPLETE, FAILED, PRUNED
 from captune.seeding import derive_seed
-from captune.tuning.space import Parameter, Space
+from captune.space import Parameter, Space
 
 OPTUNA_STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 # Random trials before the model takes over: Optuna's ten would leave a study of twelve trials next to no search.

@@ -9,11 +9,11 @@ from typing import Any
 
 from captune.config import StudyConfig
 from captune.records import COMPLETE, RUNNING
+from captune.space import Space
 from captune.tuning.confirm import Scored
 from captune.tuning.runs import Run
 from captune.tuning.samplers import Sampler
 from captune.tuning.schedulers import Halving
-from captune.tuning.space import Space
 from captune.tuning.votes import Votes
 
 

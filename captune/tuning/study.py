@@ -20,11 +20,11 @@ import captune
 from captune.config import StudyConfig, read_yaml
 from captune.errors import RecordError, StudyError, UsageError
 from captune.records import JOURNAL, RUNNING, SCHEMA_VERSION, SCREEN, SEARCH, Journal, atomic_write, read_journal
+from captune.space import Parameter, Space
 from captune.tuning.cell import Cell
 from captune.tuning.lock import GUARD, DriverLock
 from captune.tuning.mirror import HIDDEN, MIRROR, Mirror, open_storage, without_password
 from captune.tuning.runs import CellInfo
-from captune.tuning.space import Parameter, Space
 
 STUDY = "study.yaml"
 # What may change when a study goes on: how much is done, and where things lie on this machine.

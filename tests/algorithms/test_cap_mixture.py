@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from captune.adapted import export_adapted, open_adapted
 from captune.algorithms import ALGORITHMS, paper_config
-from captune.algorithms.adapted import export_adapted, open_adapted
 from captune.algorithms.cap_mixture import CapMixture
 from captune.config import TaskConfig
 from captune.errors import ConfigError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from captune.adapted import open_adapted
 from captune.algorithms import ALGORITHMS, paper_config
-from captune.algorithms.adapted import open_adapted
 from captune.config import PARADIGMS, TaskConfig
 from captune.data import paradigms
 from captune.data.paradigms import build_task

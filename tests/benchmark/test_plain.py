@@ -12,8 +12,8 @@ from torch import Tensor
 from captune.algorithms.cap import CapConfig
 from captune.benchmark.plain import PlainModel, encode_one_by_one, first_boards
 from captune.benchmark.workbench import FastStep, PlainStep, Workbench, class_names, in_precision, open_backbone
+from captune.equations.pseudolabels import top_k_leaderboard
 from captune.errors import UsageError
-from captune.method.pseudolabels import top_k_leaderboard
 from captune.model.backbone import Backbone, Precision
 from captune.model.classifier import build_classifier
 

@@ -12,9 +12,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from captune.space import load_space
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
-from captune.tuning.space import load_space
 from captune.tuning.study import OpenStudy
 from tests.tuning.fakes import FakeRun, info, space_path, study
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from captune.config import StudyConfig
 from captune.records import JOURNAL, Journal, read_journal
+from captune.space import load_space
 from captune.tuning.cell import Cell
 from captune.tuning.runs import CellInfo
-from captune.tuning.space import load_space
 from tests.tuning.fakes import FakeRun, info, space_path, study
 
 

@@ -212,7 +212,7 @@ def test_the_choice_is_stressed_on_harder_pools(tmp_path: Path) -> None:
 
 
 def test_warm_starts_follow_the_papers_configuration(tmp_path: Path) -> None:
-    from captune.tuning.space import load_space
+    from captune.space import load_space
     from tests.tuning.fakes import space_path
 
     base = info().base

@@ -14,8 +14,8 @@ from captune.cli.run import _best_of, _matrix, first_configurations
 from captune.cli.status import read_standing
 from captune.cli.studies import Plan, Settings, execute
 from captune.errors import UsageError
+from captune.space import load_space
 from captune.tuning.cell import Cell
-from captune.tuning.space import load_space
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import drive, outcomes
 from tests.tuning.test_study import open_study, run_study

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from captune.records import COMPLETE, FAILED, JOURNAL, Journal, read_journal
+from captune.space import load_space
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, check_nodes, connected
 from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.progress import standing
 from captune.tuning.runs import RunSpec
-from captune.tuning.space import load_space
 from captune.tuning.telemetry import published_standings, telemetry
 from tests.tuning.fakes import FakeRun, info, open_fake, space_path, study
 from tests.tuning.processes import listening

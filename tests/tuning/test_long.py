@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from captune.records import JOURNAL, read_journal
+from captune.space import load_space
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
-from captune.tuning.space import load_space
 from captune.tuning.study import OpenStudy
 from tests.tuning.fakes import info, open_fake, space_path, study
 

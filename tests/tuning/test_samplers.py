@@ -9,8 +9,8 @@ import pytest
 
 from captune.errors import UsageError
 from captune.records import COMPLETE, FAILED, PRUNED
+from captune.space import Space, load_space
 from captune.tuning.samplers import Sampler, check_sampler
-from captune.tuning.space import Space, load_space
 from tests.tuning.fakes import info, space_path
 
 

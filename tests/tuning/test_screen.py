@@ -17,12 +17,12 @@ from captune.errors import UsageError
 from captune.records import COMPLETE, JOURNAL, RUNNING, Journal, read_journal
 from captune.results.load import load_run
 from captune.results.tables import trials_table
+from captune.space import Space, load_space
 from captune.tuning.cell import Cell
 from captune.tuning.describe import describe_cell
 from captune.tuning.mirror import KEY, open_storage
 from captune.tuning.progress import standing
 from captune.tuning.runs import CellInfo
-from captune.tuning.space import Space, load_space
 from captune.tuning.study import OpenStudy, read_study
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes

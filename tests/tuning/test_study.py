@@ -22,11 +22,11 @@ from optuna.trial import TrialState
 from captune.cli.studies import _chain
 from captune.errors import RecordError, StudyError, UsageError
 from captune.records import COMPLETE, FAILED, JOURNAL, PRUNED, read_journal
+from captune.space import load_space
 from captune.tuning import lock as lock_module
 from captune.tuning.lock import LOCK, STALE_SECONDS, DriverLock, is_alive, read_lock
 from captune.tuning.mirror import KEY, open_storage
 from captune.tuning.runs import CellInfo
-from captune.tuning.space import load_space
 from captune.tuning.study import STUDY, OpenStudy, git_revision, read_study, with_storage
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captune.method.confusion import class_similarity
-from captune.method.margin import calibrated_margin
+from captune.equations.confusion import class_similarity
+from captune.equations.margin import calibrated_margin
 from tests.reference import losses as reference
 
 FORMS = ["published", "paper"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captune.method.checks import check_shapes, require
-from captune.method.cosine import precise
+from captune.equations.checks import check_shapes, require
+from captune.equations.cosine import precise
 
 FORMS = ("published", "paper")
 

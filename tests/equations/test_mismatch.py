@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captune.method.mismatch import MismatchReport, detect_mismatch, mismatch_threshold
+from captune.equations.mismatch import MismatchReport, detect_mismatch, mismatch_threshold
 from tests.reference.mismatching import algorithm_one
 
 FEATURES = Path(__file__).parents[3] / "shared" / "data" / "features" / "caltech101_59.npz"
@@ -153,7 +153,7 @@ def test_identical_images_end_without_a_warning() -> None:
 
 
 def test_large_pools_use_mini_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    import captune.method.mismatch as module
+    import captune.equations.mismatch as module
 
     def never(**_: object) -> None:
         raise AssertionError("full k-means past the limit")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captune.method.checks import check_shapes, require
-from captune.method.cosine import unit
+from captune.equations.checks import check_shapes, require
+from captune.equations.cosine import unit
 
 _SMALLEST = 1e-9
 _MOST_IMAGES = 1e4

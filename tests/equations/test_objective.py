@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from captune.method.objective import count_confident, margin_cross_entropy, self_training_loss
+from captune.equations.objective import count_confident, margin_cross_entropy, self_training_loss
 from tests.reference import losses as reference
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from captune.method.alignment import alignment_loss
-from captune.method.confusion import soft_confusion
-from captune.method.margin import calibrated_margin
-from captune.method.objective import margin_cross_entropy, self_training_loss
-from captune.method.prior import em_prior, sinkhorn_bias
-from captune.method.pseudolabels import top_k_leaderboard
-from captune.method.reweighting import class_weights
+from captune.equations.alignment import alignment_loss
+from captune.equations.confusion import soft_confusion
+from captune.equations.margin import calibrated_margin
+from captune.equations.objective import margin_cross_entropy, self_training_loss
+from captune.equations.prior import em_prior, sinkhorn_bias
+from captune.equations.pseudolabels import top_k_leaderboard
+from captune.equations.reweighting import class_weights
 from tests.golden.make_method_values import PATH, boards
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captune.method.checks import check_shapes, require
-from captune.method.cosine import cosines, unit
+from captune.equations.checks import check_shapes, require
+from captune.equations.cosine import cosines, unit
 
 
 def test_sizes_are_returned_by_letter_and_none_is_passed_over() -> None:

@@ -130,7 +130,7 @@ class Space:
 
 def shipped_space(method: str) -> Path | None:
     """The file `<method>.yaml` that travels with captune (in the wheel, or beside the package in a source tree)."""
-    for folder in (resources.files("captune") / "search_spaces", Path(__file__).parents[2] / "search_spaces"):
+    for folder in (resources.files("captune") / "search_spaces", Path(__file__).parents[1] / "search_spaces"):
         path = Path(str(folder)) / f"{method}.yaml"
         if path.is_file():
             return path

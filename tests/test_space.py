@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import TaskConfig, TrialConfig
 from captune.errors import ConfigError, UsageError
-from captune.tuning.space import Parameter, Space, load_space, shipped_space, space_file
+from captune.space import Parameter, Space, load_space, shipped_space, space_file
 from captune.tuning.study import space_from
 
 BASE = TrialConfig.parse({"epochs": 10})

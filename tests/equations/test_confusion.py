@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captune.method.confusion import (
+from captune.equations.confusion import (
     class_similarity,
     confusion_sums,
     confusion_to_similarity,
     soft_confusion,
 )
-from captune.method.margin import calibrated_margin
+from captune.equations.margin import calibrated_margin
 from tests.reference import losses as reference
 
 

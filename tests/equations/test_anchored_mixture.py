@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captune.method.anchored_mixture import AnchoredMixture, fit_anchored_mixture
+from captune.equations.anchored_mixture import AnchoredMixture, fit_anchored_mixture
 from tests.reference import anchored as reference
 
 SCALE = 6.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captune.method.checks import check_shapes, require
-from captune.method.cosine import cosines, precise
+from captune.equations.checks import check_shapes, require
+from captune.equations.cosine import cosines, precise
 
 
 def class_similarity(text_KD: Tensor, prototypes_KD: Tensor) -> Tensor:

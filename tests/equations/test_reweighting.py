@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captune.method.reweighting import class_weights
+from captune.equations.reweighting import class_weights
 from tests.reference import losses as reference
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captune.method.pseudolabels import grow_leaderboard, leaderboard_size, top_k_leaderboard
+from captune.equations.pseudolabels import grow_leaderboard, leaderboard_size, top_k_leaderboard
 from tests.reference.leaderboards import exclusive_boards, grown_boards, published_boards
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captune.method.checks import check_shapes, require
-from captune.method.cosine import precise
+from captune.equations.checks import check_shapes, require
+from captune.equations.cosine import precise
 
 
 def candidate_sets(probs_NK: Tensor, *, intra_quantile: float, inter_quantile: float) -> Tensor:

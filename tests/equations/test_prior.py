@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from captune.method.prior import (
+from captune.equations.prior import (
     em_prior,
     half_sinkhorn,
     logit_adjustment_bias,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from captune.method.alignment import (
+from captune.equations.alignment import (
     alignment_loss,
     choose_description,
     choose_descriptions_together,

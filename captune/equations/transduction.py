@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captune.method.checks import check_shapes, require
-from captune.method.cosine import unit
+from captune.equations.checks import check_shapes, require
+from captune.equations.cosine import unit
 
 _CHUNK = 2048
 _SMALLEST_VARIANCE = 1e-8

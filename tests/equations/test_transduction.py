@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captune.method.transduction import fit_text_guided_mixture
+from captune.equations.transduction import fit_text_guided_mixture
 from tests.reference import mixtures as reference
 
 
