@@ -1,0 +1,72 @@
+"""python -m tests.tools.exam fill | judge: predictions into a cache, then decision rules on them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+FEATURES = Path("../shared/data/features")
+
+
+@app.callback()
+def main() -> None:
+    """The exam of captune's advice: fill a cache of predictions, then judge decision rules on it."""
+
+
+@app.command()
+def fill(
+    cache: Annotated[Path, typer.Option(help="Folder of cached predictions; what is there is kept.")],
+    features: Annotated[Path, typer.Option(help="Folder of feature files.")] = FEATURES,
+    datasets: Annotated[str, typer.Option(help="Stems of feature files, a,b; default all.")] = "",
+    kinds: Annotated[str, typer.Option(help="Kinds of worlds, a,b; default all.")] = "",
+    seeds: Annotated[int, typer.Option(help="Draws of every world.")] = 1,
+    ssl: Annotated[bool, typer.Option("--ssl", help="With the few-shot worlds.")] = False,
+    budget: Annotated[str, typer.Option(help="Also methods that train: none, quick, full.")] = "none",
+    candidates: Annotated[str, typer.Option(help="Only these candidates, a,b@quick.")] = "",
+    processes: Annotated[int, typer.Option(help="Worlds at once.")] = 1,
+    minutes: Annotated[float, typer.Option(help="Nothing new is begun after this.")] = 1e6,
+) -> None:
+    """Predict every world with every candidate, where the cache lacks it."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from tests.tools.exam.candidates import Candidate, trained, training_free
+    from tests.tools.exam.worlds import table_of_worlds
+
+    sizes = {}
+    for file in sorted(features.glob("*.npz")):
+        if not datasets or file.stem in datasets.split(","):
+            with np.load(file) as archive:
+                sizes[file.stem] = len(archive["text_features"])
+    worlds = table_of_worlds(sizes, seeds=seeds, kinds=tuple(kinds.split(",")) if kinds else (), ssl=ssl)
+    wanted = training_free() + (trained(budget) if budget != "none" else ())
+    if candidates:
+        wanted = tuple(Candidate.of_key(key) for key in candidates.split(","))
+    until = time.time() + 60 * minutes
+    jobs = [(cache, features, world, wanted, until) for world in worlds]
+    print(f"{len(worlds)} worlds, {len(wanted)} candidates", flush=True)
+    if processes == 1:
+        written = sum(map(_fill_one, jobs))
+    else:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            written = sum(pool.imap_unordered(_fill_one, jobs, chunksize=1))
+    print(f"{written} files written")
+
+
+def _fill_one(job: tuple) -> int:  # type: ignore[type-arg]
+    import torch
+
+    from tests.tools.exam.cache import fill as fill_cache
+
+    torch.set_num_threads(1)
+    cache, features, world, wanted, until = job
+    return fill_cache(cache, features, [world], wanted, until)
+
+
+if __name__ == "__main__":
+    app()

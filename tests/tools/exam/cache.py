@@ -1,0 +1,167 @@
+"""Predictions of candidates on worlds, once and for all: a folder a world, a small file a candidate.
+
+A world's folder holds `world.npz` (what a rule may see: neighbours, zero-shot logits; and apart from it the true labels
+for the judge) and `<candidate>.npz` (probabilities on the pool and on the test images, fp16).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from captune.data.paradigms import build_task
+from captune.errors import CaptuneError
+from captune.training.context import Context, open_context
+from tests.tools.exam.candidates import Candidate, failure, predictions
+from tests.tools.exam.worlds import World
+
+# Smaller probabilities are noise of the format, and zeros compress.
+_SMALLEST = 5e-4
+NUM_NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A world without its candidates.
+
+    Attributes:
+        logits_NK: zero-shot logits of all unlabelled images, rising.
+        neighbours_Nk: nearest others among them, by cosine, nearest first.
+        similarity_Nk: their cosines.
+        holdout_N: which of them were held out of training.
+        text_similarity_KK: cosines of the class texts.
+        pool_labels_N, test_labels_M: the truth, for the judge alone (-1: unknown).
+        test_in_pool_M: row of each test image among the unlabelled ones, -1 where it is none of them.
+    """
+
+    logits_NK: np.ndarray
+    neighbours_Nk: np.ndarray
+    similarity_Nk: np.ndarray
+    holdout_N: np.ndarray
+    text_similarity_KK: np.ndarray
+    pool_labels_N: np.ndarray
+    test_labels_M: np.ndarray
+    test_in_pool_M: np.ndarray
+
+
+def role_of(world: World) -> str:
+    """ul and ssl hold a fifth of the pool out, as a study's runs do; tft is reported from the whole pool."""
+    return "report" if world.paradigm == "tft" else "score"
+
+
+def fill(cache: Path, features: Path, worlds: Iterable[World], candidates: Iterable[Candidate], until: float) -> int:
+    """Add what is missing to the cache, world by world; returns how many files were written.
+
+    Args:
+        cache: the folder.
+        features: where the feature files lie.
+        worlds: in this order.
+        candidates: in this order.
+        until: wall-clock time (`time.time()`) after which nothing new is begun.
+    """
+    written = 0
+    candidates = tuple(candidates)
+    for world in worlds:
+        folder = cache / world.key
+        missing = [c for c in candidates if not any((folder / f"{c.key}.{kind}").exists() for kind in ("npz", "none"))]
+        if not (folder / "world.npz").exists() or missing:
+            if time.time() > until:
+                break
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory() as scratch:
+                written += _fill_world(folder, world, features, Path(scratch), missing, until)
+    return written
+
+
+def _fill_world(
+    folder: Path, world: World, features: Path, scratch: Path, missing: list[Candidate], until: float
+) -> int:
+    try:
+        config = world.open(features, scratch)
+        context = open_context(config, role_of(world), "cpu")  # type: ignore[arg-type]
+    except CaptuneError as error:
+        print(f"{world.key}: {error}")
+        return 0
+    task = context.task
+    unlabelled = np.sort(np.concatenate([task.pool, task.holdout]))
+    if not (folder / "world.npz").exists():
+        _save(folder / "world.npz", vars(_facts(world, context, unlabelled)))
+    written = 0
+    for candidate in missing:
+        if time.time() > until:
+            break
+        if (folder / f"{candidate.key}.npz").exists():
+            continue
+        try:
+            for key, predict in predictions(candidate, context):
+                pool_NK, test_MK = (_compact(predict(rows)) for rows in (unlabelled, task.test))
+                _save(folder / f"{key}.npz", {"pool": pool_NK, "test": test_MK})
+                written += 1
+        except CaptuneError as error:
+            (folder / f"{candidate.key}.none").write_text(failure(error), encoding="utf-8")
+    open_context.cache_clear()
+    return written
+
+
+def _compact(probs_NK: torch.Tensor) -> np.ndarray:
+    probs = probs_NK.float().numpy()
+    return np.where(probs < _SMALLEST, 0, probs).astype(np.float16)
+
+
+def _facts(world: World, context: Context, unlabelled: np.ndarray) -> Facts:
+    task = context.task
+    _, sealed = build_task(task.config, role=role_of(world))  # type: ignore[arg-type]
+    truth = sealed.reveal()
+    labels = dict(zip(task.pool.tolist(), truth["pool"], strict=True))
+    labels |= dict(zip(task.holdout.tolist(), truth["holdout"], strict=True))
+    features_ND = context.image_features_MD[torch.as_tensor(unlabelled)]
+    similarity_NN = features_ND @ features_ND.T
+    similarity_NN.fill_diagonal_(float("-inf"))
+    nearest = similarity_NN.topk(min(NUM_NEIGHBOURS, len(unlabelled) - 1), dim=-1)
+    row_of = {int(image): row for row, image in enumerate(unlabelled)}
+    return Facts(
+        logits_NK=context.zero_shot_logits(unlabelled).numpy().astype(np.float16),
+        neighbours_Nk=nearest.indices.numpy().astype(np.int16),
+        similarity_Nk=nearest.values.numpy().astype(np.float16),
+        holdout_N=np.isin(unlabelled, task.holdout),
+        text_similarity_KK=(context.text_features_KD @ context.text_features_KD.T).numpy().astype(np.float16),
+        pool_labels_N=np.array([labels[int(image)] for image in unlabelled], np.int16),
+        test_labels_M=truth["test"].astype(np.int16),
+        test_in_pool_M=np.array([row_of.get(int(image), -1) for image in task.test], np.int32),
+    )
+
+
+def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    part = file.with_name(f".{file.stem}.{os.getpid()}.part.npz")
+    np.savez_compressed(part, **arrays)
+    part.replace(file)
+
+
+def read_facts(cache: Path, world: World) -> Facts:
+    """What the cache knows of a world itself."""
+    with np.load(cache / world.key / "world.npz") as archive:
+        return Facts(**{name: archive[name] for name in archive.files})
+
+
+def read_candidates(
+    cache: Path, world: World, keys: Iterable[str] | None = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Candidate → (probabilities on the pool, on the test images), float32; all there are, or those of `keys`."""
+    found = {}
+    for file in sorted((cache / world.key).glob("[!.]*.npz")):
+        if file.stem != "world" and (keys is None or file.stem in keys):
+            with np.load(file) as archive:
+                found[file.stem] = (archive["pool"].astype(np.float32), archive["test"].astype(np.float32))
+    return found
+
+
+def worlds_in(cache: Path) -> list[World]:
+    """The worlds a cache holds."""
+    return sorted(World.of_key(file.parent.name) for file in cache.glob("*/world.npz"))
