@@ -1,15 +1,19 @@
-"""Configuration: what a trial, a cell and a study are made of.
+"""Configuration: what a trial, a cell and a study are made of, and how studies are run.
 
 Models are frozen and refuse unknown keys with the nearest known name; every error of a file is reported at once.
-`TrialConfig` holds what every method shares; a method adds its own fields in a subclass beside its algorithm.
+`TrialConfig` holds what every method shares; the methods' own settings are in captune/algorithms/configs.py.
+
+A field's description is also the help text of the command-line option made from it (captune/cli/options.py): a new
+field with a description is a new option of `captune run`, `adapt` and `compare`.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,14 +27,29 @@ PARADIGMS: dict[str, str] = {
     "trzsl": "transductive zero-shot learning: seen classes labelled, the pool is the unseen classes' training images",
     "tft": "transductive fine-tuning (Dhillon et al., ICLR 2020): the pool is the test images, labels sealed",
 }
-# A screening trial costs a tenth of a search trial.
+# A screening trial costs about a fortieth of a search trial with prompts.
 SCREENED_A_TRIAL = 4
 PARADIGM_ALIASES = {"transductive": "tft"}
 
 
-class Config(BaseModel):
-    """Base of all configurations: frozen, no unknown keys."""
+@dataclass(frozen=True)
+class Panel:
+    """Where a field stands in `--help`; put it beside the type: `Annotated[int, Panel("Model")]`.
 
+    Attributes:
+        name: the heading of the panel; None for a field that is no option.
+    """
+
+    name: str | None
+
+
+class Config(BaseModel):
+    """Base of all configurations: frozen, no unknown keys.
+
+    `panel` is the heading in `--help` of the fields that name none themselves.
+    """
+
+    panel: ClassVar[str] = "Options"
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
@@ -52,9 +71,6 @@ class Config(BaseModel):
         # libyaml's emitter, where PyYAML has it, writes the same ten times as fast: every trial writes one.
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         return str(yaml.dump(self.model_dump(mode="json"), Dumper=dumper, sort_keys=False))
-
-
-ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def _problems(error: ValidationError, cls: type[BaseModel]) -> list[str]:
@@ -116,38 +132,77 @@ def _absolute(path: Path | None) -> Path | None:
 PathField = Annotated[Path | None, AfterValidator(_absolute)]
 
 
+MODEL = Panel("Model and class names")
+HARDER = Panel("Harder pools")
+NO_OPTION = Panel(None)
+
+
 class TaskConfig(Config):
     """A cell: the data, the paradigm and the model that is adapted."""
 
-    dataset: str = Field(description="catalogue key, or folder:DIR, csv:FILE, features:FILE.npz")
-    paradigm: Paradigm = Field(description="who is labelled and what the pool is")
-    data_root: PathField = Field(None, description="where datasets lie; else $CAPTUNE_DATA, else ~/.cache/captune/data")
-    cache_dir: PathField = Field(None, description="where stores and banks are built, per node; else $CAPTUNE_CACHE")
-    protocol: Literal["coop", "paper"] = Field("coop", description="split files: CoOp's, or the paper's (GRIP)")
-    backbone: str | None = Field(None, description="open_clip model name or 'tiny'; default from the dataset's row")
-    pretrained: str | None = Field(None, description="tag, file, folder, hf-hub: or local-dir:; default from the row")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the frozen towers")
-    kernels: Literal["auto", "plain"] = Field(
-        "auto", description="plain: PyTorch's own on a GPU, no CUDA graphs, no Triton, no images in its memory"
+    panel: ClassVar[str] = "Data"
+
+    dataset: str = Field(description="a name from `captune datasets`, or folder:DIR, csv:FILE, features:FILE")
+    paradigm: Paradigm = Field(
+        description="which images are labelled and which form the pool: ul: none, the training images; ssl: a few per "
+        "class, the other training images; trzsl: those of the seen classes, the unseen classes' images; tft: none, "
+        "the test images with their labels sealed"
     )
-    shots: int | None = Field(None, ge=0, description="labelled images a class (default ssl 2, tft 0)")
+    data_root: PathField = Field(
+        None, description="folder of the datasets; default $CAPTUNE_DATA, else ~/.cache/captune/data"
+    )
+    cache_dir: PathField = Field(
+        None, description="folder for decoded images and features; default $CAPTUNE_CACHE, else ~/.cache/captune/store"
+    )
+    protocol: Literal["coop", "paper"] = Field(
+        "coop", description="split files: those of CoOp, or those of the CAP paper (as GRIP published them)"
+    )
+    shots: int | None = Field(None, ge=0, description="labelled images per class; default 2 for ssl, 0 for tft")
     split_seed: int = Field(
-        500, ge=0, description="of the seen/unseen draw (published: 500, 0, 200) and the held-out pool"
+        500, ge=0, description="seed of the draw of seen classes (published: 500, 0, 200) and of the held-out images"
     )
-    pool_imbalance: float = Field(1.0, ge=1, description="largest over smallest class of the pool, exponential")
-    pool_fraction: float = Field(1.0, gt=0, le=1, description="share of the pool that is kept")
-    open_set_fraction: float = Field(
-        0.0, ge=0, lt=1, description="share of the classes that are not asked for and whose images stay in the pool"
+    holdout_fraction: float = Field(
+        0.2, gt=0, lt=1, description="fraction of the pool kept out of training, for the selection score"
     )
-    shot_noise: float = Field(0.0, ge=0, lt=1, description="share of the labelled images that get a wrong label")
-    holdout_fraction: float = Field(0.2, gt=0, lt=1, description="share of the pool held out of training for selection")
-    unseal_pool: bool = Field(False, description="research: gives training the pool's true labels; stamps every output")
-    template: str | None = Field(None, description="prompt template with one {}; default from the dataset's row")
-    prompt_form: Literal["template", "published"] = Field(
-        "template", description="METHOD 1: 'published' repeats the slip"
+    pool_imbalance: Annotated[float, HARDER] = Field(
+        1.0, ge=1, description="make the pool long-tailed: size of the largest class over that of the smallest"
     )
-    class_names: PathField = Field(None, description="YAML list of class names, overriding the dataset's")
-    descriptions: PathField = Field(None, description="YAML of class descriptions for concept alignment")
+    pool_fraction: Annotated[float, HARDER] = Field(1.0, gt=0, le=1, description="fraction of the pool that is used")
+    open_set_fraction: Annotated[float, HARDER] = Field(
+        0.0, ge=0, lt=1, description="fraction of the classes left out of the names while their images stay in the pool"
+    )
+    shot_noise: Annotated[float, HARDER] = Field(
+        0.0, ge=0, lt=1, description="fraction of the labelled images that get a wrong label"
+    )
+    backbone: Annotated[str | None, MODEL] = Field(
+        None, description="name of an open_clip model, or tiny; default: the dataset's"
+    )
+    pretrained: Annotated[str | None, MODEL] = Field(
+        None, description="weights: open_clip tag, .pt or .safetensors file, folder, hf-hub: or local-dir:"
+    )
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], MODEL] = Field(
+        "fp32", description="number format of the frozen towers"
+    )
+    kernels: Annotated[Literal["auto", "plain"], MODEL] = Field(
+        "auto",
+        description="on a GPU: auto uses recorded steps, Triton kernels and images kept in GPU memory; "
+        "plain uses none of them",
+    )
+    template: Annotated[str | None, MODEL] = Field(
+        None, description="prompt template with one {}; default: the dataset's"
+    )
+    prompt_form: Annotated[Literal["template", "published"], MODEL] = Field(
+        "template",
+        description="zero-shot prompts: the class name put into the template, or (published) appended to it, "
+        "a slip in the authors' code",
+    )
+    class_names: Annotated[PathField, MODEL] = Field(None, description="YAML list of class names, in label order")
+    descriptions: Annotated[PathField, MODEL] = Field(
+        None, description="YAML file of class descriptions for concept alignment"
+    )
+    unseal_pool: Annotated[bool, NO_OPTION] = Field(
+        False, description="research: gives training the pool's true labels; every output says so"
+    )
 
     _paradigm_alias = field_validator("paradigm", mode="before")(_resolve_paradigm)
 
@@ -160,26 +215,36 @@ class TaskConfig(Config):
 class TrialConfig(Config):
     """What every method shares: the training budget, the optimiser, what is learned."""
 
+    panel: ClassVar[str] = "Training (default: the method's published settings, the dataset's budget)"
+
     tuning: Literal["prompts", "features"] = Field(
-        "prompts", description="learn prompts, or residuals on frozen features"
+        "prompts", description="what is learned: prompts, or residuals on frozen features (far cheaper)"
     )
-    prompts: Literal["text", "image", "multimodal"] = Field("multimodal", description="which towers are prompted")
-    num_context: int = Field(2, ge=1, le=16, description="context vectors n_ctx")
-    prompt_depth: int = Field(8, ge=1, description="layers J that are prompted, cut to the tower")
+    prompts: Literal["text", "image", "multimodal"] = Field("multimodal", description="towers that get prompts")
+    num_context: int = Field(2, ge=1, le=16, description="context vectors per prompt")
+    prompt_depth: int = Field(8, ge=1, description="number of layers with prompts, cut to the depth of the tower")
     adapter_hidden: int = Field(128, ge=1, description="hidden width of the adapters")
-    adapter_residual: float = Field(0.01, ge=0, le=10, description="weight of an adapter's output beside its input")
+    adapter_residual: float = Field(0.01, ge=0, le=10, description="weight of an adapter's output added to its input")
     inference_adapters: bool = Field(False, description="use the adapters when predicting")
-    feature_dropout: float = Field(0.5, ge=0, lt=1, description="strong view of frozen features (tuning: features)")
-    epochs: int = Field(50, ge=1, description="epochs E")
-    steps_per_epoch: int = Field(50, ge=1, description="steps an epoch")
-    batch_size: int = Field(32, ge=1, description="images a stream and step B")
-    warmup_epochs: int = Field(1, ge=0, description="epochs of linear warm-up")
+    feature_dropout: float = Field(
+        0.5, ge=0, lt=1, description="dropout that makes the strong view of frozen features (with tuning features)"
+    )
+    epochs: int = Field(50, ge=1, description="training epochs")
+    steps_per_epoch: int = Field(50, ge=1, description="training steps per epoch")
+    batch_size: int = Field(32, ge=1, description="images per step, from the main samples and from the pool each")
+    warmup_epochs: int = Field(1, ge=0, description="epochs over which the learning rate rises to its peak")
     learning_rate: float = Field(0.01, gt=0, description="peak learning rate of SGD")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
-    weight_decay: float = Field(0.1, ge=0, description="SGD weight decay")
-    flip_probability: float = Field(0.5, ge=0, le=1, description="horizontal flip of the strong view (published: 1)")
-    crop_scale_min: float = Field(0.08, gt=0, le=1, description="smallest area share of the strong view's crop")
-    micro_batch: int | None = Field(None, ge=1, description="images at once in a gradient forward; same mathematics")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(0.1, ge=0, description="weight decay of SGD")
+    flip_probability: float = Field(
+        0.5, ge=0, le=1, description="probability of a horizontal flip in the strong view (published: 1)"
+    )
+    crop_scale_min: float = Field(
+        0.08, gt=0, le=1, description="smallest area of the strong view's crop, as a fraction"
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="images per forward and backward pass; saves memory, same result up to rounding"
+    )
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:
@@ -194,33 +259,56 @@ class TrialConfig(Config):
         return type(self).parse({**self.model_dump(), **values}, where=where)
 
 
+CONFIRMING = Panel("Confirmation and checks")
+MACHINE = Panel("Machine")
+
+
 class StudyConfig(Config):
     """One study: a cell, a method, and how its configurations are searched, confirmed and reported."""
 
-    task: TaskConfig
-    method: str = "cap"
-    space: PathField = Field(None, description="search-space YAML; default search_spaces/<method>.yaml")
-    fixed: dict[str, Any] = Field(default_factory=dict, description="trial settings fixed from the command line")
-    trials: int = Field(12, ge=1, description="search trials, the paper's configuration included")
+    panel: ClassVar[str] = "Search"
+
+    task: Annotated[TaskConfig, NO_OPTION]
+    method: str = Field("cap", description="adaptation method")
+    space: PathField = Field(None, description="search-space file; default: the method's, in search_spaces/")
+    fixed: Annotated[dict[str, Any], NO_OPTION] = Field(
+        default_factory=dict, description="trial settings fixed from the command line"
+    )
+    trials: int = Field(12, ge=1, description="configurations to try, the published one included")
     seed: int = Field(0, ge=0, description="root seed of the study")
-    sampler: Literal["tpe", "random", "gp", "qmc", "cmaes", "nsga2"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    sampler: Literal["tpe", "random", "gp", "qmc", "cmaes", "nsga2"] = Field(
+        "tpe", description="Optuna sampler that proposes configurations"
+    )
+    scheduler: Literal["asha", "none"] = Field(
+        "asha", description="early stopping: asha stops weak trials, none stops none"
+    )
     screen: Literal["none", "features"] = Field(
-        "none", description="features: rank configurations on frozen features, promote the best to prompt tuning"
+        "none",
+        description="first rank many configurations on frozen features, at a fraction of the cost, "
+        "and search from the best (features); or do not (none)",
     )
-    screen_trials: int | None = Field(None, ge=1, description="configurations screened; default 4 a search trial")
+    screen_trials: int | None = Field(
+        None, ge=1, description=f"configurations to screen; default {SCREENED_A_TRIAL} per search trial"
+    )
     select_by: str = Field("auto", description="selection criterion; auto: the paradigm's default")
-    confirm_top: int = Field(3, ge=0, description="best configurations that are confirmed over fresh seeds")
-    confirm_seeds: int = Field(3, ge=1, description="fresh seeds a confirmed configuration")
-    stress: bool = Field(
-        False, description="also re-run the choice on long-tailed, small and open-set pools, and with wrong shots"
-    )
     objectives: Literal["single", "balance"] = Field(
-        "single", description="'balance' adds pseudolabel balance (Pareto)"
+        "single",
+        description="what is maximised: the selection score, or (balance) also the balance of the pseudolabels",
     )
-    max_failures: int = Field(1, ge=0, description="times a crashed trial is tried again")
-    deterministic: bool = Field(False, description="one trial at a time, bit-reproducible")
-    storage: str | None = Field(None, description="Optuna storage; default a journal file in the run's directory")
+    confirm_top: Annotated[int, CONFIRMING] = Field(
+        3, ge=0, description="number of best configurations that are run again with fresh seeds"
+    )
+    confirm_seeds: Annotated[int, CONFIRMING] = Field(3, ge=1, description="fresh seeds per confirmed configuration")
+    stress: Annotated[bool, CONFIRMING] = Field(
+        False, description="also run the chosen configuration on long-tailed, small and open-set pools"
+    )
+    max_failures: Annotated[int, MACHINE] = Field(1, ge=0, description="how often a crashed trial is tried again")
+    deterministic: Annotated[bool, MACHINE] = Field(
+        False, description="one trial at a time, so that the study repeats bit for bit"
+    )
+    storage: Annotated[str | None, MACHINE] = Field(
+        None, description="database for the Optuna copy of the study; default: a file in the study's directory"
+    )
 
     @property
     def num_screen_trials(self) -> int:
@@ -228,3 +316,22 @@ class StudyConfig(Config):
         if self.screen == "none":
             return 0
         return self.screen_trials if self.screen_trials is not None else SCREENED_A_TRIAL * self.trials
+
+
+class MachineConfig(Config):
+    """How studies are run, as opposed to what they are: these may differ each time a study is continued."""
+
+    panel: ClassVar[str] = "Machine"
+
+    concurrency: int | None = Field(None, ge=1, description="trials in parallel; default: as many as fit")
+    cpus_per_trial: float | None = Field(None, gt=0, description="CPUs (threads) per trial; default 1")
+    gpus_per_trial: float | None = Field(
+        None, ge=0, description="GPUs per trial (0.25: four trials share one); default 1 where there are GPUs"
+    )
+    memory_per_trial: float | None = Field(None, ge=0.1, description="GB of memory per trial; default: as measured")
+    address: str | None = Field(None, description="a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
+    dashboard: bool = Field(True, description="start Ray's dashboard")
+    dashboard_host: str | None = Field(None, description="address the dashboard listens on; default: only this machine")
+    logger: str = Field(
+        "tensorboard", description="where progress is logged: tensorboard, mlflow, wandb (several: a,b) or none"
+    )

@@ -7,9 +7,12 @@ epoch 7 is the same whether epochs 0-6 ran in this process or in one that was ki
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(root_seed: int, *names: object) -> int:
@@ -20,6 +23,8 @@ def derive_seed(root_seed: int, *names: object) -> int:
 
 def torch_generator(root_seed: int, *names: object) -> torch.Generator:
     """A CPU torch generator for one named purpose."""
+    import torch  # not at the top: the command line derives seeds and must answer without torch
+
     return torch.Generator().manual_seed(derive_seed(root_seed, *names))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from captune.algorithms.cap import CapConfig
+from captune.algorithms.configs import CapConfig
 from captune.config import PARADIGMS, StudyConfig, TaskConfig, TrialConfig, read_yaml
 from captune.errors import ConfigError
 

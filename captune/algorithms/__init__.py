@@ -1,24 +1,34 @@
-"""The methods a study can be about: ALGORITHMS, one row each."""
+"""The methods a study can be about: ALGORITHMS, one row each.
+
+Importing this imports no torch; a method's own module is imported when the method is built.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from captune.algorithms.cap import Cap, CapConfig
-from captune.algorithms.cap_mixture import CapMixture, CapMixtureConfig
-from captune.algorithms.cpl import Cpl, CplConfig
-from captune.algorithms.fpl import Fpl, FplConfig
-from captune.algorithms.grip import Grip, GripConfig, IterationConfig
-from captune.algorithms.supervised import Supervised, SupervisedConfig
-from captune.algorithms.transclip import TransClip, TransClipConfig
-from captune.algorithms.zero_shot import BalancedConfig, ZeroShot, ZeroShotConfig
+from captune.algorithms.configs import (
+    BalancedConfig,
+    CapConfig,
+    CapMixtureConfig,
+    CplConfig,
+    FplConfig,
+    GripConfig,
+    IterationConfig,
+    SupervisedConfig,
+    TransClipConfig,
+    ZeroShotConfig,
+)
 from captune.config import TaskConfig, TrialConfig
 from captune.data.catalog import default_settings
 from captune.errors import UsageError, did_you_mean
-from captune.training.context import Context
-from captune.training.loop import Algorithm
+
+if TYPE_CHECKING:
+    from captune.training.context import Context
+    from captune.training.loop import Algorithm
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Method:
         name: its key.
         summary: one line for lists.
         config_class: its configuration; the defaults are its paper's.
-        create: builds the algorithm.
+        algorithm: where its class is, as "module:class" in captune.algorithms; imported when it is built.
         trains: whether it has epochs; the others are solved when they are built.
         tunable: whether it has anything to search.
         unsealed: whether it must be given the pool's true labels (research only).
@@ -38,14 +48,16 @@ class Method:
     name: str
     summary: str
     config_class: type[TrialConfig]
-    create: Callable[[Context, Any, int], Algorithm]
+    algorithm: str
     trains: bool = True
     tunable: bool = True
     unsealed: bool = False
 
     def build(self, context: Context, config: TrialConfig, seed: int) -> Algorithm:
         """The algorithm before its first epoch."""
-        return self.create(context, config, seed)
+        module, _, name = self.algorithm.partition(":")
+        create: Callable[[Context, Any, int], Algorithm] = getattr(import_module(f"{__name__}.{module}"), name)
+        return create(context, config, seed)
 
     def num_epochs(self, config: TrialConfig) -> int:
         """Epochs to train, over all iterations; 0 for methods without training."""
@@ -56,24 +68,36 @@ class Method:
 ALGORITHMS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("cap", "concept alignment and a confusion-aware calibrated margin (ICML 2025)", CapConfig, Cap),
+        Method(
+            "cap", "concept alignment and a confusion-aware calibrated margin (ICML 2025)", CapConfig, "cap:Cap",
+        ),
         Method(
             "cap_mixture", "CAP averaged with a text-anchored mixture, trusted as far as the pool looks even",
-            CapMixtureConfig, CapMixture,
-        ),
-        Method("cpl", "candidate pseudolabels by intra- and inter-instance selection (ICML 2024)", CplConfig, Cpl),
-        Method("grip", "iterated pseudolabels, growing from sure images to the pool (NeurIPS 2023)", GripConfig, Grip),
-        Method("fpl", "few pseudolabels a class by zero-shot confidence (UPL, 2022)", FplConfig, Fpl),
-        Method(
-            "transclip", "transductive Gaussian mixture held by the text, on frozen features (NeurIPS 2024)",
-            TransClipConfig, TransClip, trains=False,
+            CapMixtureConfig, "cap_mixture:CapMixture",
         ),
         Method(
-            "balanced", "zero-shot with half a Sinkhorn step toward a balanced pool", BalancedConfig, ZeroShot,
-            trains=False,
+            "cpl", "candidate pseudolabels by intra- and inter-instance selection (ICML 2024)", CplConfig, "cpl:Cpl",
         ),
-        Method("zero_shot", "the frozen CLIP as it is", ZeroShotConfig, ZeroShot, trains=False, tunable=False),
-        Method("supervised", "all labels of the pool: the ceiling", SupervisedConfig, Supervised, unsealed=True),
+        Method(
+            "grip", "iterated pseudolabels, growing from the surest images to the whole pool (NeurIPS 2023)",
+            GripConfig, "grip:Grip",
+        ),
+        Method("fpl", "few pseudolabels per class by zero-shot confidence (UPL, 2022)", FplConfig, "fpl:Fpl"),
+        Method(
+            "transclip", "transductive Gaussian mixture guided by the text, on frozen features (NeurIPS 2024)",
+            TransClipConfig, "transclip:TransClip", trains=False,
+        ),
+        Method(
+            "balanced", "zero-shot with half a Sinkhorn step toward a balanced pool", BalancedConfig,
+            "zero_shot:ZeroShot", trains=False,
+        ),
+        Method(
+            "zero_shot", "the frozen CLIP as it is", ZeroShotConfig, "zero_shot:ZeroShot", trains=False, tunable=False,
+        ),
+        Method(
+            "supervised", "all labels of the pool: the ceiling", SupervisedConfig, "supervised:Supervised",
+            unsealed=True,
+        ),
     )
 }  # fmt: skip
 

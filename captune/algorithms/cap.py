@@ -9,11 +9,8 @@ after epochs      e = 0 mod E/10: renew the boards from the epoch's confident pr
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from captune.algorithms.common import (
@@ -25,7 +22,7 @@ from captune.algorithms.common import (
     predict_strong_probs,
 )
 from captune.algorithms.concepts import align_concepts
-from captune.config import TrialConfig
+from captune.algorithms.configs import CapConfig
 from captune.data.paradigms import IntArray
 from captune.data.views import Feed, upload
 from captune.equations.alignment import alignment_loss, class_prototypes, ema_update
@@ -38,44 +35,6 @@ from captune.metrics import balance
 from captune.seeding import torch_generator
 from captune.training.context import Context
 from captune.training.step import Batch, Branch
-
-
-class CapConfig(TrialConfig):
-    """CAP's own settings; the defaults are the paper's."""
-
-    confidence_threshold: float = Field(0.85, ge=0, lt=1, description="tau: pseudolabels count strictly above it")
-    main_samples: bool = Field(True, description="train on main samples (off: an ablation)")
-    self_training: bool = Field(True, description="train on the pool's pseudolabels (off: an ablation)")
-    shared_adapter: bool = Field(False, description="one adapter for main samples and pool (an ablation)")
-    num_main_samples: int = Field(16, ge=1, description="k: main samples a class at the start")
-    max_main_ratio: float = Field(0.8, gt=0, le=1, description="rho: share of a class's images its board may reach")
-    grow_every: int | None = Field(
-        None, ge=1, description="epochs between renewals of the boards; default a tenth of all, as the paper's 5 of 50"
-    )
-    leaderboard: Literal["published", "exclusive"] = Field("published", description="rule of the first boards")
-    contest: Literal["class_order", "confidence"] = Field("class_order", description="who gets a contested image")
-    margin_scale: float = Field(12.0, ge=0, description="m, in logits; 0 turns the margin off")
-    margin_form: Literal["published", "paper"] = Field("published", description="formula of the margin")
-    confusion: Literal["similarity", "matrix"] = Field(
-        "similarity", description="S: feature cosines, or soft confusion"
-    )
-    alignment_weight: float = Field(
-        0.0, ge=0, description="lambda_a of the contrastive alignment loss; the paper has none"
-    )
-    alignment_temperature: float = Field(0.1, gt=0, description="tau_a of the alignment loss")
-    prototype_momentum: float = Field(0.9, ge=0, lt=1, description="EMA of the class prototypes")
-    reweighting_strength: float = Field(0.0, ge=0, description="gamma; the paper has none")
-    count_momentum: float = Field(0.0, ge=0, lt=1, description="EMA of pseudolabel counts over epochs")
-    mismatched: Literal["detect", "published", "none"] = Field("detect", description="which classes are mismatched")
-    description_choice: Literal["nearest", "together"] = Field(
-        "nearest", description="each mismatched class's description by its own cluster (paper), or all at once (ours)"
-    )
-    mismatch_threshold: int | None = Field(None, ge=0, description="t: candidates kept; default ceil(K/10)")
-
-    @property
-    def epochs_between_renewals(self) -> int:
-        """`grow_every`, its default filled in: a short budget renews the boards as often as the paper's."""
-        return self.grow_every if self.grow_every is not None else max(1, self.epochs // 10)
 
 
 class Cap:

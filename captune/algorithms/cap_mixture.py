@@ -15,40 +15,15 @@ Ours. What each part buys, and what else was tried against long tails, is in REA
 
 from __future__ import annotations
 
-from typing import Literal, Self
-
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from captune.algorithms.cap import Cap, CapConfig
+from captune.algorithms.cap import Cap
+from captune.algorithms.configs import CapMixtureConfig
 from captune.data.paradigms import IntArray
 from captune.equations.anchored_mixture import AnchoredMixture, fit_anchored_mixture
 from captune.training.context import Context
-
-
-class CapMixtureConfig(CapConfig):
-    """CAP's settings, the mixture's and the guard's."""
-
-    mixture_weight: float = Field(0.5, ge=0, le=1, description="w: the mixture's share beside CAP (0: an ablation)")
-    text_images: float | None = Field(
-        None, gt=0, description="kappa: images a class's text counts for in the mixture; default: estimated"
-    )
-    pool_prior: bool = Field(True, description="the mixture estimates the pool's class shares (off: an ablation)")
-    imbalance_from: Literal["both", "mixture", "zero_shot"] = Field(
-        "both", description="whose class shares of the pool d is measured on; both: the mean of their distances"
-    )
-    trust_below: float = Field(0.1, ge=0, le=1, description="distance d from an even pool up to which all is trusted")
-    trust_until: float = Field(0.25, ge=0, le=1, description="distance from which zero-shot alone predicts (1: never)")
-
-    @model_validator(mode="after")
-    def _shares_are_estimated(self) -> Self:
-        if self.imbalance_from != "zero_shot" and not self.pool_prior:
-            raise ValueError(
-                f"imbalance_from must be 'zero_shot' where pool_prior is off, but got '{self.imbalance_from}'"
-            )
-        return self
 
 
 class CapMixture(Cap):

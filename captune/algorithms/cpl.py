@@ -13,22 +13,12 @@ Unlabeled Data", ICML 2024 (arXiv 2406.10502).
 from __future__ import annotations
 
 import numpy as np
-from pydantic import Field
 from torch import Tensor
 
-from captune.algorithms.grip import Grip, IterationConfig
+from captune.algorithms.configs import CplConfig
+from captune.algorithms.grip import Grip
 from captune.equations.candidates import balanced_selection, candidate_sets
 from captune.training.context import Context
-
-
-class CplConfig(IterationConfig):
-    """CPL's own settings."""
-
-    intra_quantile: float = Field(0.75, ge=0, le=1, description="alpha (published: 0.6 to 0.9 by dataset)")
-    inter_classes: float = Field(2.0, gt=0, description="c in beta = 1 - c/C (published: about 1 to 3)")
-    learning_rate: float = Field(0.05, gt=0, description="peak learning rate of SGD")
-    weight_decay: float = Field(0.05, ge=0, description="SGD weight decay")
-    batch_size: int = Field(64, ge=1, description="images a stream and step B")
 
 
 class Cpl(Grip):

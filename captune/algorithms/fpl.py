@@ -9,27 +9,15 @@ Delworth & Bach, "Enhancing CLIP with CLIP", NeurIPS 2023 (arXiv 2306.01669), wh
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from captune.algorithms.learner import Learner, LearnerConfig
+from captune.algorithms.configs import FplConfig
+from captune.algorithms.learner import Learner
 from captune.equations.pseudolabels import top_k_leaderboard
 from captune.training.context import Context
-
-
-class FplConfig(LearnerConfig):
-    """FPL's own settings."""
-
-    num_pseudolabels: int = Field(16, ge=1, description="K: pseudolabelled images a class")
-    leaderboard: Literal["published", "exclusive"] = Field("published", description="rule of the boards")
-    learning_rate: float = Field(0.1, gt=0, description="peak learning rate of SGD")
-    weight_decay: float = Field(0.1, ge=0, description="SGD weight decay")
-    batch_size: int = Field(16, ge=1, description="images a stream and step B")
 
 
 class Fpl(Learner):

@@ -12,25 +12,13 @@ NeurIPS 2023 (arXiv 2306.01669).
 from __future__ import annotations
 
 import numpy as np
-from pydantic import Field
 from torch import Tensor
 
 from captune.algorithms.common import predict_probs
-from captune.algorithms.fpl import FplConfig, boards
-from captune.algorithms.learner import Learner, LearnerConfig
+from captune.algorithms.configs import GripConfig
+from captune.algorithms.fpl import boards
+from captune.algorithms.learner import Learner
 from captune.training.context import Context
-
-
-class IterationConfig(LearnerConfig):
-    """What methods share that train afresh in every iteration."""
-
-    num_iterations: int = Field(
-        10, ge=1, le=50, description="I: times the pseudolabels are renewed; epochs E are of one"
-    )
-
-
-class GripConfig(IterationConfig, FplConfig):
-    """GRIP's own settings; `num_pseudolabels` is not read: K_i follows from the pool."""
 
 
 class Grip(Learner):

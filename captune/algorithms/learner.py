@@ -6,11 +6,8 @@ each a mean over its own batch; with one candidate an image, PL is the cross-ent
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +19,7 @@ from captune.algorithms.common import (
     predict_probs,
     predict_strong_probs,
 )
-from captune.config import TrialConfig
+from captune.algorithms.configs import LearnerConfig
 from captune.data.paradigms import IntArray
 from captune.data.views import Feed, upload
 from captune.equations.candidates import partial_label_loss
@@ -30,17 +27,6 @@ from captune.metrics import balance
 from captune.seeding import torch_generator
 from captune.training.context import Context
 from captune.training.step import Batch
-
-
-class LearnerConfig(TrialConfig):
-    """Textual prompts, as the pseudolabelling papers use by default; no adapters."""
-
-    prompts: Literal["text", "image", "multimodal"] = Field("text", description="which towers are prompted")
-    num_context: int = Field(
-        4, ge=1, le=16, description="context vectors (papers: 16, which no short text tower holds)"
-    )
-    prompt_depth: int = Field(1, ge=1, description="layers that are prompted; 1 is CoOp's shallow prompt")
-    training_view: Literal["weak", "strong"] = Field("weak", description="view of the images that are trained on")
 
 
 class Learner:

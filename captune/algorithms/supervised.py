@@ -5,18 +5,10 @@ every step   L = CE(labelled), where the task has unsealed the pool (`unseal_poo
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from captune.algorithms.learner import Learner, LearnerConfig
+from captune.algorithms.configs import SupervisedConfig
+from captune.algorithms.learner import Learner
 from captune.errors import UsageError
 from captune.training.context import Context
-
-
-class SupervisedConfig(LearnerConfig):
-    """The pseudolabelling methods' settings, with labels and CoOp's weight decay."""
-
-    learning_rate: float = Field(0.1, gt=0, description="peak learning rate of SGD")
-    weight_decay: float = Field(0.0005, ge=0, description="SGD weight decay")
 
 
 class Supervised(Learner):

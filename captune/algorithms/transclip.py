@@ -15,23 +15,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from captune.algorithms.configs import TransClipConfig
 from captune.algorithms.zero_shot import Untrained
-from captune.config import TrialConfig
 from captune.data.paradigms import IntArray
 from captune.equations.transduction import fit_text_guided_mixture
 from captune.training.context import Context
-
-
-class TransClipConfig(TrialConfig):
-    """TransCLIP's own settings; the defaults are the paper's."""
-
-    text_strength: float = Field(1.0, ge=0, le=10, description="lambda; halved where there are labelled images")
-    labelled_weight: float = Field(0.02, ge=0, description="gamma (published: searched over 0.002 to 0.2)")
-    num_neighbors: int = Field(3, ge=0, description="nearest images an image is tied to")
-    num_rounds: int = Field(10, ge=0, description="rounds of updates")
 
 
 class TransClip(Untrained):

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from captune.config import TrialConfig
+from captune.algorithms.configs import BalancedConfig, ZeroShotConfig
 from captune.data.paradigms import IntArray
 from captune.equations.prior import logit_adjustment_bias, sinkhorn_bias
 from captune.errors import ModelError
 from captune.model.class_prompts import class_prompts
 from captune.training.context import Context
 from captune.training.step import Batch
-
-
-class ZeroShotConfig(TrialConfig):
-    """Which prompts make the class features."""
-
-    templates: tuple[str, ...] = Field(
-        (), description="prompt templates with one {} each, averaged; default the cell's"
-    )
-
-
-class BalancedConfig(ZeroShotConfig):
-    """Zero-shot with a class bias estimated on the pool."""
-
-    balance_rule: Literal["sinkhorn", "logit_adjustment"] = Field("sinkhorn", description="how the bias is found")
-    balance_strength: float = Field(0.5, ge=0, le=1, description="share of the full bias that is added; half is robust")
 
 
 class Untrained:

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captune.algorithms.cap import Cap, CapConfig
+from captune.algorithms.cap import Cap
+from captune.algorithms.configs import CapConfig
 from captune.benchmark.plain import PlainBatch, PlainModel
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset

@@ -18,83 +18,54 @@ from captune import interruption
 from captune.algorithms import ALGORITHMS, method_named, paper_config
 from captune.cli import options
 from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
-from captune.data.catalog import published_results
+from captune.data.catalog import DATASETS, check_dataset_name, published_results
 from captune.errors import UsageError
 from captune.records import atomic_write
-from captune.training.context import cell_notes
-from captune.training.evaluation import evaluate_trial
-from captune.training.trial import CHECKPOINT, EPOCHS, TrialRun, limit_threads
 
 _PAPER_BUDGET = {"epochs": 50, "steps_per_epoch": 50}
 
 
+@options.with_options("task", "trial")
 def adapt(
-    dataset: options.Dataset,
-    paradigm: options.Paradigm,
-    out: Annotated[Path, typer.Option(help="Directory for checkpoint.safetensors, metrics.json and epochs.csv.")],
+    given: options.Given,
+    out: Annotated[
+        Path, typer.Option(help="Directory for checkpoint.safetensors, metrics.json and epochs.csv.", metavar="DIR")
+    ],
     method: Annotated[str | None, typer.Option(help=f"Method: {', '.join(ALGORITHMS)}; default cap.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the training.", min=0)] = 0,
     seeds: Annotated[
-        str | None, typer.Option(help="Several seeds, as '0,1,2' or 0 1 2: one directory each, and the mean.")
+        str | None, typer.Option(help="Several seeds, as '0,1,2' or 0 1 2: one directory per seed, and the mean.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="best_config.yaml of a study, or any trial configuration.")
+        Path | None, typer.Option(help="best_config.yaml of a study, or any trial configuration.", metavar="FILE")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="'paper': the published settings, budget and protocol.")] = None,
-    data_root: options.DataRoot = None,
-    backbone: options.Backbone = None,
-    pretrained: options.Pretrained = None,
-    precision: options.Precision = "fp32",
-    kernels: options.Kernels = "auto",
-    protocol: options.Protocol = "coop",
-    shots: options.Shots = None,
-    split_seed: options.SplitSeed = 500,
-    pool_imbalance: options.PoolImbalance = 1.0,
-    open_set_fraction: options.OpenSet = 0.0,
-    shot_noise: options.ShotNoise = 0.0,
-    template: options.Template = None,
-    class_names: options.ClassNames = None,
-    descriptions: options.Descriptions = None,
-    tuning: options.Tuning = None,
-    epochs: options.Epochs = None,
-    steps_per_epoch: options.StepsPerEpoch = None,
-    batch_size: options.BatchSize = None,
-    micro_batch: options.MicroBatch = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.")] = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    set_: options.Set = None,
 ) -> None:
     """Adapt a model with one configuration.
 
     Example: captune adapt --dataset digits --paradigm ssl --seed 0 --out adapted
     """
     console = Console()
-    if threads is not None:
-        limit_threads(threads)
     if preset not in (None, "paper"):
         raise UsageError("--preset must be 'paper'", got=f"'{preset}'")
-    given = options.trial_values(
-        tuning=tuning, epochs=epochs, steps_per_epoch=steps_per_epoch, batch_size=batch_size, micro_batch=micro_batch
-    )
-    task = options.task_config(
-        paradigm,
-        dataset=dataset,
-        data_root=data_root,
-        backbone=backbone,
-        pretrained=pretrained,
-        precision=precision,
-        kernels=kernels,
-        protocol="paper" if preset == "paper" and protocol == "coop" and _has_paper_protocol(dataset) else protocol,
-        shots=shots,
-        split_seed=split_seed,
-        pool_imbalance=pool_imbalance,
-        open_set_fraction=open_set_fraction,
-        shot_noise=shot_noise,
-        template=template,
-        class_names=class_names,
-        descriptions=descriptions,
-    )
-    name, trial_config = _trial_config(task, method, config, preset, given)
+    options.required(given.task, "dataset", "paradigm")
+    dataset = given.task["dataset"]
+    check_dataset_name(dataset)
+    settings = options.settings(given.trial, set_)
+    task_values = dict(given.task)
+    if preset == "paper" and "protocol" not in task_values and _has_paper_protocol(dataset):
+        task_values["protocol"] = "paper"
+    task = TaskConfig.parse(task_values, where=options.COMMAND_LINE)
+    name, trial_config = _trial_config(task, method, config, preset, settings)
     numbers = _seed_list(seeds, seed)
+    with console.status("Loading PyTorch"):
+        from captune.training.context import cell_notes
+        from captune.training.trial import limit_threads
+    if threads is not None:
+        limit_threads(threads)
     notes = list(cell_notes(task))
     options.say_notes(console, notes)
     for number in numbers:
@@ -123,8 +94,6 @@ def _trial_config(
 
 
 def _has_paper_protocol(dataset: str) -> bool:
-    from captune.data.catalog import DATASETS
-
     return dataset in DATASETS and "paper" in DATASETS[dataset].protocols
 
 
@@ -166,6 +135,9 @@ def _one(
     console: Console,
     notes: list[str],
 ) -> dict[str, Any]:
+    from captune.training.evaluation import evaluate_trial
+    from captune.training.trial import CHECKPOINT, EPOCHS, TrialRun
+
     work = out / ".trial"
     run = TrialRun.open(
         task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role="report", device=device

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from captune.benchmark.bench import BenchOptions, advice, run_bench, table_lines
 from captune.errors import UsageError
-from captune.model.backbone import Precision
 from captune.records import atomic_write
-from captune.training.trial import limit_threads
 
 
 def bench(
@@ -28,7 +25,9 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     repeats: Annotated[int, typer.Option(min=1, help="Times each thing is measured, in turn with its rival.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's choice.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Once each, and only the smallest class count.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", metavar="", help="Once each, and only the smallest class count.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write everything measured to this file.")
     ] = None,
@@ -38,13 +37,17 @@ def bench(
     Example: captune bench --backbone tiny --classes 10 --quick
     """
     counts = _counts(classes)
+    precisions = _precisions(precision)
+    with Console().status("Loading PyTorch"):
+        from captune.benchmark.bench import BenchOptions, advice, run_bench
+        from captune.training.trial import limit_threads
     if threads is not None:
         limit_threads(threads)
     options = BenchOptions(
         backbone=backbone,
         pretrained=None if backbone == "tiny" and pretrained == "random" else pretrained,
         classes=(min(counts),) if quick else counts,
-        precisions=_precisions(precision),
+        precisions=precisions,
         batch_size=batch_size,
         device=device,
         repeats=1 if quick else repeats,
@@ -71,6 +74,8 @@ def bench(
 
 def _table(report: dict[str, object], title: str) -> Table:
     table = Table("measured", "plain", "fast", "result", "target", "met", title=title)
+    from captune.benchmark.bench import table_lines
+
     for line in table_lines(report):
         met = {True: "[green]yes", False: "[red]no", None: ""}[line.met]
         table.add_row(line.what, line.plain, line.fast, line.result, line.target, met)
@@ -87,8 +92,8 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
-def _precisions(text: str) -> tuple[Precision, ...]:
-    known: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+def _precisions(text: str) -> tuple[Literal["fp32", "bf16", "fp16"], ...]:
+    known: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
     chosen = tuple(name for name in known if name in text.replace(",", " ").split())
     wrong = [part for part in text.replace(",", " ").split() if part not in known]
     if wrong or not chosen:

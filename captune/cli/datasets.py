@@ -20,16 +20,17 @@ from captune.data.tree import printable
 from captune.errors import UsageError
 
 
+@options.with_options("task", only=("data_root", "protocol"))
 def datasets(
+    given: options.Given,
     check: Annotated[str | None, typer.Option(help="Read every image of a dataset and list the broken ones.")] = None,
     fetch: Annotated[str | None, typer.Option("--download", help=f"Fetch a dataset: {', '.join(DOWNLOADS)}.")] = None,
-    data_root: options.DataRoot = None,
-    protocol: options.Protocol = "coop",
 ) -> int:
     """List every dataset: found or not, where, layout, classes, images of each split, licence, how to get it.
 
     Example: captune datasets --data-root ~/data
     """
+    data_root, protocol = given.task.get("data_root"), given.task.get("protocol", "coop")
     console = Console()
     if check is not None and fetch is not None:
         raise UsageError("--check and --download must be used one at a time")
@@ -41,7 +42,9 @@ def datasets(
 
 
 def _task(key: str, root: Path | None, protocol: str) -> TaskConfig:
-    return options.task_config("ul", dataset=key, data_root=_root(root), protocol=protocol)
+    return TaskConfig.parse(
+        {"dataset": key, "paradigm": "ul", "data_root": _root(root), "protocol": protocol}, where=options.COMMAND_LINE
+    )
 
 
 def _root(given: Path | None) -> Path:

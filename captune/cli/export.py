@@ -8,21 +8,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from captune.adapted import export_adapted, open_adapted
 from captune.cli import options
 
 
+@options.with_options("task", only=("backbone", "pretrained"))
 def export(
+    given: options.Given,
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.safetensors of an adaptation, or its folder.")],
-    out: Annotated[Path, typer.Option(help="An empty or new folder.")],
-    backbone: options.Backbone = None,
-    pretrained: options.Pretrained = None,
+    out: Annotated[Path, typer.Option(help="An empty or new folder.", metavar="DIR")],
 ) -> None:
     """Write class weights (K x D, names, logit scale) where the image side is the frozen backbone's, else a bundle.
 
     Example: captune export adapted/checkpoint.safetensors --out exported
     """
-    model = open_adapted(checkpoint, backbone=backbone, pretrained=pretrained, device="cpu", images=False)
+    from captune.adapted import export_adapted, open_adapted
+
+    model = open_adapted(checkpoint, **given.task, device="cpu", images=False)
     files = export_adapted(checkpoint, model, out)
     whose = "the backbone they were made on" if model.backbone is None else model.backbone.name
     what = (

@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from captune import __version__, interruption
 from captune.errors import CaptuneError
@@ -30,6 +32,16 @@ def _version(show: bool) -> None:
     if show:
         print(f"captune {__version__}")
         raise typer.Exit
+
+
+class _Command(TyperCommand):
+    """A command whose `--help` is shown as a flag, without a type."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
 
 
 @app.callback()
@@ -74,7 +86,7 @@ def _register(arguments: Sequence[str]) -> None:
     """Add the subcommand that is asked for, or names and first lines of all where none is."""
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     if asked in COMMANDS:
-        app.command(asked)(command(asked))
+        app.command(asked, cls=_Command)(command(asked))
         return
     for name, text in COMMANDS.items():
         app.command(name, help=text)(_listed)

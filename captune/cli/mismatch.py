@@ -4,45 +4,46 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from captune.algorithms.concepts import class_descriptions, mismatch_report
 from captune.cli import options
+from captune.config import TaskConfig
+from captune.data.catalog import check_dataset_name
 from captune.data.tree import name_some
-from captune.equations.alignment import choose_description
-from captune.training.context import Context, cell_notes, open_context
+
+if TYPE_CHECKING:
+    from captune.training.context import Context
 
 
+@options.with_options(
+    "task",
+    without=("cache_dir", "precision", "kernels", "pool_imbalance", "pool_fraction", "open_set_fraction", "shot_noise"),
+    defaults={"paradigm": "ul"},
+)
 def mismatch(
-    dataset: options.Dataset,
-    paradigm: options.Paradigm = "ul",
+    given: options.Given,
     threshold: Annotated[
-        int | None, typer.Option(min=0, help="Candidates kept; default: a tenth of the classes.")
+        int | None, typer.Option(min=0, help="Number of candidates kept; default: a tenth of the classes.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
-    data_root: options.DataRoot = None,
-    backbone: options.Backbone = None,
-    pretrained: options.Pretrained = None,
-    protocol: options.Protocol = "coop",
-    template: options.Template = None,
-    class_names: options.ClassNames = None,
-    descriptions: options.Descriptions = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table as CSV.", metavar="FILE")] = None,
 ) -> None:
     """Show what concept-mismatch detection flags.
 
     Example: captune mismatch --dataset digits
     """
-    task = options.task_config(
-        paradigm, dataset=dataset, data_root=data_root, backbone=backbone, pretrained=pretrained, protocol=protocol,
-        template=template, class_names=class_names, descriptions=descriptions,
-    )  # fmt: skip
+    options.required(given.task, "dataset")
+    check_dataset_name(given.task["dataset"])
+    task = TaskConfig.parse(given.task, where=options.COMMAND_LINE)
     if out is not None:
         options.check_writable(out)
     console = Console()
+    with console.status("Loading PyTorch"):
+        from captune.algorithms.concepts import class_descriptions
+        from captune.training.context import cell_notes, open_context
     options.say_notes(console, cell_notes(task))
     context = open_context(task, "report")
     rows = _rows(context, threshold)
@@ -63,6 +64,9 @@ def mismatch(
 
 
 def _rows(context: Context, threshold: int | None) -> list[dict[str, Any]]:
+    from captune.algorithms.concepts import class_descriptions, mismatch_report
+    from captune.equations.alignment import choose_description
+
     report = mismatch_report(context, threshold)
     descriptions = class_descriptions(context)
     taken = {label: order for order, label in enumerate(report.removal_order, start=1)}

@@ -1,46 +1,178 @@
-"""Options that several subcommands share."""
+"""Options made from the fields of configuration classes, in one place for every command.
+
+A field's description is the help text, its type the type of the option, its panel the heading in `--help`. A field
+that gets a description in captune/config.py is thereby an option of `run`, `adapt` and `compare`.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Iterable
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
+import yaml
+from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
 
-from captune.config import PARADIGM_ALIASES, PARADIGMS, TaskConfig
+from captune.config import (
+    PARADIGM_ALIASES,
+    PARADIGMS,
+    Config,
+    MachineConfig,
+    Panel,
+    StudyConfig,
+    TaskConfig,
+    TrialConfig,
+)
 from captune.errors import UsageError, did_you_mean
 
-_PARADIGM_HELP = "; ".join(f"{key} = {text}" for key, text in PARADIGMS.items())
+COMMAND_LINE = "the command line"
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MachineConfig.panel)]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's choice.", rich_help_panel=MachineConfig.panel)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SETTING=VALUE",
+        help="Fix any setting of the method, for example margin_scale=8; may be repeated.",
+        rich_help_panel=TrialConfig.panel,
+    ),
+]
+C = TypeVar("C", bound=Config)
 
-Dataset = Annotated[
-    str, typer.Option(help="Catalogue key (`captune datasets`), or folder:DIR, csv:FILE, features:FILE.npz.")
-]
-Paradigm = Annotated[str, typer.Option(help=f"{_PARADIGM_HELP} (alias: transductive).")]
-DataRoot = Annotated[Path | None, typer.Option(help="Where datasets lie; else $CAPTUNE_DATA, ~/.cache/captune/data.")]
-Backbone = Annotated[str | None, typer.Option(help="open_clip model name, or tiny; default: the dataset's.")]
-Pretrained = Annotated[
-    str | None, typer.Option(help="Weights: open_clip tag, .pt or .safetensors file, folder, hf-hub: or local-dir:.")
-]
-Precision = Annotated[str, typer.Option(help="Of the frozen towers: fp32, bf16 or fp16.")]
-Kernels = Annotated[str, typer.Option(help="On a GPU: auto (recorded steps, Triton kernels) or plain (PyTorch's own).")]
-Shots = Annotated[int | None, typer.Option(help="Labelled images a class (default: ssl 2, tft 0).")]
-SplitSeed = Annotated[int, typer.Option(help="Of the seen/unseen draw and the held-out pool (published: 500, 0, 200).")]
-Protocol = Annotated[str, typer.Option(help="coop (CoOp's splits) or paper (the paper's, as GRIP keeps them).")]
-PoolImbalance = Annotated[float, typer.Option(help="Make the pool long-tailed: largest over smallest class.")]
-OpenSet = Annotated[float, typer.Option(help="Share of the classes not asked for; their images stay in the pool.")]
-ShotNoise = Annotated[float, typer.Option(help="Share of the labelled images that get a wrong label.")]
-Template = Annotated[str | None, typer.Option(help="Prompt template with one {}; default: the dataset's.")]
-ClassNames = Annotated[Path | None, typer.Option(help="YAML list of class names, in label order.")]
-Descriptions = Annotated[Path | None, typer.Option(help="YAML of class descriptions for concept alignment.")]
-Tuning = Annotated[str | None, typer.Option(help="prompts (learn prompts) or features (frozen features, far cheaper).")]
-Epochs = Annotated[int | None, typer.Option(help="Training epochs; default: the dataset's budget.")]
-StepsPerEpoch = Annotated[int | None, typer.Option(help="Steps an epoch; default: the dataset's budget.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images a stream and step.")]
-MicroBatch = Annotated[int | None, typer.Option(help="Images at once in a gradient forward; same mathematics.")]
+
+@dataclass(frozen=True)
+class Given:
+    """What was typed, by the configuration class whose option it is; what was not typed is not there."""
+
+    task: dict[str, Any] = field(default_factory=dict)
+    trial: dict[str, Any] = field(default_factory=dict)
+    study: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+_GROUPS: dict[str, type[Config]] = {
+    "task": TaskConfig,
+    "study": StudyConfig,
+    "trial": TrialConfig,
+    "machine": MachineConfig,
+}
+_Command = Callable[..., Any]
+
+
+def with_options(
+    *groups: str,
+    only: Iterable[str] | None = None,
+    without: Iterable[str] = (),
+    notes: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Callable[[_Command], _Command]:
+    """Give a command the options of configuration classes; they arrive together in its argument `given`.
+
+    Args:
+        groups: attributes of `Given` whose classes' fields become options.
+        only: the fields that do; all if None.
+        without: fields that do not.
+        notes: field → what this command adds to its help text.
+        defaults: field → this command's own default.
+    """
+    wanted = None if only is None else set(only)
+    left_out = set(without)
+
+    def decorate(function: _Command) -> _Command:
+        signature = inspect.signature(function, eval_str=True)
+        own = [parameter for name, parameter in signature.parameters.items() if name != "given"]
+        left_out.update(parameter.name for parameter in own)
+        owners: dict[str, str] = {}
+        made: list[inspect.Parameter] = []
+        for group in groups:
+            cls = _GROUPS[group]
+            for name, info in cls.model_fields.items():
+                panel = next((mark for mark in info.metadata if isinstance(mark, Panel)), Panel(cls.panel))
+                if panel.name is None or name in left_out or (wanted is not None and name not in wanted):
+                    continue
+                owners[name] = group
+                default = (defaults or {}).get(name, None if group == "trial" else info.get_default())
+                note = (notes or {}).get(name, "")
+                # A trial's flag is turned off by --set; two spellings of each would leave no room for the text.
+                made.append(_parameter(name, info, panel.name, note, default, negative=group != "trial"))
+
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            given = Given()
+            for name, group in owners.items():
+                value = values.pop(name)
+                value = (defaults or {}).get(name) if value is None else value
+                if value is not None:
+                    getattr(given, group)[name] = value
+            return function(**values, given=given)
+
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*made, *own]]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any, *, negative: bool) -> inspect.Parameter:
+    kind, choices = _typed(info.annotation)
+    flag = f"--{name.replace('_', '-')}"
+    text = (info.description or "") + note
+    shown = isinstance(default, (str, int, float)) and kind is not bool
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool and negative else flag,
+        help=f"{text[:1].upper()}{text[1:]}." + (f" Default: {default}." if shown else ""),
+        rich_help_panel=panel,
+        metavar="" if kind is bool else "|".join(choices) if choices else "PATH" if kind is Path else None,
+        show_default=False,
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _typed(annotation: Any) -> tuple[type, tuple[str, ...]]:
+    """The type of a field's option, and what it may be where that is a list. Pydantic checks the value itself."""
+    if get_origin(annotation) is Annotated:
+        return _typed(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _typed(next(part for part in get_args(annotation) if part is not type(None)))
+    if get_origin(annotation) is Literal:
+        return str, tuple(str(choice) for choice in get_args(annotation))
+    if annotation in (str, int, float, bool, Path):
+        return annotation, ()
+    raise TypeError(f"no option can be made of a field of type {annotation}: give it Panel(None)")
+
+
+def settings(given: Mapping[str, Any], pairs: Iterable[str] | None) -> dict[str, Any]:
+    """Trial settings: those with an option of their own, and `--set SETTING=VALUE`, the value read as YAML.
+
+    Raises:
+        UsageError: a pair without `=`, or a setting given twice.
+    """
+    values = dict(given)
+    for pair in pairs or ():
+        name, equals, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise UsageError("--set must be SETTING=VALUE", got=f"'{pair}'", next_step="Say --set margin_scale=8.")
+        if name in values:
+            raise UsageError("a setting must be given once", got=f"'{name}' twice", where=COMMAND_LINE)
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError("--set must be SETTING=VALUE", got=f"'{pair}', whose value cannot be read") from None
+    return values
 
 
 def check_writable(file: Path) -> None:
@@ -63,6 +195,18 @@ def say_notes(console: Console, notes: Iterable[str]) -> None:
         console.print(f"[yellow]note[/]: {escape(note)}", highlight=False, soft_wrap=True)
 
 
+def names_in(text: str, option: str) -> list[str]:
+    """The parts of an a,b option.
+
+    Raises:
+        UsageError: there is none.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise UsageError(f"{option} must name something", got=f"'{text}'")
+    return names
+
+
 def resolve_paradigm(name: str) -> str:
     """A paradigm's key from a key or alias.
 
@@ -76,12 +220,15 @@ def resolve_paradigm(name: str) -> str:
     return key
 
 
-def task_config(paradigm: str, **values: Any) -> TaskConfig:
-    """A cell from options; unset ones (None) keep their defaults."""
-    given = {key: value for key, value in values.items() if value is not None}
-    return TaskConfig.parse({"paradigm": resolve_paradigm(paradigm), **given}, where="the command line")
+def required(given: Mapping[str, Any], *names: str) -> None:
+    """See that options were given.
 
-
-def trial_values(**values: Any) -> dict[str, Any]:
-    """Trial settings that were given on the command line."""
-    return {key: value for key, value in values.items() if value is not None}
+    Raises:
+        UsageError: one was not.
+    """
+    for name in names:
+        if given.get(name) is None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be given", got="none", where=COMMAND_LINE,
+                next_step="Try `--help`." if name != "dataset" else "`captune datasets` lists them.",
+            )  # fmt: skip

@@ -10,29 +10,30 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from captune.adapted import open_adapted, top_k
 from captune.cli import options
-from captune.data.loose_images import image_files, preprocessed_batches
 from captune.errors import DataError
 
 
+@options.with_options("task", only=("backbone", "pretrained"))
 def predict(
+    given: options.Given,
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.safetensors, its folder, or what `export` wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes an image.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="CSV file; default: standard output.")] = None,
-    backbone: options.Backbone = None,
-    pretrained: options.Pretrained = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    top: Annotated[int, typer.Option(min=1, help="Number of classes listed per image.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="CSV file; default: standard output.", metavar="FILE")] = None,
+    device: options.Device = "auto",
 ) -> int:
     """Classify images with an adapted model.
 
     Example: captune predict adapted/checkpoint.safetensors photos/ --top 3
     """
+    with Console(stderr=True).status("Loading PyTorch"):
+        from captune.adapted import open_adapted, top_k
+        from captune.data.loose_images import image_files, preprocessed_batches
     files = image_files(images)
     if out is not None:
         options.check_writable(out)
-    model = open_adapted(checkpoint, backbone=backbone, pretrained=pretrained, device=device)
+    model = open_adapted(checkpoint, **given.task, device=device)
     frozen = model.image_backbone
     console = Console(stderr=True)
     options.say_notes(console, frozen.notes)

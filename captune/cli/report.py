@@ -10,11 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from captune.errors import UsageError
-from captune.results.best import best_configs_table
-from captune.results.load import load_runs
-from captune.results.page import percent, points
-from captune.results.report import report_run, report_runs
-from captune.results.tables import ORACLE_STAMP
 
 
 def report(
@@ -29,6 +24,12 @@ def report(
     Example: captune report runs --out comparison
     """
     console = Console()
+    with console.status("Loading"):
+        from captune.results.best import best_configs_table
+        from captune.results.load import load_runs
+        from captune.results.page import percent, points
+        from captune.results.report import report_run, report_runs
+        from captune.results.tables import ORACLE_STAMP
     records = load_runs(runs)
     if out is None and len(records) > 1:
         raise UsageError(

@@ -9,31 +9,38 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from captune.cli.studies import Plan, Settings, execute
-from captune.tuning.describe import describe_cell
-from captune.tuning.study import read_study, with_storage
-from captune.tuning.telemetry import check_loggers
+from captune.cli.options import COMMAND_LINE, Given, with_options
+from captune.config import MachineConfig, StudyConfig
+from captune.tuning.loggers import check_loggers
 
 
+@with_options("machine")
 def resume(
+    given: Given,
     runs: Annotated[list[Path], typer.Argument(help="Directories that `captune run` wrote.")],
-    trials: Annotated[int | None, typer.Option(help="More search trials than before.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Runs at once; default: what fits.")] = None,
-    cpus_per_trial: Annotated[float | None, typer.Option(help="CPUs (threads) of a run; default 1.")] = None,
-    gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a run.")] = None,
-    memory_per_trial: Annotated[float | None, typer.Option(min=0.1, help="GB of a run; default: as measured.")] = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, HOST:PORT or ray://…")] = None,
-    storage: Annotated[str | None, typer.Option(help="The Optuna copy's database, where it has a password.")] = None,
-    no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Start no Ray dashboard.")] = False,
-    dashboard_host: Annotated[
-        str | None, typer.Option(help="Where the dashboard listens; default: this machine only.")
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Extend the search to this many trials.", min=1, rich_help_panel=StudyConfig.panel),
     ] = None,
-    logger: Annotated[str, typer.Option(help="tensorboard, mlflow, wandb (a,b) or none.")] = "tensorboard",
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Database of the Optuna copy; needed again where its address has a password.",
+            rich_help_panel=MachineConfig.panel,
+        ),
+    ] = None,
 ) -> None:
     """Go on with studies: nothing that finished is lost or run twice, running trials go on from their last epoch.
 
     Example: captune resume runs/digits-ul-cap
     """
+    console = Console(file=sys.stdout)
+    machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
+    loggers = check_loggers(machine.logger)
+    with console.status("Loading PyTorch and Ray"):
+        from captune.cli.studies import Plan, Settings, execute
+        from captune.tuning.describe import describe_cell
+        from captune.tuning.study import read_study, with_storage
     plans = []
     for directory in runs:
         directory = directory.expanduser().absolute()
@@ -42,9 +49,4 @@ def resume(
             study = study.model_copy(update={"trials": trials})
         study = with_storage(study, storage)
         plans.append(Plan(directory, study, describe_cell(study), space))
-    settings = Settings(
-        address=address, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
-        memory_per_trial=memory_per_trial, dashboard=not no_dashboard, dashboard_host=dashboard_host,
-        loggers=check_loggers(logger), resume=True,
-    )  # fmt: skip
-    execute(plans, settings, Console(file=sys.stdout))
+    execute(plans, Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=True), console)

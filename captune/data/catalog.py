@@ -25,6 +25,7 @@ __all__ = [
     "DATASETS",
     "DatasetRow",
     "cache_directory",
+    "check_dataset_name",
     "data_root",
     "default_backbone",
     "default_settings",
@@ -80,6 +81,17 @@ def dataset_row(key: str) -> DatasetRow:
         hint = did_you_mean(key, known) if ":" not in key else f"Known: {', '.join(known)}"
         raise UsageError("--dataset must name a dataset", got=f"'{key}'", next_step=hint)
     return DATASETS[key]
+
+
+def check_dataset_name(key: str) -> None:
+    """See that a `--dataset` names a row of DATASETS or data of one's own; nothing on disk is looked at.
+
+    Raises:
+        UsageError: it names neither, with the nearest name.
+    """
+    kind, _, place = key.partition(":")
+    if not (place and kind in _OWN):
+        dataset_row(key)
 
 
 def data_root(task: TaskConfig | None = None) -> Path:

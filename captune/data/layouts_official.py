@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from captune.data.layouts import as_words, cut_by_class, cut_validation, read_json, read_lines
 from captune.data.listing import Items, Listing
@@ -243,6 +242,8 @@ def _mat(file: Path) -> dict[str, Any]:
         DataError: unreadable.
     """
     try:
+        from scipy.io import loadmat  # a second of imports that only this one layout needs
+
         values: dict[str, Any] = loadmat(file, squeeze_me=True)
     except Exception as error:  # scipy raises whatever it stumbles over in a damaged file
         raise DataError("a .mat file must be readable", got=str(error) or type(error).__name__, where=file) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import time
 from collections import Counter
@@ -14,7 +13,6 @@ from typing import Any
 import ray
 from ray.util.metrics import Gauge
 
-from captune.errors import UsageError, did_you_mean
 from captune.records import REFERENCE, RUNNING
 from captune.tuning.cell import Cell
 from captune.tuning.progress import Standing, standing
@@ -33,31 +31,10 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Gauges by name: help and labels. Ray shows them as `ray_<name>` on each node's metrics port."""
 
-LOGGERS = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb", "none": None}
 _TRIAL_METRICS = [name for name, (_, labels) in METRICS.items() if "trial" in labels]
 _EVERY_SECONDS = 2.0
 _NAMESPACE = "captune"
 _KEY = "standings:"
-
-
-def check_loggers(text: str) -> tuple[str, ...]:
-    """The loggers that `--logger` names.
-
-    Raises:
-        UsageError: unknown, or its package is not installed.
-    """
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    for name in names:
-        if name not in LOGGERS:
-            raise UsageError("--logger must name loggers", got=f"'{name}'", next_step=did_you_mean(name, LOGGERS))
-        package = LOGGERS[name]
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise UsageError(
-                f"--logger {name} must find the package '{package}'",
-                got="none installed",
-                next_step=f"Run `pip install {package}`, or leave it out.",
-            )
-    return names
 
 
 def logger_callbacks(loggers: Sequence[str], cells: Sequence[Cell]) -> list[Any]:

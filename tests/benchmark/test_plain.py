@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captune.algorithms.cap import CapConfig
+from captune.algorithms.configs import CapConfig
 from captune.benchmark.plain import PlainModel, encode_one_by_one, first_boards
 from captune.benchmark.workbench import FastStep, PlainStep, Workbench, class_names, in_precision, open_backbone
 from captune.equations.pseudolabels import top_k_leaderboard

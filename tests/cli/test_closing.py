@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from captune.cli.run import plan_of
+from captune.cli.planning import plan_of
 from captune.cli.studies import record_choice, record_mismatch
 from captune.config import StudyConfig, TaskConfig
 from captune.data import paradigms

@@ -15,7 +15,7 @@ from PIL import Image
 
 from captune.algorithms import paper_config
 from captune.cli.main import _seeds_joined, main
-from captune.cli.run import plan_of
+from captune.cli.planning import plan_of
 from captune.config import StudyConfig, TaskConfig
 from captune.model.backbone import load_backbone
 from captune.results.load import load_run

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from captune.cli.main import main
-from captune.cli.run import _best_of, _matrix, first_configurations
+from captune.cli.planning import _best_of, first_configurations
+from captune.cli.run import _matrix
 from captune.cli.status import read_standing
 from captune.cli.studies import Plan, Settings, execute
 from captune.errors import UsageError

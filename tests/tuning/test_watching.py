@@ -23,8 +23,9 @@ from captune.errors import UsageError
 from captune.records import COMPLETE, FAILED, PRUNED
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
+from captune.tuning.loggers import check_loggers
 from captune.tuning.mirror import KEY, MIRROR
-from captune.tuning.telemetry import METRICS, TensorBoard, check_loggers, logger_callbacks, telemetry
+from captune.tuning.telemetry import METRICS, TensorBoard, logger_callbacks, telemetry
 from tests.tuning.fakes import FakeRun
 from tests.tuning.simulate import drive, make_cell, outcomes
 from tests.tuning.simulate import epochs as scores_of_epochs

@@ -1,0 +1,147 @@
+"""The settings of every method: one class each, with defaults as its paper has them. Imports no torch.
+
+A setting's description is its help text everywhere: in `--help`, in search spaces and in reports.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from captune.config import TrialConfig
+
+
+class CapConfig(TrialConfig):
+    """CAP's own settings; the defaults are the paper's."""
+
+    confidence_threshold: float = Field(0.85, ge=0, lt=1, description="tau: pseudolabels count strictly above it")
+    main_samples: bool = Field(True, description="train on main samples (off: an ablation)")
+    self_training: bool = Field(True, description="train on the pool's pseudolabels (off: an ablation)")
+    shared_adapter: bool = Field(False, description="one adapter for main samples and pool (an ablation)")
+    num_main_samples: int = Field(16, ge=1, description="k: main samples a class at the start")
+    max_main_ratio: float = Field(0.8, gt=0, le=1, description="rho: share of a class's images its board may reach")
+    grow_every: int | None = Field(
+        None, ge=1, description="epochs between renewals of the boards; default a tenth of all, as the paper's 5 of 50"
+    )
+    leaderboard: Literal["published", "exclusive"] = Field("published", description="rule of the first boards")
+    contest: Literal["class_order", "confidence"] = Field("class_order", description="who gets a contested image")
+    margin_scale: float = Field(12.0, ge=0, description="m, in logits; 0 turns the margin off")
+    margin_form: Literal["published", "paper"] = Field("published", description="formula of the margin")
+    confusion: Literal["similarity", "matrix"] = Field(
+        "similarity", description="S: feature cosines, or soft confusion"
+    )
+    alignment_weight: float = Field(
+        0.0, ge=0, description="lambda_a of the contrastive alignment loss; the paper has none"
+    )
+    alignment_temperature: float = Field(0.1, gt=0, description="tau_a of the alignment loss")
+    prototype_momentum: float = Field(0.9, ge=0, lt=1, description="EMA of the class prototypes")
+    reweighting_strength: float = Field(0.0, ge=0, description="gamma; the paper has none")
+    count_momentum: float = Field(0.0, ge=0, lt=1, description="EMA of pseudolabel counts over epochs")
+    mismatched: Literal["detect", "published", "none"] = Field("detect", description="which classes are mismatched")
+    description_choice: Literal["nearest", "together"] = Field(
+        "nearest", description="each mismatched class's description by its own cluster (paper), or all at once (ours)"
+    )
+    mismatch_threshold: int | None = Field(None, ge=0, description="t: candidates kept; default ceil(K/10)")
+
+    @property
+    def epochs_between_renewals(self) -> int:
+        """`grow_every`, its default filled in: a short budget renews the boards as often as the paper's."""
+        return self.grow_every if self.grow_every is not None else max(1, self.epochs // 10)
+
+
+class CapMixtureConfig(CapConfig):
+    """CAP's settings, the mixture's and the guard's."""
+
+    mixture_weight: float = Field(0.5, ge=0, le=1, description="w: the mixture's share beside CAP (0: an ablation)")
+    text_images: float | None = Field(
+        None, gt=0, description="kappa: images a class's text counts for in the mixture; default: estimated"
+    )
+    pool_prior: bool = Field(True, description="the mixture estimates the pool's class shares (off: an ablation)")
+    imbalance_from: Literal["both", "mixture", "zero_shot"] = Field(
+        "both", description="whose class shares of the pool d is measured on; both: the mean of their distances"
+    )
+    trust_below: float = Field(0.1, ge=0, le=1, description="distance d from an even pool up to which all is trusted")
+    trust_until: float = Field(0.25, ge=0, le=1, description="distance from which zero-shot alone predicts (1: never)")
+
+    @model_validator(mode="after")
+    def _shares_are_estimated(self) -> Self:
+        if self.imbalance_from != "zero_shot" and not self.pool_prior:
+            raise ValueError(
+                f"imbalance_from must be 'zero_shot' where pool_prior is off, but got '{self.imbalance_from}'"
+            )
+        return self
+
+
+class LearnerConfig(TrialConfig):
+    """Textual prompts, as the pseudolabelling papers use by default; no adapters."""
+
+    prompts: Literal["text", "image", "multimodal"] = Field("text", description="which towers are prompted")
+    num_context: int = Field(
+        4, ge=1, le=16, description="context vectors (papers: 16, which no short text tower holds)"
+    )
+    prompt_depth: int = Field(1, ge=1, description="layers that are prompted; 1 is CoOp's shallow prompt")
+    training_view: Literal["weak", "strong"] = Field("weak", description="view of the images that are trained on")
+
+
+class FplConfig(LearnerConfig):
+    """FPL's own settings."""
+
+    num_pseudolabels: int = Field(16, ge=1, description="K: pseudolabelled images a class")
+    leaderboard: Literal["published", "exclusive"] = Field("published", description="rule of the boards")
+    learning_rate: float = Field(0.1, gt=0, description="peak learning rate of SGD")
+    weight_decay: float = Field(0.1, ge=0, description="SGD weight decay")
+    batch_size: int = Field(16, ge=1, description="images a stream and step B")
+
+
+class IterationConfig(LearnerConfig):
+    """What methods share that train afresh in every iteration."""
+
+    num_iterations: int = Field(
+        10, ge=1, le=50, description="I: times the pseudolabels are renewed; epochs E are of one"
+    )
+
+
+class GripConfig(IterationConfig, FplConfig):
+    """GRIP's own settings; `num_pseudolabels` is not read: K_i follows from the pool."""
+
+
+class CplConfig(IterationConfig):
+    """CPL's own settings."""
+
+    intra_quantile: float = Field(0.75, ge=0, le=1, description="alpha (published: 0.6 to 0.9 by dataset)")
+    inter_classes: float = Field(2.0, gt=0, description="c in beta = 1 - c/C (published: about 1 to 3)")
+    learning_rate: float = Field(0.05, gt=0, description="peak learning rate of SGD")
+    weight_decay: float = Field(0.05, ge=0, description="SGD weight decay")
+    batch_size: int = Field(64, ge=1, description="images a stream and step B")
+
+
+class SupervisedConfig(LearnerConfig):
+    """The pseudolabelling methods' settings, with labels and CoOp's weight decay."""
+
+    learning_rate: float = Field(0.1, gt=0, description="peak learning rate of SGD")
+    weight_decay: float = Field(0.0005, ge=0, description="SGD weight decay")
+
+
+class TransClipConfig(TrialConfig):
+    """TransCLIP's own settings; the defaults are the paper's."""
+
+    text_strength: float = Field(1.0, ge=0, le=10, description="lambda; halved where there are labelled images")
+    labelled_weight: float = Field(0.02, ge=0, description="gamma (published: searched over 0.002 to 0.2)")
+    num_neighbors: int = Field(3, ge=0, description="nearest images an image is tied to")
+    num_rounds: int = Field(10, ge=0, description="rounds of updates")
+
+
+class ZeroShotConfig(TrialConfig):
+    """Which prompts make the class features."""
+
+    templates: tuple[str, ...] = Field(
+        (), description="prompt templates with one {} each, averaged; default the cell's"
+    )
+
+
+class BalancedConfig(ZeroShotConfig):
+    """Zero-shot with a class bias estimated on the pool."""
+
+    balance_rule: Literal["sinkhorn", "logit_adjustment"] = Field("sinkhorn", description="how the bias is found")
+    balance_strength: float = Field(0.5, ge=0, le=1, description="share of the full bias that is added; half is robust")

@@ -1,0 +1,150 @@
+"""What `captune run` and `captune compare` do before anything runs: studies described, spaces resolved, costs told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from captune.algorithms import method_named
+from captune.benchmark.cost import cards, estimate_trial_cost
+from captune.cli.options import names_in
+from captune.cli.studies import Plan, Settings
+from captune.config import StudyConfig, TrialConfig, read_yaml
+from captune.records import COMPLETE, JOURNAL, SEARCH, read_journal
+from captune.seeding import derive_seed
+from captune.space import Space, load_space, space_file
+from captune.training.trial import limit_threads
+from captune.tuning.agenda import WARM_STARTS
+from captune.tuning.describe import describe_cell
+from captune.tuning.samplers import Sampler
+
+_PREVIEW = 3
+
+
+def plan_of(
+    study: StudyConfig,
+    directory: Path,
+    *,
+    fork: str | None = None,
+    warm_start: str | None = None,
+    space: Space | None = None,
+) -> Plan:
+    """A study ready to be opened: its cell described, its space resolved, its first configurations gathered.
+
+    Args:
+        study: its settings.
+        directory: where it will be kept.
+        fork: start beside the study in the directory, under this name, from its best configurations.
+        warm_start: files of configurations or directories of studies (a,b) to start from.
+        space: the search space where it is resolved already; else it is read from the study's space file.
+    """
+    info = describe_cell(study)
+    source = space_file(study.space, study.method) if method_named(study.method).tunable else None
+    if source is None:
+        space = Space((), source=study.method)
+    elif space is None:
+        space = load_space(source, info.base, fixed=study.fixed, class_size=info.class_size)
+        if info.screen_base is not None:
+            screen = load_space(source, info.screen_base, fixed=study.fixed, class_size=info.class_size)
+            space = replace(space, screen=screen)
+    starts = [] if warm_start in (None, "cells") else _warm_starts(str(warm_start))
+    if fork is not None:
+        starts = _best_of(directory) + starts
+        directory = directory.with_name(f"{directory.name}-{fork}")
+    return Plan(directory, study, info, space, tuple(starts))
+
+
+def _warm_starts(text: str) -> list[dict[str, Any]]:
+    starts = []
+    for name in names_in(text, "--warm-start"):
+        path = Path(name).expanduser()
+        starts += _best_of(path) if path.is_dir() else [read_yaml(path)]
+    return starts
+
+
+def _best_of(directory: Path) -> list[dict[str, Any]]:
+    """The best configurations of a study on disk, by selection score, best first."""
+    events = read_journal(directory / JOURNAL)
+    planned = {event["key"]: event for event in events if event["event"] == "planned" and event["phase"] == SEARCH}
+    scores = {
+        event["key"]: event["score"]
+        for event in events
+        if event["event"] == "finished" and event["state"] == COMPLETE and event.get("score") is not None
+    }
+    ranked = sorted((key for key in planned if key in scores), key=lambda key: (-scores[key], key))
+    return [planned[key]["config"] for key in ranked[:WARM_STARTS]]
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """A study as it would be run: settings, space, first configurations."""
+    info, study = plan.info, plan.study
+    console.print(f"[bold]{info.name}[/] → {plan.directory}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{info.num_classes} classes, pool {info.num_pool}, test {info.num_test}; selects by {info.criterion} "
+        f"({info.criterion_help}) on {info.num_scored} images; reports {info.metric_name}",
+        highlight=False,
+    )
+    console.print(_yaml({"study": study.model_dump(mode="json"), "space": plan.space.describe()}), highlight=False)
+    if plan.space.screen is not None and info.screen_base is not None:
+        screened = first_configurations(
+            plan.space.screen, info.screen_base, study.sampler, derive_seed(study.seed, "screen"),
+            count=min(_PREVIEW, study.num_screen_trials),
+        )  # fmt: skip
+        console.print(_yaml({"first screened configurations": screened}), highlight=False)
+        console.print("The search begins with the paper's configuration and what the screen promotes.", highlight=False)
+        return
+    first = first_configurations(
+        plan.space, info.base, study.sampler, study.seed, plan.warm_starts, count=min(_PREVIEW, study.trials)
+    )
+    console.print(_yaml({"first configurations": first}), highlight=False)
+
+
+def show_cost(plan: Plan, settings: Settings, console: Console) -> None:
+    """What the study would cost on this machine, measured on a step or two."""
+    if not method_named(plan.study.method).trains:
+        return
+    threads = max(1, int(settings.cpus_per_trial or 1))
+    limit_threads(threads)
+    at_once = settings.concurrency or max(1, (os.cpu_count() or 1) // threads)
+    num_cards, card_bytes = cards()
+    if num_cards and settings.concurrency is None and settings.gpus_per_trial != 0:
+        at_once = max(1, int(num_cards / (settings.gpus_per_trial or 1.0) + 1e-9))
+    task, method, info = plan.study.task, plan.study.method, plan.info
+    cost = estimate_trial_cost(task, info.base, method)
+    screen = estimate_trial_cost(task, info.screen_base, method) if info.screen_base is not None else None
+    for sentence in cost.sentences(
+        plan.study, concurrency=at_once, screen=screen, both_roles=info.both_roles,
+        card_bytes=card_bytes if num_cards else None,
+    ):  # fmt: skip
+        console.print(sentence, highlight=False)
+    if settings.address is not None:
+        console.print("Measured on this machine; the cluster's nodes may be faster or slower.", highlight=False)
+
+
+def first_configurations(
+    space: Space, base: TrialConfig, sampler_name: str, seed: int, starts: Sequence[dict[str, Any]] = (), *, count: int
+) -> list[dict[str, Any]]:
+    """The searched values of the first trials, as far as they do not depend on outcomes."""
+    paper = {parameter.name: getattr(base, parameter.name) for parameter in space.parameters}
+    found: list[dict[str, Any]] = [paper]
+    if not space.parameters:
+        return found
+    sampler = Sampler(sampler_name, space, seed=seed)
+    sampler.take(0, paper, suggested=False)
+    for number in range(1, count):
+        if number <= len(starts):
+            found.append(paper | space.clip(starts[number - 1]))
+            sampler.take(number, found[-1], suggested=False)
+        else:
+            found.append(sampler.suggest(number))
+    return found
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).replace("[", r"\[")

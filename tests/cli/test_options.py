@@ -1,0 +1,173 @@
+"""Options are made from configuration fields; a study's own file can be given back; wrong usage needs no PyTorch."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from captune.cli.main import command
+from captune.cli.options import Given, settings
+from captune.cli.run import StudyFile, _studies
+from captune.config import Config, MachineConfig, Panel, StudyConfig, TaskConfig, TrialConfig
+from captune.errors import ConfigError, UsageError
+
+CLASSES = (TaskConfig, StudyConfig, TrialConfig, MachineConfig)
+DIGITS = {"dataset": "digits", "paradigm": "ul"}
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Parameter → typer's description of its option."""
+    return {
+        parameter.name: get_args(parameter.annotation)[1]
+        for parameter in inspect.signature(command(name)).parameters.values()
+    }
+
+
+def fields(*classes: type[Config]) -> dict[str, Any]:
+    """Fields that are meant to be options."""
+    return {
+        name: info for cls in classes for name, info in cls.model_fields.items() if Panel(None) not in info.metadata
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "without"),
+    [
+        ("run", CLASSES, set()),
+        ("compare", CLASSES, {"method", "space", "objectives", "storage"}),
+        ("adapt", (TaskConfig, TrialConfig), set()),
+        ("resume", (MachineConfig,), set()),
+    ],
+)
+def test_every_field_is_an_option_with_its_description(
+    name: str, classes: tuple[type[Config], ...], without: set[str]
+) -> None:
+    options = options_of(name)
+    for field, info in fields(*classes).items():
+        if field in without:
+            continue
+        text = info.description
+        assert text, f"{field} has no description"
+        assert options[field].help.startswith(text[0].upper() + text[1:]), field
+        assert options[field].rich_help_panel, field
+
+
+def test_fields_that_are_no_options_are_none() -> None:
+    assert not {"task", "fixed", "unseal_pool"} & options_of("run").keys()
+
+
+def answer(arguments: list[str]) -> tuple[int, str, set[str], int]:
+    """Exit code, output, imported packages and MB of a command in a process of its own."""
+    program = (
+        "import sys\nfrom captune.cli.main import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as end:\n    code = end.code\n"
+        "heavy = {'torch', 'ray', 'optuna', 'pandas', 'scipy', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        # Not getrusage: its peak counts what the process that forked this one held.
+        "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "print('ANSWER', code or 0, int(peak) // 1024, *sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    last = done.stdout.rstrip().splitlines()[-1].split()
+    assert last[0] == "ANSWER", done.stdout + done.stderr
+    return int(last[1]), done.stdout + done.stderr, set(last[3:]), int(last[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run", "--help"], 0, "SETTING=VALUE"),
+        (["compare", "--help"], 0, "--confirm-seeds"),
+        (["adapt", "--help"], 0, "--tuning"),
+        (["report", "--help"], 0, "--out"),
+        (["run", *["--dataset", "digits", "--paradigm", "ul", "--trails", "3"]], 2, "--trials"),
+        (["run", *["--dataset", "digits", "--paradigm", "ul", "--trials", "0"]], 2, "trials"),
+        (["run", *["--dataset", "digts", "--paradigm", "ul"]], 2, "'digits'"),
+        (["run", *["--dataset", "digits", "--paradigm", "ul", "--method", "capp"]], 2, "'cap'"),
+        (["run", *["--dataset", "digits", "--paradigm", "ul", "--set", "margn_scale=8"]], 2, "'margin_scale'"),
+        (["run", *["--dataset", "digits", "--paradigm", "ul", "--epochs", "0"]], 2, "epochs"),
+        (["run", *["--dataset", "digits", "--paradigm", "ul", "--concurrency", "0"]], 2, "concurrency"),
+        (["run", *["--dataset", "digits", "--paradigm", "ul", "--logger", "tensorbord"]], 2, "'tensorboard'"),
+        (["run", "/nowhere/study.yaml"], 2, "must be readable"),
+    ],
+)
+def test_help_and_wrong_usage_need_no_pytorch(arguments: list[str], code: int, said: str) -> None:
+    found, output, heavy, megabytes = answer(arguments)
+    assert (found, heavy) == (code, set()), output
+    assert said in output
+    assert megabytes < 150
+
+
+def test_help_shows_flags_without_a_type() -> None:
+    _, output, _, _ = answer(["run", "--help"])
+    assert "<bool>" not in output and "--stress" in output and "--no-dashboard" in output
+
+
+def header(tmp_path: Path, **study: Any) -> Path:
+    """The head of what a study writes to study.yaml."""
+    file = tmp_path / "study.yaml"
+    config = StudyConfig.parse({"task": DIGITS, **study})
+    space = {
+        "learning_rate": {"type": "float", "role": "scientific", "low": 0.1, "high": 0.2, "log": True, "step": None}
+    }
+    file.write_text(yaml.safe_dump({"schema": 1, "study": config.model_dump(mode="json"), "space": space}))
+    return file
+
+
+def test_a_study_gives_back_what_it_was(tmp_path: Path) -> None:
+    path = header(tmp_path, trials=7, seed=3, stress=True, fixed={"epochs": 4, "margin_scale": 3.0})
+    file = StudyFile.read(path)
+    [study] = _studies(file, Given(), {})
+    assert study == StudyConfig.parse(yaml.safe_load(path.read_text())["study"])
+    assert file.same_space(study) and file.space.keys() == {"learning_rate"}
+    assert StudyFile.read(path.parent) == file
+
+
+def test_the_command_line_takes_precedence_over_the_file(tmp_path: Path) -> None:
+    file = StudyFile.read(header(tmp_path, trials=7, seed=3, stress=True, fixed={"epochs": 4, "margin_scale": 3.0}))
+    given = Given(task={"shots": 3, "paradigm": "ssl"}, study={"trials": 9, "stress": False})
+    [study] = _studies(file, given, {"epochs": 6})
+    assert (study.trials, study.seed, study.stress) == (9, 3, False)
+    assert (study.task.paradigm, study.task.shots) == ("ssl", 3)
+    assert study.fixed == {"epochs": 6, "margin_scale": 3.0}
+    assert not file.same_space(study)
+    [study] = _studies(file, Given(study={"trials": 9}), {})
+    assert file.same_space(study)
+
+
+def test_a_file_of_settings_alone_will_do(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"task": DIGITS, "trials": 2}))
+    [study] = _studies(StudyFile.read(file), Given(), {})
+    assert study.trials == 2 and study.task.dataset == "digits"
+    file.write_text(yaml.safe_dump({"task": DIGITS, "trails": 2}))
+    with pytest.raises(ConfigError, match="Did you mean 'trials'"):
+        _studies(StudyFile.read(file), Given(), {})
+    file.write_text("study: 3")
+    with pytest.raises(ConfigError, match="must hold its settings"):
+        StudyFile.read(file)
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(UsageError, match="--dataset must be given"):
+        _studies(StudyFile(), Given(), {})
+    with pytest.raises(UsageError, match="--paradigm must be given"):
+        _studies(StudyFile(), Given(task={"dataset": "digits"}), {})
+
+
+def test_settings_are_read_as_yaml() -> None:
+    assert settings({"epochs": 3}, ["margin-scale=8", "main_samples=false", "leaderboard=exclusive"]) == {
+        "epochs": 3,
+        "margin_scale": 8,
+        "main_samples": False,
+        "leaderboard": "exclusive",
+    }
+    with pytest.raises(UsageError, match="must be given once"):
+        settings({"epochs": 3}, ["epochs=4"])
+    with pytest.raises(UsageError, match="--set must be SETTING=VALUE"):
+        settings({}, ["margin_scale"])
