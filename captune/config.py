@@ -329,6 +329,7 @@ class MachineConfig(Config):
         None, ge=0, description="GPUs per trial (0.25: four trials share one); default 1 where there are GPUs"
     )
     memory_per_trial: float | None = Field(None, ge=0.1, description="GB of memory per trial; default: as measured")
+    allow_cpu: bool = Field(False, description="train on the CPU where a GPU cannot be used, instead of refusing")
     address: str | None = Field(None, description="a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
     dashboard: bool = Field(True, description="start Ray's dashboard")
     dashboard_host: str | None = Field(None, description="address the dashboard listens on; default: only this machine")

@@ -26,8 +26,9 @@ from captune.results.tables import ORACLE_STAMP
 from captune.space import Space
 from captune.training.evaluation import open_seal
 from captune.tuning.cell import Cell
-from captune.tuning.cluster import Cluster, check_nodes, connected, token_file
+from captune.tuning.cluster import Cluster, connected, token_file
 from captune.tuning.engine import run_cells
+from captune.tuning.nodes import check_gpus, check_nodes
 from captune.tuning.packing import Allotment, allot
 from captune.tuning.progress import Progress
 from captune.tuning.runs import CellInfo, RunSpec
@@ -60,6 +61,7 @@ class Settings:
     cpus_per_trial: float | None = None
     gpus_per_trial: float | None = None
     memory_per_trial: float | None = None
+    allow_cpu: bool = False
     dashboard: bool = True
     dashboard_host: str | None = None
     loggers: tuple[str, ...] = ("tensorboard",)
@@ -148,11 +150,14 @@ def _run(cells: list[Cell], plans: Sequence[Plan], settings: Settings, console: 
     with connected(
         settings.address, threads=threads, dashboard=settings.dashboard, dashboard_host=settings.dashboard_host
     ) as cluster:
+        on_gpus = bool(cluster.gpus) and settings.gpus_per_trial != 0
+        if on_gpus:
+            on_gpus = check_gpus(allow_cpu=settings.allow_cpu)
         allotment = allot(
             cluster.nodes,
             concurrency=settings.concurrency,
             cpus=settings.cpus_per_trial,
-            gpus=settings.gpus_per_trial,
+            gpus=settings.gpus_per_trial if on_gpus or not cluster.gpus else 0.0,
             memory_bytes=None if settings.memory_per_trial is None else 1e9 * settings.memory_per_trial,
             measured_bytes=max((run.memory_bytes for cell in cells for run in cell.runs.values()), default=0),
             deterministic=any(plan.study.deterministic for plan in plans),
@@ -176,6 +181,7 @@ def _run(cells: list[Cell], plans: Sequence[Plan], settings: Settings, console: 
                 cluster,
                 allotment,
                 open_run=settings.open_run,
+                allow_cpu=settings.allow_cpu,
                 callbacks=logger_callbacks(settings.loggers, cells),
                 on_step=step,
             )

@@ -15,29 +15,26 @@ import socket
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray._private.ray_constants
-import ray._private.services
-import ray._private.utils
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from captune import interruption
-from captune.config import TaskConfig
-from captune.errors import CaptuneError, StudyError, UsageError
+from captune.errors import StudyError, UsageError
+from captune.tuning import ray_internals
 from captune.tuning.lock import is_running
 from captune.tuning.packing import Node
 
 _OBJECT_STORE_BYTES = 200 * 2**20
-# Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
-# on, it knows it by its network address, and GCS, raylet, agents and metrics listen on every interface.
-_NETWORK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _LOOPBACK = "127.0.0.1"
+_ANSWER_SECONDS = 4.0
+# How every gRPC client begins (RFC 9113, section 3.4): the preface and an empty SETTINGS frame; servers answer with
+# theirs.
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _OPEN_CLUSTER = (
     "this cluster asks for no token: whoever reaches its ports can run commands on it. "
     "Start its head with RAY_AUTH_MODE=token."
@@ -107,6 +104,7 @@ def connected(
     ensure_token()
     if address is None:
         options |= {
+            "address": "local",  # RAY_ADDRESS in the environment names another one
             "include_dashboard": dashboard,
             "dashboard_host": dashboard_host or _LOOPBACK,
             "num_cpus": cpus,
@@ -115,12 +113,22 @@ def connected(
         }
     else:
         address = _found(address)
+        try:
+            _check_answers(address)
+        except BaseException:
+            shutil.rmtree(scraps, ignore_errors=True)
+            raise
         options["address"] = address
     loopback = address is None or _listens_on_loopback_only(address)
     try:
         # A start that is broken off leaves processes, or hangs: it takes seconds, and the signal is heard after it.
         noted = interruption.noted(_say_that_ray_starts)
-        with noted, _muted(), _signals_kept(), _on_loopback() if loopback else contextlib.nullcontext():
+        with (
+            noted,
+            _muted(),
+            ray_internals.signals_kept(),
+            ray_internals.on_loopback() if loopback else contextlib.nullcontext(),
+        ):
             context = ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         shutil.rmtree(scraps, ignore_errors=True)
@@ -128,11 +136,7 @@ def connected(
             raise StudyError(
                 "a Ray cluster must start on this machine", got=str(error).strip().splitlines()[0]
             ) from error
-        raise UsageError(
-            "--address must lead to a running Ray cluster",
-            got=f"'{address}': {str(error).strip().splitlines()[0]}",
-            next_step="Start one with `ray start --head`, or leave --address out to use this machine.",
-        ) from None
+        raise _no_cluster(f"'{address}': {str(error).strip().splitlines()[0]}") from None
     except BaseException:
         # Interrupted: what of the cluster had started goes with this process.
         shutil.rmtree(scraps, ignore_errors=True)
@@ -182,30 +186,42 @@ def _scraps() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"captune-{os.getpid()}-", dir=place))
 
 
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Ray as it is started or joined in the block knows this machine by its loopback address."""
-    constants: Any = ray._private.ray_constants
-    before, variable = constants.ENABLE_RAY_CLUSTER, os.environ.get(_NETWORK_SWITCH)
-    # The variable is for the processes that Ray starts; here it was read when ray was imported.
-    constants.ENABLE_RAY_CLUSTER, os.environ[_NETWORK_SWITCH] = False, "0"
-    try:
-        yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before
-        os.environ.pop(_NETWORK_SWITCH)
-        if variable is not None:
-            os.environ[_NETWORK_SWITCH] = variable
-
-
 def _found(address: str) -> str:
     """`auto` as the address of the cluster that Ray finds on this machine; it would mistake one on loopback."""
     if address != "auto":
         return address
-    with contextlib.suppress(Exception):  # what is wrong is said by the attempt to connect
-        services: Any = ray._private.services
-        return str(services.get_ray_address_from_environment("auto", None) or address)
-    return address
+    # What is wrong is said by the attempt to connect.
+    return ray_internals.address_of_this_machine() or address
+
+
+def _no_cluster(got: str) -> UsageError:
+    return UsageError(
+        "--address must lead to a running Ray cluster",
+        got=got,
+        next_step="Start one with `ray start --head`, or leave --address out to use this machine.",
+    )
+
+
+def _check_answers(address: str) -> None:
+    """See that something at the address speaks gRPC; Ray itself would wait for it for minutes.
+
+    Raises:
+        UsageError: nothing does, within seconds.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto` where no cluster is known, or a scheme of an extension: Ray knows more of it
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
+            connection.settimeout(_ANSWER_SECONDS)
+            connection.sendall(_HTTP2_GREETING)
+            answered = connection.recv(1)
+    except TimeoutError:
+        raise _no_cluster(f"'{address}': no answer within {_ANSWER_SECONDS:.0f} s") from None
+    except OSError as error:
+        raise _no_cluster(f"'{address}': {error.strerror or error}") from None
+    if not answered:
+        raise _no_cluster(f"'{address}': something answers there that is not Ray")
 
 
 def _listens_on_loopback_only(address: str) -> bool:
@@ -217,18 +233,6 @@ def _listens_on_loopback_only(address: str) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((network, int(port)), timeout=5):
         return False
     return True
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray puts its own SIGTERM handler in place at several moments of a start; the command's stays."""
-    private: Any = ray._private.utils
-    before = private.set_sigterm_handler
-    private.set_sigterm_handler = lambda _handler: None
-    try:
-        yield
-    finally:
-        private.set_sigterm_handler = before
 
 
 @contextlib.contextmanager
@@ -281,90 +285,3 @@ def ensure_token() -> Path | None:
     if path.stat().st_mode & 0o077:
         path.chmod(0o600)
     return path
-
-
-def check_nodes(
-    runs: Sequence[tuple[Path, TaskConfig]], *, custom: bool = False, prepare: bool = True, here: bool = False
-) -> None:
-    """See from every node that runs can be written there, and build what its trials share, before the first trial.
-
-    Args:
-        runs: each study's directory and cell.
-        custom: trials are stand-ins that need no data.
-        prepare: build image store and feature bank, once per node.
-        here: there is no node but this machine, without a GPU; it is checked in this process, which saves a start.
-
-    Raises:
-        StudyError: names the nodes that cannot see the runs' directories, the data or the weights, and why.
-    """
-    token = secrets.token_hex(8)
-    tasks = [(str(directory), task.model_dump(mode="json")) for directory, task in runs]
-    ask = _problems_here if here else _problems
-    try:
-        for directory, _ in runs:
-            (directory / f".visible.{token}").write_text(token)
-        problems = ask(tasks, token, prepare and not custom)
-    finally:
-        for directory, _ in runs:
-            for path in directory.glob(f".visible.{token}*"):
-                path.unlink(missing_ok=True)
-    if problems:
-        raise StudyError(
-            "every node must see the runs' directory, the data and the weights",
-            got="\n  " + "\n  ".join(problems),
-            next_step="Put them on storage that all nodes share (--out, --data-root, --pretrained), or leave it out.",
-        )
-
-
-def _problems_here(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bool) -> list[str]:
-    if prepare:
-        # What is wrong with data or weights of this machine is said in the error's own words.
-        _prepare(tasks)
-    problem = _probe_node(tasks, token, prepare=False)
-    return [] if problem is None else [f"this machine: {problem}"]
-
-
-def _problems(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bool) -> list[str]:
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    probe = ray.remote(num_cpus=0, max_retries=1)(_probe_node)
-    pending = {
-        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            tasks, token, prepare
-        ): node
-        for node in nodes
-    }
-    problems = []
-    for reference, node in pending.items():
-        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
-        try:
-            problem = ray.get(reference)
-        except RayError as error:
-            problem = f"does not answer: {str(error).strip().splitlines()[0]}"
-        if problem is not None:
-            problems.append(f"{name}: {problem}")
-    return problems
-
-
-def _probe_node(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bool) -> str | None:
-    """What keeps this node from running trials, in words; None if nothing does."""
-    for directory, _ in tasks:
-        mark = Path(directory) / f".visible.{token}"
-        try:
-            if not mark.exists() or mark.read_text() != token:
-                return f"does not see {directory}"
-            mark.with_name(f"{mark.name}.{os.getpid()}").write_text(token)
-        except OSError as error:
-            return f"cannot write to {directory}: {error.strerror}"
-    try:
-        if prepare:
-            _prepare(tasks)
-    except CaptuneError as error:
-        return str(error)
-    return None
-
-
-def _prepare(tasks: list[tuple[str, dict[str, Any]]]) -> None:
-    from captune.training.context import prepare_node
-
-    for _, task in tasks:
-        prepare_node(TaskConfig.parse(task))

@@ -18,7 +18,7 @@ from captune.tuning.cluster import Cluster
 from captune.tuning.packing import Allotment
 from captune.tuning.planner import Planner, StopOnInterrupt, StudyCallback, StudyScheduler
 from captune.tuning.runs import RunSpec
-from captune.tuning.trainable import RUN, OpenRun, StudyTrainable
+from captune.tuning.trainable import RUN, OpenRun, StudyTrainable, open_trial_anywhere
 
 
 def run_cells(
@@ -27,12 +27,14 @@ def run_cells(
     allotment: Allotment,
     *,
     open_run: Callable[[RunSpec], OpenRun] | None = None,
+    allow_cpu: bool = False,
     callbacks: Sequence[Any] = (),
     on_step: Callable[[], None] = lambda: None,
 ) -> bool:
     """Run all cells until they are finished; False when interrupted (what is done is kept).
 
-    Ctrl-C and SIGTERM end the study in order; a second one ends it at once.
+    Ctrl-C and SIGTERM end the study in order; a second one ends it at once. A trial that was given a GPU fails where
+    torch finds none, unless `allow_cpu` is said.
 
     Raises:
         StudyError: Ray cannot go on.
@@ -40,6 +42,8 @@ def run_cells(
     """
     planner = Planner(cells, threads=allotment.threads)
     trainable: Any = StudyTrainable
+    if open_run is None and allow_cpu:
+        open_run = open_trial_anywhere
     if open_run is not None:
         trainable = tune.with_parameters(trainable, open_run=open_run)
     tuner = Tuner(

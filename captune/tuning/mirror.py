@@ -25,6 +25,7 @@ from optuna.trial import TrialState
 from captune.errors import UsageError
 from captune.records import COMPLETE, PRUNED, RUNNING, SEARCH
 from captune.space import Space
+from captune.tuning import optuna_internals
 from captune.tuning.runs import Run
 from captune.tuning.samplers import OPTUNA_STATES, distributions
 
@@ -148,7 +149,7 @@ class Mirror:
             if trial is None:
                 self._create(run)
             else:
-                self._ids[run.key] = trial._trial_id
+                self._ids[run.key] = optuna_internals.identity(trial)
                 if trial.state.is_finished():
                     continue
             known = trial.intermediate_values if trial is not None else {}
@@ -166,19 +167,14 @@ class Mirror:
             distributions={name: d for name, d in self._distributions.items() if name in run.params},
             user_attrs={KEY: run.key, "phase": run.phase, "config_id": run.config_id, "origin": run.origin},
         )
-        # `Study.add_trial` would do, but does not tell the identity that the later writes need.
-        self._ids[run.key] = study._storage.create_new_trial(study._study_id, template_trial=trial)
+        self._ids[run.key] = optuna_internals.add_trial(study, trial)
 
     def _report(self, key: str, epoch: int, score: float) -> None:
         if len(self._directions) == 1:
-            self._opened()._storage.set_trial_intermediate_value(self._ids[key], epoch, score)
+            optuna_internals.set_intermediate_value(self._opened(), self._ids[key], epoch, score)
 
     def _finish(self, key: str, outcome: _Outcome) -> None:
-        storage, trial_id = self._opened()._storage, self._ids[key]
         attributes = {"reason": outcome.reason, "node": outcome.node, "step": outcome.epoch, "seconds": outcome.seconds}
-        for name, value in attributes.items():
-            if value is not None:
-                storage.set_trial_user_attr(trial_id, name, value)
         single = len(self._directions) == 1
         state = OPTUNA_STATES[outcome.state]
         if state == TrialState.PRUNED and not single:
@@ -187,7 +183,10 @@ class Mirror:
         if outcome.state in (COMPLETE, PRUNED) and outcome.score is not None:
             values = [outcome.score] if single else [outcome.score, outcome.balance or 0.0]
         with warnings.catch_warnings(action="ignore"):
-            storage.set_trial_state_values(trial_id, state, values if state != TrialState.FAIL else None)
+            optuna_internals.finish_trial(
+                self._opened(), self._ids[key], state, values if state != TrialState.FAIL else None,
+                {name: value for name, value in attributes.items() if value is not None},
+            )  # fmt: skip
 
     def _opened(self) -> optuna.Study:
         if self._study is None:

@@ -21,6 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
 from captune.tuning.trainable import PAYLOAD, RUN
 
@@ -176,7 +177,7 @@ class StudyScheduler(FIFOScheduler):
         """
         pending = {t.trial_id: t for t in tune_controller.get_live_trials() if t.status == Trial.PENDING}
         waiting = [pending[trial_id] for trial_id in self._planner.handed_out() if trial_id in pending]
-        starting = getattr(tune_controller, "_trial_to_actor", {})
+        starting = ray_internals.trials_with_an_actor(tune_controller)
         return next((trial for trial in waiting if trial not in starting), waiting[0] if waiting else None)
 
 

@@ -20,6 +20,7 @@ from captune.errors import UsageError
 from captune.records import COMPLETE, FAILED, PRUNED
 from captune.seeding import derive_seed
 from captune.space import Parameter, Space
+from captune.tuning import optuna_internals
 
 OPTUNA_STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 # Random trials before the model takes over: Optuna's ten would leave a study of twelve trials next to no search.
@@ -108,8 +109,8 @@ class Sampler:
     def report(self, number: int, percent: int, score: float | None) -> None:
         """Enter an intermediate score at a share of the budget (percent, so that budgets compare)."""
         if score is not None and self._single:
-            trial = self._trial(number)
-            self._study._storage.set_trial_intermediate_value(trial._trial_id, percent, score)
+            trial_id = optuna_internals.identity(self._trial(number))
+            optuna_internals.set_intermediate_value(self._study, trial_id, percent, score)
 
     def tell(self, number: int, state: str, values: Sequence[float] | None) -> None:
         """Enter the outcome of a search trial."""

@@ -14,6 +14,7 @@ import ray
 from ray.util.metrics import Gauge
 
 from captune.records import REFERENCE, RUNNING
+from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
 from captune.tuning.progress import Standing, standing
 from captune.tuning.runs import Run, RunSpec
@@ -113,7 +114,8 @@ class Publisher:
         self._steps.clear()
         # The store may be gone when a cluster is lost; the study's own error says so better.
         with contextlib.suppress(Exception):
-            _store().put(_KEY + self._identity, json.dumps([asdict(how) for how in standings]))
+            told = json.dumps([asdict(how) for how in standings])
+            ray_internals.put_value(_KEY + self._identity, told, namespace=_NAMESPACE)
 
     def _publish_cell(self, cell: Cell, how: Standing) -> None:
         states = Counter(run.state for run in cell.runs.values() if run.state != RUNNING)
@@ -180,27 +182,7 @@ class TensorBoard:
         self._writers.clear()
 
 
-class _Store:
-    """Ray's key-value store, under captune's own namespace."""
-
-    def put(self, key: str, value: str) -> None:
-        from ray.experimental import internal_kv
-
-        internal_kv._internal_kv_put(key, value, overwrite=True, namespace=_NAMESPACE)
-
-    def all(self) -> dict[str, str]:
-        from ray.experimental import internal_kv
-
-        keys = internal_kv._internal_kv_list(_KEY, namespace=_NAMESPACE)
-        found = {key: internal_kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys}
-        return {key.decode(): value.decode() for key, value in found.items() if value is not None}
-
-
-def _store() -> _Store:
-    return _Store()
-
-
 def published_standings() -> list[Standing]:
     """The standings that drivers left in the connected cluster, of the latest drivers last."""
-    found = sorted(_store().all().items())
+    found = sorted(ray_internals.values_of(_KEY, namespace=_NAMESPACE).items())
     return [Standing(**values) for _, text in found for values in json.loads(text)]

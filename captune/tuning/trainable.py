@@ -17,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import ray
 from ray.tune import Trainable
 
 from captune.errors import CaptuneError, StudyError
+from captune.tuning.gpus import require_gpu
 from captune.tuning.runs import RunSpec
 from captune.tuning.schedulers import at_rung
 
@@ -49,7 +51,18 @@ class OpenRun(Protocol):
 
 
 def open_trial(spec: RunSpec) -> OpenRun:
-    """Open a run by captune's own training code (imported here: the driver needs none of it)."""
+    """Open a run by captune's own training code, on the GPU that Ray gave it where it gave one.
+
+    Raises:
+        StudyError: torch does not see that GPU.
+    """
+    if ray.get_gpu_ids():
+        require_gpu()
+    return open_trial_anywhere(spec)
+
+
+def open_trial_anywhere(spec: RunSpec) -> OpenRun:
+    """The same, on whatever there is (training code is imported here: the driver needs none of it)."""
     from captune.algorithms import method_named
     from captune.config import TaskConfig
     from captune.training.memory import reset_peaks

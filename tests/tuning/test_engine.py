@@ -16,8 +16,9 @@ import pytest
 from captune.records import COMPLETE, FAILED, JOURNAL, Journal, read_journal
 from captune.space import load_space
 from captune.tuning.cell import Cell
-from captune.tuning.cluster import Cluster, check_nodes, connected
+from captune.tuning.cluster import Cluster, connected
 from captune.tuning.engine import Allotment, run_cells
+from captune.tuning.nodes import check_nodes
 from captune.tuning.progress import standing
 from captune.tuning.runs import RunSpec
 from captune.tuning.telemetry import published_standings, telemetry

@@ -22,6 +22,7 @@ from ray.cluster_utils import Cluster as LocalNodes
 
 from captune.records import JOURNAL, read_journal
 from captune.tuning import cluster as cluster_module
+from captune.tuning import ray_internals
 from tests.tuning.fakes import study
 from tests.tuning.processes import assert_gone, descendants, kill
 from tests.tuning.simulate import drive, epochs, make_cell, outcomes
@@ -188,7 +189,7 @@ def test_several_runs_at_once_lose_and_repeat_nothing(tmp_path: Path, seed: int)
 def nodes() -> Iterator[LocalNodes]:
     """A head that trains nothing, for the drivers, and two nodes that do."""
     cluster_module.ensure_token()
-    with cluster_module._on_loopback():
+    with ray_internals.on_loopback():
         local = LocalNodes(initialize_head=True, head_node_args={"num_cpus": 0})
         for _ in range(2):
             local.add_node(num_cpus=1)

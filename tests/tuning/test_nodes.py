@@ -17,8 +17,10 @@ from ray.cluster_utils import Cluster as LocalNodes
 from captune.errors import StudyError
 from captune.records import JOURNAL, read_journal
 from captune.tuning import cluster as cluster_module
-from captune.tuning.cluster import check_nodes, connected
+from captune.tuning import nodes as nodes_module
+from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
+from captune.tuning.nodes import check_nodes
 from tests.tuning.fakes import FakeRun, study
 from tests.tuning.simulate import outcomes
 from tests.tuning.test_engine import interrupt_when, new_cell
@@ -108,7 +110,7 @@ def test_a_node_that_does_not_see_the_run_is_named_before_the_first_trial(
 ) -> None:
     # All raylets of this host share its disk: one of them is told that its disk is another.
     blind = ray.NodeID.from_random().hex()
-    real = cluster_module._probe_node
+    real = nodes_module._probe_node
     node_ids: list[str] = []
 
     def probe(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bool) -> str | None:
@@ -116,7 +118,7 @@ def test_a_node_that_does_not_see_the_run_is_named_before_the_first_trial(
             tasks = [("/nowhere/" + blind, task) for _, task in tasks]
         return real(tasks, token, prepare)
 
-    monkeypatch.setattr(cluster_module, "_probe_node", probe)
+    monkeypatch.setattr(nodes_module, "_probe_node", probe)
     with connected(nodes.address, threads=1):
         node_ids += [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("node:__internal_head__")]
         with pytest.raises(StudyError) as caught:

@@ -1,0 +1,202 @@
+"""GPUs that are really used: what torch sees of those that Ray counts, in words.
+
+Ray believes what it is told (`--num-gpus`, a pod's limits). Whether torch can compute there depends on its build, the
+driver and the card; each is looked at in a process of its own, so that no GPU memory stays taken afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from captune.errors import StudyError
+
+# The oldest Linux driver for each CUDA major version (NVIDIA, "CUDA Compatibility", minor version compatibility).
+OLDEST_DRIVER = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
+# A first context on a busy machine takes a while; a driver that hangs takes for ever.
+_PROBE_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class GpuProof:
+    """What torch can do on a machine.
+
+    Attributes:
+        torch: its version.
+        cuda: the CUDA (or ROCm) version torch was built for; None for a build without.
+        driver: of NVIDIA, None where there is none.
+        devices: each GPU on which torch computed a product, in words.
+        trouble: why GPUs cannot be used, None where all can.
+        mend: what to do then.
+    """
+
+    torch: str = ""
+    cuda: str | None = None
+    driver: str | None = None
+    devices: tuple[str, ...] = ()
+    trouble: str | None = None
+    mend: str | None = None
+
+
+def prove_gpus() -> GpuProof:
+    """Look at this machine's GPUs with torch; in a process of Ray's, at those its node was started with."""
+    expected = _declared()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "captune.tuning.gpus"], env=_node_environment(), capture_output=True, text=True,
+            timeout=_PROBE_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return GpuProof(
+            driver=_driver(), trouble=f"torch did not answer from the GPU within {_PROBE_SECONDS:.0f} s",
+            mend="Look there with nvidia-smi: a GPU that hangs needs a reset or a reboot.",
+        )  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    if done.returncode != 0 or not lines:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return GpuProof(driver=_driver(), trouble=f"torch cannot be imported: {reason}", mend="Reinstall torch there.")
+    found = json.loads(lines[-1])
+    return judge(
+        torch=found["torch"], cuda=found["cuda"], hip=found["hip"], driver=_driver(), devices=found["devices"],
+        error=found["error"], expected=expected,
+    )  # fmt: skip
+
+
+def judge(
+    *,
+    torch: str,
+    cuda: str | None,
+    hip: str | None,
+    driver: str | None,
+    devices: list[str],
+    error: str | None,
+    expected: int,
+) -> GpuProof:
+    """Why `expected` GPUs cannot be used with what was found, and how to mend it; no trouble where they can."""
+    trouble, mend = None, None
+    needed = OLDEST_DRIVER.get(int(cuda.split(".")[0])) if cuda else None
+    none_declared = "start Ray there with --num-gpus=0"
+    if cuda is None and hip is None:
+        trouble = f"torch {torch} is a build without CUDA"
+        mend = f"Install a CUDA build of torch there, or {none_declared}."
+    elif cuda is not None and driver is None and not devices:
+        trouble = f"no NVIDIA driver answers (torch {torch}, CUDA {cuda})"
+        mend = f"Install NVIDIA's driver ({_at_least(needed)}), or {none_declared}."
+    elif needed is not None and driver is not None and not devices and _version(driver) < needed:
+        trouble = f"NVIDIA's driver {driver} is too old for torch {torch}, which is built for CUDA {cuda}"
+        mend = f"Install driver {_at_least(needed)} there, or a torch built for an older CUDA."
+    elif error is not None:
+        trouble = f"torch {torch} (CUDA {cuda or hip}, driver {driver}) cannot compute on a GPU: {error}"
+        mend = f"Install a torch that is built for this card, or {none_declared}."
+    elif len(devices) < expected:
+        trouble = f"torch sees {len(devices)} of the {expected} GPUs that Ray counts (driver {driver}, CUDA {cuda})"
+        mend = "Start Ray there with the number that CUDA_VISIBLE_DEVICES and nvidia-smi show (--num-gpus)."
+    return GpuProof(torch, cuda or hip, driver, tuple(devices), trouble, mend)
+
+
+def require_gpu() -> None:
+    """See that the GPU this process was given is there.
+
+    Raises:
+        StudyError: it is not.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    proof = judge(
+        torch=torch.__version__, cuda=torch.version.cuda, hip=torch.version.hip, driver=_driver(), devices=[],
+        error=None, expected=1,
+    )  # fmt: skip
+    raise StudyError(
+        "a trial that asked for a GPU must find it", got=proof.trouble,
+        next_step=f"{proof.mend} To train on the CPU there, say --allow-cpu.",
+    )  # fmt: skip
+
+
+def _at_least(version: tuple[int, int] | None) -> str:
+    return "the newest" if version is None else f"{version[0]}.{version[1]} or newer"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, by the kernel's word or nvidia-smi's (containers may hide the first)."""
+    told = Path("/proc/driver/nvidia/version")
+    if told.exists() and (found := re.search(r"Module.*?\s(\d+\.\d+[.\d]*)\s", told.read_text())):
+        return found[1]
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return None
+    asked = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"^\d+\.\d+[.\d]*$", answer, flags=re.MULTILINE)
+    return found[0] if found else None
+
+
+def _declared() -> int:
+    """How many GPUs Ray counts on the node of this process; 0 outside of Ray."""
+    if not ray.is_initialized():
+        return 0
+    here = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node for node in ray.nodes()}  # type: ignore[no-untyped-call]
+    return int(nodes.get(here, {}).get("Resources", {}).get("GPU", 0))
+
+
+def _node_environment() -> Mapping[str, str]:
+    """The environment of the node's own process: Ray hides the GPUs from a task that asks for none."""
+    environment = dict(os.environ)
+    if not ray.is_initialized():
+        return environment
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    try:
+        parent = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return environment
+    for entry in parent:
+        name, _, value = entry.decode(errors="replace").partition("=")
+        if name == "CUDA_VISIBLE_DEVICES":
+            environment[name] = value
+    return environment
+
+
+def _look() -> dict[str, object]:
+    """What torch sees, each GPU after a product of two matrices on it."""
+    import torch
+
+    devices, error = [], None
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            try:
+                ones = torch.ones(64, 64, device=f"cuda:{index}")
+                if float((ones @ ones)[0, 0]) != 64.0:
+                    error = f"a product on {facts.name} came out wrong"
+                    continue
+            except RuntimeError as raised:
+                error = f"{facts.name}: {str(raised).splitlines()[0]}"
+                continue
+            size = f"{facts.total_memory / 1e9:.0f} GB"
+            devices.append(f"{facts.name}, capability {facts.major}.{facts.minor}, {size}")
+    return {
+        "torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip, "devices": devices,
+        "error": error,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(_look()))

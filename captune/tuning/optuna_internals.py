@@ -1,0 +1,37 @@
+"""What captune needs of Optuna that Optuna does not promise to keep: every private name stands here and nowhere else.
+
+Checked on Optuna 4.2.0 and 5.0.0 (tests/tuning/test_internals.py). `Study.add_trial` and `Trial.report` are the public
+ways, but the first does not tell the number of what it added and the second works on trials that were asked for only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+
+def add_trial(study: optuna.Study, template: FrozenTrial) -> int:
+    """Add a trial; its identity in the storage, for the writes below."""
+    return int(study._storage.create_new_trial(study._study_id, template_trial=template))
+
+
+def identity(trial: FrozenTrial) -> int:
+    """A trial's identity in its storage."""
+    return int(trial._trial_id)
+
+
+def set_intermediate_value(study: optuna.Study, trial_id: int, step: int, value: float) -> None:
+    """Enter an intermediate value of a running trial."""
+    study._storage.set_trial_intermediate_value(trial_id, step, value)
+
+
+def finish_trial(
+    study: optuna.Study, trial_id: int, state: TrialState, values: Sequence[float] | None, attributes: dict[str, Any]
+) -> None:
+    """Enter a trial's end with what else is known of it."""
+    for name, value in attributes.items():
+        study._storage.set_trial_user_attr(trial_id, name, value)
+    study._storage.set_trial_state_values(trial_id, state, values)

@@ -1,0 +1,91 @@
+"""What captune needs of Ray that Ray does not promise to keep: every private name stands here and nowhere else.
+
+Checked on Ray 2.52.1 and 2.60.0 (tests/tuning/test_internals.py). For each: what is used, and what would be lost
+without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray._private.ray_constants
+import ray._private.services
+import ray._private.utils
+from ray.experimental import internal_kv
+
+# Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
+# on, it knows it by its network address, and GCS, raylet, agents and metrics listen on every interface.
+NETWORK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Ray as it is started or joined in the block knows this machine by its loopback address.
+
+    Uses `ray._private.ray_constants.ENABLE_RAY_CLUSTER`, which was read from the environment when ray was imported.
+    Without it the ports of a private cluster listen on every interface.
+    """
+    constants: Any = ray._private.ray_constants
+    before, variable = constants.ENABLE_RAY_CLUSTER, os.environ.get(NETWORK_SWITCH)
+    # The variable is for the processes that Ray starts.
+    constants.ENABLE_RAY_CLUSTER, os.environ[NETWORK_SWITCH] = False, "0"
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(NETWORK_SWITCH)
+        if variable is not None:
+            os.environ[NETWORK_SWITCH] = variable
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """The command's SIGTERM handler stays while Ray starts.
+
+    Ray puts its own in place at several moments of a start, by `ray._private.utils.set_sigterm_handler`. Without this
+    a SIGTERM would end the driver in the middle of a study.
+    """
+    private: Any = ray._private.utils
+    before = private.set_sigterm_handler
+    private.set_sigterm_handler = lambda _handler: None
+    try:
+        yield
+    finally:
+        private.set_sigterm_handler = before
+
+
+def address_of_this_machine() -> str | None:
+    """The `host:port` that `auto` stands for here; None where no cluster is known.
+
+    Uses `ray._private.services.get_ray_address_from_environment`. Without it `--address auto` could not tell a cluster
+    that listens on loopback from one that listens on the network.
+    """
+    services: Any = ray._private.services
+    with contextlib.suppress(Exception):  # several kinds, for several ways of finding nothing
+        found = services.get_ray_address_from_environment("auto", None)
+        return None if found is None else str(found)
+    return None
+
+
+def put_value(key: str, value: str, *, namespace: str) -> None:
+    """Leave a text in the cluster's key-value store (`ray.experimental.internal_kv`)."""
+    internal_kv._internal_kv_put(key, value, overwrite=True, namespace=namespace)
+
+
+def values_of(prefix: str, *, namespace: str) -> dict[str, str]:
+    """The texts in the cluster's key-value store whose key begins with `prefix`."""
+    keys = internal_kv._internal_kv_list(prefix, namespace=namespace)
+    found = {key: internal_kv._internal_kv_get(key, namespace=namespace) for key in keys}
+    return {key.decode(): value.decode() for key, value in found.items() if value is not None}
+
+
+def trials_with_an_actor(tune_controller: Any) -> Any:
+    """The Tune trials for which an actor runs or starts, as a container.
+
+    Uses `TuneController._trial_to_actor`. Without it a second actor never comes up where trials are shorter than the
+    start of a process.
+    """
+    return getattr(tune_controller, "_trial_to_actor", {})

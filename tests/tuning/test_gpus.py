@@ -1,0 +1,147 @@
+"""GPUs that Ray counts and torch cannot use: told in words, refused before the first trial, never trained around."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster as LocalNodes
+
+from captune.errors import StudyError, UsageError
+from captune.records import JOURNAL, read_journal
+from captune.tuning import cluster as cluster_module
+from captune.tuning.cluster import connected
+from captune.tuning.engine import run_cells
+from captune.tuning.gpus import judge, prove_gpus
+from captune.tuning.nodes import check_gpus
+from captune.tuning.packing import Allotment
+from tests.tuning.test_engine import new_cell
+
+H100 = "NVIDIA H100 80GB HBM3, capability 9.0, 80 GB"
+GOOD = {
+    "torch": "2.9.0+cu130", "cuda": "13.0", "hip": None, "driver": "580.82.07", "devices": [H100], "error": None,
+    "expected": 1,
+}  # fmt: skip
+
+
+def test_a_gpu_on_which_torch_computes_is_proved_in_words() -> None:
+    proof = judge(**GOOD)
+    assert (proof.trouble, proof.devices, proof.driver, proof.cuda) == (None, (H100,), "580.82.07", "13.0")
+
+
+@pytest.mark.parametrize(
+    ("found", "trouble", "mend"),
+    [
+        ({"torch": "2.9.0+cpu", "cuda": None, "devices": []}, "a build without CUDA", "Install a CUDA build of torch"),
+        ({"driver": None, "devices": []}, "no NVIDIA driver answers", "580.65 or newer"),
+        ({"driver": "570.172.08", "devices": []}, "570.172.08 is too old", "580.65 or newer"),
+        ({"devices": [], "error": "no kernel image is available"}, "no kernel image", "built for this card"),
+        ({"expected": 2}, "sees 1 of the 2 GPUs that Ray counts", "--num-gpus"),
+        ({"cuda": "12.8", "driver": "470.1.1", "devices": []}, "470.1.1 is too old", "525.60 or newer"),
+    ],
+)
+def test_why_a_gpu_cannot_be_used_and_how_to_mend_it(found: dict[str, object], trouble: str, mend: str) -> None:
+    proof = judge(**(GOOD | found))
+    assert proof.trouble is not None and trouble in proof.trouble
+    assert proof.mend is not None and mend in proof.mend
+
+
+def test_a_driver_of_the_same_major_version_is_new_enough() -> None:
+    assert judge(**(GOOD | {"cuda": "12.8", "driver": "535.104.05"})).trouble is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_this_machine_says_why_it_has_no_gpu() -> None:
+    proof = prove_gpus()
+    assert proof.torch == torch.__version__
+    assert proof.trouble is not None and proof.devices == ()
+
+
+# ── on a node that declares a GPU it does not have ────────────────────────────────────────────────
+
+declared = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that is to be missing")
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[LocalNodes]:
+    cluster_module.ensure_token()
+    local = LocalNodes(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    yield local
+    ray.shutdown()
+    local.shutdown()
+
+
+@declared
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_refuses_a_declared_gpu_and_allow_cpu_is_the_way_round(node: LocalNodes, tmp_path: Path) -> None:
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "captune.cli.main", "run", "--dataset", "digits", "--paradigm", "ul"]
+        command += ["--trials", "1", "--confirm-top", "0", "--epochs", "1", "--steps-per-epoch", "2"]
+        command += ["--out", str(tmp_path / "run"), "--address", str(node.address), "--logger", "none", *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=dict(os.environ))
+
+    refused = run()
+    said = " ".join((refused.stdout + refused.stderr).split())
+    assert refused.returncode == 1, said
+    assert "torch must see every GPU that Ray counts" in said and "--allow-cpu" in said
+    assert socket.gethostname() in said and torch.__version__ in said
+    assert not (tmp_path / "run" / JOURNAL).exists()
+    allowed = run("--allow-cpu")
+    assert allowed.returncode == 0, allowed.stdout + allowed.stderr
+    ends = [event for event in read_journal(tmp_path / "run" / JOURNAL) if event["event"] == "finished"]
+    assert ends and {event["state"] for event in ends} == {"COMPLETE"}
+
+
+@declared
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_trial_that_asked_for_a_gpu_and_finds_none_fails_with_that_reason(node: LocalNodes, tmp_path: Path) -> None:
+    cell = new_cell(tmp_path / "run", trials=1, confirm_top=0)
+    with connected(node.address, threads=1) as cluster:
+        with pytest.raises(StudyError, match=r"torch must see every GPU that Ray counts"):
+            check_gpus()
+        assert check_gpus(allow_cpu=True) is False
+        run_cells([cell], cluster, Allotment(1, gpus=0.5))
+    reasons = {run.state: run.reason for run in cell.runs.values()}
+    assert set(reasons) == {"FAILED"}
+    assert "a trial that asked for a GPU must find it" in str(reasons["FAILED"])
+
+
+# ── addresses where no cluster answers ────────────────────────────────────────────────────────────
+
+
+def refusal(address: str) -> tuple[str, float]:
+    began = time.monotonic()
+    with (
+        pytest.raises(UsageError, match="--address must lead to a running Ray cluster") as caught,
+        connected(address, threads=1),
+    ):
+        pass
+    return str(caught.value), time.monotonic() - began
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nothing_listens_is_refused_at_once(scheme: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        said, seconds = refusal(f"{scheme}127.0.0.1:{probe.getsockname()[1]}")
+    assert "Connection refused" in said
+    assert seconds < 10
+
+
+def test_an_address_that_takes_connections_and_says_nothing_is_refused_within_ten_seconds() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        said, seconds = refusal(f"127.0.0.1:{silent.getsockname()[1]}")
+    assert "no answer within" in said
+    assert seconds < 10

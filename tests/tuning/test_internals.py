@@ -1,0 +1,75 @@
+"""The private parts of Ray and Optuna that captune leans on are there, and do what is said of them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+from pathlib import Path
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+from ray.tune.execution.tune_controller import TuneController
+
+import captune
+from captune.tuning import optuna_internals, ray_internals
+
+PACKAGE = Path(captune.__file__).parent
+HOMES = {"tuning/ray_internals.py", "tuning/optuna_internals.py"}
+
+
+def test_private_names_of_ray_and_optuna_stand_in_two_modules_only() -> None:
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Attribute) and not ast.unparse(node.value).startswith(("self", "cls")):
+                names = [f"optuna.{node.attr}"] if node.attr in ("_storage", "_study_id", "_trial_id") else []
+            if any(name.split(".")[0] in ("ray", "optuna") and "._" in name for name in names):
+                found.add(str(path.relative_to(PACKAGE)))
+    assert found == HOMES
+
+
+def test_on_loopback_changes_what_ray_read_and_puts_it_back(monkeypatch) -> None:
+    from ray._private import ray_constants
+
+    monkeypatch.setenv(ray_internals.NETWORK_SWITCH, "1")
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with ray_internals.on_loopback():
+        assert ray_constants.ENABLE_RAY_CLUSTER is False
+        assert os.environ[ray_internals.NETWORK_SWITCH] == "0"
+    assert ray_constants.ENABLE_RAY_CLUSTER is before
+    assert os.environ[ray_internals.NETWORK_SWITCH] == "1"
+
+
+def test_rays_own_sigterm_handler_is_kept_out() -> None:
+    from ray._private import utils
+
+    before = utils.set_sigterm_handler
+    with ray_internals.signals_kept():
+        assert utils.set_sigterm_handler is not before
+        utils.set_sigterm_handler(None)
+    assert utils.set_sigterm_handler is before
+
+
+def test_tunes_controller_still_knows_trials_by_their_actors() -> None:
+    assert "_trial_to_actor" in inspect.getsource(TuneController)
+
+
+def test_a_trial_entered_past_the_public_ways_is_as_one_that_was_asked_for() -> None:
+    study = optuna.create_study(direction="maximize")
+    template = optuna.trial.create_trial(
+        state=TrialState.RUNNING, params={"x": 0.5}, distributions={"x": FloatDistribution(0, 1)}
+    )
+    trial_id = optuna_internals.add_trial(study, template)
+    optuna_internals.set_intermediate_value(study, trial_id, 50, 0.25)
+    optuna_internals.finish_trial(study, trial_id, TrialState.COMPLETE, [0.75], {"node": "a"})
+    (trial,) = study.trials
+    assert optuna_internals.identity(trial) == trial_id
+    assert (trial.state, trial.value, trial.params) == (TrialState.COMPLETE, 0.75, {"x": 0.5})
+    assert (trial.intermediate_values, trial.user_attrs) == ({50: 0.25}, {"node": "a"})
