@@ -10,12 +10,14 @@
 # A single study needs none of this: `captune run` starts and stops a private cluster by itself. This one is reached without
 # local.sh as well: captune run --address 127.0.0.1:6379 …
 #
-# Settings (environment): CAPTUNE_RAY_PORT 6379, CAPTUNE_DASHBOARD_PORT 8265, CAPTUNE_CPUS and CAPTUNE_GPUS (what Ray may
-# use; default all), CAPTUNE_STATE (~/.captune/local), RAY_AUTH_TOKEN_PATH (~/.ray/auth_token).
+# Settings (environment): CAPTUNE_RAY_PORT 6379, CAPTUNE_DASHBOARD_PORT 8265, CAPTUNE_CLIENT_PORT (Ray's client server;
+# default: a free one), CAPTUNE_CPUS and CAPTUNE_GPUS (what Ray may use; default all), CAPTUNE_STEADY_SECONDS (how long the
+# node must have stayed up before "up" is said; 5), CAPTUNE_STATE (~/.captune/local), RAY_AUTH_TOKEN_PATH (~/.ray/auth_token).
 set -euo pipefail
 
 port=${CAPTUNE_RAY_PORT:-6379}
 dashboard_port=${CAPTUNE_DASHBOARD_PORT:-8265}
+steady_seconds=${CAPTUNE_STEADY_SECONDS:-5}
 state=${CAPTUNE_STATE:-$HOME/.captune/local}
 address=127.0.0.1:$port
 pid_file=$state/ray.pid
@@ -53,39 +55,79 @@ running() {
 }
 
 healthy() {
-    ray health-check --address "$address" >/dev/null 2>&1
+    # An address where nothing answers is told apart by the kernel; Ray would ask it for the better part of a minute.
+    listening "$port" && timeout 30 ray health-check --address "$address" >/dev/null 2>&1
+}
+
+listening() {
+    (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
+# Ray's client server cannot be switched off, and `ray start --block` ends with it: where its usual port is taken (by the
+# next user's Ray, say) the whole node would be gone a moment after it was up.
+client_port() {
+    if [[ -n ${CAPTUNE_CLIENT_PORT:-} ]]; then
+        echo "$CAPTUNE_CLIENT_PORT"
+        return
+    fi
+    local candidate
+    for candidate in 10001 {20101..20199}; do
+        listening "$candidate" || {
+            echo "$candidate"
+            return
+        }
+    done
+    die "no free port for Ray's client server: set CAPTUNE_CLIENT_PORT."
 }
 
 up() {
     if running; then
-        echo "already up: $address"
-        return
+        if healthy; then
+            echo "already up: $address"
+            return
+        fi
+        echo "the node on $address no longer answers: starting it anew"
+        down
     fi
     command -v ray >/dev/null || die "Ray is not installed here: activate the environment that holds captune."
     if healthy; then
         die "another Ray answers on $address: set CAPTUNE_RAY_PORT, or use it with captune run --address $address."
+    fi
+    if listening "$port"; then
+        die "something that is not Ray listens on $address: set CAPTUNE_RAY_PORT."
     fi
     ensure_token
     mkdir -p "$state"
     local limits=()
     [[ -n ${CAPTUNE_CPUS:-} ]] && limits+=("--num-cpus=$CAPTUNE_CPUS")
     [[ -n ${CAPTUNE_GPUS:-} ]] && limits+=("--num-gpus=$CAPTUNE_GPUS")
+    local client
+    client=$(client_port)
     setsid ray start --head --block --disable-usage-stats --port="$port" --node-ip-address=127.0.0.1 \
-        --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" \
+        --ray-client-server-port="$client" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" \
         ${limits[@]+"${limits[@]}"} >"$log_file" 2>&1 </dev/null &
     echo $! >"$pid_file"
-    local _
-    for _ in {1..450}; do # ninety seconds
-        if healthy; then
+    local deadline=$((SECONDS + 90))
+    while [[ $SECONDS -lt $deadline ]] && running; do
+        if healthy && stays_up; then
             echo "up: $address, dashboard http://127.0.0.1:$dashboard_port (token: ray get-auth-token)"
             return
         fi
-        running || break
         sleep 0.2
     done
     tail -n 20 "$log_file" >&2
     down
     die "Ray did not start; its log is $log_file."
+}
+
+# GCS answers before the node's other processes have started; one of them that dies takes the node along.
+stays_up() {
+    local until=$((SECONDS + steady_seconds))
+    while [[ $SECONDS -lt $until ]]; do
+        running || return 1
+        sleep 0.2
+    done
+    running && healthy
 }
 
 down() {
@@ -118,11 +160,17 @@ case $command in
         exec captune "$command" "$@" --address "$address"
         ;;
     status)
-        if running; then ray status --address "$address"; else echo "not up"; fi
+        if ! running; then
+            echo "not up"
+        elif healthy; then
+            ray status --address "$address"
+        else
+            echo "the node on $address no longer answers: launch/local.sh up starts it anew"
+        fi
         if [[ $# -gt 0 ]]; then captune status "$@"; fi
         ;;
     *)
-        sed -n '2,14s/^# \{0,1\}//p' "$0"
+        sed -n '2,16s/^# \{0,1\}//p' "$0"
         exit 2
         ;;
 esac

@@ -130,10 +130,33 @@ def test_aws_nodes_use_a_security_group_of_the_users_and_encrypted_disks():
         assert all(disk["Ebs"]["Encrypted"] for disk in config["BlockDeviceMappings"])
 
 
-def test_gcp_scheduling_is_a_mapping_as_its_api_wants_it():
+def test_gcp_workers_are_spot_machines_in_the_apis_own_words():
     scheduling = _cluster("ray-gcp.yaml")["available_node_types"]["gpu_worker"]["node_config"]["scheduling"]
-    assert scheduling["preemptible"] is True
+    assert "preemptible" not in scheduling, "the old form: such machines end after a day in any case"
+    assert scheduling["provisioningModel"] == "SPOT"
+    assert scheduling["instanceTerminationAction"] == "DELETE"
+    assert scheduling["automaticRestart"] is False
     assert scheduling["onHostMaintenance"] == "TERMINATE"  # GPUs cannot move
+
+
+def test_gcp_images_bring_a_driver_for_the_cuda_that_torch_is_built_for():
+    from captune.tuning.gpus import OLDEST_DRIVER
+
+    worker = _cluster("ray-gcp.yaml")["available_node_types"]["gpu_worker"]["node_config"]
+    (driver,) = re.findall(r"-nvidia-(\d+)$", worker["disks"][0]["initializeParams"]["sourceImage"])
+    assert int(driver) >= OLDEST_DRIVER[max(OLDEST_DRIVER)][0]
+
+
+@pytest.mark.parametrize("name", ["ray-aws.yaml", "ray-gcp.yaml"])
+def test_a_share_of_the_cloud_is_given_to_its_user(name: str):
+    (mount,) = [command for command in _cluster(name)["setup_commands"] if "mount -t nfs" in command]
+    assert mount.rstrip().endswith('&& sudo chown "$(id -u):$(id -g)" /shared')
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_client_servers_port_is_named(name: str):
+    (head,) = [command for command in _cluster(name)["head_start_ray_commands"] if "ray start" in command]
+    assert "--ray-client-server-port=" in head
 
 
 # ── Docker ────────────────────────────────────────────────────────────────────────────────────────

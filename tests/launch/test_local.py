@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -16,11 +17,20 @@ from tests.launch.stand_ins import StandIns, is_alive, wait_until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "local.sh"
 
-# `ray start --block` answers health checks while it lives.
+# `ray start --block` listens and answers health checks while it lives; $HOME/ill makes it deaf, $HOME/brief makes it end
+# after a second.
 _RAY = """
+listen() {
+    exec python3 -c '
+import os, socket, sys, time
+at = socket.create_server(("127.0.0.1", int(sys.argv[2].partition("=")[2])))
+until = time.monotonic() + (1 if os.path.exists(os.environ["HOME"] + "/brief") else 600)
+while time.monotonic() < until: time.sleep(0.05)
+' "start --head" "$1"
+}
 case $1 in
-    start) trap 'rm "$HOME/alive"; exit 0' TERM; touch "$HOME/alive"; while :; do sleep 0.05; done ;;
-    health-check) [[ -e $HOME/alive ]] ;;
+    start) for word in "$@"; do [[ $word == --port=* ]] && listen "$word"; done ;;
+    health-check) [[ ! -e $HOME/ill ]] ;;
 esac
 """
 
@@ -30,7 +40,7 @@ def local(tmp_path: Path):
     stand_ins = StandIns(tmp_path)
     stand_ins.add("ray", _RAY)
     stand_ins.add("captune", "exit 7")
-    stand_ins.environment["CAPTUNE_RAY_PORT"] = "6399"
+    stand_ins.environment |= {"CAPTUNE_RAY_PORT": str(_free_port()), "CAPTUNE_STEADY_SECONDS": "0"}
     yield stand_ins
     stand_ins.add("ray", _RAY)
     _run(stand_ins, "down")
@@ -44,6 +54,10 @@ def _pid(local: StandIns) -> int:
     return int((local.home / ".captune" / "local" / "ray.pid").read_text())
 
 
+def _address(local: StandIns) -> str:
+    return f"127.0.0.1:{local.environment['CAPTUNE_RAY_PORT']}"
+
+
 def _starts(local: StandIns) -> list[list[str]]:
     return [call["argv"] for call in local.calls("ray") if call["argv"][0] == "start"]
 
@@ -52,7 +66,12 @@ def test_up_starts_one_node_on_loopback_with_a_token_of_mode_600(local: StandIns
     assert _run(local, "up", CAPTUNE_CPUS="2") == 0
     assert _run(local, "up") == 0
     (start,) = _starts(local)
-    assert {"--head", "--port=6399", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"} <= set(start)
+    assert {
+        "--head",
+        f"--port={local.environment['CAPTUNE_RAY_PORT']}",
+        "--node-ip-address=127.0.0.1",
+        "--dashboard-host=127.0.0.1",
+    } <= set(start)
     assert "--num-cpus=2" in start
     token = local.home / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o777 == 0o600
@@ -74,7 +93,7 @@ def test_an_existing_token_is_kept_and_closed_to_others(local: StandIns):
 def test_run_and_resume_hand_everything_to_captune_and_return_its_exit_code(local: StandIns, command: str):
     assert _run(local, command, "--dataset", "folder:/a b") == 7
     (call,) = local.calls("captune")
-    assert call["argv"] == [command, "--dataset", "folder:/a b", "--address", "127.0.0.1:6399"]
+    assert call["argv"] == [command, "--dataset", "folder:/a b", "--address", _address(local)]
 
 
 def test_down_stops_its_own_node_only_and_a_second_down_is_harmless(local: StandIns):
@@ -108,10 +127,48 @@ def test_a_recycled_process_number_is_not_taken_for_the_node(local: StandIns):
 
 
 def test_another_ray_on_the_port_is_left_alone(local: StandIns):
-    (local.home / "alive").touch()
-    assert _run(local, "up") == 1
-    assert "another Ray answers on 127.0.0.1:6399" in local.output()
+    with socket.create_server(("127.0.0.1", int(local.environment["CAPTUNE_RAY_PORT"]))):
+        assert _run(local, "up") == 1
+        assert f"another Ray answers on {_address(local)}" in local.output()
+        (local.home / "ill").touch()
+        assert _run(local, "up") == 1
+        assert "something that is not Ray listens on" in local.output()
     assert _starts(local) == []
+
+
+def test_up_is_said_of_a_node_that_stays_up_only(local: StandIns):
+    (local.home / "brief").touch()
+    assert _run(local, "up", CAPTUNE_STEADY_SECONDS="3") == 1
+    assert "Ray did not start" in local.output()
+    assert "up: 127.0.0.1" not in local.output()
+
+
+def test_a_node_that_no_longer_answers_is_told_and_started_anew(local: StandIns):
+    assert _run(local, "up") == 0
+    pid = _pid(local)
+    (local.home / "ill").touch()
+    assert _run(local, "status") == 0
+    assert "no longer answers" in local.output()
+    (local.home / "ill").unlink()
+    local.add("ray", _RAY.replace("health-check) ", 'health-check) kill -0 $(cat "$HOME/old") 2>/dev/null && exit 1; '))
+    (local.home / "old").write_text(str(pid))
+    assert _run(local, "up") == 0
+    assert not is_alive(pid) and is_alive(_pid(local))
+
+
+def test_the_client_servers_port_is_a_free_one_or_the_one_that_was_set(local: StandIns):
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # then somebody else has it, which is as good
+            taken.bind(("127.0.0.1", 10001))
+            taken.listen()
+        assert _run(local, "up") == 0
+    (start,) = _starts(local)
+    (port,) = [word.partition("=")[2] for word in start if word.startswith("--ray-client-server-port=")]
+    assert port != "10001"
+    assert _run(local, "down") == 0
+    assert _run(local, "up", CAPTUNE_CLIENT_PORT="20777") == 0
+    assert "--ray-client-server-port=20777" in _starts(local)[1]
 
 
 def test_a_node_that_does_not_start_shows_the_end_of_its_log(local: StandIns):

@@ -84,7 +84,8 @@ def node() -> Iterator[LocalNodes]:
 @pytest.mark.timeout(900)
 def test_a_study_refuses_a_declared_gpu_and_allow_cpu_is_the_way_round(node: LocalNodes, tmp_path: Path) -> None:
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "captune.cli.main", "run", "--dataset", "digits", "--paradigm", "ul"]
+        command = [sys.executable, "-c", "from captune.cli.main import main; main()", "run", "--dataset", "digits"]
+        command += ["--paradigm", "ul"]
         command += ["--trials", "1", "--confirm-top", "0", "--epochs", "1", "--steps-per-epoch", "2"]
         command += ["--out", str(tmp_path / "run"), "--address", str(node.address), "--logger", "none", *more]
         return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=dict(os.environ))
