@@ -17,8 +17,8 @@ from tests.launch.stand_ins import StandIns, is_alive, wait_until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "local.sh"
 
-# `ray start --block` listens and answers health checks while it lives; $HOME/ill makes it deaf, $HOME/brief makes it end
-# after a second.
+# `ray start --block` listens and answers health checks while it lives; $HOME/ill makes it deaf, $HOME/brief makes it
+# end after a second.
 _RAY = """
 listen() {
     exec python3 -c '
