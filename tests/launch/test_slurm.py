@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +14,26 @@ from tests.launch.stand_ins import StandIns, wait_until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "slurm.sbatch"
 JOB = 4711
-PORT = 20000 + JOB % 20000
+PORT = 20000 + JOB % 1000 * 10
 
 # A driver that works until it is told to stop, and then stops in order, as captune does.
 _WORK = "for _ in {1..600}; do sleep 0.05; done"
 _SHORT_WORK = "for _ in {1..30}; do sleep 0.05; done"
 _STOP = "trap 'note captune-stopped; exit 130' TERM"
+# $HOME/preempted: what Slurm says of a job in its grace time.
+_SCONTROL = """case "$1 $2" in
+    "show hostnames") printf "node1\\nnode2\\nnode3\\n" ;;
+    "show job") echo "Requeue=1 PreemptTime=$([[ -e $HOME/preempted ]] && echo 2026-01-01T00:00:00 || echo None)" ;;
+esac"""
+
+
+def _waits(call: dict[str, Any]) -> bool:
+    """Whether a step is the one that waits for Slurm's signal."""
+    return "bash" in call["argv"]
+
+
+def _steps(slurm: StandIns) -> list[dict[str, Any]]:
+    return [call for call in slurm.calls("srun") if not _waits(call)]
 
 
 @pytest.fixture
@@ -25,7 +41,8 @@ def slurm(tmp_path: Path) -> StandIns:
     stand_ins = StandIns(tmp_path)
     # srun keeps the Ray of its step until TERM, like `ray start --block` does.
     stand_ins.add("srun", _WORK, before="trap 'exit 0' TERM")
-    stand_ins.add("scontrol", '[[ $1 == show ]] && printf "node1\\nnode2\\nnode3\\n"; true')
+    stand_ins.add("ray", _WORK, before="trap 'exit 0' TERM")
+    stand_ins.add("scontrol", _SCONTROL)
     stand_ins.add("getent", 'echo "10.0.0.1 STREAM node1"')
     stand_ins.add("python3", "cat >/dev/null; echo 3")  # all three nodes have joined
     stand_ins.add("captune", "exit 0")
@@ -53,10 +70,9 @@ def _started(slurm: StandIns) -> None:
 
 def test_head_workers_and_driver_start_with_one_token_that_only_the_owner_reads(slurm: StandIns):
     assert _finish(slurm.start(SCRIPT, "--dataset", "digits", "--paradigm", "ul")) == 0
-    head, workers = slurm.calls("srun")
-    assert {"--nodes=1", "--nodelist=node1", "--head", f"--port={PORT}", "--dashboard-host=127.0.0.1"} <= set(
-        head["argv"]
-    )
+    (head,) = slurm.calls("ray")
+    (workers,) = _steps(slurm)
+    assert {"--head", f"--port={PORT}", "--dashboard-host=127.0.0.1"} <= set(head["argv"])
     assert {"--num-cpus=16", "--num-gpus=4", "--node-ip-address=10.0.0.1"} <= set(head["argv"])
     assert {"--nodes=2", "--nodelist=node2,node3", f"--address=10.0.0.1:{PORT}"} <= set(workers["argv"])
     assert "--kill-on-bad-exit=0" in workers["argv"]
@@ -123,6 +139,67 @@ def test_preemption_and_scancel_stop_in_order_and_leave_queueing_to_slurm(slurm:
     assert ["requeue", str(JOB)] not in [call["argv"] for call in slurm.calls("scontrol")]
 
 
+@pytest.mark.parametrize("preempted", [True, False])
+def test_a_preemption_that_only_the_steps_are_told_of_stops_the_driver_in_order_and_queues_the_job(
+    slurm: StandIns, preempted: bool
+):
+    slurm.add("captune", _WORK if preempted else _SHORT_WORK, before=_STOP)
+    process = slurm.start(SCRIPT, "--dataset", "digits", "--paradigm", "ul")
+    _started(slurm)
+    if preempted:
+        (slurm.home / "preempted").touch()
+    wait_until(lambda: [call for call in slurm.calls("srun") if _waits(call)])
+    for name in Path("/proc").iterdir():
+        if name.name.isdigit() and _is_waiting_step(name, slurm):
+            os.kill(int(name.name), signal.SIGTERM)
+    assert _finish(process) == (130 if preempted else 0)
+    assert len(slurm.calls("captune-stopped")) == int(preempted)
+    requeued = ["requeue", str(JOB)] in [call["argv"] for call in slurm.calls("scontrol")]
+    assert requeued == preempted
+
+
+def _is_waiting_step(process: Path, slurm: StandIns) -> bool:
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return str(slurm.bin / "srun").encode() in words and b"bash" in words[2:]
+
+
+def test_jobs_on_one_node_have_ports_of_their_own(slurm: StandIns):
+    for job in (4711, 4712):
+        assert _finish(slurm.start(SCRIPT, "--dataset", "digits", "--paradigm", "ul", SLURM_JOB_ID=str(job))) == 0
+    first, second = (
+        {word.partition("=")[2] for word in call["argv"] if "port" in word and not word.endswith("=0")}
+        for call in slurm.calls("ray")
+    )
+    assert len(first) == len(second) == 3
+    assert not first & second
+    for call in [*slurm.calls("ray"), *_steps(slurm)]:
+        # Any free port: Ray's usual ones would be another job's.
+        assert {"--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"} <= set(call["argv"])
+
+
+def test_steps_get_the_jobs_cpus(slurm: StandIns, tmp_path: Path):
+    slurm.add("srun", f'echo "$SRUN_CPUS_PER_TASK" >>{tmp_path}/cpus; {_WORK}', before="trap 'exit 0' TERM")
+    assert _finish(slurm.start(SCRIPT, "--dataset", "digits", "--paradigm", "ul")) == 0
+    assert set((tmp_path / "cpus").read_text().split()) == {"16"}
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        ("0.25", None),
+        ("0.125", "16 CPUs a node carry 16 trials where 4 GPUs could carry 32: ask sbatch for --cpus-per-task=32"),
+    ],
+)
+def test_too_few_cpus_for_the_gpus_that_are_shared_are_told(slurm: StandIns, share: str, said: str | None):
+    arguments = ["--dataset", "digits", "--paradigm", "ul", f"--gpus-per-trial={share}"]
+    assert _finish(slurm.start(SCRIPT, *arguments)) == 0
+    output = " ".join(slurm.output().split())
+    assert (said in output) if said is not None else ("CPUs a node carry" not in output)
+
+
 def test_a_second_warning_does_not_reach_the_driver_who_would_take_it_as_at_once(slurm: StandIns):
     slurm.add("captune", f"{_SHORT_WORK}; exit 130", before="trap 'note captune-stopped' TERM")
     process = slurm.start(SCRIPT, "--dataset", "digits", "--paradigm", "ul")
@@ -155,7 +232,7 @@ def test_a_study_that_ends_after_the_warning_is_not_queued_again(slurm: StandIns
 def test_one_node_needs_no_workers(slurm: StandIns):
     slurm.add("scontrol", "echo node1")
     assert _finish(slurm.start(SCRIPT, "--dataset", "digits", "--paradigm", "ul")) == 0
-    assert len(slurm.calls("srun")) == 1
+    assert _steps(slurm) == []
 
 
 def test_nodes_that_do_not_join_are_done_without(slurm: StandIns):
@@ -179,4 +256,4 @@ def test_a_run_directory_must_be_named(slurm: StandIns):
     del slurm.environment["CAPTUNE_RUN"]
     assert _finish(slurm.start(SCRIPT, "--dataset", "digits", "--paradigm", "ul")) != 0
     assert "set CAPTUNE_RUN to the run directory" in slurm.output()
-    assert slurm.calls("srun") == []
+    assert slurm.calls("srun") == slurm.calls("ray") == []
