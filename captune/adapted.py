@@ -10,6 +10,7 @@ Three forms that give the same predictions:
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from captune.config import TrialConfig
 from captune.errors import CheckpointError, UsageError
 from captune.model.backbone import Backbone, load_backbone, save_backbone
 from captune.model.classifier import Classifier, build_classifier
+from captune.model.weights import is_published_name
 from captune.records import atomic_write
 from captune.training.checkpoint import load_checkpoint, save_checkpoint, without_prefix
 from captune.training.trial import CHECKPOINT
@@ -122,6 +124,7 @@ def open_adapted(
     # A bundle may be named by its folder or by the file in it.
     beside = path.parent / _BACKBONE
     if pretrained is None and beside.is_dir():
+        _refuse_links_outside(beside, path.parent)
         backbone, pretrained = None, f"local-dir:{beside.absolute()}"
     tensors, meta = load_checkpoint(path)
     known = [tensors[name] for name in ("class_weights", "frozen.text_features") if name in tensors]
@@ -167,7 +170,12 @@ def _backbone_of(
             raise _nameless(path)
         return None
     recorded = recorded or [None, None]
-    opened = load_backbone(name or recorded[0], pretrained or recorded[1], device=device)
+    if pretrained is None:
+        _refuse_recorded_paths(None if name else recorded[0], recorded[1], path)
+        name, pretrained = name or recorded[0], recorded[1]
+    elif name is None and recorded[0] is not None and is_published_name(recorded[0]):
+        name = recorded[0]
+    opened = load_backbone(name, pretrained, device=device)
     if meta.get("fingerprint") not in (None, opened.fingerprint):
         raise CheckpointError(
             "the backbone must be the one the checkpoint was made on",
@@ -176,6 +184,40 @@ def _backbone_of(
             next_step="Name the right ones by --backbone and --pretrained.",
         )
     return opened
+
+
+def _refuse_recorded_paths(name: str | None, pretrained: str | None, checkpoint: Path) -> None:
+    """A checkpoint may come from a stranger: a path in it is opened only if it lies in the checkpoint's own folder."""
+    folder = checkpoint.parent.resolve()
+    for text in (name, pretrained):
+        if text is None or is_published_name(text):
+            continue
+        place = Path(text.removeprefix("local-dir:")).expanduser()
+        if place.resolve().is_relative_to(folder):
+            _refuse_links_outside(place, folder)
+            continue
+        options = [
+            f"{option} {shlex.quote(value)}"
+            for option, value in (("--backbone", name), ("--pretrained", pretrained))
+            if value is not None
+        ]
+        raise CheckpointError(
+            "a path that a checkpoint records is opened only where you name it yourself",
+            got=text,
+            where=checkpoint,
+            next_step=f"If that file is yours, add {' '.join(options)}.",
+        )
+
+
+def _refuse_links_outside(place: Path, folder: Path) -> None:
+    for file in (place, *(place.iterdir() if place.is_dir() else ())):
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(
+                "what a bundle holds must lie in its own folder",
+                got=f"a link to {file.resolve()}",
+                where=file,
+                next_step="If that model is yours, name it by --backbone and --pretrained.",
+            )
 
 
 @torch.no_grad()

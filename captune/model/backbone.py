@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from captune.errors import ModelError, UsageError
 from captune.model.blocks import LeanOptions
+from captune.model.configuration import CONFIG_FILE, read_configuration, without_remote_code
 from captune.model.hub import offline_if_unreachable
 from captune.model.towers import LeanImageTower, LeanTextTower, image_refusal, text_refusal
-from captune.model.weights import CONFIG_FILE, TINY, VOCABULARY, find_source, model_config, open_model
+from captune.model.weights import TINY, VOCABULARY, find_source, model_config, open_model
 from captune.preprocessing import Preprocessing
 from captune.records import atomic_write
 
@@ -218,8 +219,12 @@ def _tokenizer(address: str, folder: Path | None) -> Callable[[Sequence[str]], T
     try:
         if folder is not None and (folder / VOCABULARY).is_file():
             return open_clip.get_tokenizer(address, bpe_path=str(folder / VOCABULARY))
-        with offline_if_unreachable() if _uses_hub(address) else contextlib.nullcontext():
+        config = read_configuration(address)
+        hub = offline_if_unreachable() if _uses_hub(address) else contextlib.nullcontext()
+        with hub, without_remote_code(config):
             return open_clip.get_tokenizer(address)
+    except ModelError:
+        raise
     except Exception as error:  # transformers and the Hub raise many kinds; each means: no tokenizer here
         raise ModelError(
             "the model's tokenizer must be installed or reachable",

@@ -13,12 +13,10 @@ Rules for QuickGELU, which no weight file states and the wrong choice of which o
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,9 @@ from torch import Tensor, nn
 
 from captune.errors import CaptuneError, ModelError, UsageError, did_you_mean
 from captune.model import use_timm
+from captune.model.configuration import CONFIG_FILE, read_configuration, without_remote_code
 from captune.model.hub import offline_if_unreachable
+from captune.model.torchscript import is_torchscript, read_torchscript
 from captune.seeding import derive_seed
 
 LOG = logging.getLogger(__name__)
@@ -40,8 +40,14 @@ TINY = "tiny"
 TINY_DIR = Path(__file__).parent / "assets" / "tiny"
 RANDOM = "random"
 VOCABULARY = "bpe_vocabulary.txt.gz"
-CONFIG_FILE = "open_clip_config.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+# The weights of a folder with an open_clip_config.json, in open_clip's own order.
+_MODEL_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
 # Entries that OpenAI's archives hold beside the weights.
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 _QUICK_SUFFIX = "-quickgelu"
@@ -105,6 +111,17 @@ def find_source(name: str | None, pretrained: str | None) -> Source:
     return _with_weights(source, name, pretrained)
 
 
+def is_published_name(text: str) -> bool:
+    """Whether a name or source of weights is one of captune's, open_clip's or a hub's, and no place on this machine."""
+    if text in (TINY, RANDOM) or text.startswith("hf-hub:"):
+        return True
+    if Path(text).expanduser().exists():
+        return False  # a file of that name would be taken before the tag
+    architecture, known = text.replace("/", "-"), open_clip.list_models()
+    tags = {tag for _, tag in open_clip.list_pretrained()}
+    return text in tags or architecture in known or architecture.removesuffix(_QUICK_SUFFIX) in known
+
+
 def _has_config(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
@@ -147,16 +164,19 @@ def _with_weights(source: Source, name: str, pretrained: str | None) -> Source:
     return source
 
 
-def _weight_file(folder: Path) -> Path:
+def _weight_file(folder: Path, preferred: Sequence[str] = ()) -> Path:
     files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
+    for name in preferred:
+        if folder / name in files:
+            return (folder / name).absolute()
     safe = [path for path in files if path.suffix == ".safetensors"]
     if len(safe) == 1 or len(files) == 1:
         return (safe or files)[0].absolute()
     raise UsageError(
-        "a folder given by --pretrained must hold one weight file",
+        "a folder of weights must hold one weight file",
         got=", ".join(path.name for path in files[:5]) or "none",
         where=folder,
-        next_step="Name the file itself.",
+        next_step="Name the file itself by --pretrained.",
     )
 
 
@@ -235,16 +255,20 @@ def open_model(source: Source) -> nn.Module:
     Raises:
         ModelError: weights that cannot be fetched, read without pickle, or fitted.
     """
-    if _has_timm_tower(source):
+    config = model_config(source)
+    if "timm_model_name" in config.get("vision_cfg", {}):
         use_timm()
+    if source.folder is not None and source.file is None and not source.random:
+        source.file = _weight_file(source.folder, preferred=_MODEL_FILES)
     try:
-        if source.random or source.file is not None:
-            model = _open_local(source)
-        else:
-            with _quiet(), offline_if_unreachable():
-                model = open_clip.create_model(
-                    source.name, pretrained=source.tag, force_quick_gelu=source.quick_gelu, require_pretrained=True
-                )
+        with without_remote_code(config):
+            if source.random or source.file is not None:
+                model = _open_local(source)
+            else:
+                with _quiet(), offline_if_unreachable():
+                    model = open_clip.create_model(
+                        source.name, pretrained=source.tag, force_quick_gelu=source.quick_gelu, require_pretrained=True
+                    )
     except CaptuneError:
         raise
     except ImportError as error:
@@ -261,18 +285,13 @@ def open_model(source: Source) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _has_timm_tower(source: Source) -> bool:
-    # What lies on a hub tells only when it is fetched.
-    return source.name.startswith("hf-hub:") or "timm_model_name" in model_config(source).get("vision_cfg", {})
-
-
 def _open_local(source: Source) -> nn.Module:
     state: dict[str, Tensor] | None = None
     if source.file is not None:
         state = read_weights(source.file)
         extras = [state.pop(key) for key in _OPENAI_EXTRAS if key in state]
         plain = source.folder is None and not source.name.endswith(_QUICK_SUFFIX) and not source.quick_gelu
-        if plain and (extras or _is_torchscript(source.file)):
+        if plain and (extras or is_torchscript(source.file)):
             source.quick_gelu = True
             source.notes.append(f"{source.file.name}: QuickGELU, since it has the form of OpenAI's release")
         elif plain:
@@ -309,18 +328,10 @@ def _fit(model: nn.Module, state: dict[str, Tensor]) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(Path(entry).name == "constants.pkl" for entry in archive.namelist())
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors, .bin, .pt or .pth file, never by unrestricted pickle.
 
-    A TorchScript archive (the form of OpenAI's release) is opened by `torch.jit.load` for its tensors; none of its
-    methods is called.
+    A TorchScript archive (the form of OpenAI's release) is read by `read_torchscript`, which runs nothing in it.
 
     Raises:
         ModelError: a damaged file, or one that holds more than tensors.
@@ -330,9 +341,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             if path.suffix == ".safetensors":
                 return dict(safetensors.torch.load_file(path))
-            if _is_torchscript(path):
-                archive: Any = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-                return dict(archive.state_dict())
+            if is_torchscript(path):
+                return read_torchscript(path)
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for one thing: this file cannot be read
         raise ModelError(
@@ -378,15 +388,7 @@ def model_config(source: Source) -> dict[str, Any]:
     """The architecture as open_clip_config.json states it, with the activation in force.
 
     Raises:
-        ModelError: the configuration cannot be read.
+        ModelError: the configuration cannot be read, or asks for more than towers.
     """
-    try:
-        with offline_if_unreachable() if source.name.startswith("hf-hub:") else contextlib.nullcontext():
-            config: dict[str, Any] | None = open_clip.get_model_config(source.name)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(
-            "the model's configuration must be readable", got=_first_line(error), where=source.name
-        ) from None
-    if config is None:
-        raise ModelError("the model must have a configuration", where=source.name)
+    config = read_configuration(source.name)
     return config | {"quick_gelu": True} if source.quick_gelu else config
