@@ -144,7 +144,9 @@ def test_a_bundle_file_needs_no_weights_at_the_recorded_place(photos: Path, tmp_
     shutil.copytree(Path(__file__).parents[2] / "captune" / "model" / "assets" / "tiny", weights)
     command = ["adapt", "--dataset", f"folder:{photos}", "--paradigm", "ul", "--backbone", f"local-dir:{weights}"]
     assert captune(*command, *QUICK, "--tuning", "prompts", "--out", tmp_path / "adapted") == 0
-    assert captune("export", tmp_path / "adapted", "--out", tmp_path / "bundle") == 0
+    export = ["export", tmp_path / "adapted", "--out", tmp_path / "bundle"]
+    assert captune(*export) == 1  # a recorded path is opened only where it is named
+    assert captune(*export, "--backbone", f"local-dir:{weights}") == 0
     shutil.rmtree(weights)
     load_backbone.__globals__["_load"].cache_clear()
     assert captune("predict", tmp_path / "bundle" / "checkpoint.safetensors", photos, "--out", tmp_path / "p.csv") == 0
