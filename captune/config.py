@@ -9,6 +9,7 @@ field with a description is a new option of `captune run`, `adapt` and `compare`
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,7 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from captune.errors import ConfigError, did_you_mean
 
@@ -134,7 +144,20 @@ PathField = Annotated[Path | None, AfterValidator(_absolute)]
 
 MODEL = Panel("Model and class names")
 HARDER = Panel("Harder pools")
+OWN = Panel("Your own images (folder:, csv:)")
 NO_OPTION = Panel(None)
+
+
+def _names_or_file(value: Any) -> Any:
+    """A file of class names by its absolute path, so that other processes find it; names themselves as they are."""
+    text = str(value) if isinstance(value, Path) else value
+    is_file = isinstance(text, str) and os.path.isfile(text)  # noqa: PTH113 - Path raises on long names
+    if isinstance(text, str) and (is_file or "," not in text or text.endswith((".yaml", ".yml", ".txt"))):
+        return str(Path(text).expanduser().absolute())
+    return text
+
+
+NamesField = Annotated[str | None, BeforeValidator(_names_or_file)]
 
 
 class TaskConfig(Config):
@@ -196,12 +219,26 @@ class TaskConfig(Config):
         description="zero-shot prompts: the class name put into the template, or (published) appended to it, "
         "a slip in the authors' code",
     )
-    class_names: Annotated[PathField, MODEL] = Field(None, description="YAML list of class names, in label order")
+    class_names: Annotated[NamesField, MODEL] = Field(
+        None,
+        description="names of the classes: 'ring,bar,cup', a text file with one name per line, or a YAML file; with "
+        "them a folder of images needs no labels",
+    )
     descriptions: Annotated[PathField, MODEL] = Field(
         None, description="YAML file of class descriptions for concept alignment"
     )
     unseal_pool: Annotated[bool, NO_OPTION] = Field(
         False, description="research: gives training the pool's true labels; every output says so"
+    )
+    labels: Annotated[Literal["auto", "none"], OWN] = Field(
+        "auto", description="none: read no labels; folders and label columns do not name classes"
+    )
+    pass_over: Annotated[str | None, OWN] = Field(None, description="folders (a,b) that are not read")
+    image_column: Annotated[str | None, OWN] = Field(None, description="csv: column of the image files; default path")
+    label_column: Annotated[str | None, OWN] = Field(None, description="csv: column of the labels; default label")
+    split_column: Annotated[str | None, OWN] = Field(None, description="csv: column of the splits; default split")
+    follow_links: Annotated[bool, OWN] = Field(
+        False, description="follow links that lead out of the data root, as DVC, git-annex and caches make them"
     )
 
     _paradigm_alias = field_validator("paradigm", mode="before")(_resolve_paradigm)

@@ -19,6 +19,8 @@ from captune.algorithms import ALGORITHMS, method_named, paper_config
 from captune.cli import options
 from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.data.catalog import DATASETS, check_dataset_name, published_results
+from captune.data.labelling import PREDICTIONS_CSV
+from captune.data.paradigms import NO_LABELS
 from captune.errors import UsageError
 from captune.records import atomic_write
 
@@ -136,6 +138,7 @@ def _one(
     notes: list[str],
 ) -> dict[str, Any]:
     from captune.training.evaluation import evaluate_trial
+    from captune.training.labelling import write_predictions
     from captune.training.trial import CHECKPOINT, EPOCHS, TrialRun
 
     work = out / ".trial"
@@ -155,6 +158,7 @@ def _one(
             progress.update(bar, completed=run.epoch, description=f"{method} seed {seed}, loss {record['loss']:.3f}")
     outcome = run.finish()
     metrics = evaluate_trial(task, "report", work)
+    write_predictions([work], task, "report", out / PREDICTIONS_CSV)
     _write_epochs(work / EPOCHS, out / "epochs.csv")
     (work / CHECKPOINT).replace(out / CHECKPOINT)
     (work / "config.yaml").replace(out / "config.yaml")
@@ -187,13 +191,18 @@ def _write_epochs(source: Path, target: Path) -> None:
 
 def _say(console: Console, task: TaskConfig, results: list[dict[str, Any]], out: Path) -> None:
     what = "harmonic mean of seen and unseen accuracy" if task.paradigm == "trzsl" else "accuracy"
+    measured = all(result["metric"] is not None for result in results)
     for result in results:
+        if not measured:
+            console.print(f"seed {result['seed']}: {NO_LABELS}", highlight=False)
+            continue
         console.print(
             f"seed {result['seed']}: {what} {100 * result['metric']:.2f} %, worst class "
-            f"{100 * result['worst_class_recall']:.1f} %",
+            f"{100 * result['worst_class_recall']:.1f} %"
+            + (f", over the {result['num_test']} images with a label" if _in_part(result) else ""),
             highlight=False,
         )
-    if len(results) > 1:
+    if len(results) > 1 and measured:
         values = 100 * np.array([result["metric"] for result in results])
         console.print(
             f"mean of {len(results)} seeds: {values.mean():.2f} % (sd {values.std(ddof=1):.2f})", highlight=False
@@ -201,3 +210,7 @@ def _say(console: Console, task: TaskConfig, results: list[dict[str, Any]], out:
     for line in published_results(task, results[0]["method"]):
         console.print(line, highlight=False)
     console.print(f"written: {out}", highlight=False, soft_wrap=True)
+
+
+def _in_part(result: dict[str, Any]) -> bool:
+    return bool(result["num_test"] < result["num_classified"])

@@ -11,10 +11,13 @@ from typing import Any
 
 from captune.algorithms.concepts import mismatch_report
 from captune.config import TaskConfig
-from captune.records import COMPLETE, CONFIRM, JOURNAL, REFERENCE, SEARCH, Journal, read_journal
+from captune.data.labelling import PREDICTIONS_CSV
+from captune.records import COMPLETE, CONFIRM, JOURNAL, REFERENCE, SEARCH, STRESS, Journal, read_journal
+from captune.results.load import load_run
 from captune.training.context import Role, open_context
 from captune.training.ensemble import write_ensemble
 from captune.training.evaluation import oracle_score
+from captune.training.labelling import write_predictions
 from captune.tuning.cell import ORACLE
 from captune.tuning.votes import CRITERION as ENSV
 from captune.tuning.votes import Votes
@@ -88,6 +91,18 @@ def _settle_votes(directory: Path, runs: dict[str, dict[str, Any]], journal: Jou
     scores = {key: score for key in voters if (score := votes.agreement(key)) is not None}
     if scores:
         journal.append("settled", criterion=ENSV, scores=scores, time=time.time())
+
+
+def write_study_predictions(directory: Path) -> Path | None:
+    """Write predictions.csv: what the advised candidate, over all its seeds, says of the images of the report."""
+    run = load_run(directory)
+    name = (run.choice or {}).get("name")
+    own = [trial for trial in run.trials if trial.name == name and trial.phase != STRESS and trial.state == COMPLETE]
+    role: Role = "report" if any(trial.role == "report" for trial in own) else "score"
+    runs = [directory / "trials" / trial.key for trial in own if trial.role == role]
+    task = TaskConfig.parse(run.study["task"], where=directory / JOURNAL)
+    file = directory / PREDICTIONS_CSV
+    return file if write_predictions(runs, task, role, file) else None
 
 
 def record_mismatch(directory: Path) -> None:

@@ -1,8 +1,9 @@
-"""captune predict: classes and probabilities of images, as CSV."""
+"""captune predict: classes and probabilities of images, as CSV; the images sorted into class folders."""
 
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,9 @@ import typer
 from rich.console import Console
 
 from captune.cli import options
-from captune.errors import DataError
+from captune.data.labelling import Prediction, check_empty, predictions, predictions_csv, sort_into_folders
+from captune.data.tree import printable
+from captune.errors import DataError, UsageError
 
 
 @options.with_options("task", only=("backbone", "pretrained"))
@@ -19,46 +22,85 @@ def predict(
     given: options.Given,
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.safetensors, its folder, or what `export` wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="Number of classes listed per image.")] = 5,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="List that many classes per image, one line each; default: the best two.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file; default: standard output.", metavar="FILE")] = None,
+    copy_to: Annotated[
+        Path | None, typer.Option(help="Also sort copies of the images into DIR/<class>/.", metavar="DIR")
+    ] = None,
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="With --copy-to: leave out images whose class is less probable.")
+    ] = 0.0,
+    link: Annotated[bool, typer.Option("--link", help="With --copy-to: symbolic links instead of copies.")] = False,
     device: options.Device = "auto",
 ) -> int:
     """Classify images with an adapted model.
 
-    Example: captune predict adapted/checkpoint.safetensors photos/ --top 3
+    Example: captune predict adapted/checkpoint.safetensors photos/ --out predictions.csv
     """
+    if copy_to is None and (link or min_confidence):
+        raise UsageError("--link and --min-confidence must come with --copy-to", got="none")
     with Console(stderr=True).status("Loading PyTorch"):
         from captune.adapted import open_adapted, top_k
         from captune.data.loose_images import image_files, preprocessed_batches
     files = image_files(images)
     if out is not None:
         options.check_writable(out)
+    if copy_to is not None:
+        _check_apart(copy_to, images)
     model = open_adapted(checkpoint, **given.task, device=device)
     frozen = model.image_backbone
     console = Console(stderr=True)
     options.say_notes(console, frozen.notes)
-    rows: list[list[object]] = []
+    listed: list[list[object]] = []
+    found: list[Prediction] = []
     broken: list[tuple[Path, str]] = []
     for batch in preprocessed_batches(files, frozen.preprocessing, frozen.device, broken):
         probs_BK = model.probabilities(batch.pixels_B3SS)
-        for path, best in zip(batch.paths, top_k(probs_BK, model.class_names, top), strict=True):
-            rows += [[path, rank, name, f"{value:.6f}"] for rank, (name, value) in enumerate(best, start=1)]
-    if not rows:
+        names = [str(path) for path in batch.paths]
+        found += predictions(names, probs_BK.cpu().numpy(), model.class_names)
+        if top is not None:
+            for name, best in zip(names, top_k(probs_BK, model.class_names, top), strict=True):
+                listed += [
+                    [printable(name), rank, label, f"{value:.6f}"] for rank, (label, value) in enumerate(best, start=1)
+                ]
+    if not found:
         raise DataError(
             "at least one image must be readable",
             got=f"{len(broken)} broken files, first {broken[0][0]}: {broken[0][1]}",
         )
-    _write(rows, out)
+    _write(predictions_csv(found) if top is None else _ranked_csv(listed), out)
+    if copy_to is not None:
+        sorted_in, left_out = sort_into_folders(found, copy_to, min_confidence=min_confidence, link=link)
+        words = f"{'links to' if link else 'copies of'} {sorted_in} images are sorted by class in {copy_to}"
+        words += f"; {left_out} less probable than {min_confidence:g} are left out" if left_out else ""
+        console.print(words, highlight=False, soft_wrap=True, markup=False)
     for path, reason in broken:
-        console.print(f"not read: {path}: {reason}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"not read: {printable(path)}: {reason}", highlight=False, soft_wrap=True, markup=False)
     return 1 if broken else 0
 
 
-def _write(rows: list[list[object]], out: Path | None) -> None:
-    header = ["image", "rank", "class", "probability"]
+def _check_apart(copy_to: Path, images: list[Path]) -> None:
+    check_empty(copy_to)
+    around = [place for place in images if place.is_dir() and copy_to.resolve().is_relative_to(place.resolve())]
+    if around:
+        raise UsageError(
+            "--copy-to must lie outside the folders of images, or the copies become images of the next command",
+            got=str(copy_to),
+            where=around[0],
+        )
+
+
+def _ranked_csv(rows: list[list[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["image", "rank", "class", "probability"], *rows])
+    return text.getvalue()
+
+
+def _write(text: str, out: Path | None) -> None:
     if out is None:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerows([header, *rows])
+        sys.stdout.write(text)
         return
     with out.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+        file.write(text)

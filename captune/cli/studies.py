@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from captune.cli.closing import prepare_choice, record_mismatch
+from captune.cli.closing import prepare_choice, record_mismatch, write_study_predictions
 from captune.cli.options import say_notes
 from captune.config import StudyConfig
 from captune.errors import StudyError, UsageError
@@ -202,7 +202,8 @@ def conclude(opened: OpenStudy, console: Console) -> StudyError | None:
     record_choice(directory)
     record_mismatch(directory)
     open_seal(directory)
-    files = report_run(directory)
+    labelling = write_study_predictions(directory)
+    files = [*([labelling] if labelling else []), *report_run(directory)]
     show_result(load_run(directory), files, console)
     return None
 
@@ -235,7 +236,10 @@ def show_result(run: RunRecord, files: Sequence[Path], console: Console) -> None
         metrics = [trial.metric for trial in reports if trial.metric is not None]
         paper = " (paper)" if row["config_id"] == 0 else ""
         table.add_row(
-            row["name"] + paper, _mean_sd(row["mean_score"], row["sd"]), _percent(metrics), str(row["num_seeds"])
+            row["name"] + paper,
+            _mean_sd(row["mean_score"], row["sd"]),
+            _percent(metrics) if run.measurable else "no labels: not measured",
+            str(row["num_seeds"]),
         )
     console.print(table)
     if run.select_by == "oracle":

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from captune.config import TaskConfig
-from captune.data.dataset import Dataset, Split
+from captune.data.class_folders import read_folder
+from captune.data.dataset import UNKNOWN, Dataset, Split
 from captune.data.difficulties import hide_classes
 from captune.data.digits import CLASS_NAMES, TEMPLATE, digits_splits, load_digits_arrays
 from captune.data.feature_bank import read_feature_file
-from captune.data.layouts import read_class_folders, read_manifest
 from captune.data.listing import Layout, Listing
-from captune.data.overrides import apply_overrides
+from captune.data.manifests import Columns, read_manifest
+from captune.data.overrides import GivenNames, apply_overrides, read_class_names
 from captune.data.published import published_results
 from captune.data.rows import DATASETS, DatasetRow
-from captune.data.tree import name_some
+from captune.data.tree import name_some, printable
 from captune.errors import DataError, UsageError, did_you_mean
 
 __all__ = [
@@ -47,11 +49,12 @@ def load_dataset(task: TaskConfig) -> Dataset:
         DataError: not on disk (what is missing, where to put it, what works now), or not as it should be.
     """
     kind, _, place = task.dataset.partition(":")
+    given = read_class_names(task.class_names)
     if place and kind in _OWN:
-        dataset = _own_dataset(task.dataset, kind, Path(place).expanduser().absolute())
+        dataset = _own_dataset(task, kind, Path(place).expanduser().absolute(), given)
     else:
         dataset = _catalogue_dataset(dataset_row(task.dataset), task)
-    dataset = apply_overrides(dataset, task)
+    dataset = apply_overrides(dataset, task, given)
     if place and kind in _OWN:
         _refuse_equal_names(dataset)
     return hide_classes(dataset, task) if task.open_set_fraction else dataset
@@ -187,7 +190,17 @@ def _catalogue_dataset(row: DatasetRow, task: TaskConfig) -> Dataset:
         source=str(paths[0]),
         layout=layout.name,
         licence=row.licence,
+        notes=_catalogue_notes(row, layout, listing),
     )
+
+
+def _catalogue_notes(row: DatasetRow, layout: Layout, listing: Listing) -> tuple[str, ...]:
+    if listing.cut and layout.name != "CoOp":
+        return (
+            f"{row.key} is read as {layout.name} without a split file, cut by captune: {listing.cut}. "
+            "Numbers made with this split do not compare with published ones.",
+        )
+    return (f"{row.key} is read as {layout.name}, its own split files",)
 
 
 def _digits(row: DatasetRow) -> Dataset:
@@ -208,24 +221,48 @@ def _digits(row: DatasetRow) -> Dataset:
     )
 
 
-def _own_dataset(key: str, kind: str, place: Path) -> Dataset:
+def _own_dataset(task: TaskConfig, kind: str, place: Path, given: GivenNames | None) -> Dataset:
+    labels = task.labels == "auto"
     if kind == "features":
-        return read_feature_file(place, key, _PLAIN_TEMPLATE)
+        dataset = read_feature_file(place, task.dataset, _PLAIN_TEMPLATE)
+        return dataset if labels else _unlabelled(dataset)
     if kind == "folder" and not place.is_dir():
         raise DataError("folder:DIR must be a folder", got="none" if not place.exists() else "a file", where=place)
-    listing = read_class_folders(place) if kind == "folder" else read_manifest(place)
+    if kind == "folder":
+        listing = read_folder(place, given, labels=labels)
+    else:
+        names = (task.image_column, task.label_column, task.split_column)
+        columns = Columns(*(name or default for name, default in zip(names, astuple(Columns()), strict=True)))
+        root, links = task.data_root, task.follow_links
+        listing = read_manifest(place, given, labels=labels, columns=columns, root=root, follow_links=links)
     splits = listing.located()
     return Dataset(
-        key=key,
+        key=task.dataset,
         class_names=listing.class_names,
         template=_PLAIN_TEMPLATE,
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],
         source=str(place),
-        layout="class folders" if kind == "folder" else "manifest",
+        layout=listing.layout,
         licence="that of your own data",
+        notes=_reading_notes(task.dataset, listing),
     )
+
+
+def _unlabelled(dataset: Dataset) -> Dataset:
+    """The dataset as if nobody had labelled it."""
+
+    def hidden(split: Split) -> Split:
+        return replace(split, labels_N=np.full(len(split), UNKNOWN))
+
+    return replace(dataset, train=hidden(dataset.train), val=hidden(dataset.val), test=hidden(dataset.test))
+
+
+def _reading_notes(key: str, listing: Listing) -> tuple[str, ...]:
+    """How a dataset was read, in one sentence, and what else its reader said."""
+    cut = f", cut by captune: {listing.cut}" if listing.cut else ""
+    return (f"{printable(key)} is read as {listing.layout}{cut}", *listing.notes)
 
 
 def _missing(row: DatasetRow, root: Path, task: TaskConfig) -> DataError:

@@ -51,6 +51,7 @@ class Dataset:
         source: where it lies, for people.
         layout: the folder shape it was read in, for people.
         licence: what its owners allow, for people.
+        notes: what a person should know of how it was read, one sentence each.
     """
 
     key: str
@@ -66,6 +67,7 @@ class Dataset:
     source: str = ""
     layout: str = ""
     licence: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def num_images(self) -> int:

@@ -26,12 +26,18 @@ class Listing:
         splits: "train", "val", "test" → images and labels.
         image_folder: what image names are relative to; None where they are absolute and already checked.
         where: the file or folder that said so, for messages.
+        layout: the shape it was read in, for people; empty where the caller knows.
+        notes: what a person should know of how it was read, one sentence each.
+        cut: how captune itself cut it into splits; empty for splits that were given.
     """
 
     class_names: tuple[str, ...]
     splits: dict[str, Items]
     image_folder: Path | None
     where: str
+    layout: str = ""
+    notes: tuple[str, ...] = ()
+    cut: str = ""
 
     def located(self) -> dict[str, Split]:
         """The splits with files looked up on disk.

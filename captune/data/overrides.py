@@ -1,8 +1,9 @@
-"""A person's own class names and template in place of the dataset's."""
+"""A person's own class names and template: a list on the command line, a text file, or YAML."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,142 @@ from captune.data.dataset import Dataset
 from captune.data.tree import name_some
 from captune.errors import ConfigError, UsageError, did_you_mean
 
+_YAML = (".yaml", ".yml", ".json")
 
-def apply_overrides(dataset: Dataset, task: TaskConfig) -> Dataset:
-    """Class names from `--class-names`, the template from the same file or `--template` (which wins).
 
-    The file is a YAML list of K names in label order, or a mapping with `class_names` (that list, or old name → new
-    name for some classes) and `template`.
+@dataclass(frozen=True)
+class GivenNames:
+    """What `--class-names` says.
+
+    Attributes:
+        names: all class names in label order, or None.
+        renamed: old class name → new one, or None.
+        template: a prompt template, or None.
+        where: the file or option, for messages.
+    """
+
+    names: tuple[str, ...] | None
+    renamed: dict[str, Any] | None
+    template: str | None
+    where: str
+
+    def of(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """New names of a dataset's classes, in its label order. A list that holds the same names in another order, or
+        spelled otherwise, stays with the classes it names.
+
+        Raises:
+            ConfigError: another number of names, an old name that is not there, names that are empty or equal.
+        """
+        if self.renamed is not None:
+            _refuse_unknown(self.renamed, names, self.where)
+            return checked_names([self.renamed.get(name, name) for name in names], self.where)
+        if self.names is None:
+            return names
+        if len(self.names) != len(names):
+            raise ConfigError(
+                f"class_names must be {len(names)} names in label order",
+                got=f"{len(self.names)} names",
+                where=self.where,
+                next_step="If the dataset's classes are not those to tell apart, add --labels none.",
+            )
+        spelled = {spelling(name): name for name in self.names}
+        if spelled.keys() == {spelling(name) for name in names}:
+            return tuple(spelled[spelling(name)] for name in names)
+        moved = [name for name, new in zip(names, self.names, strict=True) if spelling(name) in spelled]
+        moved = [name for name in moved if spelling(self.names[names.index(name)]) != spelling(name)]
+        if moved:
+            raise ConfigError(
+                "class_names must stand in the dataset's label order",
+                got=f"{name_some(moved)} at another place than in the dataset",
+                where=self.where,
+                next_step=f"The dataset's order: {', '.join(names)}.",
+            )
+        return self.names
+
+
+def _refuse_unknown(renamed: dict[str, Any], names: tuple[str, ...], where: str) -> None:
+    unknown = [old for old in renamed if old not in names]
+    if unknown:
+        raise ConfigError(
+            "class_names must rename classes of the dataset",
+            got=f"'{unknown[0]}'",
+            where=where,
+            next_step=did_you_mean(unknown[0], names),
+        )
+
+
+def apply_overrides(dataset: Dataset, task: TaskConfig, given: GivenNames | None) -> Dataset:
+    """The dataset under the names and the template of `--class-names`; `--template` wins over the file's.
 
     Raises:
-        ConfigError: not such a file, another number of names, names that are empty or equal.
+        ConfigError: names that do not fit the dataset's classes.
         UsageError: a template without exactly one `{}`.
     """
     names, template = dataset.class_names, dataset.template
-    if task.class_names is not None:
-        values = _read(task.class_names)
-        given = values if isinstance(values, list) else values.get("class_names", list(names))
-        names = _class_names(given, names, task.class_names)
-        if isinstance(values, dict) and "template" in values:
-            template = checked_template(values["template"], f"{task.class_names}: template")
+    if given is not None:
+        names, template = given.of(names), given.template or template
     if task.template is not None:
         template = checked_template(task.template, "--template")
     return replace(dataset, class_names=names, template=template)
 
 
-def _read(file: Path) -> Any:
+def spelling(name: str) -> str:
+    """A name without what two spellings of one class differ in: case, outer blanks, `_` for a space."""
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
+def read_class_names(given: str | None) -> GivenNames | None:
+    """What `--class-names` says; None without it.
+
+    Args:
+        given: names parted by commas, or a file: YAML (.yaml, .yml, .json) that holds a list, or a mapping with
+            `class_names` (a list, or old name → new name) and `template`; any other file: one name a line.
+
+    Raises:
+        ConfigError: not such a file, names that are not text, empty or equal.
+        UsageError: a template without exactly one `{}`.
+    """
+    if given is None:
+        return None
+    if "," in given and not os.path.isabs(given):  # noqa: PTH117 - names are no path
+        return GivenNames(checked_names(given.split(","), "--class-names"), None, None, "--class-names")
+    file = Path(given)
+    text = _text(file)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    is_yaml = file.suffix.lower() in _YAML or (bool(lines) and all(line.startswith("- ") for line in lines))
+    if not is_yaml:
+        return GivenNames(checked_names(lines, str(file)), None, None, str(file))
+    values = _yaml(text, file)
+    template = None
+    if isinstance(values, dict):
+        if "template" in values:
+            template = checked_template(values["template"], f"{file}: template")
+        values = values.get("class_names")
+    if isinstance(values, dict):
+        return GivenNames(None, {str(old): new for old, new in values.items()}, template, str(file))
+    if values is not None and not isinstance(values, list):
+        raise ConfigError("class_names must be a list or a mapping", got=type(values).__name__, where=file)
+    return GivenNames(None if values is None else checked_names(values, str(file)), None, template, str(file))
+
+
+def _text(file: Path) -> str:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError("a file of class names must be readable", got=error.strerror, where=file) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "a file of class names must be readable",
+            got=error.strerror,
+            where=file,
+            next_step='Give names as --class-names "ring,bar,cup", or a file with one name a line.',
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError("a file of class names must be UTF-8 text", got=f"byte {error.start}", where=file) from None
+
+
+def _yaml(text: str, file: Path) -> Any:
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError("a file of class names must be YAML", got=str(error), where=file) from None
     if not isinstance(values, (list, dict)):
         raise ConfigError(
@@ -49,48 +157,35 @@ def _read(file: Path) -> Any:
             got=type(values).__name__,
             where=file,
         )
-    unknown = (
-        sorted(str(key) for key in values if key not in ("class_names", "template")) if isinstance(values, dict) else []
-    )
+    known = ["class_names", "template"]
+    unknown = sorted(str(key) for key in values if key not in known) if isinstance(values, dict) else []
     if unknown:
         raise ConfigError(
             "a file of class names must hold class_names and template only",
             got=f"'{unknown[0]}'",
             where=file,
-            next_step=did_you_mean(unknown[0], ["class_names", "template"]),
+            next_step=did_you_mean(unknown[0], known),
         )
     return values
 
 
-def _class_names(given: Any, names: tuple[str, ...], file: Path) -> tuple[str, ...]:
-    if isinstance(given, dict):
-        unknown = [str(old) for old in given if str(old) not in names]
-        if unknown:
-            raise ConfigError(
-                "class_names must rename classes of the dataset",
-                got=f"'{unknown[0]}'",
-                where=file,
-                next_step=did_you_mean(unknown[0], names),
-            )
-        renamed = {str(old): new for old, new in given.items()}
-        given = [renamed.get(name, name) for name in names]
-    if not isinstance(given, list) or len(given) != len(names):
-        raise ConfigError(
-            f"class_names must be {len(names)} names in label order",
-            got=f"{len(given)} names" if isinstance(given, list) else type(given).__name__,
-            where=file,
-        )
+def checked_names(given: list[Any], where: str) -> tuple[str, ...]:
+    """Names as text, without outer blanks.
+
+    Raises:
+        ConfigError: no names, names that are not text, empty or equal.
+    """
     # YAML reads `no`, `1` and the like as other types than text.
     odd = [str(name) for name in given if not isinstance(name, (str, int)) or isinstance(name, bool)]
     if odd:
-        raise ConfigError("class names must be text", got=f"{odd[0]}", where=file, next_step="Put it in quotes.")
+        raise ConfigError("class names must be text", got=f"{odd[0]}", where=where, next_step="Put it in quotes.")
     result = tuple(str(name).strip() for name in given)
     twice = sorted({name for name in result if result.count(name) > 1})
-    if "" in result or twice:
+    if not result or "" in result or twice:
         raise ConfigError(
             "class names must be different and not empty",
-            got=name_some(twice) if twice else "an empty name",
-            where=file,
+            got=name_some(twice) if twice else "an empty name" if result else "none",
+            where=where,
         )
     return result
 

@@ -29,6 +29,9 @@ Role = Literal["score", "report"]
 _MAX_VALIDATION_SHOTS = 4
 _UNSEEN_SHARE = 0.38
 _VALIDATION_SHARE = 0.2
+_TELLING_IMAGES = 100
+NO_LABELS = "no labels: accuracy is not measured"
+"""What is said where a number would need labels that nobody has."""
 
 
 class SealedLabels:
@@ -87,6 +90,8 @@ class Task:
         pseudolabelled_K: classes that may be pseudolabelled (TRZSL: the unseen ones, pseudo-unseen ones included).
         seen_K: TRZSL: classes that count as seen in the report metric; otherwise none.
         pseudo_unseen_K: TRZSL with role "score": seen classes that are treated as unseen; otherwise none.
+        num_measurable: images of `test` whose label somebody has written down; only over these can a metric be.
+        notes: what a person should know of the data and of how much they can tell, one sentence each.
     """
 
     config: TaskConfig
@@ -101,6 +106,8 @@ class Task:
     pseudolabelled_K: BoolArray
     seen_K: BoolArray
     pseudo_unseen_K: BoolArray
+    num_measurable: int
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -136,7 +143,7 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
     roles = _PARADIGMS[config.paradigm](dataset, config, role)
     labels_M = dataset.labels_M
     pool = _thinned(roles.pool, labels_M, np.flatnonzero(roles.pseudolabelled_K), config)
-    test = dataset.indices("test")
+    test = _reported(dataset, config)
     for name, images in (("pool", pool), ("test split", test)):
         if len(images) == 0:
             raise DataError(
@@ -150,6 +157,11 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
         pool, holdout = _held_out(pool, config)
     labelled = _unsealed(roles.labelled, pool, labels_M, config) if config.unseal_pool else roles.labelled
     given_M = _given_labels(roles, labels_M, config)
+    num_measurable = int((labels_M[test] != UNKNOWN).sum())
+    num_scored = len(holdout) or len(roles.validation)
+    notes = [*dataset.notes, *_label_notes(num_measurable, len(test), config)]
+    if role == "score":
+        notes += _size_notes(len(pool) + len(holdout), num_scored)
     task = Task(
         config=config,
         dataset=config.dataset,
@@ -163,8 +175,31 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
         pseudolabelled_K=_frozen_mask(roles.pseudolabelled_K),
         seen_K=_frozen_mask(roles.seen_K),
         pseudo_unseen_K=_frozen_mask(roles.pseudo_unseen_K),
+        num_measurable=num_measurable,
+        notes=tuple(notes),
     )
     return task, SealedLabels(pool=labels_M[pool], holdout=labels_M[holdout], test=labels_M[test])
+
+
+def _label_notes(num_measurable: int, num_reported: int, config: TaskConfig) -> list[str]:
+    if config.open_set_fraction or num_measurable == num_reported:
+        return []
+    if num_measurable == 0:
+        return [f"{NO_LABELS}. The {num_reported} images are classified all the same, see predictions.csv"]
+    return [f"test metrics are over the {num_measurable} of {num_reported} classified images that have a label"]
+
+
+def _size_notes(num_pool: int, num_scored: int) -> list[str]:
+    """How small a gain the scored images can show: 1.28 standard errors of a difference of two shares of them, where
+    the two predict otherwise on a tenth (`captune.results.choice.noise_margin`).
+    """
+    if num_scored >= _TELLING_IMAGES or num_scored == 0:
+        return []
+    points, telling = (100 * 1.28 * (0.1 / count) ** 0.5 for count in (num_scored, _TELLING_IMAGES))
+    return [
+        f"the pool holds {num_pool} images and configurations are compared on {num_scored}: gains below about "
+        f"{points:.0f} points cannot be told from chance (below {telling:.0f} from {_TELLING_IMAGES} such images on)"
+    ]
 
 
 _EMPTY_HELP = {
@@ -185,21 +220,43 @@ class _Roles:
     pseudo_unseen_K: BoolArray
 
 
+def _reported(dataset: Dataset, config: TaskConfig) -> IntArray:
+    """The images a person wants to know the classes of: the test split, and training images nobody has labelled."""
+    if config.open_set_fraction:  # those are of classes that nobody asks for
+        return dataset.indices("test")
+    return np.union1d(dataset.indices("test"), np.flatnonzero(dataset.labels_M == UNKNOWN))
+
+
 def _unsupervised(dataset: Dataset, config: TaskConfig, role: Role) -> _Roles:
     nothing = np.empty(0, np.int64)
     return _roles(dataset, labelled=nothing, pool=_training_images(dataset, config), validation=nothing)
 
 
 def _semi_supervised(dataset: Dataset, config: TaskConfig, role: Role) -> _Roles:
-    train = _training_images(dataset, config)
-    labelled = draw_shots(dataset, train, config.num_shots)
+    train, labels_M = _training_images(dataset, config), dataset.labels_M
+    in_part = not config.open_set_fraction and bool((labels_M[train] == UNKNOWN).any())
+    if in_part and config.shots is None:  # what somebody took the pains to label is used
+        labelled = train[labels_M[train] != UNKNOWN]
+    else:
+        labelled = draw_shots(dataset, train, config.num_shots, as_many_as_there_are=in_part)
+    if in_part and not len(labelled) and config.num_shots:
+        raise DataError(
+            "ssl must have labelled training images",
+            got="none",
+            where=config.dataset,
+            next_step="Use --paradigm ul, which needs no label.",
+        )
     pool = np.setdiff1d(train, labelled)
     validation = np.empty(0, np.int64)
     if role == "score" and config.num_shots:
         shots = min(config.num_shots, _MAX_VALIDATION_SHOTS)
         own = dataset.indices("val") if config.protocol == "coop" else np.empty(0, np.int64)
+        own = own[labels_M[own] != UNKNOWN]
         # Without validation images of its own the paradigm labels as many more of the pool, which then leave it.
         validation = draw_shots(dataset, own if len(own) else pool, shots, as_many_as_there_are=True)
+        if not len(validation):  # every label there is was taken
+            validation = _one_in_five(dataset, labelled, config)
+            labelled = np.setdiff1d(labelled, validation)
         pool = np.setdiff1d(pool, validation)
     return _roles(dataset, labelled=labelled, pool=pool, validation=validation)
 
@@ -232,7 +289,8 @@ def _transductive_zero_shot(dataset: Dataset, config: TaskConfig, role: Role) ->
 
 def _transductive_fine_tuning(dataset: Dataset, config: TaskConfig, role: Role) -> _Roles:
     labelled = draw_shots(dataset, _training_images(dataset, config), config.num_shots)
-    return _roles(dataset, labelled=labelled, pool=dataset.indices("test"), validation=np.empty(0, np.int64))
+    pool = np.setdiff1d(_reported(dataset, config), labelled)
+    return _roles(dataset, labelled=labelled, pool=pool, validation=np.empty(0, np.int64))
 
 
 _PARADIGMS: dict[str, Callable[[Dataset, TaskConfig, Role], _Roles]] = {

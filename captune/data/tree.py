@@ -97,6 +97,13 @@ class Tree:
         _refuse_outside(outside, self.base)
         return found
 
+    def direct_images(self, *parts: str) -> list[str]:
+        """Absolute paths of the images right in a folder, in order of their names."""
+        folder = self._enter(list(parts))
+        if folder is None:
+            return []
+        return [f"{folder.path}/{name}" for name in sorted(folder.files) if _is_image(name)]
+
     def folders(self, *parts: str) -> list[str]:
         """Names of the folders in a folder, in order; hidden ones are passed over.
 
@@ -123,7 +130,7 @@ class Tree:
             return []
         found = []
         for name in sorted(folder.files):
-            if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
+            if not _is_image(name):
                 continue
             if name in folder.links and not self._holds(f"{folder.path}/{name}"):
                 outside.append(f"{folder.path}/{name}")
@@ -186,6 +193,10 @@ class _Folder:
                 self._folded.setdefault(known.casefold(), []).append(known)
         same = [known for known in self._folded.get(name.casefold(), []) if known in names]
         return same[0] if len(same) == 1 else None
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _refuse_circle(link: str, folder: str) -> None:

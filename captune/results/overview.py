@@ -17,8 +17,8 @@ from captune.results.runs import RunRecord
 _COLUMNS = (
     "run", "dataset", "paradigm", "method", "select_by", "metric_name", "advice", "num_screened", "num_trials",
     "num_complete", "num_stopped_early", "num_failed", "num_unfinished", "num_confirmed", "num_confirm_runs",
-    "sealed_opened", "num_classes", "num_pool", "num_test", "interval_level", "minimum_effect", "notes", "next_steps",
-    "seed", "captune", "git", "host", "compute_seconds",
+    "sealed_opened", "measurable", "num_classes", "num_pool", "num_test", "interval_level", "minimum_effect", "notes",
+    "next_steps", "seed", "captune", "git", "host", "compute_seconds",
 )  # fmt: skip
 _RISING = 0.002
 """An expected gain above this (0.2 points) over the last quarter of the trials says that more trials would still
@@ -54,6 +54,7 @@ def _row(run: RunRecord) -> dict[str, Any]:
         "num_confirmed": len({trial.name for trial in confirmed}),
         "num_confirm_runs": len(confirmed),
         "sealed_opened": run.sealed_opened,
+        "measurable": run.measurable,
         "num_classes": run.opened.get("num_classes"),
         "num_pool": run.opened.get("num_pool"),
         "num_test": run.opened.get("num_test"),

@@ -149,7 +149,7 @@ def _one_run(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) ->
     )
     parts = [stamp, f"<p class=advice>{escape(_ADVICE.get(str(best['advice']), str(best['advice'])))}</p>"]
     parts += _section("What was chosen, and why", f"<p>{escape(plain(best['reason']))}.</p>", _settings(best))
-    parts += _section("How sure", *_how_sure(best))
+    parts += _section("How sure", *_how_sure(best, run))
     parts += _section("What to try next", _list(run["next_steps"]))
     parts += _section("What cannot be said", _list(run["notes"]))
     parts += _section("What was run", _what_was_run(run), _figure(figures, "study"))
@@ -176,8 +176,12 @@ def _settings(best: Row) -> str:
     )
 
 
-def _how_sure(best: Row) -> list[str]:
+def _how_sure(best: Row, run: Row) -> list[str]:
     metric = str(best["metric_name"]).replace("_", " ")
+    if is_known(run.get("measurable")) and not run["measurable"]:
+        return [
+            f"<p>No labels: {escape(metric)} is not measured. predictions.csv says what each image was taken for.</p>"
+        ]
     if not is_known(best["test_mean"]):
         return [f"<p>No sealed {escape(metric)} exists for it yet; what is known is the selection score above.</p>"]
     facts = [

@@ -127,6 +127,12 @@ class RunRecord:
         """Whether sealed labels were used; before that no metric may be shown."""
         return any(phase.get("name") == "sealed_opened" for phase in self.phases)
 
+    @property
+    def measurable(self) -> bool:
+        """Whether any test image has a label; unknown, and so assumed, until a report was written."""
+        reports = [trial.report for trial in self.trials if trial.report is not None]
+        return not reports or any(report.get("num_test") != 0 for report in reports)
+
     def of_phase(self, phase: str) -> list[TrialRecord]:
         """The trials of one phase in table order."""
         return [trial for trial in self.trials if trial.phase == phase]

@@ -88,14 +88,20 @@ def prepare_node(config: TaskConfig, *, progress: Callable[[int, int], None] | N
     _open(config, "report", "auto", progress=progress)
 
 
-def cell_notes(config: TaskConfig) -> tuple[str, ...]:
-    """What a person should know of a cell's backbone before its numbers are read; no weights are opened.
+def cell_notes(config: TaskConfig, task: Task | None = None) -> tuple[str, ...]:
+    """What a person should know of a cell's data and backbone before its numbers are read; no weights are opened.
+
+    Args:
+        config: the cell.
+        task: its task where it is at hand; else the one of role "report" is built.
 
     Raises:
         UsageError: an unknown backbone or tag, or weights that are not there.
+        DataError: the data cannot be read.
     """
+    data_notes = (task or build_task(config, role="report")[0]).notes
     if config.dataset.startswith("features:"):
-        return ()
+        return data_notes
     name, pretrained = default_backbone(config)
     notes = find_source(name, pretrained).notes
     if name == TINY and config.dataset != "digits":
@@ -104,7 +110,7 @@ def cell_notes(config: TaskConfig) -> tuple[str, ...]:
             f"{config.dataset}. For numbers that mean something name a CLIP by --backbone and --pretrained.",
             *notes,
         ]
-    return tuple(notes)
+    return (*data_notes, *notes)
 
 
 def _open(

@@ -33,7 +33,9 @@ def evaluate_trial(config: TaskConfig, role: Role, directory: Path) -> dict[str,
     Returns:
         `metric` (accuracy; TRZSL: harmonic mean of seen and unseen accuracy), `accuracy`, `seen_accuracy`,
         `unseen_accuracy` (TRZSL, else None), `per_class_recall` [K], `worst_class_recall`, `ece`, `prediction_balance`,
-        `prediction_cv`, and the `confused_pairs` [[true class, predicted class, images], ...] with most images.
+        `prediction_cv`, `num_test` (images measured on), `num_classified` (those without a label too), and the
+        `confused_pairs` [[true class, predicted class, images], ...] with most images. Over the images that have a
+        label; where none has one, what needs labels is None and the balance is over all images.
 
     Raises:
         RecordError: the predictions are missing or of another number of images.
@@ -51,7 +53,8 @@ def evaluate_trial(config: TaskConfig, role: Role, directory: Path) -> dict[str,
             next_step="Were files of the dataset changed since the run? Restore them, or run the study again.",
         )
     known_N = labels_N >= 0
-    return _metrics(probs_NK[known_N], labels_N[known_N], task)
+    measured = _metrics(probs_NK[known_N], labels_N[known_N], task) if known_N.any() else _unmeasured(probs_NK)
+    return measured | {"num_classified": len(labels_N)}
 
 
 def oracle_score(config: TaskConfig, role: Role, directory: Path) -> float:
@@ -61,6 +64,20 @@ def oracle_score(config: TaskConfig, role: Role, directory: Path) -> float:
     table, figure and page.
     """
     return float(evaluate_trial(config, role, directory)["metric"])
+
+
+def _unmeasured(probs_NK: np.ndarray) -> dict[str, Any]:
+    """What can be said of predictions where no image has a label."""
+    counts_K = np.bincount(probs_NK.argmax(-1), minlength=probs_NK.shape[1])
+    nothing = ("metric", "accuracy", "seen_accuracy", "unseen_accuracy", "worst_class_recall", "ece")
+    return {
+        **dict.fromkeys(nothing),
+        "per_class_recall": None,
+        "prediction_balance": balance(counts_K),
+        "prediction_cv": coefficient_of_variation(counts_K),
+        "num_test": 0,
+        "confused_pairs": [],
+    }
 
 
 def _metrics(probs_NK: np.ndarray, labels_N: IntArray, task: Task) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captune.config import TaskConfig, TrialConfig
 from captune.data.paradigms import IntArray
-from captune.errors import CheckpointError, DataError, TrainingFailed
+from captune.errors import CheckpointError, TrainingFailed
 from captune.metrics import balance
 from captune.records import atomic_write
 from captune.seeding import torch_generator
@@ -67,13 +67,6 @@ class TrialRun:
         self.method = algorithm.name
         self.criterion = resolve_criterion(select_by, context.task.config.paradigm)
         self.num_epochs = algorithm.num_epochs(config)
-        if self.num_epochs and len(context.task.pool) < config.batch_size:
-            raise DataError(
-                "the pool must hold at least one batch of images",
-                got=f"{len(context.task.pool)} images with batch_size {config.batch_size}",
-                where=f"{context.task.config.dataset}, {context.task.config.paradigm}",
-                next_step="Add images or lower --batch-size.",
-            )
         self._algorithm_spec = algorithm
         self._in_micro_batches = False
         self._saved = time.perf_counter()

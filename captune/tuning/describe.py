@@ -37,7 +37,6 @@ def describe_cell(study: StudyConfig) -> CellInfo:
         DataError: the cell cannot be built.
     """
     task_config = study.task
-    method = method_named(study.method)
     criterion = resolve_criterion(study.select_by, task_config.paradigm)
     published = paper_config(study.method, task_config, study.fixed.get("tuning"))
     base = published.with_values(study.fixed, where="the command line")
@@ -46,12 +45,11 @@ def describe_cell(study: StudyConfig) -> CellInfo:
     report, _ = build_task(task_config, role="report")
     # A score run hides something that the report is about: classes (trzsl), or test images of the pool (tft).
     both_roles = bool(score.pseudo_unseen_K.any() or np.isin(score.holdout, report.test).any())
-    if method.trains and len(score.pool) < base.batch_size:
+    if criterion == "oracle" and report.num_measurable == 0:
         raise UsageError(
-            "the pool must hold at least one batch of images",
-            got=f"{len(score.pool)} images with batch_size {base.batch_size}",
+            "--select-by oracle must have test images with labels",
+            got="none",
             where=f"{task_config.dataset}, {task_config.paradigm}",
-            next_step="Add images or lower --batch-size.",
         )
     return CellInfo(
         name=cell_name(task_config.dataset, task_config.paradigm, study.method),
@@ -67,7 +65,7 @@ def describe_cell(study: StudyConfig) -> CellInfo:
         criterion=criterion,
         criterion_help=CRITERIA[criterion],
         both_roles=both_roles,
-        notes=cell_notes(task_config),
+        notes=cell_notes(task_config, score),
         screen_base=screen_base,
     )
 

@@ -91,7 +91,7 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
         _load(f"folder:{tmp_path / 'file'}")
     (tmp_path / "flat").mkdir()
     write_image(tmp_path / "flat" / "a.jpg")
-    with pytest.raises(DataError, match=r"one folder a class, but got no folders but 1 images"):
+    with pytest.raises(DataError, match=r"must come with the names of the classes, but got 1 images and no names"):
         _load(f"folder:{tmp_path / 'flat'}")
     _classes(tmp_path / "hollow", ["a", "b"], 1)
     (tmp_path / "hollow" / "empty").mkdir()
@@ -169,7 +169,7 @@ def test_manifest_without_splits_is_cut_by_class(tmp_path: Path) -> None:
         ("path,label\n", "must list images, but got a header alone"),
         ("path,label,split\na.jpg,x,holdout\n", r"train, val or test, but got 'holdout' \(in .*m\.csv: line 2\)"),
         ("path,label\n,x\n", "path must be given"),
-        ("path,label\na.jpg,\n", "at least one class"),
+        ("path,label\na.jpg,\n", "no label in the list and no names.*--class-names"),
         ("path,label\nno1.jpg,x\nno2.jpg,x\nno3.jpg,y\nno4.jpg,y\n", r"4 missing: .*no1\.jpg.*no2\.jpg.*no3\.jpg, …"),
         (b"path,label\ncaf\xe9.jpg,x\n", "must be UTF-8 text, but got byte 14"),
     ],

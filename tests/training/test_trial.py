@@ -12,7 +12,7 @@ import torch
 from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import TaskConfig, TrialConfig
 from captune.data import paradigms
-from captune.errors import CheckpointError, DataError, TrainingFailed
+from captune.errors import CheckpointError, TrainingFailed
 from captune.training import context as context_module
 from captune.training import trial as trial_module
 from captune.training.checkpoint import load_checkpoint
@@ -182,9 +182,11 @@ def test_a_diverging_trial_fails_with_its_reason(tmp_path: Path) -> None:
         train(run)
 
 
-def test_a_pool_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"at least one batch of images, but got .* with batch_size 5000"):
-        open_run(tmp_path, config(tuning="features", batch_size=5000))
+def test_a_pool_smaller_than_a_batch_is_drawn_again_within_it(tmp_path: Path) -> None:
+    run = open_run(tmp_path, config(tuning="features", batch_size=1000, epochs=1, warmup_epochs=0, steps_per_epoch=2))
+    assert len(run.context.task.pool) < 1000
+    train(run)
+    assert run.finished
 
 
 def test_micro_batches_change_no_number(tmp_path: Path) -> None:

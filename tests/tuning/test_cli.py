@@ -44,7 +44,6 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         ([*DIGITS, "--select-by", "agre-balanced"], "Did you mean 'agree-balanced'?"),
         ([*DIGITS, "--select-by", "val"], "must be used where the paradigm owns such labels"),
         ([*DIGITS, "--logger", "tensorbord"], "Did you mean 'tensorboard'?"),
-        ([*DIGITS, "--batch-size", "5000"], "the pool must hold at least one batch of images"),
         ([*DIGITS, "--space", "/nowhere.yaml"], "a configuration file must be readable"),
         ([*DIGITS, "--warm-start", "/nowhere.yaml"], "a configuration file must be readable"),
         (["resume", "/nowhere"], "must hold study.yaml"),

@@ -1,0 +1,236 @@
+"""`folder:DIR`: class folders, with or without train/val/test above them, or images alone and a list of names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from captune.data.dataset import UNKNOWN
+from captune.data.layouts import SPLIT_NAMES, as_words, cut_by_class
+from captune.data.listing import SPLITS, Items, Listing
+from captune.data.overrides import GivenNames, spelling
+from captune.data.tree import Tree, name_some, printable
+from captune.errors import DataError
+
+_NO_LABELS = "If the folders are no classes, name the classes by --class-names and add --labels none."
+
+
+def read_folder(folder: Path, given: GivenNames | None = None, *, labels: bool = True) -> Listing:
+    """A folder of images in the shape it has:
+
+    - `DIR/<class>/…/<image>`: each class is cut 50/20/30 % by a fixed seeded shuffle of its sorted files.
+    - `DIR/train/<class>/<image>` beside `val` and `test`: as given; without test, val is the test; without both, cut.
+      Images of val or test that lie in no class folder have no label.
+    - images alone, flat or in folders that name no class, where `given` names the classes: one pool without labels.
+
+    Folders that hold nothing but one folder (what unpacking a zip leaves) are entered.
+
+    Args:
+        folder: DIR.
+        given: `--class-names`.
+        labels: False to read no labels, whatever the folders are called.
+
+    Raises:
+        DataError: no images, images beside class folders, classes that differ between splits, folders beside train
+            and test, a link that leads out, images without labels and without class names.
+    """
+    tree = Tree(folder)
+    parts = _inside_wrappers(tree)
+    where = printable("/".join([tree.base, *parts]))
+    notes = (f"the images lie in {'/'.join(parts)}, the only folder there",) if parts else ()
+    by_split = _split_names(tree, parts)
+    if by_split:
+        listing = _split_folders(tree, parts, by_split, given, where, labels=labels)
+    else:
+        listing = _folders(tree, parts, given, where, labels=labels)
+    return Listing(
+        listing.class_names, listing.splits, None, where, listing.layout, (*notes, *listing.notes), listing.cut
+    )
+
+
+def _inside_wrappers(tree: Tree) -> list[str]:
+    """Names of the folders, each alone in the one before, around the folder that matters."""
+    parts: list[str] = []
+    while not tree.direct_images(*parts):
+        folders = tree.folders(*parts)
+        if len(folders) != 1 or folders[0].lower() in SPLIT_NAMES or not tree.folders(*parts, folders[0]):
+            break
+        parts.append(folders[0])
+    return parts
+
+
+def _split_names(tree: Tree, parts: list[str]) -> dict[str, str]:
+    """Split → its folder; empty where folders called train or test are classes among others."""
+    top = tree.folders(*parts)
+    found: dict[str, str] = {}
+    for name in top:
+        split = SPLIT_NAMES.get(name.lower())
+        if split is None:
+            continue
+        if split in found:
+            raise DataError(
+                f"one folder must hold the {split} split",
+                got=f"{found[split]} and {name}",
+                where=printable(tree.base),
+                next_step="Put their images together, or take one of them away.",
+            )
+        found[split] = name
+    if len(found) == len(top):
+        return found
+    # Of vehicles or materials `train` or `test` may be a class: then images lie right in it, as in the others.
+    return found if any(tree.folders(*parts, name) for name in found.values()) else {}
+
+
+def _folders(tree: Tree, parts: list[str], given: GivenNames | None, where: str, *, labels: bool) -> Listing:
+    top, loose = tree.folders(*parts), tree.direct_images(*parts)
+    if not (labels and _are_classes(top, loose, given, where)):
+        return _without_labels(tree, parts, top, given, where, labels=labels)
+    files = {name: tree.images(*parts, name) for name in top}
+    _refuse_empty(files, where)
+    cut = cut_by_class(list(top), [files[name] for name in top], where=where)
+    return Listing(cut.class_names, cut.splits, None, where, "class folders", _renaming(top, given), cut.cut)
+
+
+def _are_classes(folders: Sequence[str], loose: Sequence[str], given: GivenNames | None, where: str) -> bool:
+    """Whether folders are classes, from the names that were given."""
+    names = {} if given is None or given.names is None else {spelling(name): name for name in given.names}
+    called = [folder for folder in folders if spelling(folder) in names]
+    if folders and loose and (called or not names):
+        raise DataError(
+            "a folder must hold class folders or images, not both",
+            got=f"{len(loose)} images ({name_some([Path(path).name for path in loose])}) beside the folders "
+            f"{name_some(folders)}",
+            where=where,
+            next_step=f"Move the images into the folder of their class, or elsewhere. {_NO_LABELS}",
+        )
+    if not names and len(folders) < 2:
+        raise DataError(
+            "images that lie in no class folders must come with the names of the classes",
+            got=f"{len(loose)} images and no names" if loose else "no image and no class folder",
+            where=where,
+            next_step='Name the classes: --class-names "ring,bar,cup", or a file with one name a line. Or give each '
+            "class a folder: DIR/<class>/<image>.",
+        )
+    return bool(folders) and not loose and (not names or bool(called) or len(folders) == len(names))
+
+
+def _renaming(folders: Sequence[str], given: GivenNames | None) -> tuple[str, ...]:
+    """A note where folders are renamed class by class and none is called like its class."""
+    if given is None or given.names is None or {spelling(f) for f in folders} & {spelling(n) for n in given.names}:
+        return ()
+    pairs = [f"{folder} = {name}" for folder, name in zip(folders, given.names, strict=False)]
+    return (f"the folders are read as the classes, in this order: {name_some(pairs, 5)}. {_NO_LABELS}",)
+
+
+def _without_labels(
+    tree: Tree, parts: list[str], folders: Sequence[str], given: GivenNames | None, where: str, *, labels: bool
+) -> Listing:
+    names = _named(given, where)
+    images = tree.images(*parts)
+    if not images:
+        raise DataError("there must be an image", got="none", where=where)
+    notes: tuple[str, ...] = ()
+    if folders and labels:
+        notes = (f"folders are not read as classes, none is called like one: {name_some(folders)}",)
+    return Listing(names, {"train": _unknown(images)}, None, where, "images without labels", notes)
+
+
+def _named(given: GivenNames | None, where: str) -> tuple[str, ...]:
+    if given is None or given.names is None:
+        raise DataError(
+            "images without labels must come with the names of the classes",
+            got="none",
+            where=where,
+            next_step='Add --class-names "ring,bar,cup", or a file with one name a line.',
+        )
+    return given.names
+
+
+def _unknown(images: Sequence[str]) -> Items:
+    return [(path, UNKNOWN) for path in images]
+
+
+def _split_folders(
+    tree: Tree, parts: list[str], by_split: dict[str, str], given: GivenNames | None, where: str, *, labels: bool
+) -> Listing:
+    _refuse_others(tree, parts, by_split, where)
+    if "train" not in by_split:
+        raise DataError("split folders must hold a train folder", got=", ".join(by_split.values()), where=where)
+    train = [*parts, by_split["train"]]
+    names = tree.folders(*train)
+    if not (labels and _are_classes(names, tree.direct_images(*train), given, where)):
+        everything = {split: _unknown(tree.images(*parts, name)) for split, name in by_split.items()}
+        if not everything["train"]:
+            raise DataError("there must be a training image", got="none", where=where)
+        return Listing(_named(given, where), everything, None, where, "train/val/test without labels")
+    splits, notes = _labelled_splits(tree, parts, by_split, names, where)
+    if not splits.get("test"):
+        if not splits.get("val"):
+            everything_K = [tree.images(*train, name) for name in names]
+            cut = cut_by_class(names, everything_K, where=where)
+            return Listing(cut.class_names, cut.splits, None, where, "class folders", _renaming(names, given), cut.cut)
+        # As for ImageNet, whose test labels nobody has.
+        splits["test"], splits["val"] = splits["val"], []
+        notes = (*notes, f"there is no test folder: {by_split['val']} serves as the test split")
+    class_names = tuple(as_words(name) for name in names)
+    return Listing(class_names, splits, None, where, "train/val/test class folders", (*notes, *_renaming(names, given)))
+
+
+def _labelled_splits(
+    tree: Tree, parts: list[str], by_split: dict[str, str], names: list[str], where: str
+) -> tuple[dict[str, Items], tuple[str, ...]]:
+    splits: dict[str, Items] = {}
+    notes: tuple[str, ...] = ()
+    for split in (split for split in SPLITS if split in by_split):
+        folder = [*parts, by_split[split]]
+        found, loose = tree.folders(*folder), tree.direct_images(*folder)
+        if split != "train" and not found and loose:
+            splits[split] = _unknown(loose)
+            nowhere = f"{by_split[split]} holds {len(loose)} images in no class folder"
+            notes = (*notes, f"{nowhere}: their labels are unknown")
+            continue
+        if loose:
+            raise DataError(
+                "a split folder must hold class folders or images, not both",
+                got=f"{len(loose)} images ({name_some([Path(path).name for path in loose])}) beside class folders",
+                where=f"{where}/{by_split[split]}",
+                next_step="Move the images into the folder of their class, or elsewhere.",
+            )
+        if found != names:
+            raise DataError(
+                "all splits must have the same classes",
+                got=f"{len(names)} in train and {len(found)} in {split}; in one alone: "
+                f"{name_some(sorted(set(names) ^ set(found)))}",
+                where=where,
+            )
+        files = {name: tree.images(*folder, name) for name in names}
+        if split == "train":
+            _refuse_empty(files, f"{where}/{by_split[split]}")
+        splits[split] = [(path, label) for label, name in enumerate(names) for path in files[name]]
+    return splits, notes
+
+
+def _refuse_others(tree: Tree, parts: list[str], by_split: dict[str, str], where: str) -> None:
+    others = [name for name in tree.folders(*parts) if name not in by_split.values() and tree.images(*parts, name)]
+    loose = tree.direct_images(*parts)
+    if others or loose:
+        listed = [*(f"the folder '{name}'" for name in others), *([f"{len(loose)} images"] if loose else [])]
+        raise DataError(
+            "nothing but split folders must hold images beside train and test",
+            got=name_some(listed),
+            where=where,
+            next_step="Say --pass-over with the names of the folders that are not to be read, or move them."
+            if others
+            else "Move the images away.",
+        )
+
+
+def _refuse_empty(files: dict[str, list[str]], where: str) -> None:
+    empty = [name for name, paths in files.items() if not paths]
+    if empty:
+        raise DataError(
+            "every class folder must hold an image",
+            got=f"{len(empty)} without: {name_some(empty)}",
+            where=where,
+            next_step="Remove the empty folders, add images, or say --pass-over with their names.",
+        )

@@ -1,0 +1,162 @@
+"""What a model says of images: predictions.csv, and copies or links of the images in one folder a class."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from captune.data.dataset import Dataset, IntArray
+from captune.data.tree import printable
+from captune.errors import UsageError
+
+PREDICTIONS_CSV = "predictions.csv"
+COLUMNS = ("image", "class", "probability", "second_class", "second_probability", "margin")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        image: the file, or the number of the row in arrays and feature files.
+        label: the most probable class.
+        probability: of it.
+        second: the next class; None of a single one.
+        second_probability: of it.
+    """
+
+    image: str
+    label: str
+    probability: float
+    second: str | None
+    second_probability: float | None
+
+    @property
+    def row(self) -> list[str]:
+        """Its cells, in the order of `COLUMNS`; the margin is the difference of the two probabilities."""
+        cells = [printable(self.image), self.label, f"{self.probability:.6f}"]
+        if self.second is None or self.second_probability is None:
+            return [*cells, "", "", ""]
+        margin = self.probability - self.second_probability
+        return [*cells, self.second, f"{self.second_probability:.6f}", f"{margin:.6f}"]
+
+
+def predictions(images: Sequence[str], probs_NK: npt.NDArray[np.floating], names: Sequence[str]) -> list[Prediction]:
+    """The two most probable classes of each image.
+
+    Args:
+        images: N names.
+        probs_NK: probabilities.
+        names: of the K classes.
+    """
+    best_Nk = np.argsort(-probs_NK, axis=1, kind="stable")[:, :2]
+    found = []
+    for image, best_k, probs_K in zip(images, best_Nk.tolist(), probs_NK, strict=True):
+        second = best_k[1] if len(best_k) > 1 else None
+        found.append(
+            Prediction(
+                image,
+                names[best_k[0]],
+                float(probs_K[best_k[0]]),
+                None if second is None else names[second],
+                None if second is None else float(probs_K[second]),
+            )
+        )
+    return found
+
+
+def predictions_csv(found: Iterable[Prediction]) -> str:
+    """The text of predictions.csv."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *(prediction.row for prediction in found)])
+    return text.getvalue()
+
+
+def image_names(dataset: Dataset, indices: IntArray) -> list[str]:
+    """What images are called in predictions.csv: their files, else their numbers in the dataset's index space."""
+    paths = dataset.paths
+    return [paths[index] if paths else str(index) for index in indices.tolist()]
+
+
+def sort_into_folders(
+    found: Sequence[Prediction], directory: Path, *, min_confidence: float = 0.0, link: bool = False
+) -> tuple[int, int]:
+    """Copy (or link) every image into the folder of its class.
+
+    Args:
+        found: what a model says of image files.
+        directory: made if missing; it must be empty and lie in no folder of the images.
+        min_confidence: images less probable than this stay out.
+        link: symbolic links instead of copies.
+
+    Returns:
+        how many images were sorted in, and how many stayed out.
+
+    Raises:
+        UsageError: the directory holds files, or cannot be written.
+    """
+    check_empty(directory)
+    folders = _folder_names(sorted({prediction.label for prediction in found}))
+    taken: set[str] = set()
+    count = 0
+    for prediction in found:
+        if prediction.probability < min_confidence:
+            continue
+        source = Path(prediction.image).absolute()
+        target = directory / folders[prediction.label]
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            place = _free_name(target, source, taken)
+            if link:
+                place.symlink_to(source)
+            else:
+                shutil.copy2(source, place)
+        except OSError as error:
+            raise UsageError("--copy-to must be writable", got=error.strerror, where=printable(target)) from None
+        count += 1
+    return count, len(found) - count
+
+
+def check_empty(directory: Path) -> None:
+    """See that a directory is not there yet, or empty.
+
+    Raises:
+        UsageError: it is a file or holds files.
+    """
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UsageError("--copy-to must be an empty folder", got="files in it", where=directory)
+    if directory.exists() and not directory.is_dir():
+        raise UsageError("--copy-to must be a folder", got="a file", where=directory)
+
+
+def _folder_names(labels: Sequence[str]) -> dict[str, str]:
+    """Class → a folder name that every file system takes; classes stay apart."""
+    folders: dict[str, str] = {}
+    for label in labels:
+        name = re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", label).strip().rstrip(".") or "_"
+        name = f"_{name[1:]}" if name.startswith(".") else name
+        used = {folder.casefold() for folder in folders.values()}
+        candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, len(labels) + 2))
+        folders[label] = next(each for each in candidates if each.casefold() not in used)
+    return folders
+
+
+def _free_name(folder: Path, source: Path, taken: set[str]) -> Path:
+    """The image's own name; a second image of that name gets a number."""
+    number = 1
+    while True:
+        name = source.name if number == 1 else f"{source.stem}-{number}{source.suffix}"
+        key = os.path.normcase(str(folder / name)).casefold()
+        if key not in taken:
+            taken.add(key)
+            return folder / name
+        number += 1

@@ -1,0 +1,41 @@
+"""Stored predictions of finished runs as predictions.csv; no label is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from captune.config import TaskConfig
+from captune.data.catalog import load_dataset
+from captune.data.labelling import image_names, predictions, predictions_csv
+from captune.data.paradigms import build_task
+from captune.records import atomic_write
+from captune.training.context import Role
+from captune.training.trial import PREDICTIONS
+
+
+def write_predictions(runs: Sequence[Path], config: TaskConfig, role: Role, file: Path) -> int:
+    """Write what finished runs together (the mean of their probabilities) say of the cell's reported images.
+
+    Args:
+        runs: their directories; all ran in one role.
+        config: the cell.
+        role: theirs.
+        file: predictions.csv.
+
+    Returns:
+        how many images were classified; 0, and no file, where no run left predictions of these images.
+    """
+    stored = [path / PREDICTIONS for path in runs if (path / PREDICTIONS).exists()]
+    task, _ = build_task(config, role=role)
+    probs = [safetensors.torch.load_file(path)["test_probs"].float() for path in stored]
+    probs = [probs_NK for probs_NK in probs if probs_NK.shape == (len(task.test), task.num_classes)]
+    if not probs:
+        return 0
+    mean_NK = torch.stack(probs).mean(0).numpy()
+    found = predictions(image_names(load_dataset(config), task.test), mean_NK, task.class_names)
+    atomic_write(file, predictions_csv(found))
+    return len(found)
