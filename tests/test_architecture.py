@@ -16,7 +16,7 @@ FLOORS = [
     {"training"},
     {"algorithms"},
     {"adapted"},
-    {"tuning", "results", "benchmark"},
+    {"tuning", "results", "cost"},
     {"cli"},
 ]
 HOMES = {

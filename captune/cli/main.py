@@ -72,7 +72,7 @@ COMMANDS = {
     "datasets": (
         "List every dataset: found or not, where, layout, classes, images of each split, licence, how to get it."
     ),
-    "bench": "Measure the training step, the encoding of a pool and more, against the plain way of doing it.",
+    "bench": "Measure how fast this machine trains prompts, and what a trial and a study would cost.",
 }
 
 

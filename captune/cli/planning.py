@@ -12,10 +12,10 @@ import yaml
 from rich.console import Console
 
 from captune.algorithms import method_named
-from captune.benchmark.cost import cards, estimate_trial_cost
 from captune.cli.options import names_in
 from captune.cli.studies import Plan, Settings
 from captune.config import StudyConfig, TrialConfig, read_yaml
+from captune.cost.trial import cards, estimate_trial_cost
 from captune.records import COMPLETE, JOURNAL, SEARCH, read_journal
 from captune.seeding import derive_seed
 from captune.space import Space, load_space, space_file

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from captune.algorithms.cap import Cap
-from captune.benchmark.workbench import FastStep, Workbench, in_precision, open_backbone
 from captune.data.views import ImageViews
 from captune.model.backbone import Backbone
 from captune.model.blocks import LeanOptions
 from captune.training.loop import Loop
 from captune.training.step import GraphStep
+from tests.bench.workbench import FastStep, Workbench, in_precision, open_backbone
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from captune.algorithms import method_named
-from captune.benchmark.measure import matrix_rate, peak_bytes_of, seconds_of, synchronize
-from captune.benchmark.sample import SAMPLE, sampled_context
 from captune.config import StudyConfig, TaskConfig, TrialConfig
+from captune.cost.measure import matrix_rate, peak_bytes_of, seconds_of, synchronize
+from captune.cost.sample import SAMPLE, sampled_context
 from captune.data.dataset import IntArray
 from captune.data.paradigms import Task
 from captune.training.context import Context
@@ -34,7 +34,6 @@ class TrialCost:
         step_seconds: a training step.
         epoch_seconds: an epoch: its steps, margin, boards and selection score.
         trial_seconds: all epochs, the start and the final predictions; 0 epochs for methods without training.
-        finish_seconds: of these, the final predictions.
         memory_bytes: most memory while training (resident on a CPU, allocated on a GPU).
         prepare_seconds: once per node: decoding and encoding every image; 0 if nothing has to be encoded.
         num_epochs: of a full trial.
@@ -44,7 +43,6 @@ class TrialCost:
     step_seconds: float
     epoch_seconds: float
     trial_seconds: float
-    finish_seconds: float
     memory_bytes: int
     prepare_seconds: float
     num_epochs: int
@@ -198,7 +196,7 @@ class Stopwatch:
 
 
 def estimate_trial_cost(
-    task_config: TaskConfig, trial_config: TrialConfig, method: str, *, device: str = "auto"
+    task_config: TaskConfig, trial_config: TrialConfig, method: str, *, device: str = "auto", advice: bool = True
 ) -> TrialCost:
     """Measure a few real steps of a configuration and count up what a trial will cost.
 
@@ -210,6 +208,7 @@ def estimate_trial_cost(
         trial_config: the method's configuration.
         method: a key of ALGORITHMS.
         device: auto, cpu, cuda.
+        advice: also measure what would make the trial cheaper.
 
     Raises:
         UsageError: no such method or dataset.
@@ -218,12 +217,11 @@ def estimate_trial_cost(
     spec = method_named(method)
     with sampled_context(task_config, device) as (context, prepare_seconds):
         parts = _measure(context, trial_config, method)
-        halve = _advice(context, trial_config, parts, method)
+        halve = _advice(context, trial_config, parts, method) if advice else ()
     return TrialCost(
         step_seconds=parts.step,
         epoch_seconds=parts.epoch(trial_config, context.task),
         trial_seconds=parts.trial(trial_config, context.task, spec.num_epochs(trial_config)),
-        finish_seconds=parts.finish(context.task),
         memory_bytes=parts.memory,
         prepare_seconds=prepare_seconds,
         num_epochs=spec.num_epochs(trial_config),
@@ -305,7 +303,7 @@ def _advice(context: Context, config: TrialConfig, parts: _Parts, method: str) -
         if fast > 1.3 * slow:
             sentences.append(
                 f"--precision bf16: matrix products run {fast / slow:.1f} times as fast here; "
-                "`captune bench` shows what is left of it in a step."
+                "`captune bench` shows what it gains in a step."
             )
     if context.device.type == "cpu" and prompted:
         sentences.append("A GPU: none was found on this machine.")

@@ -1,4 +1,4 @@
-"""Work in a process of its own, to see how several get on beside each other: `python -m captune.benchmark.worker`.
+"""Work in a process of its own, to see how several get on beside each other: `python -m tests.bench.worker`.
 
 A worker prepares, prints "ready", waits for a line on standard input, works, and prints its seconds, first by the clock
 on the wall, then of CPU. `trial` is a digits trial of prompt tuning by one thread; `steps` are training steps on a GPU.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _READY = "ready"
+_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ def _together(num_workers: int, settings: dict[str, Any], variables: dict[str, s
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "captune.benchmark.worker", json.dumps(settings)],
+            [sys.executable, "-m", "tests.bench.worker", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
+            cwd=_ROOT,
         )
         for _ in range(num_workers)
     ]
@@ -126,8 +128,8 @@ def _trial(epochs: int) -> Iterator[Callable[[], None]]:
 def _steps(
     backbone: str, pretrained: str | None, device: str, classes: int, batch_size: int, precision: Any, steps: int
 ) -> Iterator[Callable[[], None]]:
-    from captune.benchmark.measure import synchronize
-    from captune.benchmark.workbench import Workbench, open_backbone
+    from captune.cost.measure import synchronize
+    from tests.bench.workbench import Workbench, open_backbone
 
     model = open_backbone(backbone, pretrained, device)
     with tempfile.TemporaryDirectory(prefix="captune-") as folder:

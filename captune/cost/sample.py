@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captune.benchmark.measure import seconds_of
 from captune.config import TaskConfig
+from captune.cost.measure import seconds_of
 from captune.data.catalog import default_backbone, load_dataset
 from captune.data.dataset import Dataset, IntArray, Split, empty_split
 from captune.data.image_store import ImageStore

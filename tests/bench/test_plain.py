@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from captune.algorithms.configs import CapConfig
-from captune.benchmark.plain import PlainModel, encode_one_by_one, first_boards
-from captune.benchmark.workbench import FastStep, PlainStep, Workbench, class_names, in_precision, open_backbone
 from captune.equations.pseudolabels import top_k_leaderboard
 from captune.errors import UsageError
 from captune.model.backbone import Backbone, Precision
 from captune.model.classifier import build_classifier
+from tests.bench.plain import PlainModel, encode_one_by_one, first_boards
+from tests.bench.workbench import FastStep, PlainStep, Workbench, class_names, in_precision, open_backbone
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ import os
 import platform
 import re
 import resource
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -22,52 +21,6 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PACKAGES = ("captune", "torch", "open_clip_torch", "numpy")
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Repeated calls.
-
-    Attributes:
-        seconds: of each, by the clock on the wall.
-        cpu_seconds: of each, by all threads of this process; on a machine that others use too the steadier number.
-    """
-
-    seconds: tuple[float, ...]
-    cpu_seconds: tuple[float, ...]
-
-    @property
-    def best(self) -> float:
-        """The least disturbed call."""
-        return min(self.seconds)
-
-    @property
-    def best_cpu(self) -> float:
-        """CPU seconds of the cheapest call."""
-        return min(self.cpu_seconds)
-
-    def busy(self, device: torch.device) -> float:
-        """Seconds the device itself worked: on a CPU its CPU seconds a thread, which neighbours disturb least."""
-        return self.best_cpu / torch.get_num_threads() if device.type == "cpu" else self.best
-
-    def over(self, count: int) -> Timing:
-        """The timing of one of `count` equal parts of each call."""
-        return Timing(tuple(one / count for one in self.seconds), tuple(one / count for one in self.cpu_seconds))
-
-    @property
-    def median(self) -> float:
-        """The typical call."""
-        return statistics.median(self.seconds)
-
-    def as_json(self) -> dict[str, Any]:
-        """Minimum, median and all."""
-        return {
-            "min": self.best,
-            "median": self.median,
-            "all": list(self.seconds),
-            "cpu_min": self.best_cpu,
-            "cpu_all": list(self.cpu_seconds),
-        }
-
-
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, the device's queue empty before and after."""
     synchronize(device)
@@ -77,17 +30,8 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def alternate(works: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[Timing]:
-    """Time several calls in turn, again and again, so that a busy minute falls on all of them alike."""
-    rounds = [[_clocks_of(work, device) for work in works] for _ in range(repeats)]
-    timings = []
-    for column in zip(*rounds, strict=True):
-        wall, cpu = zip(*column, strict=True)
-        timings.append(Timing(wall, cpu))
-    return timings
-
-
-def _clocks_of(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
+def clocks_of(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Seconds of one call by the clock on the wall, and of CPU in all threads of this process."""
     cpu = time.process_time()
     wall = seconds_of(work, device)
     return wall, time.process_time() - cpu
@@ -163,7 +107,7 @@ def matrix_rate(
             torch.nn.functional.linear(left, weight)
 
     def busy() -> float:
-        wall, cpu = _clocks_of(product, device)
+        wall, cpu = clocks_of(product, device)
         return cpu / torch.get_num_threads() if device.type == "cpu" else wall
 
     calls = 1

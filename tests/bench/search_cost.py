@@ -1,6 +1,6 @@
 """What a search costs until it is nearly as good as the best that is known, one way of searching against another.
 
-`python -m captune.benchmark.search_cost --full DIR … --screened DIR … [--points 0.5] [--csv FILE]` compares studies of
+`python -m tests.bench.search_cost --full DIR … --screened DIR … [--points 0.5] [--csv FILE]` compares studies of
 the same seeds. A run's training is a function of its configuration and the study's seed, so all studies of a seed
 search the same function: the best known score is the highest of any of them, and a study has come near it with its
 first search trial, trained to the end, that scores within so many points. Screening trials cost, and never count as

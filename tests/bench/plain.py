@@ -1,8 +1,8 @@
 """The plain way: one step of CAP as a reader of the paper would write it, slow and faithful.
 
-It is what `captune bench` divides by and what the tests hold the fast path against: open_clip's own modules in fp32,
-the text tower once for every stream at full length, one gradient forward a stream, the pool encoded image by image,
-losses and boards by loops. It shares nothing with the fast path but the parameters and the class tokens.
+It is what `python -m tests.bench` divides by and what the tests hold the fast path against: open_clip's own
+modules in fp32, the text tower once for every stream at full length, one gradient forward a stream, the pool encoded
+image by image, losses and boards by loops. It shares nothing with the fast path but parameters and class tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The measurements of `captune bench`, one function a row of its table."""
+"""The measurements of `python -m tests.bench`, one function a row of its table."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from captune.benchmark.cost import Stopwatch
-from captune.benchmark.measure import MatrixRate, Timing, alternate, matrix_rate, peak_bytes_of, seconds_of, synchronize
-from captune.benchmark.plain import encode_one_by_one
-from captune.benchmark.workbench import FastStep, Workbench, in_precision
-from captune.benchmark.worker import concurrent_seconds, concurrent_steps
+from captune.cost.measure import MatrixRate, matrix_rate, peak_bytes_of, seconds_of, synchronize
+from captune.cost.trial import Stopwatch
 from captune.equations.alignment import alignment_loss
 from captune.model.backbone import Precision
 from captune.training.loop import Loop
+from tests.bench.plain import encode_one_by_one
+from tests.bench.timing import Timing, alternate
+from tests.bench.workbench import FastStep, Workbench, in_precision
+from tests.bench.worker import concurrent_seconds, concurrent_steps
 
 _STEPS_PER_EPOCH = 50
 _IN_A_ROW = 50

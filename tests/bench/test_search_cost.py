@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from captune.benchmark.search_cost import compare, ended_trials, main, summary
 from captune.errors import RecordError
 from captune.records import JOURNAL, Journal
+from tests.bench.search_cost import compare, ended_trials, main, summary
 
 Row = tuple[str, int, float | None, str]
 

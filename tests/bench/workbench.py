@@ -9,15 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from captune.algorithms.cap import Cap
 from captune.algorithms.configs import CapConfig
-from captune.benchmark.plain import PlainBatch, PlainModel
 from captune.config import TaskConfig
+from captune.cost.photographs import class_names, write_photographs
 from captune.data.catalog import load_dataset
 from captune.data.image_store import ImageStore
 from captune.data.paradigms import IntArray, build_task
@@ -25,54 +23,17 @@ from captune.data.views import Feed, ImageViews
 from captune.errors import UsageError
 from captune.model.backbone import Backbone, Precision, load_backbone
 from captune.model.class_prompts import class_prompts
-from captune.seeding import numpy_generator, torch_generator
+from captune.seeding import torch_generator
 from captune.training.context import Context
 from captune.training.loop import Loop
 from captune.training.optim import Sgd
 from captune.training.step import Batch, EagerStep, GraphStep, batches_of, step_of
+from tests.bench.plain import PlainBatch, PlainModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SEED = 0
-_KINDS = ("small", "large", "red", "striped", "common", "northern", "wild", "spotted", "folding", "mountain")
-_THINGS = (
-    "coffee cup", "fire engine", "maple leaf", "woodpecker", "garden chair", "church tower", "sewing machine",
-    "river otter", "passenger aircraft", "yellow iris flower",
-)  # fmt: skip
-# Height and width in pixels: what cameras and collections give.
-_SHAPES = ((375, 500), (500, 375), (400, 400), (333, 500))
-
-
-def class_names(count: int) -> list[str]:
-    """Names of ordinary length; up to 100 of two or more words, then numbered.
-
-    Raises:
-        UsageError: fewer than two.
-    """
-    if count < 2:
-        raise UsageError("--classes must be at least 2", got=count)
-    names = [f"{kind} {thing}" for thing in _THINGS for kind in _KINDS]
-    rounds = -(-count // len(names))
-    return [name if turn == 0 else f"{name} {turn}" for turn in range(rounds) for name in names][:count]
-
-
-def write_photographs(folder: Path, names: list[str], num_train: int) -> None:
-    """JPEG files of coloured blurs, the same whenever they are made: train/<class>/ and test/<class>/.
-
-    Args:
-        folder: to write into.
-        names: classes.
-        num_train: training images in all, at least one a class.
-    """
-    generator = numpy_generator(_SEED, "photographs")
-    for split, count in (("train", max(num_train, len(names))), ("test", len(names))):
-        for index in range(count):
-            height, width = _SHAPES[index % len(_SHAPES)]
-            coarse = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-            directory = folder / split / names[index % len(names)].replace(" ", "_")
-            directory.mkdir(parents=True, exist_ok=True)
-            coarse.resize((width, height), Image.Resampling.BICUBIC).save(directory / f"{index:05d}.jpg", quality=90)
 
 
 class RepeatedViews(ImageViews):

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from captune.benchmark.bench import BenchOptions, advice, run_bench, table_lines
-from captune.benchmark.measure import alternate, matrix_rate, peak_bytes_of
-from captune.benchmark.workbench import class_names
-from captune.benchmark.worker import Worked, concurrent_seconds
-from captune.cli.bench import bench
+from captune.cost.measure import matrix_rate, peak_bytes_of
 from captune.errors import UsageError
+from tests.bench.__main__ import bench
+from tests.bench.bench import BenchOptions, advice, run_bench, table_lines
+from tests.bench.timing import alternate
+from tests.bench.worker import Worked, concurrent_seconds
 
 CPU = torch.device("cpu")
 OPTIONS = BenchOptions(
@@ -109,19 +109,13 @@ def test_a_worker_trains_after_it_is_let_go() -> None:
     assert 0 < worked.wall < 60 and 0 < worked.cpu < 60
 
 
-def test_class_names_are_different_at_any_count() -> None:
-    assert len(set(class_names(250))) == 250
-    with pytest.raises(UsageError, match="--classes must be at least 2"):
-        class_names(1)
-
-
 def test_the_command_prints_a_table_and_writes_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     alone, together = Worked(1.0, 0.9), [Worked(1.05, 0.95), Worked(1.1, 0.96)]
     monkeypatch.setattr(
-        "captune.benchmark.rows.concurrent_seconds", lambda count, epochs: [alone] if count == 1 else together
+        "tests.bench.rows.concurrent_seconds", lambda count, epochs: [alone] if count == 1 else together
     )
     bench(
         backbone="tiny", classes="2", batch_size=2, precision="fp32", device="cpu", quick=True,

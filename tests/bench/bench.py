@@ -1,4 +1,4 @@
-"""`captune bench` without its command line: all rows in one run, and what they are measured against."""
+"""`python -m tests.bench` without its command line: all rows in one run, and what they are measured against."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from captune.benchmark.measure import machine, versions
-from captune.benchmark.overhead import measure_overhead
-from captune.benchmark.rows import (
+from captune.cost.measure import machine, versions
+from captune.model.backbone import Precision
+from tests.bench.overhead import measure_overhead
+from tests.bench.rows import (
     EncodingRow,
     EpochRow,
     StepRow,
@@ -24,8 +25,7 @@ from captune.benchmark.rows import (
     measure_sharing,
     measure_steps,
 )
-from captune.benchmark.workbench import Workbench, open_backbone
-from captune.model.backbone import Precision
+from tests.bench.workbench import Workbench, open_backbone
 
 SCHEMA = 1
 # At least so many times the plain step: by precision and classes. bf16 is promised where a CPU has AMX.
@@ -62,7 +62,7 @@ class BenchOptions:
 
 
 def run_bench(options: BenchOptions, *, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Measure everything in one run; returns what `captune bench --json` writes.
+    """Measure everything in one run; returns what `python -m tests.bench --json` writes.
 
     Args:
         options: what to measure.
