@@ -18,18 +18,26 @@ from captune.algorithms.common import (
     encode_in_chunks,
     epoch_batches,
     inputs,
+    predict_features,
     predict_probs,
     predict_strong_probs,
 )
-from captune.algorithms.concepts import align_concepts
 from captune.algorithms.configs import CapConfig
+from captune.algorithms.main_samples import (
+    as_table,
+    board_tensors,
+    boards_of,
+    first_boards,
+    open_logits,
+    prototype_table,
+    renewed_boards,
+)
 from captune.data.paradigms import IntArray
 from captune.data.views import Feed, upload
 from captune.equations.alignment import alignment_loss, class_prototypes, ema_update
 from captune.equations.confusion import class_similarity, soft_confusion
 from captune.equations.margin import calibrated_margin
 from captune.equations.objective import count_confident, margin_cross_entropy, self_training_loss
-from captune.equations.pseudolabels import Leaderboard, grow_leaderboard, leaderboard_size, top_k_leaderboard
 from captune.equations.reweighting import class_weights
 from captune.metrics import balance
 from captune.seeding import torch_generator
@@ -48,28 +56,12 @@ class Cap:
         self.num_classes = task.num_classes
         self.chooses = device.type == "cpu"
         self.pseudolabelled_K = context.pseudolabelled_K
-        self.boards = self._first_boards()
-        # Latest main-adapter feature of every image: what an epoch encodes serves the margin, nothing is encoded twice.
+        self.boards = first_boards(context, config)
+        # Latest main-adapter feature of every image: with `margin_features: remembered` nothing is encoded twice.
         self.memory_MD = context.image_features_MD.clone()
         self.counts_K = torch.zeros(self.num_classes, device=device)
         self.confusion_KK: Tensor | None = None
         self.prototypes_KD, self.present_K = self._board_prototypes()
-
-    def _first_boards(self) -> Leaderboard:
-        task, config = self.context.task, self.config
-        logits_NK = self.context.pool_logits(self.context.zero_shot_logits(task.pool))
-        columns = np.flatnonzero(task.pseudolabelled_K).tolist()
-        boards = top_k_leaderboard(
-            logits_NK.softmax(-1), config.num_main_samples, rule=config.leaderboard, class_ids=columns
-        )
-        boards = {label: [(int(task.pool[row]), score) for row, score in board] for label, board in boards.items()}
-        return boards | align_concepts(
-            self.context,
-            config.mismatched,
-            config.mismatch_threshold,
-            config.num_main_samples,
-            config.description_choice,
-        )
 
     def start_epoch(self, epoch: int) -> None:
         """Margin, weights and the epoch's batches."""
@@ -79,10 +71,9 @@ class Cap:
         self.weights_K = class_weights(
             self.counts_K, strength=config.reweighting_strength, pseudolabelled_K=self.pseudolabelled_K
         )
-        main = [(image, label) for label, board in self.boards.items() for image, _ in board]
-        self.main = np.array(main, dtype=np.int64).reshape(-1, 2) if config.main_samples else np.zeros((0, 2), np.int64)
+        self.main_M2 = as_table(self.boards) if config.main_samples else np.zeros((0, 2), np.int64)
         self.pool_SB = task.pool[epoch_batches(len(task.pool), config, generator)]
-        self.main_SB = epoch_batches(len(self.main), config, generator)
+        self.main_SB = epoch_batches(len(self.main_M2), config, generator)
         self.labelled_SB = epoch_batches(len(task.labelled.indices_N), config, generator)
         self.feeds = self._feeds(torch_generator(self.seed, "views", epoch))
         self.seen: list[Batch] = []
@@ -92,7 +83,9 @@ class Cap:
             return torch.zeros(self.num_classes, self.num_classes, device=self.context.device)
         similarity_KK = self.confusion_KK
         if self.config.confusion == "similarity" or similarity_KK is None:
-            prototypes_KD, _ = self._board_prototypes()
+            # Without counts the margin is 0 whatever the features are.
+            anew = self.config.margin_features == "reencoded" and bool(self.counts_K.any())
+            prototypes_KD, _ = self._board_prototypes(anew=anew)
             with torch.no_grad():
                 text_KD = self.classifier.encode_texts()
             similarity_KK = class_similarity(text_KD, prototypes_KD)
@@ -104,27 +97,27 @@ class Cap:
             form=self.config.margin_form,
         )
 
-    def _board_prototypes(self) -> tuple[Tensor, Tensor]:
-        """Class means of main samples' latest features; seen classes by their first k labelled images (METHOD 4, 7)."""
-        labelled = self.context.task.labelled
-        images, labels = [], []
-        for label, board in self.boards.items():
-            images += [image for image, _ in board]
-            labels += [label] * len(board)
-        for label in np.flatnonzero(~self.context.task.pseudolabelled_K).tolist():
-            first = labelled.indices_N[labelled.labels_N == label][: self.config.num_main_samples]
-            images += first.tolist()
-            labels += [label] * len(first)
-        device = self.context.device
-        rows_M = torch.tensor(images, dtype=torch.long, device=device)
-        labels_M = torch.tensor(labels, dtype=torch.long, device=device)
-        return class_prototypes(self.memory_MD[rows_M], labels_M, self.num_classes)
+    def _board_prototypes(self, *, anew: bool = False) -> tuple[Tensor, Tensor]:
+        """Class means of main samples' features, the latest remembered or encoded anew; seen classes by their first k
+        labelled images (METHOD 4, 7).
+        """
+        task = self.context.task
+        table_M2 = prototype_table(self.boards, task.labelled, task.pseudolabelled_K, self.config.num_main_samples)
+        rows_M, labels_M = torch.as_tensor(table_M2, device=self.context.device).unbind(1)
+        features_MD = self._encoded_anew(rows_M) if anew else self.memory_MD[rows_M]
+        return class_prototypes(features_MD, labels_M, self.num_classes)
+
+    def _encoded_anew(self, rows_M: Tensor) -> Tensor:
+        """Main-adapter features (M, D) of weak views by the model of this moment, an image on several boards once."""
+        images_U, places_M = torch.unique(rows_M, return_inverse=True)
+        features_UD = predict_features(self.classifier, self.views, images_U.cpu().numpy(), adapter="main")
+        return features_UD[places_M]
 
     def _feeds(self, generator: torch.Generator) -> dict[str, Feed]:
         """What the epoch's steps read: labelled images, then main samples, with their labels; the pool's images."""
         config, labelled, device, views = self.config, self.context.task.labelled, self.context.device, self.views
-        images_SB = np.concatenate([labelled.indices_N[self.labelled_SB], self.main[self.main_SB, 0]], axis=1)
-        labels_SB = np.concatenate([labelled.labels_N[self.labelled_SB], self.main[self.main_SB, 1]], axis=1)
+        images_SB = np.concatenate([labelled.indices_N[self.labelled_SB], self.main_M2[self.main_SB, 0]], axis=1)
+        labels_SB = np.concatenate([labelled.labels_N[self.labelled_SB], self.main_M2[self.main_SB, 1]], axis=1)
         feeds = {"pool": upload(self.pool_SB, device).__getitem__, "weak": views.feed(self.pool_SB)}
         if images_SB.size:
             feeds |= {
@@ -165,7 +158,7 @@ class Cap:
             text.join(text_KD)
             weak.join(weak_BD)
             with torch.no_grad():
-                return self.context.pool_logits(scale * weak_BD @ text_KD.T)
+                return open_logits(self.context, config, scale * weak_BD @ text_KD.T)
 
         if self.chooses:
             # An unconfident image adds exactly nothing to the loss, so its strong view need not be encoded.
@@ -279,14 +272,6 @@ class Cap:
         }
 
     def _grow(self, epoch: int, labels_P: Tensor, confidences_P: Tensor, masks_P: Tensor) -> None:
-        config = self.config
-        size = leaderboard_size(
-            epoch,
-            start=config.num_main_samples,
-            pool_per_class=self.context.task.estimated_class_size,
-            max_ratio=config.max_main_ratio,
-            num_epochs=config.epochs,
-        )
         confident = masks_P.cpu().numpy()
         rows = zip(
             labels_P.cpu().numpy()[confident].tolist(),
@@ -294,8 +279,7 @@ class Cap:
             self.pool_SB.reshape(-1)[confident].tolist(),
             strict=True,
         )
-        # Where a class has less than 1/rho images the formula gives 0; a board keeps its surest one.
-        self.boards = grow_leaderboard(self.boards, list(rows), k=max(1, size), contest=config.contest)
+        self.boards = renewed_boards(self.boards, self.context, self.config, epoch, list(rows))
 
     def predict(self, indices: IntArray) -> Tensor:
         """Probabilities of the weak views, without adapters unless `inference_adapters`."""
@@ -307,14 +291,9 @@ class Cap:
 
     def tensors(self) -> dict[str, Tensor]:
         """Boards, counts, prototypes, and the remembered features that boards may still ask for."""
-        rows = [(label, image, score) for label, board in self.boards.items() for image, score in board]
         labelled = self.context.task.labelled.indices_N
-        kept_M = torch.unique(torch.tensor([image for _, image, _ in rows] + labelled.tolist(), dtype=torch.long))
-        state = {
-            "board_classes": torch.tensor(sorted(self.boards), dtype=torch.long),
-            "board_labels": torch.tensor([row[0] for row in rows], dtype=torch.long),
-            "board_images": torch.tensor([row[1] for row in rows], dtype=torch.long),
-            "board_scores": torch.tensor([row[2] for row in rows], dtype=torch.float64),
+        kept_M = torch.unique(torch.as_tensor(np.concatenate([as_table(self.boards)[:, 0], labelled])))
+        state = board_tensors(self.boards) | {
             "counts": self.counts_K,
             "prototypes": self.prototypes_KD,
             "present": self.present_K,
@@ -326,10 +305,7 @@ class Cap:
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Go on from `tensors`."""
         device = self.context.device
-        self.boards = {int(label): [] for label in tensors["board_classes"]}
-        columns = (tensors[name].tolist() for name in ("board_labels", "board_images", "board_scores"))
-        for label, image, score in zip(*columns, strict=True):
-            self.boards[label].append((image, score))
+        self.boards = boards_of(tensors)
         self.counts_K = tensors["counts"].to(device)
         self.prototypes_KD.copy_(tensors["prototypes"])
         self.present_K.copy_(tensors["present"])

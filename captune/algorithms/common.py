@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -75,6 +77,20 @@ def encode_in_chunks(classifier: Classifier, inputs_B: Tensor, size: int | None)
         for start in range(0, len(inputs_B), size)
     ]
     return torch.cat(chunks)
+
+
+@torch.no_grad()
+def predict_features(
+    classifier: Classifier, views: ImageViews | FeatureViews, indices: IntArray, *, adapter: Literal["main", "pseudo"]
+) -> Tensor:
+    """Normalised features (N, D) of weak views through an adapter."""
+    parts = [
+        classifier.adapt_images(
+            classifier.encode_images(views.weak(indices[start : start + _PREDICT_BATCH])), adapter
+        ).float()
+        for start in range(0, len(indices), _PREDICT_BATCH)
+    ]
+    return torch.cat(parts) if parts else classifier.encode_texts()[:0]
 
 
 @torch.no_grad()

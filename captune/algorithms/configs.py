@@ -26,6 +26,12 @@ class CapConfig(TrialConfig):
     )
     leaderboard: Literal["published", "exclusive"] = Field("published", description="rule of the first boards")
     contest: Literal["class_order", "confidence"] = Field("class_order", description="who gets a contested image")
+    pseudolabel_classes: Literal["all", "unseen"] = Field(
+        "all", description="TRZSL: classes a pool image is predicted over; published: all, seen ones passed over after"
+    )
+    margin_features: Literal["remembered", "reencoded"] = Field(
+        "remembered", description="main samples' features in the margin: of their last step, or encoded anew each epoch"
+    )
     margin_scale: float = Field(12.0, ge=0, description="m, in logits; 0 turns the margin off")
     margin_form: Literal["published", "paper"] = Field("published", description="formula of the margin")
     confusion: Literal["similarity", "matrix"] = Field(

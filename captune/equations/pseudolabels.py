@@ -20,6 +20,7 @@ from captune.equations.checks import check_shapes, require
 Board = list[tuple[int, float]]
 Leaderboard = dict[int, Board]
 Scores = NDArray[np.floating]
+Indices = NDArray[np.integer]
 
 RULES = ("published", "exclusive")
 CONTESTS = ("class_order", "confidence")
@@ -32,6 +33,7 @@ def top_k_leaderboard(
     rule: str = "published",
     class_ids: Sequence[int] | None = None,
     eligible_N: Tensor | None = None,
+    others_win: bool = False,
 ) -> Leaderboard:
     """Choose the first main samples of every class from zero-shot probabilities.
 
@@ -53,6 +55,8 @@ def top_k_leaderboard(
         class_ids: the class behind each of the K columns (default: 0..K-1). Fewer ids than columns are read as the
             columns that may be pseudolabelled: all others are ignored, also for the argmax.
         eligible_N: bool, False for images that may not be chosen (labelled, held out).
+        others_win: keep the columns without a board for the argmax. An image whose argmax is one of them is then no
+            board's own: "published" offers it to every board, "exclusive" uses it to fill boards that stay short.
 
     Returns:
         {class id: [(image index, score), ...]} with a key for every class, in column order.
@@ -64,19 +68,25 @@ def top_k_leaderboard(
     require(rule in RULES, f"rule in {RULES}", rule=rule)
     require(k >= 0, "0 <= k", k=k)
     ids, columns = _columns(class_ids, probs_NK.shape[1])
-    scores_NK = _as_numpy(probs_NK if columns is None else probs_NK[:, columns])
+    all_NK = _as_numpy(probs_NK)
+    scores_NK = all_NK if columns is None else all_NK[:, columns]
     num_images, num_classes = scores_NK.shape
+    first_N = scores_NK.argmax(axis=1) if scores_NK.size else np.zeros(num_images, np.int64)
+    if others_win and columns is not None and scores_NK.size:
+        # num_classes stands for "one without a board".
+        boards_of = np.full(all_NK.shape[1], num_classes)
+        boards_of[columns] = np.arange(num_classes)
+        first_N = boards_of[all_NK.argmax(axis=1)]
     images_N = np.arange(num_images)
     if eligible_N is not None:
         images_N = np.flatnonzero(eligible_N.detach().cpu().numpy().astype(bool))
-        scores_NK = scores_NK[images_N]
+        scores_NK, first_N = scores_NK[images_N], first_N[images_N]
     boards: list[Board] = [[] for _ in range(num_classes)]
     if k > 0 and scores_NK.size > 0:
         require(not np.isnan(scores_NK.min()), "probs_NK without NaN", num_nan=int(np.isnan(scores_NK).sum()))
         choose = _published if rule == "published" else _exclusive
-        boards = [
-            [(int(images_N[row]), score) for score, row in board] for board in choose(scores_NK, min(k, num_images))
-        ]
+        chosen = choose(scores_NK, first_N, min(k, num_images))
+        boards = [[(int(images_N[row]), score) for score, row in board] for board in chosen]
     return dict(zip(ids, boards, strict=True))
 
 
@@ -118,7 +128,9 @@ def grow_leaderboard(
 ) -> Leaderboard:
     """Renew the boards from an epoch's confident predictions (README.md section 8).
 
-    Candidates are predictions whose image is on no board now, by falling (confidence, image index). With "class_order"
+    Candidates are predictions of classes that have a board, whose image is on no board now, by falling (confidence,
+    image index). Predictions of other classes (TRZSL's seen ones) are passed over: they open no board and claim no
+    image. With "class_order"
     the classes pick one after the other and an image claimed by an earlier class is not offered to a later one; with
     "confidence" it goes to the class that was surest of it (the first one on a tie). A new board is its first k
     candidates, topped up to k from the old board, whose entries keep their order and confidence.
@@ -132,7 +144,7 @@ def grow_leaderboard(
         max_candidates: most candidates a class may claim.
 
     Returns:
-        New boards, for the classes of `old` and of `predictions`, by rising class; `old` is left as it was.
+        New boards of the classes of `old`, by rising class; `old` is left as it was.
 
     Raises:
         ValueError: k is negative or contest is unknown.
@@ -140,11 +152,9 @@ def grow_leaderboard(
     require(contest in CONTESTS, f"contest in {CONTESTS}", contest=contest)
     require(k >= 0, "0 <= k", k=k)
     on_a_board = {image for board in old.values() for image, _ in board}
-    offers: dict[int, dict[int, float]] = {
-        label: {} for label in sorted({*old, *(label for label, _, _ in predictions)})
-    }
+    offers: dict[int, dict[int, float]] = {label: {} for label in sorted(old)}
     for label, confidence, image in predictions:
-        if image not in on_a_board:
+        if label in offers and image not in on_a_board:
             offers[label][image] = max(confidence, offers[label].get(image, confidence))
 
     surest: dict[int, tuple[float, int]] = {}
@@ -165,7 +175,7 @@ def grow_leaderboard(
         candidates = sorted(free, reverse=True)[:max_candidates]
         claimed.update(image for _, image in candidates)
         board = [(image, confidence) for confidence, image in candidates[:k]]
-        boards[label] = board + list(old.get(label, []))[: k - len(board)]
+        boards[label] = board + list(old[label])[: k - len(board)]
     return boards
 
 
@@ -193,15 +203,16 @@ def _as_numpy(scores: Tensor) -> Scores:
     return (scores if scores.dtype == torch.float64 else scores.float()).numpy()
 
 
-def _published(scores_NK: Scores, k: int) -> list[list[tuple[float, int]]]:
+def _published(scores_NK: Scores, first_N: Indices, k: int) -> list[list[tuple[float, int]]]:
     num_classes = scores_NK.shape[1]
     boards: list[list[tuple[float, int]]] = [[] for _ in range(num_classes)]
     # What a score must exceed to enter each board: nothing while there is room, then its last entry. One comparison of
     # a row with this array finds all takers, and late in the walk there are none for most images.
     bar_K = np.full(num_classes, -np.inf, dtype=scores_NK.dtype)
-    for row, first in enumerate(scores_NK.argmax(axis=1).tolist()):
+    for row, first in enumerate(first_N.tolist()):
         scores_K = scores_NK[row]
-        takers = [first] if scores_K[first] > bar_K[first] else np.flatnonzero(scores_K > bar_K).tolist()
+        own = first < num_classes and scores_K[first] > bar_K[first]
+        takers = [first] if own else np.flatnonzero(scores_K > bar_K).tolist()
         for taker in takers:
             board = boards[taker]
             full = len(board) == k
@@ -214,11 +225,10 @@ def _published(scores_NK: Scores, k: int) -> list[list[tuple[float, int]]]:
     return boards
 
 
-def _exclusive(scores_NK: Scores, k: int) -> list[list[tuple[float, int]]]:
+def _exclusive(scores_NK: Scores, first_N: Indices, k: int) -> list[list[tuple[float, int]]]:
     num_images, num_classes = scores_NK.shape
     rows_N = np.arange(num_images)
-    first_N = scores_NK.argmax(axis=1)
-    best_N = scores_NK[rows_N, first_N]
+    best_N = scores_NK[rows_N, np.minimum(first_N, num_classes - 1)]
     order_N = np.lexsort((-rows_N, -best_N, first_N))
     starts = np.searchsorted(first_N[order_N], np.arange(num_classes + 1))
     boards = []

@@ -1,7 +1,7 @@
 """Learned prompts: vectors that stand among the tokens of the frozen towers (METHOD 5).
 
-See Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023. J layers are prompted; row j of what these modules
-return is what stands in the input of layer j, J×n×W.
+See Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023. J layers are prompted, fewer in a tower that has
+fewer; row j of what these modules return is what stands in the input of layer j, J×n×W.
 """
 
 from __future__ import annotations
@@ -44,23 +44,39 @@ class TextPrompts(nn.Module):
 class MultimodalPrompts(TextPrompts):
     """Text prompts, and image prompts that are linear projections of them.
 
+    Each tower is prompted to its own depth: where the image tower is the deeper one, its last prompts are projections
+    of vectors that the text tower has no layer for.
+
     Attributes:
-        projection: (J, W text, W image), one matrix a layer, all started as copies of one initialisation.
-        projection_bias: (J, W image), likewise.
+        projection: (J image, W text, W image), one matrix a layer, all started as copies of one initialisation.
+        projection_bias: (J image, W image), likewise.
     """
 
-    def __init__(self, context_nW: Tensor, depth: int, image_width: int, generator: torch.Generator) -> None:
-        super().__init__(context_nW, depth, generator)
+    def __init__(
+        self,
+        context_nW: Tensor,
+        depth: int,
+        image_width: int,
+        generator: torch.Generator,
+        *,
+        text_depth: int | None = None,
+        image_depth: int | None = None,
+    ) -> None:
+        """Prompts for `text_depth` and `image_depth` layers, `depth` where they are not given."""
+        self._text_depth = depth if text_depth is None else text_depth
+        image_depth = depth if image_depth is None else image_depth
+        super().__init__(context_nW, max(self._text_depth, image_depth), generator)
         width = context_nW.shape[1]
         weight = uniform((width, image_width), width, generator)
         bias = uniform((image_width,), width, generator)
-        self.projection = nn.Parameter(weight.repeat(depth, 1, 1))
-        self.projection_bias = nn.Parameter(bias.repeat(depth, 1))
+        self.projection = nn.Parameter(weight.repeat(image_depth, 1, 1))
+        self.projection_bias = nn.Parameter(bias.repeat(image_depth, 1))
 
     def vectors(self) -> tuple[Tensor | None, Tensor | None]:
         """Vectors of the text tower and of the image tower."""
         text_JnW = self.text_vectors()
-        return text_JnW, torch.baddbmm(self.projection_bias[:, None], text_JnW, self.projection)
+        projected_JnW = torch.baddbmm(self.projection_bias[:, None], text_JnW[: len(self.projection)], self.projection)
+        return text_JnW[: self._text_depth], projected_JnW
 
 
 class ImagePrompts(nn.Module):
@@ -90,7 +106,7 @@ def build_prompts(
     depth: int,
     generator: torch.Generator,
 ) -> Prompts:
-    """Prompts for a backbone; the depth is cut to the towers they enter.
+    """Prompts for a backbone; the depth is cut to the towers they enter, to each by itself.
 
     Raises:
         ModelError: the backbone's towers cannot be prompted.
@@ -106,10 +122,10 @@ def build_prompts(
     num_context = len(context_nW)
     if kind == "image":
         return ImagePrompts(num_context, min(depth, len(image.blocks)), image.width, generator)
-    depth = min(depth, len(text.blocks))
+    text_depth, image_depth = min(depth, len(text.blocks)), min(depth, len(image.blocks))
     if kind == "text":
-        return TextPrompts(context_nW, depth, generator)
-    return MultimodalPrompts(context_nW, min(depth, len(image.blocks)), image.width, generator)
+        return TextPrompts(context_nW, text_depth, generator)
+    return MultimodalPrompts(context_nW, depth, image.width, generator, text_depth=text_depth, image_depth=image_depth)
 
 
 def class_tokens(backbone: Backbone, prompts: list[str], prefix: str, num_context: int) -> tuple[Tensor, Tensor]:

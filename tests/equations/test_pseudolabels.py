@@ -120,6 +120,34 @@ def test_fewer_class_ids_than_columns_select_columns() -> None:
     assert [boards[label] for label in unseen] == [expected[column] for column in range(3)]
 
 
+def test_an_image_won_by_a_class_without_a_board_is_offered_to_every_board() -> None:
+    probs = torch.tensor(
+        [
+            [0.60, 0.30, 0.10],  # class 0 has no board: both others have room and take it
+            [0.20, 0.50, 0.30],  # class 1's own, .50 above .30; it stops there
+            [0.50, 0.10, 0.40],  # offered to both: .10 is not above .50, .40 is above .10
+        ]
+    )
+    boards = top_k_leaderboard(probs, 1, class_ids=[1, 2], others_win=True)
+    assert {label: [image for image, _ in board] for label, board in boards.items()} == {1: [1], 2: [2]}
+    # With class 0's column left out image 2 is class 2's own as well, but image 0 is class 1's alone.
+    boards = top_k_leaderboard(probs[:1], 1, class_ids=[1, 2])
+    assert {label: [image for image, _ in board] for label, board in boards.items()} == {1: [0], 2: []}
+
+
+@pytest.mark.parametrize("levels", [None, 6])
+@pytest.mark.parametrize("k", [1, 4, 16])
+@pytest.mark.parametrize("seed", range(3))
+def test_boards_of_some_classes_under_the_argmax_of_all_equal_the_loops(seed: int, k: int, levels: int | None) -> None:
+    probs = random_scores(seed, 120, 9, levels)
+    some = [1, 6, 7]
+    walk = top_k_leaderboard(probs, k, class_ids=some, others_win=True)
+    assert walk == published_boards(probs.tolist(), k, classes=some)
+    assert list(walk) == some
+    exclusive = top_k_leaderboard(probs, k, rule="exclusive", class_ids=some, others_win=True)
+    assert exclusive == exclusive_boards(probs.tolist(), k, classes=some)
+
+
 def test_ineligible_images_stand_nowhere_and_indices_stay_those_of_the_pool() -> None:
     probs = random_scores(2, 50, 5, None)
     eligible = torch.arange(50) % 3 != 0
@@ -190,6 +218,12 @@ def test_growth_by_hand() -> None:
         0: [(10, 0.9), (11, 0.8)],
         1: [(1, 0.99), (3, 0.95), (2, 0.95)],
     }
+
+
+def test_predictions_of_classes_without_a_board_open_none_and_claim_nothing() -> None:
+    # Class 0 comes first and has no board: image 1 stays free for class 2.
+    assert grow_leaderboard({2: []}, [(0, 0.99, 1), (2, 0.9, 1), (3, 0.99, 4)], k=2) == {2: [(1, 0.9)]}
+    assert grow_leaderboard({2: []}, [(0, 0.99, 1), (2, 0.9, 1)], k=2, contest="confidence") == {2: [(1, 0.9)]}
 
 
 def test_growth_shrinks_boards_and_leaves_the_old_ones_alone() -> None:

@@ -38,13 +38,33 @@ def test_image_vectors_are_linear_projections_of_the_text_vectors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "depth", "expected"), [("multimodal", 9, 3), ("text", 9, 3), ("image", 9, 4), ("multimodal", 2, 2)]
+    ("kind", "depth", "expected"),
+    [
+        ("multimodal", 9, [3, 4]),
+        ("multimodal", 4, [3, 4]),
+        ("multimodal", 3, [3, 3]),
+        ("multimodal", 2, [2, 2]),
+        ("text", 9, [3]),
+        ("image", 9, [4]),
+    ],
 )
-def test_depth_is_cut_to_the_towers(kind: str, depth: int, expected: int) -> None:
+def test_depth_is_cut_to_each_tower_by_itself(kind: str, depth: int, expected: list[int]) -> None:
     model = backbone({})  # three text layers, four image layers
     prompts = build_prompts(model, kind, context_nW=torch.zeros(2, 32), depth=depth, generator=generator())  # type: ignore[arg-type]
-    lengths = {len(vectors) for vectors in prompts.vectors() if vectors is not None}
-    assert lengths == {expected}
+    assert [len(vectors) for vectors in prompts.vectors() if vectors is not None] == expected
+
+
+def test_every_vector_is_learned_where_one_tower_is_deeper_than_the_other() -> None:
+    model = backbone({})  # three text layers, four image layers
+    classifier = build_classifier(model, ["cat", "dog"], "a photo of a {}.", TrialConfig(prompt_depth=8), seed=0)
+    images_B3SS = torch.randn(2, 3, model.preprocessing.image_size, model.preprocessing.image_size)
+    (classifier.encode_images(images_B3SS) @ classifier.encode_texts().T).square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in classifier.prompts.named_parameters()}  # type: ignore[union-attr]
+    for name in ("context", "deep", "projection", "projection_bias"):
+        rows = gradients[name]
+        assert rows is not None
+        assert bool((rows.flatten(1).abs().amax(1) > 0).all()), name
+    assert len(gradients["deep"]) == 3 and len(gradients["projection"]) == 4  # type: ignore[arg-type]
 
 
 def test_each_kind_prompts_its_own_tower() -> None:

@@ -7,40 +7,40 @@ from collections.abc import Sequence
 Boards = dict[int, list[tuple[int, float]]]
 
 
-def published_boards(scores: list[list[float]], k: int, eligible: Sequence[bool] | None = None) -> Boards:
-    num_classes = len(scores[0])
-    boards: list[list[tuple[float, int]]] = [[] for _ in range(num_classes)]
+def published_boards(
+    scores: list[list[float]], k: int, eligible: Sequence[bool] | None = None, classes: Sequence[int] | None = None
+) -> Boards:
+    """`classes`: those that have a board; the others only win images, which then are offered to every board."""
+    allowed = range(len(scores[0])) if classes is None else classes
+    boards: dict[int, list[tuple[float, int]]] = {j: [] for j in allowed}
     for image, row in enumerate(scores):
         if eligible is not None and not eligible[image]:
             continue
         first = row.index(max(row))
-        if len(boards[first]) < k or boards[first][-1][0] < row[first]:
+        if first in boards and (len(boards[first]) < k or boards[first][-1][0] < row[first]):
             boards[first] = sorted([*boards[first], (row[first], image)], reverse=True)[:k]
             continue
-        others = sorted(((row[j], j) for j in range(num_classes) if j != first), reverse=True)
+        others = sorted(((row[j], j) for j in allowed if j != first), reverse=True)
         for score, j in others:
             if len(boards[j]) < k:
                 boards[j].append((score, image))
             elif boards[j][-1][0] < score:
                 boards[j] = sorted([*boards[j], (score, image)], reverse=True)[:k]
-    return {j: [(image, score) for score, image in board] for j, board in enumerate(boards)}
+    return {j: [(image, score) for score, image in board] for j, board in boards.items()}
 
 
-def exclusive_boards(scores: list[list[float]], k: int) -> Boards:
-    num_images, num_classes = len(scores), len(scores[0])
+def exclusive_boards(scores: list[list[float]], k: int, classes: Sequence[int] | None = None) -> Boards:
+    """`classes`: those that have a board; an image whose argmax is another class is free for boards that stay short."""
+    num_images, allowed = len(scores), range(len(scores[0])) if classes is None else classes
     first = [row.index(max(row)) for row in scores]
     boards: Boards = {}
-    for j in range(num_classes):
+    for j in allowed:
         own = sorted(((scores[i][j], i) for i in range(num_images) if first[i] == j), reverse=True)
         boards[j] = [(i, score) for score, i in own[:k]]
     used = {i for board in boards.values() for i, _ in board}
     while True:
         offers = [
-            (-scores[i][j], -i, j)
-            for j in range(num_classes)
-            if len(boards[j]) < k
-            for i in range(num_images)
-            if i not in used
+            (-scores[i][j], -i, j) for j in allowed if len(boards[j]) < k for i in range(num_images) if i not in used
         ]
         if not offers:
             return boards
@@ -53,10 +53,10 @@ def grown_boards(
     old: Boards, predictions: Sequence[tuple[int, float, int]], k: int, contest: str = "class_order", most: int = 1000
 ) -> Boards:
     standing = [image for board in old.values() for image, _ in board]
-    free = [prediction for prediction in predictions if prediction[2] not in standing]
+    free = [prediction for prediction in predictions if prediction[0] in old and prediction[2] not in standing]
     claimed: list[int] = []
     new: Boards = {}
-    for label in sorted({*old, *(prediction[0] for prediction in predictions)}):
+    for label in sorted(old):
         candidates: list[tuple[float, int]] = []
         for confidence, image in sorted(((c, i) for lab, c, i in free if lab == label), reverse=True):
             if image in claimed or image in [i for _, i in candidates]:
