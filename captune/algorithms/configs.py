@@ -94,7 +94,9 @@ class FplConfig(LearnerConfig):
     """FPL's own settings."""
 
     num_pseudolabels: int = Field(16, ge=1, description="K: pseudolabelled images a class")
-    leaderboard: Literal["published", "exclusive"] = Field("published", description="rule of the boards")
+    leaderboard: Literal["grip", "published", "exclusive"] = Field(
+        "grip", description="rule of the boards: as GRIP's code fills them, as CAP's does, or each image on one"
+    )
     learning_rate: float = Field(0.1, gt=0, description="peak learning rate of SGD")
     weight_decay: float = Field(0.1, ge=0, description="SGD weight decay")
     batch_size: int = Field(16, ge=1, description="images a stream and step B")
@@ -130,12 +132,18 @@ class SupervisedConfig(LearnerConfig):
 
 
 class TransClipConfig(TrialConfig):
-    """TransCLIP's own settings; the defaults are the paper's."""
+    """TransCLIP's own settings; the defaults are those of its published code."""
 
     text_strength: float = Field(1.0, ge=0, le=10, description="lambda; halved where there are labelled images")
+    likelihood_weight: float = Field(
+        0.02, gt=0, le=1, description="beta of the likelihood against text and neighbours (published: 1/50)"
+    )
     labelled_weight: float = Field(0.02, ge=0, description="gamma (published: searched over 0.002 to 0.2)")
     num_neighbors: int = Field(3, ge=0, description="nearest images an image is tied to")
     num_rounds: int = Field(10, ge=0, description="rounds of updates")
+    affinity_form: Literal["published", "paper"] = Field(
+        "published", description="with labelled images: their rows as the published code mixes them up, or as the paper"
+    )
 
 
 class ZeroShotConfig(TrialConfig):

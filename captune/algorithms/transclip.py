@@ -1,12 +1,13 @@
 """TransCLIP: one Gaussian mixture over all unlabelled features, held in place by the text.
 
-ŷ    zero-shot probabilities; w_ij = max(0, cos) to an image's nearest neighbours
-repeat   z_i ∝ ŷ_i^lambda ⊙ exp(log N(v_i; mu, Sigma) + Σ_j w_ij z_j)       a few times over
+ŷ    zero-shot probabilities; w_ij = the cosine with each of an image's n nearest neighbours
+mu_k     the mean of the images surest of class k, weighted by ŷ, or of its labelled images
+repeat   z_i ∝ ŷ_i^lambda ⊙ exp(beta·log N(v_i; mu, Sigma) + Σ_j (w_ij + w_ji)/2n z_j)       a few times over
          mu_k, Sigma ← means and shared diagonal covariance under z (and the labelled images)
 
 Solved when it is built: there is nothing to train. An image of the pool has its z; any other image is assigned by the
-fitted parameters, ŷ^lambda ⊙ N(v; mu, Sigma), which is linear in v. So no test image is looked at together with others
-unless the pool is the test set (tft), which is where the method is at home.
+fitted parameters, ŷ^lambda ⊙ N(v; mu, Sigma)^beta, which is linear in v. So no test image is looked at together with
+others unless the pool is the test set (tft), which is where the method is at home.
 
 Zanella, Gérin & Ben Ayed, "Boosting Vision-Language Models with Transduction", NeurIPS 2024 (arXiv 2406.01837).
 """
@@ -36,13 +37,15 @@ class TransClip(Untrained):
             context.image_features_MD[torch.as_tensor(np.array(task.pool), device=device)],
             logits_NK.log_softmax(-1),
             text_strength=strength,
+            likelihood_weight=config.likelihood_weight,
             num_neighbors=config.num_neighbors,
             labelled_features_MD=context.image_features_MD[labelled],
             labels_M=torch.as_tensor(np.array(task.labelled.labels_N), device=device),
             labelled_weight=config.labelled_weight,
             num_steps=config.num_rounds,
+            form=config.affinity_form,
         )
-        weights_KD, bias_K = mixture.linear()
+        weights_KD, bias_K = (config.likelihood_weight * part for part in mixture.linear())
         # In units of the logit scale, so that s·v·w + b is the log-assignment and the weights can be exported.
         super().__init__(context, strength * context.text_features_KD + weights_KD / context.logit_scale, bias_K)
         self.assigned_NK = mixture.assignments_NK

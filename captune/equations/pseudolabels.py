@@ -22,7 +22,7 @@ Leaderboard = dict[int, Board]
 Scores = NDArray[np.floating]
 Indices = NDArray[np.integer]
 
-RULES = ("published", "exclusive")
+RULES = ("published", "grip", "exclusive")
 CONTESTS = ("class_order", "confidence")
 
 
@@ -42,6 +42,9 @@ def top_k_leaderboard(
     class: a board with room takes it at its end, unsorted; a full board whose last entry is below the score sorts it in
     and is cut. It does not stop at the first taker, so an image can stand on several boards.
 
+    "grip" is the same walk as GRIP's published code has it: the argmax class's board, too, takes an image at its end,
+    unsorted, as long as it has room, and is compared by that last entry once it is full.
+
     "exclusive" does not depend on the order of the pool or of the classes: each class takes its k most confident argmax
     images; then, by falling score, the images on no board go to the classes still short (a contested image to the class
     that scores it higher, then to the first class). A board lists its argmax images first.
@@ -51,7 +54,7 @@ def top_k_leaderboard(
     Args:
         probs_NK: probabilities (or any scores) of N pool images for K classes.
         k: most images a board holds; 0 gives empty boards.
-        rule: "published" or "exclusive".
+        rule: "published", "grip" (Menghini et al., NeurIPS 2023, arXiv 2306.01669) or "exclusive".
         class_ids: the class behind each of the K columns (default: 0..K-1). Fewer ids than columns are read as the
             columns that may be pseudolabelled: all others are ignored, also for the argmax.
         eligible_N: bool, False for images that may not be chosen (labelled, held out).
@@ -84,8 +87,10 @@ def top_k_leaderboard(
     boards: list[Board] = [[] for _ in range(num_classes)]
     if k > 0 and scores_NK.size > 0:
         require(not np.isnan(scores_NK.min()), "probs_NK without NaN", num_nan=int(np.isnan(scores_NK).sum()))
-        choose = _published if rule == "published" else _exclusive
-        chosen = choose(scores_NK, first_N, min(k, num_images))
+        if rule == "exclusive":
+            chosen = _exclusive(scores_NK, first_N, min(k, num_images))
+        else:
+            chosen = _walk(scores_NK, first_N, min(k, num_images), sorted_from_first=rule == "published")
         boards = [[(int(images_N[row]), score) for score, row in board] for board in chosen]
     return dict(zip(ids, boards, strict=True))
 
@@ -203,7 +208,7 @@ def _as_numpy(scores: Tensor) -> Scores:
     return (scores if scores.dtype == torch.float64 else scores.float()).numpy()
 
 
-def _published(scores_NK: Scores, first_N: Indices, k: int) -> list[list[tuple[float, int]]]:
+def _walk(scores_NK: Scores, first_N: Indices, k: int, *, sorted_from_first: bool) -> list[list[tuple[float, int]]]:
     num_classes = scores_NK.shape[1]
     boards: list[list[tuple[float, int]]] = [[] for _ in range(num_classes)]
     # What a score must exceed to enter each board: nothing while there is room, then its last entry. One comparison of
@@ -217,7 +222,7 @@ def _published(scores_NK: Scores, first_N: Indices, k: int) -> list[list[tuple[f
             board = boards[taker]
             full = len(board) == k
             board.append((float(scores_K[taker]), row))
-            if full or taker == first:
+            if full or (sorted_from_first and taker == first):
                 board.sort(reverse=True)
                 del board[k:]
             if len(board) == k:

@@ -50,12 +50,29 @@ def test_published_rule_keeps_offers_unsorted_until_the_next_insertion() -> None
     assert [image for image, _ in top_k_leaderboard(later, 2)[1]] == [5, 3]
 
 
+def test_grips_walk_compares_with_the_last_image_while_a_board_has_not_been_sorted() -> None:
+    probs = torch.tensor(
+        [
+            [0.80, 0.15],
+            [0.90, 0.10],  # board 0 = [.80, .90], unsorted: full, its last entry is .90
+            [0.85, 0.20],  # not above .90: offered to board 1, which has room
+            [0.95, 0.12],  # above .90: sorted in, and .80 falls out
+        ]
+    )
+    boards = {rule: top_k_leaderboard(probs, 2, rule=rule) for rule in ("grip", "published")}
+    assert {label: [image for image, _ in board] for label, board in boards["grip"].items()} == {0: [3, 1], 1: [2]}
+    # CAP's walk sorts from the first image on: .80 is the last entry, so .85 enters and board 1 never sees it.
+    assert [image for image, _ in boards["published"][0]] == [3, 1]
+    assert boards["published"][1] == []
+
+
 @pytest.mark.parametrize("levels", [None, 6, 40])
 @pytest.mark.parametrize("k", [1, 3, 16])
 @pytest.mark.parametrize("seed", range(4))
 def test_published_rule_equals_the_plain_walk(seed: int, k: int, levels: int | None) -> None:
     probs = random_scores(seed, 150, 11, levels)
     assert top_k_leaderboard(probs, k) == published_boards(probs.tolist(), k)
+    assert top_k_leaderboard(probs, k, rule="grip") == published_boards(probs.tolist(), k, appended=True)
 
 
 @pytest.mark.parametrize("levels", [None, 6, 40])
@@ -76,6 +93,7 @@ def test_exclusive_rule_equals_the_plain_search(seed: int, k: int, levels: int |
 def test_both_rules_equal_the_loops_when_almost_everything_ties(scores: list[list[int]], k: int) -> None:
     probs = torch.tensor(scores, dtype=torch.float32) / 4
     assert top_k_leaderboard(probs, k) == published_boards(probs.tolist(), k)
+    assert top_k_leaderboard(probs, k, rule="grip") == published_boards(probs.tolist(), k, appended=True)
     assert top_k_leaderboard(probs, k, rule="exclusive") == exclusive_boards(probs.tolist(), k)
 
 

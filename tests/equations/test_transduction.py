@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -18,35 +21,81 @@ def clouds(seed: int, per_class: int = 6, width: int = 4, noise: float = 0.3) ->
     return features.double(), logits.double().log_softmax(1)
 
 
+def real_features(name: str, shots: int) -> tuple[torch.Tensor, ...]:
+    """Some 300 test images, their zero-shot logits and labels; `shots` training images a class and their labels."""
+    file = Path(__file__).parents[3] / "shared/data/features" / f"{name}.npz"
+    if not file.exists():
+        pytest.skip(f"no precomputed features at {file}")
+    held = np.load(file)
+    features = torch.from_numpy(held["image_features"]).float()
+    text = torch.nn.functional.normalize(torch.from_numpy(held["text_features"]).float(), dim=1)
+    labels, is_test = torch.from_numpy(held["labels"]).long(), torch.from_numpy(held["split"] == "test")
+    features = torch.nn.functional.normalize(features, dim=1)
+    chosen = [(labels == k).logical_and(~is_test).nonzero()[:shots, 0] for k in range(len(text))]
+    rows, tested = torch.cat(chosen), is_test.nonzero()[:, 0]
+    tested = tested[:: max(1, len(tested) // 300)]
+    return features[tested], 100 * features[tested] @ text.T, labels[tested], features[rows], labels[rows]
+
+
+@pytest.mark.parametrize("form", ["published", "paper"])
 @pytest.mark.parametrize("num_labelled", [0, 2])
 @pytest.mark.parametrize(("num_steps", "num_neighbors", "text_strength"), [(0, 3, 1.0), (1, 0, 0.5), (4, 3, 2.0)])
 def test_block_updates_equal_the_loops(
-    num_steps: int, num_neighbors: int, text_strength: float, num_labelled: int
+    num_steps: int, num_neighbors: int, text_strength: float, num_labelled: int, form: str
 ) -> None:
     features, log_text = clouds(0)
     # Not images of the pool themselves: a twin would tie with its original as a neighbour.
-    labelled = [((features[row] + 0.01).tolist(), label) for row, label in ((1, 0), (13, 2))][:num_labelled]
-    settings = {"num_inner": 2, "num_confident": 3, "labelled_weight": 0.2, "num_steps": num_steps}
+    labelled, labels = features[[1, 13]][:num_labelled] + 0.01, torch.tensor([0, 2])[:num_labelled]
+    settings = {"num_inner": 2, "num_confident": 3, "labelled_weight": 0.2, "num_steps": num_steps, "form": form}
     fitted = fit_text_guided_mixture(
         features,
         log_text,
         text_strength=text_strength,
         num_neighbors=num_neighbors,
-        labelled_features_MD=torch.tensor([v for v, _ in labelled], dtype=torch.double).reshape(-1, 4),
-        labels_M=torch.tensor([label for _, label in labelled], dtype=torch.long),
+        labelled_features_MD=labelled,
+        labels_M=labels,
         **settings,  # type: ignore[arg-type]
     )
     z, means, variances = reference.fit(
-        features.tolist(),
-        log_text.tolist(),
+        features.numpy(),
+        log_text.numpy(),
         text_strength=text_strength,
         num_neighbors=num_neighbors,
-        labelled=labelled,
+        labelled=labelled.numpy(),
+        labels=labels.numpy(),
         **settings,  # type: ignore[arg-type]
     )
-    torch.testing.assert_close(fitted.assignments_NK, torch.tensor(z, dtype=torch.double), atol=1e-8, rtol=1e-6)
-    torch.testing.assert_close(fitted.means_KD, torch.tensor(means, dtype=torch.double), atol=1e-8, rtol=1e-6)
-    torch.testing.assert_close(fitted.variances_D, torch.tensor(variances, dtype=torch.double), atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(fitted.assignments_NK, torch.from_numpy(z), atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(fitted.means_KD, torch.from_numpy(means), atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(fitted.variances_D, torch.from_numpy(variances), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["whu19", "pets24", "caltech101_59"])
+@pytest.mark.parametrize("shots", [0, 2])
+def test_real_features_are_assigned_as_the_algorithm_says(name: str, shots: int) -> None:
+    features, logits, labels, shot_features, shot_labels = real_features(name, shots)
+    settings = {"num_neighbors": 3, "num_steps": 10, "num_inner": 5, "num_confident": 8, "labelled_weight": 0.02}
+    fitted = fit_text_guided_mixture(
+        features,
+        logits.log_softmax(1),
+        text_strength=0.5 if shots else 1.0,
+        labelled_features_MD=shot_features,
+        labels_M=shot_labels,
+        **settings,  # type: ignore[arg-type]
+    )
+    z, _, _ = reference.fit(
+        features.double().numpy(),
+        logits.double().log_softmax(1).numpy(),
+        text_strength=0.5 if shots else 1.0,
+        labelled=shot_features.double().numpy(),
+        labels=shot_labels.numpy(),
+        **settings,  # type: ignore[arg-type]
+    )
+    assert float((fitted.assignments_NK.double() - torch.from_numpy(z)).abs().max()) < 1e-4
+    # What the text alone gets right is what the neighbours and means add to.
+    assert (fitted.assignments_NK.argmax(1) == labels).float().mean() > (
+        logits.argmax(1) == labels
+    ).float().mean() - 0.03
 
 
 def test_the_linear_form_is_the_gaussian_log_density_up_to_a_constant() -> None:
@@ -71,7 +120,7 @@ def test_clusters_correct_text_that_errs() -> None:
     text = torch.full((24, 3), 0.2).scatter(1, labels[:, None], 0.6)
     for row in (0, 8, 16):
         text[row] = text[row].roll(1)
-    fitted = fit_text_guided_mixture(features, text.double().log())
+    fitted = fit_text_guided_mixture(features, text.double().log(), likelihood_weight=1.0)
     assert fitted.assignments_NK.argmax(1).tolist() == labels.tolist()
 
 

@@ -8,9 +8,16 @@ Boards = dict[int, list[tuple[int, float]]]
 
 
 def published_boards(
-    scores: list[list[float]], k: int, eligible: Sequence[bool] | None = None, classes: Sequence[int] | None = None
+    scores: list[list[float]],
+    k: int,
+    eligible: Sequence[bool] | None = None,
+    classes: Sequence[int] | None = None,
+    appended: bool = False,
 ) -> Boards:
-    """`classes`: those that have a board; the others only win images, which then are offered to every board."""
+    """`classes`: those that have a board; the others only win images, which then are offered to every board.
+
+    `appended`: GRIP's walk, whose boards are not sorted while they fill.
+    """
     allowed = range(len(scores[0])) if classes is None else classes
     boards: dict[int, list[tuple[float, int]]] = {j: [] for j in allowed}
     for image, row in enumerate(scores):
@@ -18,7 +25,8 @@ def published_boards(
             continue
         first = row.index(max(row))
         if first in boards and (len(boards[first]) < k or boards[first][-1][0] < row[first]):
-            boards[first] = sorted([*boards[first], (row[first], image)], reverse=True)[:k]
+            grown = [*boards[first], (row[first], image)]
+            boards[first] = grown if appended and len(grown) <= k else sorted(grown, reverse=True)[:k]
             continue
         others = sorted(((row[j], j) for j in allowed if j != first), reverse=True)
         for score, j in others:

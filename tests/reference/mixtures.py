@@ -1,81 +1,88 @@
-"""TransCLIP's block updates by loops over images, classes and dimensions."""
+"""TransCLIP as the paper's Algorithm says, with full matrices and one class after another.
+
+Nothing is taken from `captune.equations.transduction`: w is a dense matrix, densities are sums over dimensions, and
+probabilities are products, not logarithms.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import numpy as np
+import numpy.typing as npt
 
-Vector = list[float]
+Array = npt.NDArray[np.float64]
 
 
-def unit(v: Sequence[float]) -> Vector:
-    length = math.sqrt(sum(x * x for x in v))
-    return [x / length for x in v]
+def unit(rows: Array) -> Array:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def fit(
-    features: list[Vector],
-    log_text: list[Vector],
+    features: Array,
+    log_text: Array,
     *,
     text_strength: float,
     num_neighbors: int,
-    labelled: list[tuple[Vector, int]],
+    labelled: Array,
+    labels: npt.NDArray[np.int64],
     labelled_weight: float,
     num_steps: int,
     num_inner: int,
     num_confident: int,
-) -> tuple[list[Vector], list[Vector], Vector]:
+    form: str = "published",
+) -> tuple[Array, Array, Array]:
     """Assignments, means and variances."""
-    num_classes, width, count = len(log_text[0]), len(features[0]), len(features)
-    features = [unit(v) for v in features]
-    labelled = [(unit(v), label) for v, label in labelled]
-    everyone = features + [v for v, _ in labelled]
-    fixed = [[1.0 if k == label else 0.0 for k in range(num_classes)] for _, label in labelled]
-    neighbors = []
-    for i, v in enumerate(features):
-        cosines = [(sum(a * b for a, b in zip(v, w, strict=True)), -j) for j, w in enumerate(everyone) if j != i]
-        neighbors.append([(max(0.0, c), -j) for c, j in sorted(cosines, reverse=True)[:num_neighbors]])
-    z = [[math.exp(x) for x in row] for row in log_text]
-    means = []
+    features, labelled = unit(features), unit(labelled) if len(labelled) else np.zeros((0, features.shape[1]))
+    (count, width), num_classes, shots = features.shape, log_text.shape[1], len(labelled)
+    y_hat = np.exp(log_text)
+    fixed = np.zeros((shots, num_classes))
+    fixed[np.arange(shots), labels] = 1
+    w = affinity(features, labelled, num_neighbors, form)
+    means = np.zeros((num_classes, width))
     for k in range(num_classes):
-        own = [v for v, label in labelled if label == k]
-        if not own:
-            surest = sorted(range(count), key=lambda i: -z[i][k])[:num_confident]
-            own = [features[i] for i in surest]
-        means.append(unit([sum(v[d] for v in own) for d in range(width)]))
-    variances = [1 / width] * width
+        if (labels == k).any():
+            means[k] = labelled[labels == k].sum(0)
+        else:
+            surest = np.argsort(-y_hat[:, k], kind="stable")[:num_confident]
+            means[k] = (y_hat[surest, k][:, None] * features[surest]).sum(0)
+        if means[k].any():
+            means[k] /= np.linalg.norm(means[k])
+    variances = np.full(width, 1 / width)
+    z = y_hat.copy()
     for step in range(num_steps + 1):
-        likelihood = [
-            [-0.5 * sum((v[d] - means[k][d]) ** 2 / variances[d] for d in range(width)) for k in range(num_classes)]
-            for v in features
-        ]
+        density = np.stack([-0.5 * ((features - mean) ** 2 / variances).sum(1) for mean in means], axis=1)
         for _ in range(num_inner):
-            around = z + fixed
-            new = []
-            for i in range(count):
-                scores = [
-                    text_strength * log_text[i][k] + likelihood[i][k] + sum(w * around[j][k] for w, j in neighbors[i])
-                    for k in range(num_classes)
-                ]
-                top = max(scores)
-                powers = [math.exp(s - top) for s in scores]
-                new.append([p / sum(powers) for p in powers])
-            z = new
+            everyone = np.concatenate([z, fixed])
+            around = w.T @ everyone + (w @ z)[:count]
+            total = density + 50 / (2 * num_neighbors) * around if num_neighbors else density
+            total = total - total.max(1, keepdims=True)
+            z = y_hat**text_strength * np.exp(total / 50)
+            z = z / z.sum(1, keepdims=True)
         if step == num_steps:
             break
-        gamma = labelled_weight / max(1, len(labelled))
+        gamma = labelled_weight * 50 / shots if shots else 0.0
         for k in range(num_classes):
-            total = [0.0] * width
-            for i, v in enumerate(features):
-                total = [t + z[i][k] / count * x for t, x in zip(total, v, strict=True)]
-            for v, label in labelled:
-                if label == k:
-                    total = [t + gamma * x for t, x in zip(total, v, strict=True)]
-            means[k] = unit(total)
-        for d in range(width):
-            spread = sum(
-                z[i][k] / count * (features[i][d] - means[k][d]) ** 2 for i in range(count) for k in range(num_classes)
-            )
-            spread += sum(gamma * (v[d] - means[label][d]) ** 2 for v, label in labelled)
-            variances[d] = spread / (1 + gamma * len(labelled))
+            if z[:, k].sum() + gamma * fixed[:, k].sum() > 0:
+                mean = z[:, k] @ features / count + gamma * fixed[:, k] @ labelled
+                means[k] = mean / np.linalg.norm(mean)
+        spread = sum(z[:, k] @ (features - means[k]) ** 2 / count for k in range(num_classes))
+        spread = spread + sum(gamma * fixed[:, k] @ (labelled - means[k]) ** 2 for k in range(num_classes))
+        variances = np.asarray(spread / (z.sum() / count + gamma * fixed.sum()))
     return z, means, variances
+
+
+def affinity(features: Array, labelled: Array, num_neighbors: int, form: str) -> Array:
+    """w: a row for every image, a column for every image of the pool."""
+    count, shots = len(features), len(labelled)
+    rows = []
+    for i, v in enumerate([*labelled, *features]):
+        cosines = features @ v
+        order = np.argsort(-cosines, kind="stable")[: num_neighbors + 1].tolist()
+        if i >= shots:
+            order.remove(i - shots)
+        elif form == "published":
+            order = order[1:]
+        row = np.zeros(count)
+        row[order[:num_neighbors]] = cosines[order[:num_neighbors]]
+        rows.append(row)
+    w = np.array(rows)
+    return w if form == "published" else np.concatenate([w[shots:], w[:shots]])

@@ -14,12 +14,15 @@ Sets = list[tuple[int, set[int]]]  # (pool row, candidate classes)
 
 
 def walk_boards(probs: Probs, size: int, classes: Sequence[int]) -> Sets:
-    """The published walk (METHOD 4), one image after another; images in class order, hard labels."""
+    """GRIP's walk, one image after another: a board is sorted only when it is full; hard labels, in class order."""
     boards: dict[int, list[tuple[float, int]]] = {label: [] for label in classes}
     for row, p in enumerate(probs):
         first = max(classes, key=lambda label: (p[label], -label))
         board = boards[first]
-        if len(board) < size or board[-1][0] < p[first]:
+        if len(board) < size:
+            board.append((p[first], row))
+            continue
+        if board[-1][0] < p[first]:
             board.append((p[first], row))
             board.sort(reverse=True)
             del board[size:]
