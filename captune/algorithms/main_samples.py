@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from captune.algorithms.concepts import align_concepts
 from captune.algorithms.configs import CapConfig
-from captune.data.paradigms import BoolArray, IntArray, Labelled
+from captune.data.paradigms import IntArray, Labelled
 from captune.equations.pseudolabels import Leaderboard, grow_leaderboard, leaderboard_size, top_k_leaderboard
 from captune.training.context import Context
 
@@ -57,7 +58,9 @@ def as_table(boards: Leaderboard) -> IntArray:
     return np.array(rows, dtype=np.int64).reshape(-1, 2)
 
 
-def prototype_table(boards: Leaderboard, labelled: Labelled, pseudolabelled_K: BoolArray, k: int) -> IntArray:
+def prototype_table(
+    boards: Leaderboard, labelled: Labelled, pseudolabelled_K: npt.NDArray[np.bool_], k: int
+) -> IntArray:
     """(image, class) that class means are taken of, (M, 2): the boards, and for classes without one (TRZSL's seen ones)
     their first k labelled images.
     """
