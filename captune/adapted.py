@@ -40,9 +40,9 @@ class AdaptedModel:
     Attributes:
         backbone: the frozen CLIP, or None for class weights of precomputed features that are only to be exported.
         class_names: K names in label order.
-        text_KD: the adapted class features, normalised (of any length for `transclip`, whose mixture they hold).
+        text_KD: the adapted class features, normalised (of any length in `transclip` and `anchored`).
         logit_scale: s.
-        bias_K: added to the logits (zero but for `balanced`, `transclip` and `cap_mixture`).
+        bias_K: added to the logits (zero but for `balanced`, `transclip`, `anchored` and `cap_mixture`).
         classifier: the adapted image side, or None where it is the frozen backbone's.
         adapters: whether the main adapter acts on images.
         learned_share: share of what was learned in the logits (1 but for `cap_mixture`).

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from captune.algorithms.configs import (
+    AnchoredConfig,
     BalancedConfig,
     CapConfig,
     CapMixtureConfig,
@@ -86,6 +87,10 @@ ALGORITHMS: dict[str, Method] = {
         Method(
             "transclip", "transductive Gaussian mixture guided by the text, on frozen features (NeurIPS 2024)",
             TransClipConfig, "transclip:TransClip", trains=False,
+        ),
+        Method(
+            "anchored", "Gaussian mixture on frozen features, means and covariance anchored at the text (after StatA)",
+            AnchoredConfig, "anchored:Anchored", trains=False,
         ),
         Method(
             "balanced", "zero-shot with half a Sinkhorn step toward a balanced pool", BalancedConfig,

@@ -146,6 +146,22 @@ class TransClipConfig(TrialConfig):
     )
 
 
+class AnchoredConfig(TrialConfig):
+    """The anchored mixture's own settings."""
+
+    text_images: float = Field(8.0, gt=0, description="kappa: images a class's text counts for in its mean")
+    covariance_images: float = Field(1.0, ge=0, description="nu: images a class's text counts for in the covariance")
+    likelihood_weight: float = Field(0.15, ge=0, description="beta: weight of the Gaussians' log-density")
+    text_strength: float = Field(1.0, ge=0, le=10, description="lambda: weight of the zero-shot logits")
+    prior_strength: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="rho: share of log pi in predictions; default ½ if test images are the pool, else 0",
+    )
+    num_rounds: int = Field(10, ge=1, description="rounds of updates")
+
+
 class ZeroShotConfig(TrialConfig):
     """Which prompts make the class features."""
 

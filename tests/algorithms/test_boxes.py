@@ -14,7 +14,7 @@ from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import TaskConfig
 from captune.training.context import Context
 from captune.training.trial import PREDICTIONS, TrialRun
-from tests.reference import mixtures
+from tests.reference import anchored_gaussians, mixtures
 from tests.reference import pseudolabelling as reference
 
 SMALL = {"tuning": "features", "epochs": 2, "steps_per_epoch": 3, "batch_size": 5}
@@ -126,6 +126,32 @@ def test_transclip_equals_its_box(tmp_path: Path, paradigm: str) -> None:
             text_K = context.logit_scale * features[image] @ context.text_features_KD.double().T
             expected = (strength * text_K + density_K / 50).softmax(0)
         assert_same(probs[row], expected.float())
+
+
+@pytest.mark.parametrize("paradigm", ["ul", "tft", "trzsl"])
+def test_anchored_equals_its_box(tmp_path: Path, paradigm: str) -> None:
+    cell = task(paradigm, pool_fraction=0.03)
+    probs, _, context = predictions("anchored", cell, tmp_path, num_rounds=2, text_images=3.0)
+    features, labelled = context.image_features_MD.double().numpy(), context.task.labelled
+    pool, open_K = context.task.pool.tolist(), context.task.pseudolabelled_K
+    pairs = list(zip(labelled.indices_N.tolist(), labelled.labels_N.tolist(), strict=True))
+    settings: dict[str, Any] = {
+        "open_classes": open_K.tolist(), "labelled": [(features[image], label) for image, label in pairs],
+        "kappa": 3.0, "nu": 1.0, "beta": 0.15, "text_strength": 1.0, "shrinkage": 0.5, "num_steps": 2,
+    }  # fmt: skip
+    logits_NK, prior_K, _ = anchored_gaussians.fit(
+        features[pool], context.text_features_KD.double().numpy(), context.logit_scale, **settings
+    )
+    if paradigm == "tft":
+        logits_NK = logits_NK + 0.5 * np.log(prior_K)
+        rows = [context.task.test.tolist().index(image) for image in pool]
+        assert_same(probs[rows], torch.tensor(logits_NK).softmax(1).float())
+    else:
+        run = TrialRun.open(
+            cell, paper_config("anchored", cell).with_values({**SMALL, "num_rounds": 2, "text_images": 3.0}),
+            algorithm=ALGORITHMS["anchored"], seed=3, directory=tmp_path / "again", role="report",
+        )  # fmt: skip
+        assert_same(run._algorithm.predict(context.task.pool), torch.tensor(logits_NK).softmax(1).float())
 
 
 def test_prompt_ensembles_average_the_templates(tmp_path: Path) -> None:
