@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from captune.results.runs import ZERO_SHOT, RunRecord
 from captune.results.statistics import subset_weights
 
 NUM_RESAMPLES = 400
+EVERY_COUNT_UP_TO = 100
+"""Numbers of trials that all get a row; larger ones get COUNTS_BEYOND rows, evenly spaced on a log scale."""
+COUNTS_BEYOND = 60
 _COLUMNS = (
     "run", "num_trials", "observed_best_score",
     "expected_best_score", "expected_best_score_low", "expected_best_score_high",
@@ -30,9 +33,19 @@ def curves_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     The expectation is over which n of the run's N trials had been drawn (Dodge et al., EMNLP 2019, without
     replacement): exact for a random search; for a guided one it says what these trials are worth in random order, and
     `observed_best_score` is the order as it was. The band is the 95 % bootstrap over trials. Stopped trials count
-    with the score they were stopped at.
+    with the score they were stopped at. Every n up to 100 has a row, beyond that 60 up to N, so that the table and the
+    time it takes grow with N, not with N².
     """
     return pd.DataFrame([row for run in runs for row in _rows(run)], columns=list(_COLUMNS))
+
+
+def trial_counts(total: int) -> list[int]:
+    """The numbers of trials n that get a row of the curve, rising, the last one `total`."""
+    counts = list(range(1, min(total, EVERY_COUNT_UP_TO) + 1))
+    if total > EVERY_COUNT_UP_TO:
+        beyond = np.geomspace(EVERY_COUNT_UP_TO, total, COUNTS_BEYOND + 1)[1:]
+        counts += sorted({min(total, round(float(count))) for count in beyond} - set(counts))
+    return counts
 
 
 def _rows(run: RunRecord) -> list[dict[str, Any]]:
@@ -43,43 +56,61 @@ def _rows(run: RunRecord) -> list[dict[str, Any]]:
     metrics = [trial.metric if run.sealed_opened else None for trial in trials]
     known = all(metric is not None for metric in metrics)
     metrics_N = np.array(metrics, dtype=float) if known else None
-    zero_shot = run.find(ZERO_SHOT)
-    best_N, pick_N = expected_best(scores_N, metrics_N)
-    best_low_N, best_high_N, pick_low_N, pick_high_N = _bands(scores_N, metrics_N)
+    zero_shot, zero_shot_metric = run.find(ZERO_SHOT), reference_metric(run, ZERO_SHOT)
+    counts = trial_counts(len(trials))
+    weights_CN = subset_weights(len(trials), counts)
+    best_C, pick_C = _expected(weights_CN, scores_N, metrics_N)
+    best_low_C, best_high_C, pick_low_C, pick_high_C = _bands(weights_CN, scores_N, metrics_N)
     observed_N = np.maximum.accumulate(scores_N)
     return [
         {
             "run": run.name,
-            "num_trials": index + 1,
-            "observed_best_score": observed_N[index],
-            "expected_best_score": best_N[index],
-            "expected_best_score_low": best_low_N[index],
-            "expected_best_score_high": best_high_N[index],
-            "expected_metric_of_pick": None if pick_N is None else pick_N[index],
-            "expected_metric_of_pick_low": None if pick_low_N is None else pick_low_N[index],
-            "expected_metric_of_pick_high": None if pick_high_N is None else pick_high_N[index],
+            "num_trials": count,
+            "observed_best_score": observed_N[count - 1],
+            "expected_best_score": best_C[index],
+            "expected_best_score_low": best_low_C[index],
+            "expected_best_score_high": best_high_C[index],
+            "expected_metric_of_pick": None if pick_C is None else pick_C[index],
+            "expected_metric_of_pick_low": None if pick_low_C is None else pick_low_C[index],
+            "expected_metric_of_pick_high": None if pick_high_C is None else pick_high_C[index],
             "zero_shot_score": zero_shot.score if zero_shot else None,
-            "zero_shot_metric": reference_metric(run, ZERO_SHOT),
+            "zero_shot_metric": zero_shot_metric,
         }
-        for index in range(len(trials))
+        for index, count in enumerate(counts)
     ]
 
 
-def expected_best(scores_N: Floats, metrics_N: Floats | None) -> tuple[Floats, Floats | None]:
-    """Expected best score of n trials, and the expected metric of the trial with that score, for n = 1 … N."""
+def expected_best(
+    scores_N: Floats, metrics_N: Floats | None, counts: Sequence[int] | None = None
+) -> tuple[Floats, Floats | None]:
+    """Expected best score of n trials, and the expected metric of the trial with that score.
+
+    Args:
+        scores_N: selection scores.
+        metrics_N: sealed metrics of the same trials; None where they are not known.
+        counts: the numbers of trials n; default: 1 … N.
+    """
+    return _expected(subset_weights(len(scores_N), counts), scores_N, metrics_N)
+
+
+def _expected(weights_CN: Floats, scores_N: Floats, metrics_N: Floats | None) -> tuple[Floats, Floats | None]:
     order_N = np.argsort(scores_N, kind="stable")
-    weights_NN = subset_weights(len(scores_N))
-    return weights_NN @ scores_N[order_N], None if metrics_N is None else weights_NN @ metrics_N[order_N]
+    return weights_CN @ scores_N[order_N], None if metrics_N is None else weights_CN @ metrics_N[order_N]
 
 
-def _bands(scores_N: Floats, metrics_N: Floats | None) -> tuple[Floats, Floats, Floats | None, Floats | None]:
+def _bands(
+    weights_CN: Floats, scores_N: Floats, metrics_N: Floats | None
+) -> tuple[Floats, Floats, Floats | None, Floats | None]:
     generator = np.random.default_rng(0)
-    rows_RN = generator.integers(len(scores_N), size=(NUM_RESAMPLES, len(scores_N)))
-    weights_NN = subset_weights(len(scores_N))
-    order_RN = np.argsort(scores_N[rows_RN], axis=1, kind="stable")
-    sorted_RN = np.take_along_axis(rows_RN, order_RN, axis=1)
-    best_low_N, best_high_N = np.quantile(scores_N[sorted_RN] @ weights_NN.T, [0.025, 0.975], axis=0)
+    best_RC, pick_RC = [], []
+    for _ in range(NUM_RESAMPLES):
+        drawn_N = generator.integers(len(scores_N), size=len(scores_N))
+        sorted_N = drawn_N[np.argsort(scores_N[drawn_N], kind="stable")]
+        best_RC.append(weights_CN @ scores_N[sorted_N])
+        if metrics_N is not None:
+            pick_RC.append(weights_CN @ metrics_N[sorted_N])
+    best_low_C, best_high_C = np.quantile(best_RC, [0.025, 0.975], axis=0)
     if metrics_N is None:
-        return best_low_N, best_high_N, None, None
-    pick_low_N, pick_high_N = np.quantile(metrics_N[sorted_RN] @ weights_NN.T, [0.025, 0.975], axis=0)
-    return best_low_N, best_high_N, pick_low_N, pick_high_N
+        return best_low_C, best_high_C, None, None
+    pick_low_C, pick_high_C = np.quantile(pick_RC, [0.025, 0.975], axis=0)
+    return best_low_C, best_high_C, pick_low_C, pick_high_C

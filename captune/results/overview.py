@@ -108,5 +108,5 @@ def _still_rising(run: RunRecord) -> bool:
         return False
     import numpy as np
 
-    best_N, _ = expected_best(np.array(scores, dtype=float), None)
-    return bool(best_N[-1] - best_N[len(best_N) * 3 // 4 - 1] > _RISING)
+    (earlier, last), _ = expected_best(np.array(scores, dtype=float), None, [len(scores) * 3 // 4, len(scores)])
+    return bool(last - earlier > _RISING)

@@ -230,26 +230,24 @@ def verdict(strata: Sequence[Sequence[float]], effect: float = MINIMUM_EFFECT) -
     return "practically equal" if posterior.same >= ENOUGH else "undecided"
 
 
-def subset_weights(total: int) -> Floats:
-    """weights[n − 1, i]: the probability that the i-th smallest of `total` values is the largest of n drawn (rows add
-    to 1).
+def subset_weights(total: int, sizes: Sequence[int] | None = None) -> Floats:
+    """One row for each subset size n, over the `total` values in rising order; every row adds to 1.
 
-    C(i, n − 1) / C(total, n), i from 0: the i-th smallest is the largest of as many subsets as choose n − 1 below it.
+    An entry is the probability that the i-th smallest value is the largest of n drawn without replacement:
+    C(i, n − 1) / C(total, n), i from 0, since that many subsets choose the other n − 1 values below it.
+
+    Args:
+        total: number of values.
+        sizes: subset sizes, each from 1 to `total`; default: all of them, which takes total² numbers.
     """
-    index_N, size_N1 = np.arange(total), np.arange(1, total + 1)[:, None]
+    counts = np.arange(1, total + 1) if sizes is None else np.asarray(sizes)
+    index_N, size_N1 = np.arange(total), counts[:, None]
     below = np.maximum(index_N - size_N1 + 1, 0)
     logarithm = (
         gammaln(index_N + 1) - gammaln(size_N1) - gammaln(below + 1)
         - gammaln(total + 1) + gammaln(size_N1 + 1) + gammaln(total - size_N1 + 1)
     )  # fmt: skip
     return np.where(index_N >= size_N1 - 1, np.exp(logarithm), 0.0)
-
-
-def expected_maximum(values: Sequence[float]) -> Floats:
-    """Expected best of n of the N values drawn without replacement, for n = 1 … N (Dodge et al., EMNLP 2019, finite
-    form).
-    """
-    return subset_weights(len(values)) @ np.sort(np.asarray(values, dtype=float))
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:

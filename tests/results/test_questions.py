@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from synthetic import FakeStudy, quality, whole_study
 
 from captune.results.comparisons import ALL_CELLS, cell_of, comparisons_table, ranks_table
 from captune.results.concepts import concepts_table
-from captune.results.curves import curves_table, expected_best
-from captune.results.importance import importance_table, marginals_table, optuna_study, pair_variance
+from captune.results.curves import curves_table, expected_best, trial_counts
+from captune.results.importance import FANOVA_TRIALS, importance_table, marginals_table, optuna_study, pair_variance
 from captune.results.load import load_run, load_runs
+from captune.results.report import tables_of
 from captune.results.robustness import robustness_table
 from captune.results.runs import RunRecord
 from captune.results.selection import MEAN_OF_RUNS, selection_table
@@ -260,8 +262,51 @@ def test_expected_best_equals_all_subsets() -> None:
         assert pick[size - 1] == pytest.approx(np.mean([metrics[winner] for winner in winners]))
 
 
+def test_expected_best_by_hand() -> None:
+    """1, 2, 4: one draw 7/3; two draws, pairs (1,2) (1,4) (2,4): (2+4+4)/3 = 10/3; three draws 4."""
+    assert expected_best(np.array([4.0, 1.0, 2.0]), None)[0] == pytest.approx([7 / 3, 10 / 3, 4])
+
+
 def test_subset_weights_are_probabilities() -> None:
     assert np.allclose(subset_weights(200).sum(axis=1), 1)
+    assert np.array_equal(subset_weights(200, [1, 7, 200]), subset_weights(200)[[0, 6, 199]])
+
+
+def test_a_curve_has_every_number_to_a_hundred_and_few_beyond() -> None:
+    assert trial_counts(100) == list(range(1, 101))
+    counts = trial_counts(5000)
+    assert counts[:100] == list(range(1, 101)) and counts[-1] == 5000 and len(counts) <= 160
+    assert counts == sorted(set(counts))
+
+
+@pytest.mark.slow
+def test_a_report_grows_with_the_number_of_trials_not_with_its_square(tmp_path: Path) -> None:
+    """Four times the trials may take at most six times the operations; a square would take sixteen."""
+    operations = {}
+    for num_trials in (500, 2000):
+        study = FakeStudy(tmp_path / str(num_trials))
+        study.references()
+        study.search(num_trials, stop_every=5)
+        study.open_seal()
+        run = load_run(study.close())
+        profile = cProfile.Profile()
+        profile.enable()
+        tables_of([run])
+        profile.disable()
+        operations[num_trials] = sum(entry.callcount for entry in profile.getstats())
+    assert operations[2000] < 6 * operations[500], operations
+
+
+def test_fanova_reads_a_bounded_number_of_trials_and_says_so(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "many")
+    study.references()
+    study.search(FANOVA_TRIALS + 40)
+    run = load_run(study.close())
+    assert len(optuna_study(run, most=16).trials) == 16
+    main = importance_table([run]).query("kind == 'main'").set_index("method")
+    assert set(main.loc["fANOVA", "num_trials"]) == {FANOVA_TRIALS}
+    assert set(main.loc["fANOVA", "note"]) == {f"{FANOVA_TRIALS} of {FANOVA_TRIALS + 40} trials, evenly spaced"}
+    assert set(main.loc["PED-ANOVA", "num_trials"]) == {FANOVA_TRIALS + 40}
 
 
 def test_curve_rises_within_its_band_and_ends_at_the_best(study: RunRecord) -> None:

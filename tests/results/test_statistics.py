@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -73,7 +72,6 @@ def test_order_of_seeds_changes_nothing(sample: list[float], shuffler: object) -
     for function in (s.mean, s.standard_deviation, s.interquartile_mean, s.one_sided_margin):
         assert function(mixed) == pytest.approx(function(sample), abs=1e-12)
     assert s.probability_of_improvement(mixed, [0.5]) == s.probability_of_improvement(sample, [0.5])
-    assert np.allclose(s.expected_maximum(mixed), s.expected_maximum(sample))
 
 
 @settings(max_examples=40, deadline=None)
@@ -206,17 +204,6 @@ def test_verdict_is_rarely_wrong_when_there_is_no_difference() -> None:
     samples = 0.02 * rng().normal(size=(1000, 5))
     verdicts = [s.verdict([row.tolist()]) for row in samples]
     assert float(np.mean([v in ("first better", "second better") for v in verdicts])) < 0.1
-
-
-def test_expected_maximum_by_hand() -> None:
-    """1, 2, 4: one draw 7/3; two draws, pairs (1,2) (1,4) (2,4): (2+4+4)/3 = 10/3; three draws 4."""
-    assert s.expected_maximum([4, 1, 2]) == pytest.approx([7 / 3, 10 / 3, 4])
-
-
-def test_expected_maximum_equals_all_subsets() -> None:
-    sample = [0.3, 0.1, 0.9, 0.4, 0.4]
-    for size, expected in enumerate(s.expected_maximum(sample), start=1):
-        assert expected == pytest.approx(np.mean([max(c) for c in itertools.combinations(sample, size)]))
 
 
 def test_spearman_by_hand_and_its_silence() -> None:
