@@ -7,7 +7,6 @@ driver and the card; each is looked at in a process of its own, so that no GPU m
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,8 +14,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import ray
 
 from captune.errors import StudyError
 
@@ -47,12 +44,16 @@ class GpuProof:
     mend: str | None = None
 
 
-def prove_gpus() -> GpuProof:
-    """Look at this machine's GPUs with torch; in a process of Ray's, at those its node was started with."""
-    expected = _declared()
+def prove_gpus(expected: int = 0, environment: Mapping[str, str] | None = None) -> GpuProof:
+    """Look at this machine's GPUs with torch.
+
+    Args:
+        expected: how many there should be.
+        environment: of the process that looks; this one's if None.
+    """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "captune.tuning.gpus"], env=_node_environment(), capture_output=True, text=True,
+            [sys.executable, "-m", "captune.tuning.gpus"], env=environment, capture_output=True, text=True,
             timeout=_PROBE_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -146,32 +147,6 @@ def _driver() -> str | None:
         return None
     found = re.search(r"^\d+\.\d+[.\d]*$", answer, flags=re.MULTILINE)
     return found[0] if found else None
-
-
-def _declared() -> int:
-    """How many GPUs Ray counts on the node of this process; 0 outside of Ray."""
-    if not ray.is_initialized():
-        return 0
-    here = ray.get_runtime_context().get_node_id()
-    nodes = {node["NodeID"]: node for node in ray.nodes()}  # type: ignore[no-untyped-call]
-    return int(nodes.get(here, {}).get("Resources", {}).get("GPU", 0))
-
-
-def _node_environment() -> Mapping[str, str]:
-    """The environment of the node's own process: Ray hides the GPUs from a task that asks for none."""
-    environment = dict(os.environ)
-    if not ray.is_initialized():
-        return environment
-    environment.pop("CUDA_VISIBLE_DEVICES", None)
-    try:
-        parent = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return environment
-    for entry in parent:
-        name, _, value = entry.decode(errors="replace").partition("=")
-        if name == "CUDA_VISIBLE_DEVICES":
-            environment[name] = value
-    return environment
 
 
 def _look() -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -103,7 +104,7 @@ def check_gpus(*, allow_cpu: bool = False) -> bool:
     Raises:
         StudyError: a GPU that Ray counts cannot be used; names the node, why, and how to mend it.
     """
-    answers = on_each_node(prove_gpus, among=lambda node: node["Resources"].get("GPU", 0) > 0)
+    answers = on_each_node(gpus_of_this_node, among=lambda node: node["Resources"].get("GPU", 0) > 0)
     proofs = {
         name: answer if isinstance(answer, GpuProof) else GpuProof(trouble=answer) for name, answer in answers.items()
     }
@@ -116,6 +117,21 @@ def check_gpus(*, allow_cpu: bool = False) -> bool:
             next_step="\n".join([*mends, "To train on the CPU where a GPU cannot be used, say --allow-cpu."]),
         )
     return len(bad) < len(proofs)
+
+
+def gpus_of_this_node() -> GpuProof:
+    """What torch sees of the GPUs that the node of this process (one of Ray's) was started with."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node for node in ray.nodes()}  # type: ignore[no-untyped-call]
+    # Ray hides the GPUs from a task that asks for none; the node's own process, which started this one, sees them.
+    environment = dict(os.environ)
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0"):
+            name, _, value = entry.decode(errors="replace").partition("=")
+            if name == "CUDA_VISIBLE_DEVICES":
+                environment[name] = value
+    return prove_gpus(int(nodes[here]["Resources"].get("GPU", 0)), environment)
 
 
 def _probe_node(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bool) -> str | None:
