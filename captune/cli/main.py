@@ -72,6 +72,7 @@ COMMANDS = {
     "datasets": (
         "List every dataset: found or not, where, layout, classes, images of each split, licence, how to get it."
     ),
+    "doctor": "Check this machine, or every node of a cluster: PyTorch, GPUs, Ray, directories, disk, memory.",
     "bench": "Measure how fast this machine trains prompts, and what a trial and a study would cost.",
 }
 

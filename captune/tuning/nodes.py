@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from captune.config import TaskConfig
 from captune.errors import CaptuneError, StudyError
 from captune.tuning.gpus import GpuProof, prove_gpus
+from captune.tuning.machine import BROKEN, Finding, examine
 
 
 def check_nodes(
@@ -119,10 +120,26 @@ def check_gpus(*, allow_cpu: bool = False) -> bool:
     return len(bad) < len(proofs)
 
 
+def examine_nodes(directories: Sequence[str] = ()) -> dict[str, list[Finding]]:
+    """What every node that lives brings to a study, by its name.
+
+    Args:
+        directories: each must be there and writable on every node.
+    """
+    answers = on_each_node(_examine_this_node, list(directories))
+    return {
+        name: answer if isinstance(answer, list) else [Finding("node", str(answer), BROKEN)]
+        for name, answer in answers.items()
+    }
+
+
+def _examine_this_node(directories: list[str]) -> list[Finding]:
+    proof, expected = gpus_of_this_node(), _gpus_declared()
+    return examine(directories, expected_gpus=expected, gpus=proof)
+
+
 def gpus_of_this_node() -> GpuProof:
     """What torch sees of the GPUs that the node of this process (one of Ray's) was started with."""
-    here = ray.get_runtime_context().get_node_id()
-    nodes = {node["NodeID"]: node for node in ray.nodes()}  # type: ignore[no-untyped-call]
     # Ray hides the GPUs from a task that asks for none; the node's own process, which started this one, sees them.
     environment = dict(os.environ)
     environment.pop("CUDA_VISIBLE_DEVICES", None)
@@ -131,7 +148,13 @@ def gpus_of_this_node() -> GpuProof:
             name, _, value = entry.decode(errors="replace").partition("=")
             if name == "CUDA_VISIBLE_DEVICES":
                 environment[name] = value
-    return prove_gpus(int(nodes[here]["Resources"].get("GPU", 0)), environment)
+    return prove_gpus(_gpus_declared(), environment)
+
+
+def _gpus_declared() -> int:
+    here = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node for node in ray.nodes()}  # type: ignore[no-untyped-call]
+    return int(nodes[here]["Resources"].get("GPU", 0))
 
 
 def _probe_node(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bool) -> str | None:

@@ -86,9 +86,16 @@ def allot(
         deterministic: one run at a time.
 
     Raises:
-        UsageError: a run asks for more than any node has.
+        UsageError: a run asks for more than any node has, or for more than one GPU, which it could not use.
     """
     cpus = cpus or 1.0
+    if gpus is not None and gpus > 1:
+        raise UsageError(
+            "a trial must ask for one GPU at most, or a part of one",
+            got=f"--gpus-per-trial {gpus:g}: a trial trains on one, the others would lie idle",
+            next_step="Leave it out for one GPU a trial. A backbone that does not fit into one: --micro-batch 8 keeps "
+            "the batch and its gradients at a part of the memory, --precision bf16 saves more.",
+        )
     if gpus is None:
         gpus = min(1.0, sum(node.gpus for node in nodes))
     if memory_bytes is not None:

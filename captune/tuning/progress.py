@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from captune.records import COMPLETE, FAILED, PRUNED, RUNNING, SCREEN, SEARCH
+from captune.records import COMPLETE, FAILED, PRUNED, REFERENCE, RUNNING, SCREEN, SEARCH
 from captune.tuning.cell import Cell
 from captune.tuning.runs import Run
 from captune.tuning.time_left import num_confirmations, seconds_left
@@ -50,7 +50,9 @@ def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
     ended = [run for run in runs if run.state != RUNNING]
     searched = [run for run in runs if run.phase == SEARCH and run.state == COMPLETE and run.score is not None]
     best = max(searched, key=lambda run: run.score or 0.0, default=None)
-    expected = len(cell.info.references) + cell.num_screened + cell.num_trials + num_confirmations(cell)
+    # A study that is read from disk knows its references by their runs alone.
+    references = max(len(cell.info.references), sum(run.phase == REFERENCE for run in runs))
+    expected = references + cell.num_screened + cell.num_trials + num_confirmations(cell)
     planned = max(expected, len(runs))
     return Standing(
         cell=cell.name,

@@ -137,6 +137,39 @@ def test_volumes_mounts_and_claims_meet():
         assert options["--data-root"] == mounts["data"]["mountPath"]
 
 
+def _bytes(text: str) -> int:
+    units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+    return int(float(text[:-2]) * units[text[-2:]]) if text[-2:] in units else int(text)
+
+
+def test_object_store_shared_memory_and_memory_limits_agree():
+    cluster = _job()["rayClusterSpec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        spec = group["template"]["spec"]
+        (shm,) = [volume["emptyDir"] for volume in spec["volumes"] if volume["name"] == "shm"]
+        (container,) = spec["containers"]
+        store, size = _bytes(group["rayStartParams"]["object-store-memory"]), _bytes(shm["sizeLimit"])
+        limit = _bytes(container["resources"]["limits"]["memory"])
+        assert shm["medium"] == "Memory"
+        assert 0.8 * size < store < size, "else Ray puts its objects on disk, or is refused"
+        assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
+        trials = _bytes(group["rayStartParams"].get("memory", "0"))
+        # Shared memory counts towards the limit; a gigabyte and a half is left to Ray's own processes.
+        assert trials + size + 1.5 * 2**30 < limit
+
+
+def test_weights_come_from_a_volume_and_no_pod_downloads_them():
+    for name, template in _pod_templates().items():
+        if name == "submitter":
+            continue
+        (container,) = template["spec"]["containers"]
+        environment = {variable["name"]: variable["value"] for variable in container["env"]}
+        mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+        assert environment["HF_HOME"] == mounts["weights"]["mountPath"]
+        assert environment["HF_HUB_OFFLINE"] == "1"
+        assert mounts["weights"]["readOnly"] is True
+
+
 def test_the_operator_makes_the_token_and_no_secret_stands_here():
     assert _job()["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert tuple(int(part) for part in _job()["rayClusterSpec"]["rayVersion"].split(".")[:2]) >= (2, 52)

@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,9 +159,9 @@ class Slurm:
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Iterator[Slurm]:
-    # Short: munge's socket is a path of at most a hundred characters.
-    root = Path("/tmp") / f"captune-slurm-{os.getpid()}"
-    root.mkdir(mode=0o711)
+    # Short: munge's socket is a path of at most a hundred characters, below folders that others may pass.
+    root = Path(tempfile.mkdtemp(prefix="captune-slurm-", dir="/tmp"))
+    root.chmod(0o711)
     cluster = Slurm(root)
     try:
         cluster.start()

@@ -21,7 +21,8 @@ from captune.tuning import cluster as cluster_module
 from captune.tuning.cluster import connected
 from captune.tuning.engine import run_cells
 from captune.tuning.gpus import judge, prove_gpus
-from captune.tuning.nodes import check_gpus
+from captune.tuning.machine import BROKEN
+from captune.tuning.nodes import check_gpus, examine_nodes
 from captune.tuning.packing import Allotment
 from tests.tuning.test_engine import new_cell
 
@@ -100,6 +101,18 @@ def test_a_study_refuses_a_declared_gpu_and_allow_cpu_is_the_way_round(node: Loc
     assert allowed.returncode == 0, allowed.stdout + allowed.stderr
     ends = [event for event in read_journal(tmp_path / "run" / JOURNAL) if event["event"] == "finished"]
     assert ends and {event["state"] for event in ends} == {"COMPLETE"}
+
+
+@declared
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_doctor_calls_a_declared_gpu_broken_on_its_node(node: LocalNodes, tmp_path: Path) -> None:
+    with connected(node.address, threads=1):
+        ((name, findings),) = examine_nodes([str(tmp_path)]).items()
+    assert socket.gethostname() in name
+    (gpu,) = [finding for finding in findings if finding.name == "GPU"]
+    assert gpu.state == BROKEN and "Ray counts 1" in gpu.found
+    assert [finding.state for finding in findings if finding.name == f"directory {tmp_path}"] == ["ok"]
 
 
 @declared

@@ -22,7 +22,8 @@ def test_gpus_bound_the_runs_at_once_and_can_be_shared() -> None:
     quarter = allot([Node(16, 2)], gpus=0.25)
     assert (quarter.concurrency, quarter.resources()) == (8, {"cpu": 1.0, "gpu": 0.25})
     assert allot([Node(16, 2)], gpus=0.4).concurrency == 4, "0.8 of each GPU, not 0.2 of both"
-    assert allot([Node(16, 2)], gpus=2).concurrency == 1
+    with pytest.raises(UsageError, match="a trial trains on one, the others would lie idle"):
+        allot([Node(16, 2)], gpus=2)
     assert allot([Node(16, 2)], gpus=0).resources() == {"cpu": 1.0}
 
 

@@ -1,0 +1,92 @@
+"""captune doctor: whether studies can run here, or on every node of a cluster, and on what."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from captune.cli.options import Given, with_options
+from captune.errors import UsageError
+from captune.tuning.cluster import Cluster, connected, ensure_token
+from captune.tuning.machine import BROKEN, FINE, Finding, examine
+from captune.tuning.nodes import examine_nodes
+from captune.tuning.packing import Node, allot
+
+_MARKS = {FINE: "  ", BROKEN: "✗ "}
+
+
+@with_options("machine", only=("address", "cpus_per_trial", "gpus_per_trial", "memory_per_trial"))
+def doctor(
+    given: Given,
+    shared: Annotated[
+        list[Path] | None,
+        typer.Option("--shared", help="A directory every node must see and write, such as --out; may be repeated."),
+    ] = None,
+) -> None:
+    """Check this machine, or every node of a cluster: PyTorch, GPUs, Ray, directories, disk, memory.
+
+    Example: captune doctor --address auto --shared /shared/runs
+    """
+    console = Console(file=sys.stdout)
+    directories = [str(path.expanduser().absolute()) for path in shared or ()]
+    address = given.machine.get("address")
+    if address is None:
+        ensure_token()
+        reports = {"this machine": examine(directories, ports=True)}
+        nodes: tuple[Node, ...] = ()
+    else:
+        with connected(address, threads=1) as cluster:
+            reports = examine_nodes(directories)
+            nodes = cluster.nodes
+            reports["cluster"] = _cluster(cluster)
+    for name, findings in reports.items():
+        console.print(f"{name}", style="bold", highlight=False, soft_wrap=True)
+        for finding in findings:
+            _show(finding, console)
+    broken = sum(finding.state == BROKEN for findings in reports.values() for finding in findings)
+    if address is not None:
+        broken += _show_study(nodes, given, console)
+    elif not broken:
+        console.print("A study here starts a Ray of its own and trains on every CPU and GPU above.", highlight=False)
+    console.print(f"{broken} {'thing' if broken == 1 else 'things'} to mend." if broken else "Nothing to mend.")
+    if broken:
+        raise typer.Exit(1)
+
+
+def _show(finding: Finding, console: Console) -> None:
+    mark = _MARKS.get(finding.state, "! ")
+    console.print(f"{mark}{finding.name}: {finding.found}", highlight=False, soft_wrap=True, markup=False)
+    if finding.mend:
+        console.print(f"    {finding.mend}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _cluster(cluster: Cluster) -> list[Finding]:
+    findings = [
+        Finding("nodes", f"{len(cluster.nodes)}, {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs as Ray counts")
+    ]
+    if cluster.warning is not None:
+        findings.append(Finding("token", cluster.warning, "note"))
+    return findings
+
+
+def _show_study(nodes: tuple[Node, ...], given: Given, console: Console) -> int:
+    """What a study would use; 1 where a trial fits nowhere."""
+    memory = given.machine.get("memory_per_trial")
+    try:
+        share = allot(
+            nodes, cpus=given.machine.get("cpus_per_trial"), gpus=given.machine.get("gpus_per_trial"),
+            memory_bytes=None if memory is None else 1e9 * memory,
+        )  # fmt: skip
+    except UsageError as error:
+        console.print(f"✗ {error}", highlight=False, soft_wrap=True, markup=False)
+        return 1
+    parts = [f"{share.cpus:g} CPU", f"{share.gpus:g} GPU", f"{(share.memory_bytes or 0) / 1e9:.1f} GB"]
+    each = ", ".join(part for part in parts if not part.startswith(("0 ", "0.0 ")))
+    console.print(
+        f"A study with these options trains {share.concurrency} trials at once, {each} each.", highlight=False
+    )
+    return 0
