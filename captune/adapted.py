@@ -24,7 +24,7 @@ from captune.config import TrialConfig
 from captune.errors import CheckpointError, UsageError
 from captune.model.backbone import Backbone, load_backbone, save_backbone
 from captune.model.classifier import Classifier, build_classifier
-from captune.model.weights import is_published_name
+from captune.model.sources import is_published_name
 from captune.records import atomic_write
 from captune.training.checkpoint import load_checkpoint, save_checkpoint, without_prefix
 from captune.training.trial import CHECKPOINT
@@ -175,7 +175,8 @@ def _backbone_of(
         name, pretrained = name or recorded[0], recorded[1]
     elif name is None and recorded[0] is not None and is_published_name(recorded[0]):
         name = recorded[0]
-    opened = load_backbone(name, pretrained, device=device)
+    stretched = bool((meta.get("task") or {}).get("interpolate_positions", False))
+    opened = load_backbone(name, pretrained, device=device, interpolate_positions=stretched)
     if meta.get("fingerprint") not in (None, opened.fingerprint):
         raise CheckpointError(
             "the backbone must be the one the checkpoint was made on",

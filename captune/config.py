@@ -203,6 +203,9 @@ class TaskConfig(Config):
     pretrained: Annotated[str | None, MODEL] = Field(
         None, description="weights: open_clip tag, .pt or .safetensors file, folder, hf-hub: or local-dir:"
     )
+    interpolate_positions: Annotated[bool, MODEL] = Field(
+        False, description="stretch position embeddings of another length than the model's instead of refusing them"
+    )
     precision: Annotated[Literal["fp32", "bf16", "fp16"], MODEL] = Field(
         "fp32", description="number format of the frozen towers"
     )

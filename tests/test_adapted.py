@@ -12,7 +12,7 @@ import torch
 from captune.adapted import open_adapted
 from captune.errors import CheckpointError, ModelError, UsageError
 from captune.model.backbone import load_backbone
-from captune.model.weights import TINY_DIR
+from captune.model.sources import TINY_DIR
 from captune.training.checkpoint import save_checkpoint
 
 

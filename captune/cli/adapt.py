@@ -145,11 +145,10 @@ def _one(
     run = TrialRun.open(
         task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role="report", device=device
     )
-    if run.context.backbone is not None:
-        # What only the weight file itself tells, such as its activation.
-        more = [note for note in run.context.backbone.notes if note not in notes]
-        options.say_notes(console, more)
-        notes += more
+    # What only the weight file and the class names themselves tell, such as the activation.
+    more = [note for note in run.context.notes if note not in notes]
+    options.say_notes(console, more)
+    notes += more
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"{method} seed {seed}", total=run.num_epochs, completed=run.epoch)
         while not run.finished:

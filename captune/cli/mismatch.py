@@ -44,8 +44,10 @@ def mismatch(
     with console.status("Loading PyTorch"):
         from captune.algorithms.concepts import class_descriptions
         from captune.training.context import cell_notes, open_context
-    options.say_notes(console, cell_notes(task))
+    notes = cell_notes(task)
+    options.say_notes(console, notes)
     context = open_context(task, "report")
+    options.say_notes(console, [note for note in context.notes if note not in notes])
     rows = _rows(context, threshold)
     _print(console, context, rows)
     described = class_descriptions(context)

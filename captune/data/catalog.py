@@ -118,7 +118,9 @@ def default_backbone(task: TaskConfig) -> tuple[str, str | None]:
     row = DATASETS.get(task.dataset)
     default = row.backbone if row is not None else DatasetRow.backbone
     name = task.backbone or default
-    travels_with_weights = name == "tiny" or name.startswith(("hf-hub:", "local-dir:"))
+    # A folder and a repository of the Hub (ORG/REPO) name their weights; OpenAI writes ViT-B/32.
+    at_a_place = Path(name).is_dir() or ("/" in name and not name.startswith(("ViT-", "RN")))
+    travels_with_weights = name == "tiny" or name.startswith(("hf-hub:", "local-dir:")) or at_a_place
     return name, task.pretrained or (None if travels_with_weights else "openai")
 
 

@@ -23,8 +23,9 @@ from captune.errors import ModelError, UsageError
 from captune.model.blocks import LeanOptions
 from captune.model.configuration import CONFIG_FILE, read_configuration, without_remote_code
 from captune.model.hub import offline_if_unreachable
+from captune.model.sources import TINY, VOCABULARY, find_source
 from captune.model.towers import LeanImageTower, LeanTextTower, image_refusal, text_refusal
-from captune.model.weights import TINY, VOCABULARY, find_source, model_config, open_model
+from captune.model.weights import model_config, open_model
 from captune.preprocessing import Preprocessing
 from captune.records import atomic_write
 
@@ -140,6 +141,21 @@ class Backbone:
         """
         return self._tokenize(list(texts))
 
+    def cut_texts(self, texts: Sequence[str]) -> list[int]:
+        """Which texts are longer than the text tower's context, so that their ends are cut off (indices, rising).
+
+        Told by the tokens themselves: with one place more, a text that was cut has another token in the last place.
+        """
+        if not texts:
+            return []
+        tokens_KL = self.tokenize(texts)
+        length = tokens_KL.shape[1]
+        try:
+            longer_KL = self._tokenize(list(texts), context_length=length + 1)  # type: ignore[call-arg]
+        except TypeError:  # a tokenizer without such an argument
+            return []
+        return [int(row) for row in (longer_KL[:, :length] != tokens_KL).any(dim=1).nonzero()]
+
     @torch.no_grad()
     def encode_images(self, pixels_B3SS: Tensor) -> Tensor:
         """Normalised features (B, D) fp32 of preprocessed images, by the frozen tower."""
@@ -248,6 +264,7 @@ def load_backbone(
     precision: Precision = "fp32",
     device: str = "auto",
     options: LeanOptions | None = None,
+    interpolate_positions: bool = False,
 ) -> Backbone:
     """Open a frozen backbone; the same arguments give the same object within a process.
 
@@ -259,6 +276,7 @@ def load_backbone(
         precision: of the towers.
         device: auto (the first GPU where there is one), cpu, cuda, cuda:N.
         options: how the lean towers compute.
+        interpolate_positions: stretch position embeddings of another length instead of refusing them.
 
     Raises:
         UsageError: an unknown name, tag, precision or path, or no weights named.
@@ -270,14 +288,20 @@ def load_backbone(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if pretrained is not None and ":" not in pretrained and Path(pretrained).expanduser().exists():
         pretrained = str(Path(pretrained).expanduser().absolute())
-    return _load(name, pretrained, precision, device, options)
+    return _load(name, pretrained, precision, device, options, interpolate_positions)
 
 
 @lru_cache(maxsize=4)
 def _load(
-    name: str | None, pretrained: str | None, precision: Precision, device: str, options: LeanOptions | None
+    name: str | None,
+    pretrained: str | None,
+    precision: Precision,
+    device: str,
+    options: LeanOptions | None,
+    interpolate_positions: bool,
 ) -> Backbone:
     source = find_source(name, pretrained)
+    source.interpolate_positions = interpolate_positions
     model = open_model(source)
     shown = TINY if name == TINY else (name or source.name)
     return Backbone(

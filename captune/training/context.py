@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,11 +22,13 @@ from captune.data.views import FeatureViews, ImageViews
 from captune.errors import DataError
 from captune.model.backbone import Backbone, load_backbone
 from captune.model.blocks import LeanOptions
-from captune.model.class_prompts import class_prompts
-from captune.model.weights import TINY, find_source
+from captune.model.class_prompts import class_prompts, prompts_that_fit
+from captune.model.sources import TINY, find_source
 
 Role = Literal["score", "report"]
 _ENCODE_BATCH = 128
+# Below it, no image is ever confident: a published CLIP's scale is 100, a new one's 14.
+_SMALLEST_SCALE = 10.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Context:
         logit_scale: s = exp(logit_scale) of the loaded CLIP.
         device: where training runs.
         recorded: whether steps are recorded as CUDA graphs there.
+        notes: what the weights and class names themselves tell, and a person should know.
     """
 
     task: Task
@@ -51,6 +55,7 @@ class Context:
     logit_scale: float
     device: torch.device
     recorded: bool = True
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def remembered(self) -> dict[Hashable, Any]:
@@ -101,7 +106,7 @@ def cell_notes(config: TaskConfig, task: Task | None = None) -> tuple[str, ...]:
     """
     data_notes = (task or build_task(config, role="report")[0]).notes
     if config.dataset.startswith("features:"):
-        return data_notes
+        return (*data_notes, *_logit_scale_note(load_dataset(config).logit_scale))
     name, pretrained = default_backbone(config)
     notes = find_source(name, pretrained).notes
     if name == TINY and config.dataset != "digits":
@@ -113,6 +118,16 @@ def cell_notes(config: TaskConfig, task: Task | None = None) -> tuple[str, ...]:
     return (*data_notes, *notes)
 
 
+def _logit_scale_note(scale: float | None) -> tuple[str, ...]:
+    if scale is None or scale >= _SMALLEST_SCALE:
+        return ()
+    return (
+        f"logit_scale in the features file is {scale:.4g}, where CLIP's is 100: it looks like the logarithm "
+        f"(exponentiated {math.exp(scale):.4g}). As it stands every probability is nearly flat and few images are ever "
+        "confident",
+    )
+
+
 def _open(
     config: TaskConfig, role: Role, device_name: str, *, progress: Callable[[int, int], None] | None
 ) -> tuple[Context, SealedLabels]:
@@ -121,6 +136,7 @@ def _open(
     options = LeanOptions(fused=False) if plain else None
     task, sealed = build_task(config, role=role)
     dataset = load_dataset(config)
+    notes: list[str] = []
     if dataset.image_features_MD is not None:
         backbone, views = None, None
         image_features_MD = torch.as_tensor(np.asarray(dataset.image_features_MD, dtype=np.float32), device=device)
@@ -129,9 +145,8 @@ def _open(
             text_features_KD = torch.as_tensor(np.asarray(dataset.text_features_KD, dtype=np.float32), device=device)
             text_features_KD = torch.nn.functional.normalize(text_features_KD, dim=-1)
         else:
-            name, pretrained = default_backbone(config)
-            backbone = load_backbone(name, pretrained, precision=config.precision, device=str(device), options=options)
-            text_features_KD = backbone.encode_texts(class_prompts(task.class_names, task.template, config.prompt_form))
+            backbone = _backbone(config, device, options)
+            text_features_KD = _text_features(backbone, task, config, notes)
         if text_features_KD.shape[1] != image_features_MD.shape[1]:
             raise DataError(
                 "text and image features must have the same width",
@@ -141,19 +156,38 @@ def _open(
             )
         logit_scale = dataset.logit_scale or 100.0
     else:
-        name, pretrained = default_backbone(config)
-        backbone = load_backbone(name, pretrained, precision=config.precision, device=str(device), options=options)
+        backbone = _backbone(config, device, options)
+        text_features_KD = _text_features(backbone, task, config, notes)
         cache = cache_directory(config)
         store = ImageStore.open_or_build(dataset, backbone.preprocessing, cache, progress=progress)
         resident = False if plain else None
         views = ImageViews(store, backbone.preprocessing, device, backbone.view_dtype, resident=resident)
         image_features_MD = torch.as_tensor(_bank(store, views, backbone, cache), device=device)
-        text_features_KD = backbone.encode_texts(class_prompts(task.class_names, task.template, config.prompt_form))
         logit_scale = backbone.logit_scale
     context = Context(
-        task, backbone, views, image_features_MD, text_features_KD.float(), logit_scale, device, recorded=not plain
-    )
+        task, backbone, views, image_features_MD, text_features_KD.float(), logit_scale, device,
+        recorded=not plain, notes=tuple(notes),
+    )  # fmt: skip
     return context, sealed
+
+
+def _backbone(config: TaskConfig, device: torch.device, options: LeanOptions | None) -> Backbone:
+    name, pretrained = default_backbone(config)
+    return load_backbone(
+        name,
+        pretrained,
+        precision=config.precision,
+        device=str(device),
+        options=options,
+        interpolate_positions=config.interpolate_positions,
+    )
+
+
+def _text_features(backbone: Backbone, task: Task, config: TaskConfig, notes: list[str]) -> Tensor:
+    """Class-prompt features (K, D) of the frozen tower; what the weights and prompts tell is put into `notes`."""
+    prompts = class_prompts(task.class_names, task.template, config.prompt_form)
+    notes += [*backbone.notes, *prompts_that_fit(backbone, task.class_names, prompts)]
+    return backbone.encode_texts(prompts)
 
 
 def _bank(store: ImageStore, views: ImageViews, backbone: Backbone, cache: Path) -> np.ndarray:

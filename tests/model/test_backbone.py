@@ -17,9 +17,9 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from captune.errors import ModelError, UsageError
-from captune.model import weights
+from captune.model import sources
 from captune.model.backbone import Backbone, load_backbone, save_backbone
-from captune.model.weights import find_source
+from captune.model.sources import find_source
 from tests.model.families import SIZE, backbone, build, pixels
 
 CONFIG = {
@@ -227,7 +227,7 @@ def test_open_clip_is_told_to_use_quickgelu_for_openai_weights(monkeypatch: pyte
 
 def test_gelu_weights_under_a_quickgelu_name_are_refused() -> None:
     with pytest.raises(UsageError, match="trained with GELU"):
-        weights._with_tag(weights.Source("ViT-B-32", quick_gelu=True), "ViT-B-32-quickgelu", "laion2b_s34b_b79k")
+        sources._with_tag(sources.Source("ViT-B-32", quick_gelu=True), "ViT-B-32-quickgelu", "laion2b_s34b_b79k")
 
 
 @pytest.mark.parametrize("preset", ["local-dir:{}", "{}"])
@@ -252,7 +252,7 @@ def test_the_embedded_model_keeps_its_vocabulary_when_saved(tmp_path: Path) -> N
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_backbone(load_backbone("tiny"), tmp_path)
-    (tmp_path / weights.VOCABULARY).unlink()
+    (tmp_path / sources.VOCABULARY).unlink()
     with pytest.raises(ModelError, match=r"49408 tokens, \d+ embeddings"):
         load_backbone(None, str(tmp_path)).tokenize(["a"])
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captune.errors import ModelError
 from captune.model.torchscript import is_torchscript, read_torchscript
-from captune.model.weights import read_weights
+from captune.model.weight_files import read_weights
 from tests.model.torchscript_payload import Payload
 
 

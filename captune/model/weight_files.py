@@ -1,0 +1,284 @@
+"""Weight files as people have them: opened without pickle, freed of wrappers and prefixes, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from captune.errors import ModelError
+from captune.model.sources import INDEX_SUFFIX
+from captune.model.torchscript import is_torchscript, read_torchscript
+from captune.model.transformers_form import from_transformers, is_transformers, preprocessor_config
+
+# Under which training code keeps the weights in what it saves, in the order in which they are looked for.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "clip", "weights", "params", "state_dict_ema",
+             "model_ema", "ema")  # fmt: skip
+_DEPTH = 3
+# Every CLIP has it and has it once: what stands before it stands before all of the CLIP's tensors.
+_ANCHOR = "logit_scale"
+# Kind, how its tensors are called, what to do.
+_PARTS = (
+    ("LoRA", r"(^|[._])lora([._]|$)|hada_w", "Merge it into the model it was trained on, and save that model whole."),
+    (
+        "prompt",
+        r"prompt|(^|\.)ctx|token_(prefix|suffix)",
+        "Learned prompts alone open nothing: captune learns its own.",
+    ),
+    ("adapter", r"adapter", "An adapter alone opens nothing: name the CLIP it was trained on; captune learns its own."),
+)
+_POINTER = b"version https://git-lfs"
+_SAFE = "Fetch it again, or save the model's state_dict as safetensors. Pickled objects are never run."
+
+
+@dataclass
+class WeightFile:
+    """Tensors of a file under open_clip's names.
+
+    Attributes:
+        state: name → tensor, on the CPU.
+        form: how the file was made.
+        quick_gelu: what the files beside it say of the activation; None where nothing does.
+        preprocessing: what they say of the images, as open_clip's preprocess_cfg.
+        notes: what was taken and what was left alone, in sentences.
+    """
+
+    state: dict[str, Tensor]
+    form: Literal["torchscript", "transformers", "tensors"] = "tensors"
+    quick_gelu: bool | None = None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_weights(path: Path) -> WeightFile:
+    """Tensors of a .safetensors, .bin, .pt or .pth file or of a .index.json and its parts; nothing in them is run.
+
+    Raises:
+        ModelError: a damaged file, one that holds more than tensors and plain values or no CLIP, NaN or infinities.
+    """
+    _refuse_what_is_no_weight_file(path)
+    script = not path.name.endswith(INDEX_SUFFIX) and path.suffix != ".safetensors" and is_torchscript(path)
+    content = _opened(path, script=script)
+    notes: list[str] = []
+    tensors = _unwrapped(content, path, notes)
+    _refuse_views_larger_than_their_storage(tensors, path)
+    _refuse_parts_of_a_model(tensors, path)
+    tensors = _without_prefix(tensors, path, notes)
+    _refuse_not_finite(tensors, path)
+    if script:
+        return WeightFile(tensors, "torchscript", notes=notes)
+    if is_transformers(tensors):
+        state, quick_gelu = from_transformers(tensors, path)
+        return WeightFile(state, "transformers", quick_gelu, preprocessor_config(path), notes)
+    return WeightFile(tensors, notes=notes)
+
+
+def _refuse_what_is_no_weight_file(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(256)
+    if head.startswith(_POINTER):
+        raise ModelError(
+            "a weight file must hold the weights",
+            got="a Git LFS pointer, a text file that stands for them",
+            where=path,
+            next_step=f"Fetch them: git lfs pull --include {shlex.quote(path.name)}",
+        )
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise ModelError(
+            "a weight file must hold the weights",
+            got="a web page, as a download without permission leaves it",
+            where=path,
+            next_step="Download the file itself, signed in where its page asks for that.",
+        )
+    if not head:
+        raise ModelError("a weight file must be whole", got="an empty file", where=path, next_step="Fetch it again.")
+
+
+def _opened(path: Path, *, script: bool) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.name.endswith(INDEX_SUFFIX):
+                return _parts(path)
+            if path.suffix == ".safetensors":
+                return dict(safetensors.torch.load_file(path))
+            return read_torchscript(path) if script else torch.load(path, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
+    except Exception as error:  # torch and safetensors raise a dozen kinds for one thing: this file cannot be read
+        objects = _objects_in(path)
+        raise ModelError(
+            "a weight file must be whole and hold nothing but tensors",
+            got=f"objects of {', '.join(objects)}" if objects else _first_line(error),
+            where=path,
+            next_step=_save_anew(path) if objects else _SAFE,
+        ) from None
+
+
+def _objects_in(path: Path) -> list[str]:
+    """What of a PyTorch file would have to be run to be read, by name; empty where that is not its fault."""
+    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
+        return []
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:5]
+    except Exception:  # damaged in other ways
+        return []
+
+
+def _save_anew(path: Path) -> str:
+    target = f"{path.stem}-tensors.pt"
+    keys = ", ".join(f"'{key}'" for key in _WRAPPERS[:4])
+    code = (
+        f"import torch; d = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        f"d = next((d[k] for k in ({keys}) if k in d), d); "
+        f"torch.save({{k: v for k, v in d.items() if torch.is_tensor(v)}}, {target!r})"
+    )
+    return (
+        "captune never runs pickled objects. If you trust whoever made the file, save its tensors anew: "
+        f"python -c {shlex.quote(code)}"
+    )
+
+
+def _parts(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files that a `.index.json` of the Hub names; they lie beside it."""
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    state: dict[str, Tensor] = {}
+    for name in names:
+        if Path(name).name != name or name.endswith(INDEX_SUFFIX):
+            raise ValueError(f"a part that does not lie beside the index: {name!r}")
+        part = index.parent / name
+        _refuse_what_is_no_weight_file(part)
+        state |= _opened(part, script=False)
+    return state
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _unwrapped(content: Any, path: Path, notes: list[str]) -> dict[str, Tensor]:
+    """The dict of tensors in what training code saved: itself, or what lies under one of the usual names."""
+    for _ in range(_DEPTH):
+        if not isinstance(content, Mapping):
+            break
+        inside = [name for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
+        states = [name for name in inside if _is_state(content[name])]
+        if not inside and not _is_state(content):  # under a name of its own, if there is but one
+            inside = states = [name for name in content if _is_state(content[name])]
+            inside = inside if len(inside) == 1 else []
+        if not inside:
+            break
+        taken = (states or inside)[0]
+        if len(states) > 1:
+            notes.append(f"{path.name}: the weights under '{taken}' are taken, not those under '{states[1]}'")
+        content = content[taken]
+    if not _is_state(content):
+        keys = ", ".join(f"'{key}'" for key in list(content)[:8]) if isinstance(content, Mapping) else ""
+        raise ModelError(
+            "a weight file must hold a state_dict",
+            got=f"{type(content).__name__} with {keys or 'nothing in it'}" if keys else type(content).__name__,
+            where=path,
+            next_step=f"Save the state_dict itself, or under {', '.join(repr(name) for name in _WRAPPERS[:4])}.",
+        )
+    beside = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if beside:
+        notes.append(f"{path.name}: what stands beside the tensors is left alone: {_some(beside)}")
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _refuse_parts_of_a_model(tensors: dict[str, Tensor], path: Path) -> None:
+    """What was learned beside a CLIP is no CLIP."""
+    whole = any(name.endswith((_ANCHOR, "token_embedding.weight")) for name in tensors)
+    for kind, pattern, next_step in _PARTS:
+        names = [name for name in tensors if re.search(pattern, name)]
+        if names and (kind == "LoRA" or not whole):
+            raise ModelError(
+                "a weight file must hold a whole CLIP",
+                got=f"a {kind} file: {_some(names)}",
+                where=path,
+                next_step=next_step,
+            )
+
+
+def _without_prefix(tensors: dict[str, Tensor], path: Path, notes: list[str]) -> dict[str, Tensor]:
+    """The CLIP's tensors by their own names, where training code put a prefix (`module.`, `clip_model.`) before all."""
+    prefixes = {name.removesuffix(_ANCHOR) for name in tensors if name == _ANCHOR or name.endswith(f".{_ANCHOR}")}
+    if len(prefixes) > 1:
+        raise ModelError(
+            "a weight file must hold one CLIP",
+            got=f"{len(prefixes)}, under {_some(sorted(prefixes))}",
+            where=path,
+            next_step="Save one of them by itself.",
+        )
+    prefix = next(iter(prefixes), _shared_prefix(tensors))
+    if not prefix:
+        return tensors
+    others = [name for name in tensors if not name.startswith(prefix)]
+    if others:
+        notes.append(
+            f"{path.name}: tensors that do not belong to the CLIP under '{prefix}' are left alone: {_some(others)}"
+        )
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _shared_prefix(tensors: Mapping[str, Tensor]) -> str:
+    """`module.` and its like before every name, where no logit scale tells."""
+    prefix = ""
+    while True:
+        first = {name.removeprefix(prefix).split(".")[0] for name in tensors}
+        if len(first) != 1 or not first & {"module", "model", "_orig_mod", "clip", "clip_model", "net", "backbone"}:
+            return prefix
+        prefix += f"{first.pop()}."
+
+
+def _refuse_views_larger_than_their_storage(tensors: dict[str, Tensor], path: Path) -> None:
+    """A few bytes can be declared a tensor of any size (stride 0); whatever reads it would take that much memory."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ModelError(
+                "weights must be plain tensors", got=f"{name}: {tensor.layout} on {tensor.device}", where=path
+            )
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise ModelError(
+                "a tensor must be as large as the file says",
+                got=f"{name} of shape {tuple(tensor.shape)} over {tensor.untyped_storage().nbytes()} bytes",
+                where=path,
+            )
+
+
+def _refuse_not_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    wrong = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if wrong:
+        raise ModelError(
+            "weights must be finite",
+            got=f"NaN or infinity in {len(wrong)} of {len(tensors)} tensors: {_some(wrong)}",
+            where=path,
+            next_step="The training they come from diverged, or the file is damaged: take an earlier checkpoint.",
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    # The extremes of float32 need no second copy of the tensor; NaN passes through both.
+    low, high = tensor.aminmax()
+    return bool(low.isfinite() and high.isfinite())
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]
