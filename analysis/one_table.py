@@ -10,19 +10,19 @@ from pathlib import Path
 import pandas as pd
 
 from captune.errors import CaptuneError
-from captune.results.load import load_runs
-from captune.results.runs import RunRecord
+from captune.records import StudyRecord
+from captune.results.load import load_studies
 from captune.results.tables import csv_text, write_csv
 
 
-def main(question: str, make_table: Callable[[Sequence[RunRecord]], pd.DataFrame]) -> None:
+def main(question: str, make_table: Callable[[Sequence[StudyRecord]], pd.DataFrame]) -> None:
     """Read run directories from the command line and write one CSV; exits with the error's own code."""
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders that hold them")
     parser.add_argument("--out", type=Path, help="CSV to write; without it the table goes to standard output")
     arguments = parser.parse_args()
     try:
-        runs = load_runs(arguments.runs)
+        runs = load_studies(arguments.runs)
         table = make_table(runs)
         for run in runs:
             for note in run.notes:

@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).parent.parent / "captune"
 FLOORS = [
     {"errors", "interruption", "__init__"},
     {"config", "metrics", "records", "seeding", "preprocessing", "space"},
-    {"data", "model", "equations"},
+    {"data", "model", "equations", "decisions"},
     {"training"},
     {"algorithms"},
     {"adapted"},
     {"tuning", "results", "cost"},
+    {"studies"},
     {"cli"},
 ]
 HOMES = {

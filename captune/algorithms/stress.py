@@ -18,7 +18,7 @@ import yaml
 from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
-from captune.records import atomic_write
+from captune.records import Role, atomic_write
 from captune.seeding import numpy_generator
 from captune.training.evaluation import evaluate_trial
 from captune.training.trial import TrialRun, limit_threads
@@ -83,12 +83,12 @@ def _accuracy(dataset: str, method: str, paradigm: str, settings: dict[str, Any]
     task = TaskConfig.parse({**values, "unseal_pool": ALGORITHMS[method].unsealed})
     config = paper_config(method, task, "features")
     run = TrialRun.open(
-        task, config, algorithm=ALGORITHMS[method], seed=seed, directory=folder / "run", role="report", device="cpu"
+        task, config, algorithm=ALGORITHMS[method], seed=seed, directory=folder / "run", role=Role.REPORT, device="cpu"
     )
     while not run.finished:
         run.run_epoch()
     run.finish()
-    return float(evaluate_trial(task, "report", folder / "run")["accuracy"])
+    return float(evaluate_trial(task, Role.REPORT, folder / "run")["accuracy"])
 
 
 def _wrong_names(dataset: str, seed: int, file: Path) -> Path:

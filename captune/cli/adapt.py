@@ -22,7 +22,7 @@ from captune.data.catalog import DATASETS, check_dataset_name, published_results
 from captune.data.labelling import PREDICTIONS_CSV
 from captune.data.paradigms import NO_LABELS
 from captune.errors import UsageError
-from captune.records import atomic_write
+from captune.records import Role, atomic_write
 
 _PAPER_BUDGET = {"epochs": 50, "steps_per_epoch": 50}
 
@@ -143,7 +143,7 @@ def _one(
 
     work = out / ".trial"
     run = TrialRun.open(
-        task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role="report", device=device
+        task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role=Role.REPORT, device=device
     )
     # What only the weight file and the class names themselves tell, such as the activation.
     more = [note for note in run.context.notes if note not in notes]
@@ -156,8 +156,8 @@ def _one(
             interruption.check()
             progress.update(bar, completed=run.epoch, description=f"{method} seed {seed}, loss {record['loss']:.3f}")
     outcome = run.finish()
-    metrics = evaluate_trial(task, "report", work)
-    write_predictions([work], task, "report", out / PREDICTIONS_CSV)
+    metrics = evaluate_trial(task, Role.REPORT, work)
+    write_predictions([work], task, Role.REPORT, out / PREDICTIONS_CSV)
     _write_epochs(work / EPOCHS, out / "epochs.csv")
     (work / CHECKPOINT).replace(out / CHECKPOINT)
     (work / "config.yaml").replace(out / "config.yaml")

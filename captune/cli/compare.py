@@ -61,11 +61,12 @@ def compare(
             values["trials"] = 1
         studies.append(StudyConfig.parse(values, where=COMMAND_LINE))
     with console.status("Loading PyTorch and Ray"):
-        from captune.cli.planning import plan_of
-        from captune.cli.studies import Settings, execute
+        from captune.cli.studies import execute
+        from captune.studies.planning import plan_study
+        from captune.studies.running import Settings
         from captune.tuning.describe import cell_name
     plans = [
-        plan_of(study, out / "runs" / cell_name(study.task.dataset, study.task.paradigm, study.method))
+        plan_study(study, out / "runs" / cell_name(study.task.dataset, study.task.paradigm, study.method))
         for study in studies
     ]
     lost: CaptuneError | None = None
@@ -100,16 +101,16 @@ def cells_of(paradigm: str, methods: str, console: Console) -> list[tuple[Paradi
 
 def write_comparison(out: Path, console: Console) -> None:
     """Every table, figure and the page over all studies in the folder, earlier ones too; the methods on the screen."""
-    from captune.results.load import load_runs
+    from captune.results.load import load_studies
     from captune.results.methods import methods_table
     from captune.results.page import percent
-    from captune.results.report import report_runs
+    from captune.results.report import report_studies
 
     def mean_sd(mean: float | None, sd: float | None) -> str:
         return percent(mean) + (f" ± {percent(sd)}" if sd is not None and sd == sd else "")
 
-    files = report_runs([out / "runs"], out)
-    table = methods_table(load_runs([out / "runs"]))
+    files = report_studies([out / "runs"], out)
+    table = methods_table(load_studies([out / "runs"]))
     atomic_write(out / "methods.csv", table.to_csv(index=False))
     shown = Table(
         "cell", "method", "default %", "tuned %", "zero-shot %", "trials", "epochs", "s", box=None, pad_edge=False

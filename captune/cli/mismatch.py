@@ -14,6 +14,7 @@ from captune.cli import options
 from captune.config import TaskConfig
 from captune.data.catalog import check_dataset_name
 from captune.data.tree import name_some
+from captune.records import Role
 
 if TYPE_CHECKING:
     from captune.training.context import Context
@@ -46,7 +47,7 @@ def mismatch(
         from captune.training.context import cell_notes, open_context
     notes = cell_notes(task)
     options.say_notes(console, notes)
-    context = open_context(task, "report")
+    context = open_context(task, Role.REPORT)
     options.say_notes(console, [note for note in context.notes if note not in notes])
     rows = _rows(context, threshold)
     _print(console, context, rows)

@@ -1,84 +1,25 @@
-"""What `captune run` and `captune compare` do before anything runs: studies described, spaces resolved, costs told."""
+"""What `captune run --dry-run` shows: a study as it would be run, and what it would cost here."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
 from captune.algorithms import method_named
-from captune.cli.options import names_in
-from captune.cli.studies import Plan, Settings
-from captune.config import StudyConfig, TrialConfig, read_yaml
+from captune.config import TrialConfig
 from captune.cost.trial import cards, estimate_trial_cost
-from captune.records import COMPLETE, JOURNAL, SEARCH, read_journal
 from captune.seeding import derive_seed
-from captune.space import Space, load_space, space_file
+from captune.space import Space
+from captune.studies.planning import Plan
+from captune.studies.running import Settings
 from captune.training.trial import limit_threads
-from captune.tuning.agenda import WARM_STARTS
-from captune.tuning.describe import describe_cell
 from captune.tuning.samplers import Sampler
 
 _PREVIEW = 3
-
-
-def plan_of(
-    study: StudyConfig,
-    directory: Path,
-    *,
-    fork: str | None = None,
-    warm_start: str | None = None,
-    space: Space | None = None,
-) -> Plan:
-    """A study ready to be opened: its cell described, its space resolved, its first configurations gathered.
-
-    Args:
-        study: its settings.
-        directory: where it will be kept.
-        fork: start beside the study in the directory, under this name, from its best configurations.
-        warm_start: files of configurations or directories of studies (a,b) to start from.
-        space: the search space where it is resolved already; else it is read from the study's space file.
-    """
-    info = describe_cell(study)
-    source = space_file(study.space, study.method) if method_named(study.method).tunable else None
-    if source is None:
-        space = Space((), source=study.method)
-    elif space is None:
-        space = load_space(source, info.base, fixed=study.fixed, class_size=info.class_size)
-        if info.screen_base is not None:
-            screen = load_space(source, info.screen_base, fixed=study.fixed, class_size=info.class_size)
-            space = replace(space, screen=screen)
-    starts = [] if warm_start in (None, "cells") else _warm_starts(str(warm_start))
-    if fork is not None:
-        starts = _best_of(directory) + starts
-        directory = directory.with_name(f"{directory.name}-{fork}")
-    return Plan(directory, study, info, space, tuple(starts))
-
-
-def _warm_starts(text: str) -> list[dict[str, Any]]:
-    starts = []
-    for name in names_in(text, "--warm-start"):
-        path = Path(name).expanduser()
-        starts += _best_of(path) if path.is_dir() else [read_yaml(path)]
-    return starts
-
-
-def _best_of(directory: Path) -> list[dict[str, Any]]:
-    """The best configurations of a study on disk, by selection score, best first."""
-    events = read_journal(directory / JOURNAL)
-    planned = {event["key"]: event for event in events if event["event"] == "planned" and event["phase"] == SEARCH}
-    scores = {
-        event["key"]: event["score"]
-        for event in events
-        if event["event"] == "finished" and event["state"] == COMPLETE and event.get("score") is not None
-    }
-    ranked = sorted((key for key in planned if key in scores), key=lambda key: (-scores[key], key))
-    return [planned[key]["config"] for key in ranked[:WARM_STARTS]]
 
 
 def show_plan(plan: Plan, console: Console) -> None:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from captune.decisions.criteria import ORACLE
 from captune.errors import UsageError
 
 
@@ -26,18 +27,18 @@ def report(
     console = Console()
     with console.status("Loading"):
         from captune.results.best import best_configs_table
-        from captune.results.load import load_runs
+        from captune.results.load import load_studies
         from captune.results.page import percent, points
-        from captune.results.report import report_run, report_runs
+        from captune.results.report import report_studies, report_study
         from captune.results.tables import ORACLE_STAMP
-    records = load_runs(runs)
+    records = load_studies(runs)
     if out is None and len(records) > 1:
         raise UsageError(
             "--out must say where the report of several runs goes",
             got=f"{len(records)} runs and no --out",
             next_step="Add --out DIR.",
         )
-    written = report_run(records[0].directory) if out is None else report_runs(runs, out)
+    written = report_study(records[0].directory) if out is None else report_studies(runs, out)
     table = Table("run", "advice", "best %", "zero-shot %", "gain", "flags", box=None, pad_edge=False)
     for _, row in best_configs_table(records).iterrows():
         gain = points(row["gain_over_zero_shot"])
@@ -46,7 +47,7 @@ def report(
         )
     console.print(table)
     for record in records:
-        if record.select_by == "oracle":
+        if record.select_by == ORACLE:
             console.print(f"{record.name}: {ORACLE_STAMP}", style="bold red", highlight=False, markup=False)
     for record in records:
         for note in record.notes:

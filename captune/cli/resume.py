@@ -38,15 +38,11 @@ def resume(
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
     loggers = check_loggers(machine.logger)
     with console.status("Loading PyTorch and Ray"):
-        from captune.cli.studies import Plan, Settings, execute
-        from captune.tuning.describe import describe_cell
-        from captune.tuning.study import read_study, with_storage
+        from captune.cli.studies import execute
+        from captune.studies.planning import plan_to_continue
+        from captune.studies.running import Settings
     plans = []
     for directory in runs:
         directory = directory.expanduser().absolute()
-        study, space = read_study(directory)
-        if trials is not None:
-            study = study.model_copy(update={"trials": trials})
-        study = with_storage(study, storage)
-        plans.append(Plan(directory, study, describe_cell(study), space))
+        plans.append(plan_to_continue(directory, trials=trials, storage=storage))
     execute(plans, Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=True), console)

@@ -15,6 +15,7 @@ from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, re
 from captune.config import PARADIGMS, MachineConfig, StudyConfig, TaskConfig, read_yaml
 from captune.data.catalog import DATASETS, check_dataset_name
 from captune.errors import ConfigError, UsageError
+from captune.records.layout import STUDY
 from captune.tuning.loggers import check_loggers
 
 _PLACE = "The study's directory"
@@ -77,16 +78,18 @@ def run(
     loggers = check_loggers(machine.logger)
     studies = _studies(file, given, settings(given.trial, set_))
     with console.status("Loading PyTorch and Ray"):
-        from captune.cli.planning import plan_of, show_cost, show_plan
-        from captune.cli.studies import Plan, Settings, execute
+        from captune.cli.planning import show_cost, show_plan
+        from captune.cli.studies import execute
+        from captune.studies.planning import Plan, plan_study
+        from captune.studies.running import Settings
         from captune.tuning.describe import cell_name
         from captune.tuning.study import space_from, with_storage
     plans: list[Plan] = []
     for study in studies:
         study = with_storage(study, None)  # a recorded address lacks its password, which must be given anew
         name = cell_name(study.task.dataset, study.task.paradigm, study.method)
-        plan = plan_of(
-            study, _directory(out, name, len(studies)), fork=fork, warm_start=warm_start,
+        plan = plan_study(
+            study, _directory(out, name, len(studies)), fork=fork, warm_starts=_warm_starts(warm_start),
             space=space_from(file.space, str(file.path)) if file.space and file.same_space(study) else None,
         )  # fmt: skip
         if warm_start == "cells" and plans:
@@ -99,6 +102,12 @@ def run(
             show_cost(plan, how, console)
         return
     execute(plans, how, console)
+
+
+def _warm_starts(text: str | None) -> list[Path]:
+    if text is None or text == "cells":
+        return []
+    return [Path(name).expanduser() for name in names_in(text, "--warm-start")]
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ class StudyFile:
         """
         if path is None:
             return cls()
-        path = path / "study.yaml" if path.is_dir() else path
+        path = path / STUDY if path.is_dir() else path
         content = read_yaml(path)
         recorded = "study" in content
         values = content["study"] if recorded else content

@@ -11,13 +11,14 @@ from rich.console import Console
 
 from captune.config import TrialConfig, read_yaml
 from captune.errors import StudyError
-from captune.records import JOURNAL, read_journal
+from captune.records import JOURNAL, StudyRecord, read_journal
+from captune.records.layout import STUDY
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import connected
 from captune.tuning.lock import is_alive, read_lock
 from captune.tuning.progress import Standing, duration, standing, standings_table
 from captune.tuning.runs import CellInfo
-from captune.tuning.study import STUDY, read_study
+from captune.tuning.study import read_study
 from captune.tuning.telemetry import published_standings
 
 
@@ -45,10 +46,10 @@ def _show_directories(path: Path, console: Console) -> None:
         raise StudyError(f"a directory of runs must hold {STUDY}, itself or one below", got="none", where=path)
     standings = []
     for directory in directories:
-        standings.append(read_standing(directory))
+        now, record = read_standing(directory)
+        standings.append(now)
         holder = read_lock(directory)
-        events = read_journal(directory / JOURNAL)
-        heard = duration(max(0.0, time.time() - max((event.get("time") or 0.0 for event in events), default=0.0)))
+        heard = duration(max(0.0, time.time() - record.last_time))
         if holder is not None and is_alive(holder):
             said = f"run by process {holder['pid']} on {holder['host']}, last event {heard} ago"
         elif standings[-1].phase == "done":
@@ -69,8 +70,8 @@ def _base(values: Any) -> TrialConfig:
     return TrialConfig.parse({name: known[name] for name in TrialConfig.model_fields if name in known})
 
 
-def read_standing(directory: Path) -> Standing:
-    """The standing of a study on disk, without its data."""
+def read_standing(directory: Path) -> tuple[Standing, StudyRecord]:
+    """The standing of a study on disk, without its data, and its record."""
     study, space = read_study(directory)
     header = read_yaml(directory / STUDY)
     info = CellInfo(
@@ -93,5 +94,5 @@ def read_standing(directory: Path) -> Standing:
     cell.replay(read_journal(directory / JOURNAL))
     holder = read_lock(directory)
     if holder is not None and is_alive(holder):
-        cell.active.update(run.key for run in cell.runs.values() if run.state == "RUNNING")
-    return standing(cell)
+        cell.active.update(trial.key for trial in cell.trials.values() if not trial.ended)
+    return standing(cell), cell.record

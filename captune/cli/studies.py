@@ -1,11 +1,9 @@
-"""What `captune run` and `captune resume` share: studies opened, run to their end, chosen, reported."""
+"""What `captune run` and `captune resume` print while studies run, and when they have ended."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,60 +11,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from captune.cli.closing import prepare_choice, record_mismatch, write_study_predictions
 from captune.cli.options import say_notes
-from captune.config import StudyConfig
-from captune.errors import StudyError, UsageError
-from captune.records import COMPLETE, JOURNAL, SEARCH, Journal, read_journal
-from captune.results.choice import choose
-from captune.results.load import load_run
-from captune.results.report import report_run, report_runs
-from captune.results.runs import RunRecord
+from captune.decisions.criteria import ORACLE
+from captune.records import Role, StudyRecord
+from captune.records.events import Chosen
 from captune.results.tables import ORACLE_STAMP
-from captune.space import Space
-from captune.training.evaluation import open_seal
+from captune.studies.planning import Plan
+from captune.studies.running import Settings, Watcher, run_studies
 from captune.tuning.cell import Cell
-from captune.tuning.cluster import Cluster, connected, token_file
-from captune.tuning.engine import run_cells
-from captune.tuning.nodes import check_gpus, check_nodes
-from captune.tuning.packing import Allotment, allot
+from captune.tuning.cluster import Cluster, token_file
+from captune.tuning.packing import Allotment
 from captune.tuning.progress import Progress
-from captune.tuning.runs import CellInfo, RunSpec
-from captune.tuning.samplers import check_sampler
-from captune.tuning.study import OpenStudy
-from captune.tuning.telemetry import logger_callbacks, telemetry
-from captune.tuning.trainable import OpenRun
 
 INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A study that is ready to be opened."""
-
-    directory: Path
-    study: StudyConfig
-    info: CellInfo
-    space: Space
-    warm_starts: tuple[dict[str, Any], ...] = ()
-    after: str | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How studies are run, as opposed to what they are: free to differ each time."""
-
-    address: str | None = None
-    concurrency: int | None = None
-    cpus_per_trial: float | None = None
-    gpus_per_trial: float | None = None
-    memory_per_trial: float | None = None
-    allow_cpu: bool = False
-    dashboard: bool = True
-    dashboard_host: str | None = None
-    loggers: tuple[str, ...] = ("tensorboard",)
-    resume: bool = False
-    open_run: Callable[[RunSpec], OpenRun] | None = field(default=None)
 
 
 def shown_path(path: Path) -> Path:
@@ -75,164 +32,67 @@ def shown_path(path: Path) -> Path:
 
 
 def execute(plans: Sequence[Plan], settings: Settings, console: Console) -> None:
-    """Run studies to their end, choose, open the seal, report.
+    """Run studies to their end and show how they go on and what they came to.
 
     Raises:
         typer.Exit: 130 when interrupted, with what is kept and how to go on.
         StudyError: a study had to be given up.
     """
-    for plan in plans:
-        check_sampler(plan.study.sampler)
-    say_notes(console, (note for plan in plans for note in plan.info.notes))
-    with contextlib.ExitStack() as stack:
-        studies: list[OpenStudy] = []
-        try:
-            for plan in plans:
-                opened = OpenStudy(
-                    plan.directory, plan.study, plan.info, plan.space, resume=settings.resume,
-                    warm_starts=plan.warm_starts, after=plan.after,
-                )  # fmt: skip
-                stack.callback(opened.close)
-                studies.append(opened)
-            cells = [opened.cell for opened in studies]
-            _chain(studies)
-            finished = all(cell.finished for cell in cells) or _run(cells, plans, settings, console)
-        except BaseException as error:
-            for opened in studies:
-                opened.withdraw()
-            if isinstance(error, KeyboardInterrupt):
-                _say_kept([opened.cell for opened in studies if opened.cell.runs], console)
-                raise typer.Exit(INTERRUPTED) from None
-            raise
-        for opened in studies:
-            for warning in opened.warnings:
-                console.print(f"[yellow]warning[/]: {warning}", highlight=False)
-        if not finished:
-            _say_kept(cells, console)
-            raise typer.Exit(INTERRUPTED)
-        try:
-            failures = [conclude(opened, console) for opened in studies]
-        except KeyboardInterrupt:
-            _say_kept(cells, console)
-            raise typer.Exit(INTERRUPTED) from None
-    reported = [plan.directory for plan, failure in zip(plans, failures, strict=True) if failure is None]
-    if len(reported) > 1:
-        together = plans[0].directory.parent / "report"
-        report_runs(reported, together)
-        console.print(f"\nAll {len(reported)} studies side by side: {together}", highlight=False, soft_wrap=True)
-    for failure in failures:
-        if failure is not None:
-            raise failure
+    try:
+        run_studies(plans, settings, Screen(console))
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
 
 
-def _chain(studies: Sequence[OpenStudy]) -> None:
-    """Let studies that start from an earlier one's best configurations wait for it.
+class Screen(Watcher):
+    """Prints what happens."""
 
-    Raises:
-        UsageError: the earlier one is not among those that are run.
-    """
-    cells = {opened.directory: opened.cell for opened in studies}
-    for opened in studies:
-        if opened.after is None or opened.cell.started_from_earlier:
-            continue
-        earlier = opened.directory.with_name(opened.after)
-        if earlier not in cells:
-            raise UsageError(
-                "a study that starts from another's best configurations must be continued together with it",
-                got="it alone", where=opened.directory,
-                next_step=f"captune resume {earlier} {opened.directory}",
-            )  # fmt: skip
-        opened.cell.after = cells[earlier]
+    def __init__(self, console: Console) -> None:
+        self._console = console
 
+    def note(self, text: str) -> None:
+        """Print it."""
+        say_notes(self._console, [text])
 
-def _run(cells: list[Cell], plans: Sequence[Plan], settings: Settings, console: Console) -> bool:
-    threads = max(1, int(settings.cpus_per_trial or 1))
-    with connected(
-        settings.address, threads=threads, dashboard=settings.dashboard, dashboard_host=settings.dashboard_host
-    ) as cluster:
-        on_gpus = bool(cluster.gpus) and settings.gpus_per_trial != 0
-        if on_gpus:
-            on_gpus = check_gpus(allow_cpu=settings.allow_cpu)
-        allotment = allot(
-            cluster.nodes,
-            concurrency=settings.concurrency,
-            cpus=settings.cpus_per_trial,
-            gpus=settings.gpus_per_trial if on_gpus or not cluster.gpus else 0.0,
-            memory_bytes=None if settings.memory_per_trial is None else 1e9 * settings.memory_per_trial,
-            measured_bytes=max((run.memory_bytes for cell in cells for run in cell.runs.values()), default=0),
-            deterministic=any(plan.study.deterministic for plan in plans),
-        )
-        _say_start(cells, cluster, allotment, console)
-        check_nodes(
-            [(plan.directory, plan.study.task) for plan in plans],
-            custom=settings.open_run is not None,
-            here=cluster.local and not cluster.gpus,
-        )
-        progress = Progress(cells, console, concurrency=allotment.concurrency)
-        watching = telemetry(cells, loggers=settings.loggers, concurrency=allotment.concurrency)
-        with watching as on_step, progress.shown():
+    def warn(self, text: str) -> None:
+        """Print it."""
+        self._console.print(f"[yellow]warning[/]: {text}", highlight=False)
 
-            def step() -> None:
-                on_step()
-                progress.refresh()
+    def started(self, cells: Sequence[Cell], cluster: Cluster, allotment: Allotment) -> None:
+        """Say where trials run, how many at once, and where to watch."""
+        _say_start(cells, cluster, allotment, self._console)
 
-            return run_cells(
-                cells,
-                cluster,
-                allotment,
-                open_run=settings.open_run,
-                allow_cpu=settings.allow_cpu,
-                callbacks=logger_callbacks(settings.loggers, cells),
-                on_step=step,
-            )
+    @contextlib.contextmanager
+    def watching(self, cells: Sequence[Cell], *, concurrency: int) -> Iterator[Callable[[], None]]:
+        """Show a live table on a terminal, lines anywhere else."""
+        progress = Progress(cells, self._console, concurrency=concurrency)
+        with progress.shown():
+            yield progress.refresh
+
+    def interrupted(self, cells: Sequence[Cell]) -> None:
+        """Say what is kept and how to go on."""
+        _say_kept(cells, self._console)
+
+    def closed(self, record: StudyRecord, files: Sequence[Path]) -> None:
+        """Show the advice and the candidates."""
+        show_result(record, files, self._console)
+
+    def compared(self, directory: Path, num_studies: int) -> None:
+        """Say where the common report is."""
+        self._console.print(f"\nAll {num_studies} studies side by side: {directory}", highlight=False, soft_wrap=True)
 
 
-def conclude(opened: OpenStudy, console: Console) -> StudyError | None:
-    """Record the choice, open the seal, write the report, show both; the error of a study that was given up."""
-    cell, directory = opened.cell, opened.directory
-    opened.settle()
-    if not any(run.phase == SEARCH and run.state == COMPLETE for run in cell.runs.values()):
-        reasons = list(dict.fromkeys(run.reason for run in cell.runs.values() if run.reason))
-        return StudyError(
-            "at least one trial of a study must finish",
-            got=f"{len(cell.runs)} that all failed: {reasons[0] if reasons else 'no reason recorded'}",
-            where=directory,
-            next_step="Mend that and continue with --resume; tracebacks are in journal.jsonl.",
-        )
-    record_choice(directory)
-    record_mismatch(directory)
-    open_seal(directory)
-    labelling = write_study_predictions(directory)
-    files = [*([labelling] if labelling else []), *report_run(directory)]
-    show_result(load_run(directory), files, console)
-    return None
-
-
-def record_choice(directory: Path) -> None:
-    """Choose from what the search may see and write it down, once for each state of the study."""
-    kinds = [event["event"] for event in read_journal(directory / JOURNAL)]
-    last = {kind: at for at, kind in enumerate(kinds)}
-    if last.get("choice", -1) > last.get("finished", -1):
-        return
-    prepare_choice(directory)
-    choice = choose(load_run(directory))
-    journal = Journal(directory / JOURNAL)
-    journal.append("choice", **choice.as_event(), time=time.time())
-    journal.append("phase", name="sealed_opened", detail={}, time=time.time())
-    journal.close()
-
-
-def show_result(run: RunRecord, files: Sequence[Path], console: Console) -> None:
+def show_result(run: StudyRecord, files: Sequence[Path], console: Console) -> None:
     """The advice, the confirmed configurations beside the references, and where everything lies."""
-    choice = run.choice or {}
-    console.print(f"\n[bold]{run.name}[/]: [bold]{choice.get('advice')}[/]. {choice.get('reason')}", highlight=False)
+    choice = run.choice or Chosen()
+    console.print(f"\n[bold]{run.name}[/]: [bold]{choice.advice}[/]. {choice.reason}", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("candidate", f"{run.select_by} (search)", f"{run.metric_name} (sealed test)", "seeds"):
         table.add_column(heading, overflow="fold")
-    rows = sorted(choice.get("candidates", ()), key=lambda row: -(row["mean_score"] or 0.0))
+    rows = sorted(choice.candidates, key=lambda row: -(row["mean_score"] or 0.0))
     for row in rows:
         trials = [trial for trial in run.trials if row["name"] in (trial.key, trial.name)]
-        reports = [trial for trial in trials if trial.role == "report"] or trials
+        reports = [trial for trial in trials if trial.role == Role.REPORT] or trials
         metrics = [trial.metric for trial in reports if trial.metric is not None]
         paper = " (paper)" if row["config_id"] == 0 else ""
         table.add_row(
@@ -242,13 +102,13 @@ def show_result(run: RunRecord, files: Sequence[Path], console: Console) -> None
             str(row["num_seeds"]),
         )
     console.print(table)
-    if run.select_by == "oracle":
+    if run.select_by == ORACLE:
         console.print(f"[bold red]{ORACLE_STAMP}[/]", highlight=False)
-    config = choice.get("config") or {}
+    config = choice.config
     searched = [name for name, entry in run.space.items() if entry.get("role") != "fixed" and name in config]
     if searched:
         told = ", ".join(f"{name} {_short(config[name])}" for name in searched)
-        console.print(f"best configuration (c{choice.get('config_id')}): {told}", highlight=False)
+        console.print(f"best configuration (c{choice.config_id}): {told}", highlight=False)
     if files:
         console.print(f"Files in {shown_path(run.directory)}:", highlight=False, soft_wrap=True)
         console.print("  " + "  ".join(path.name for path in files), highlight=False)
@@ -276,7 +136,7 @@ def _say_start(cells: Sequence[Cell], cluster: Cluster, allotment: Allotment, co
     share = f"{allotment.cpus:g} CPU" + (f", {allotment.gpus:g} GPU" if allotment.gpus else "")
     share += f", {allotment.memory_bytes / 1e9:.1f} GB" if allotment.memory_bytes else ""
     console.print(
-        f"{len(cells)} {'study' if len(cells) == 1 else 'studies'} on {where}: {allotment.concurrency} runs at once, "
+        f"{len(cells)} {'study' if len(cells) == 1 else 'studies'} on {where}: {allotment.concurrency} trials at once, "
         f"{share} each",
         highlight=False,
     )
@@ -292,11 +152,11 @@ def _say_start(cells: Sequence[Cell], cluster: Cluster, allotment: Allotment, co
 
 def _say_kept(cells: Sequence[Cell], console: Console) -> None:
     if not cells:
-        console.print("Interrupted before the first run: nothing is left behind, the same command begins again.")
+        console.print("Interrupted before the first trial: nothing is left behind, the same command begins again.")
     for cell in cells:
-        ended = sum(run.state != "RUNNING" for run in cell.runs.values())
+        ended = sum(trial.ended for trial in cell.trials.values())
         console.print(
-            f"Interrupted. {cell.name}: {ended} finished runs are kept, unfinished ones go on from their last epoch.\n"
+            f"Interrupted. {cell.name}: {ended} finished trials are kept, the others go on from their last epoch.\n"
             f"Continue with: captune resume {cell.directory}",
             highlight=False,
             soft_wrap=True,

@@ -23,6 +23,7 @@ from captune.data.views import Feed, ImageViews
 from captune.model.backbone import load_backbone
 from captune.model.blocks import LeanOptions
 from captune.model.class_prompts import class_prompts
+from captune.records import Role
 from captune.seeding import torch_generator
 from captune.training.context import Context, open_context, resolve_device
 
@@ -35,9 +36,9 @@ def sampled_context(config: TaskConfig, device: str) -> Iterator[tuple[Context, 
     dataset = load_dataset(config)
     if not dataset.paths:
         # Precomputed features, or the embedded digits: quick enough to be the real thing.
-        yield open_context(config, "score", device), 0.0
+        yield open_context(config, Role.SCORE, device), 0.0
         return
-    task, _ = build_task(config, role="score")
+    task, _ = build_task(config, role=Role.SCORE)
     name, pretrained = default_backbone(config)
     plain = config.kernels == "plain"
     backbone = load_backbone(

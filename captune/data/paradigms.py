@@ -16,9 +16,10 @@ from captune.data.catalog import load_dataset
 from captune.data.dataset import UNKNOWN, Dataset, IntArray
 from captune.data.difficulties import mislabel
 from captune.data.draws import exponential_pool
-from captune.data.roles import PARADIGM_ROLES, BoolArray, Role, Roles, reported_images
+from captune.data.roles import PARADIGM_ROLES, BoolArray, Roles, reported_images
 from captune.data.tree import name_some
 from captune.errors import ConfigError, DataError
+from captune.records import Role
 from captune.seeding import numpy_generator
 
 __all__ = ["IntArray", "Labelled", "SealedLabels", "Task", "build_task"]
@@ -147,7 +148,7 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
                 next_step=_EMPTY_HELP.get(config.paradigm) if name == "pool" else "Add a test split.",
             )
     holdout = np.empty(0, np.int64)
-    if role == "score" and config.paradigm != "trzsl":
+    if role == Role.SCORE and config.paradigm != "trzsl":
         pool, holdout = _held_out(pool, config)
     labelled = _unsealed(roles.labelled, pool, labels_M, config) if config.unseal_pool else roles.labelled
     given_M = _given_labels(roles, labels_M, config)
@@ -185,7 +186,7 @@ def _label_notes(num_measurable: int, numreported_images: int, config: TaskConfi
 
 def _size_notes(num_pool: int, num_scored: int) -> list[str]:
     """How small a gain the scored images can show: 1.28 standard errors of a difference of two shares of them, where
-    the two predict otherwise on a tenth (`captune.results.choice.noise_margin`).
+    the two predict otherwise on a tenth (`captune.decisions.choosing.noise_margin`).
     """
     if num_scored >= _TELLING_IMAGES or num_scored == 0:
         return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,10 @@ from captune.data.dataset import UNKNOWN, Dataset, IntArray
 from captune.data.draws import draw_shots, seen_classes
 from captune.data.tree import name_some
 from captune.errors import DataError
+from captune.records import Role
 from captune.seeding import numpy_generator
 
 BoolArray = npt.NDArray[np.bool_]
-Role = Literal["score", "report"]
 _MAX_VALIDATION_SHOTS = 4
 _UNSEEN_SHARE = 0.38
 _VALIDATION_SHARE = 0.2
@@ -63,7 +62,7 @@ def _semi_supervised(dataset: Dataset, config: TaskConfig, role: Role) -> Roles:
         )
     pool = np.setdiff1d(train, labelled)
     validation = np.empty(0, np.int64)
-    if role == "score" and config.num_shots:
+    if role == Role.SCORE and config.num_shots:
         shots = min(config.num_shots, _MAX_VALIDATION_SHOTS)
         own = dataset.indices("val") if config.protocol == "coop" else np.empty(0, np.int64)
         own = own[labels_M[own] != UNKNOWN]
@@ -90,7 +89,7 @@ def _transductive_zero_shot(dataset: Dataset, config: TaskConfig, role: Role) ->
         )
     pseudo_unseen_K = np.zeros(dataset.num_classes, np.bool_)
     validation = np.empty(0, np.int64)
-    if role == "score":
+    if role == Role.SCORE:
         pseudo_unseen_K = _pseudo_unseen(seen_K, config)
         own = dataset.indices("val") if config.protocol == "coop" else np.empty(0, np.int64)
         if not np.isin(np.flatnonzero(seen_K), labels_M[own]).all():

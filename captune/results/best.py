@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
-from captune.records import REFERENCE, SEARCH
-from captune.results import statistics
-from captune.results.choice import Candidate, Choice, choose, comparison_criterion, known, score_under
+from captune.decisions import statistics
+from captune.decisions.choosing import Advice, Candidate, Choice, choose, comparison_criterion, known, score_under
+from captune.decisions.criteria import ORACLE
+from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, Role, StudyRecord, Trial
 from captune.results.domains import domains_of
-from captune.results.runs import BALANCED, ENSEMBLE, ZERO_SHOT, RunRecord, TrialRecord
 
 __all__ = ["Candidate", "Choice", "best_configs_table", "choose", "flags", "recorded_choice"]
 UNDERPOWERED_SEEDS = 3
 
 
-def report_trials(run: RunRecord, name: str) -> list[TrialRecord]:
+def report_trials(run: StudyRecord, name: str) -> list[Trial]:
     """The runs that measure a configuration on the test: report role (whole pool) where there are any, else score role.
 
     For a name of the search (`t0003`) its single trial. Empty before the seal was opened.
@@ -27,69 +27,68 @@ def report_trials(run: RunRecord, name: str) -> list[TrialRecord]:
         return []
     own = [trial for trial in run.trials if trial.name == name and trial.metric is not None]
     own = [trial for trial in own if trial.phase != "stress"]
-    report = [trial for trial in own if trial.role == "report"]
+    report = [trial for trial in own if trial.role == Role.REPORT]
     return report or own
 
 
-def metrics_by_seed(run: RunRecord, name: str) -> dict[int | None, float]:
+def metrics_by_seed(run: StudyRecord, name: str) -> dict[int | None, float]:
     """Report metric of a configuration by seed."""
     return {trial.seed: trial.metric for trial in report_trials(run, name) if trial.metric is not None}
 
 
-def reference_metric(run: RunRecord, name: str) -> float | None:
+def reference_metric(run: StudyRecord, name: str) -> float | None:
     """Report metric of a reference, once the seal was opened; of its report-role run where there is one."""
     return statistics.mean([trial.metric for trial in report_trials(run, name) if trial.metric is not None])
 
 
-def paper_name(run: RunRecord) -> str | None:
+def paper_name(run: StudyRecord) -> str | None:
     """The name under which the paper's configuration was confirmed, else its search trial's key."""
     confirmed = [name for name, trials in run.configurations().items() if any(t.origin == "paper" for t in trials)]
     if confirmed:
         return confirmed[0]
-    number = next((trial.number for trial in run.of_phase(SEARCH) if trial.origin == "paper"), None)
+    number = next((trial.number for trial in run.of_phase(Phase.SEARCH) if trial.origin == "paper"), None)
     if number is None:
         return None
     return f"c{number}" if f"c{number}" in run.configurations() else f"t{number:04d}"
 
 
-def recorded_choice(run: RunRecord) -> Choice:
+def recorded_choice(run: StudyRecord) -> Choice:
     """The choice the study wrote down; for a run that has none yet, the one the rule gives now."""
     if run.choice is None:
         return choose(run)
-    fresh = choose(run)
-    config_id = run.choice.get("config_id")
-    config = run.choice.get("config")
+    fresh, recorded = choose(run), run.choice
     return Choice(
-        advice=run.choice.get("advice", fresh.advice),
-        name=str(run.choice.get("name") or _name_of(run, config_id) or fresh.name),
-        config_id=config_id,
-        config=config if isinstance(config, dict) and config else _config_of(run, config_id),
-        reason=str(run.choice.get("reason") or fresh.reason),
+        advice=cast(Advice, recorded.advice or fresh.advice),
+        name=recorded.name or _name_of(run, recorded.advice, recorded.config_id) or fresh.name,
+        config_id=recorded.config_id,
+        config=recorded.config or _config_of(run, recorded.config_id),
+        reason=recorded.reason or fresh.reason,
         candidates=fresh.candidates,
     )
 
 
-def _name_of(run: RunRecord, config_id: int | None) -> str | None:
-    advice = (run.choice or {}).get("advice")
+def _name_of(run: StudyRecord, advice: str | None, config_id: int | None) -> str | None:
     fixed = {"keep zero-shot": ZERO_SHOT, "adaptation changed nothing": ZERO_SHOT, "use balanced zero-shot": BALANCED,
              "use the ensemble": ENSEMBLE}  # fmt: skip
     return fixed.get(str(advice)) or configuration_name(run, config_id)
 
 
-def configuration_name(run: RunRecord, config_id: int | None) -> str | None:
+def configuration_name(run: StudyRecord, config_id: int | None) -> str | None:
     """`c7` if configuration 7 was confirmed, else its search key, else None."""
     if config_id is None:
         return None
     confirmed = next((t.name for t in run.trials if t.phase == "confirm" and t.config_id == config_id), None)
-    searched = next((t.key for t in run.of_phase(SEARCH) if t.number == config_id), None)
+    searched = next((t.key for t in run.of_phase(Phase.SEARCH) if t.number == config_id), None)
     return confirmed or searched
 
 
-def _config_of(run: RunRecord, config_id: int | None) -> dict[str, Any]:
-    return next((t.config for t in run.trials if t.config_id == config_id and t.phase != REFERENCE and t.config), {})
+def _config_of(run: StudyRecord, config_id: int | None) -> dict[str, Any]:
+    return next(
+        (t.config for t in run.trials if t.config_id == config_id and t.phase != Phase.REFERENCE and t.config), {}
+    )
 
 
-def best_configs_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def best_configs_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a run: what was chosen, how good it is, against what; see analysis/README.md for each column."""
     return pd.DataFrame([_best_row(run) for run in runs], columns=list(_BEST_COLUMNS))
 
@@ -102,11 +101,11 @@ _BEST_COLUMNS = (
 )  # fmt: skip
 
 
-def _best_row(run: RunRecord) -> dict[str, Any]:
+def _best_row(run: StudyRecord) -> dict[str, Any]:
     choice = recorded_choice(run)
     name = configuration_name(run, choice.config_id)
     trials = [t for t in run.trials if name is not None and t.name == name and t.phase != "stress"]
-    params = next((t.params for t in run.of_phase(SEARCH) if t.number == choice.config_id), None)
+    params = next((t.params for t in run.of_phase(Phase.SEARCH) if t.number == choice.config_id), None)
     if params is None:
         params = trials[0].params if trials else {}
     candidate = next((c for c in choice.candidates if c.name == name), None)
@@ -128,7 +127,7 @@ def _best_row(run: RunRecord) -> dict[str, Any]:
         "configuration": name,
         "config_id": choice.config_id,
         "origin": trials[0].origin if trials else None,
-        "num_trials": sum(t.finished or t.state == "PRUNED" for t in run.of_phase(SEARCH)),
+        "num_trials": sum(t.finished or t.state == "PRUNED" for t in run.of_phase(Phase.SEARCH)),
         "num_seeds": len(values) or (candidate.num_seeds if candidate else None),
         "selection_score": candidate.mean_score if candidate else None,
         "selection_sd": candidate.sd if candidate else None,
@@ -155,13 +154,13 @@ def _best_row(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _oracle_gap(run: RunRecord, config_id: int | None) -> tuple[str | None, float | None]:
+def _oracle_gap(run: StudyRecord, config_id: int | None) -> tuple[str | None, float | None]:
     """The search trial that sealed labels would have picked, and what not looking cost: single runs of one role, like
     with like.
     """
     if not run.sealed_opened:
         return None, None
-    metrics = {t.number: t.metric for t in run.of_phase(SEARCH) if t.metric is not None and t.state == "COMPLETE"}
+    metrics = {t.number: t.metric for t in run.of_phase(Phase.SEARCH) if t.metric is not None and t.state == "COMPLETE"}
     if not metrics:
         return None, None
     top = max(metrics, key=lambda number: known(metrics[number]))
@@ -169,7 +168,7 @@ def _oracle_gap(run: RunRecord, config_id: int | None) -> tuple[str | None, floa
     return f"t{top:04d}", None if chosen is None else known(metrics[top]) - chosen
 
 
-def flags(run: RunRecord, params: dict[str, Any], values: Sequence[float], gains: Sequence[float]) -> list[str]:
+def flags(run: StudyRecord, params: dict[str, Any], values: Sequence[float], gains: Sequence[float]) -> list[str]:
     """`below_zero_shot`, `maybe_below_zero_shot`, `on_border:<param>`, `underpowered`, `oracle`."""
     found = []
     centre, interval = statistics.mean(gains), statistics.t_interval(gains)
@@ -182,4 +181,4 @@ def flags(run: RunRecord, params: dict[str, Any], values: Sequence[float], gains
     )
     if len(values) < UNDERPOWERED_SEEDS or unsure:
         found.append("underpowered")
-    return [*found, "oracle"] if run.select_by == "oracle" else found
+    return [*found, "oracle"] if run.select_by == ORACLE else found

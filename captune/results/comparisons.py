@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from captune.records import COMPLETE
-from captune.results import statistics
+from captune.decisions import statistics
+from captune.records import BALANCED, ZERO_SHOT, Role, State, StudyRecord
 from captune.results.best import configuration_name, metrics_by_seed, recorded_choice, reference_metric
-from captune.results.runs import BALANCED, ZERO_SHOT, RunRecord
 
 ALL_CELLS = "all cells"
 BySeed = Mapping[int | None, float]
@@ -26,7 +25,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def comparisons_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def comparisons_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """Pairs of configurations within each run, and of methods across runs of the same cell; one row a pair.
 
     Differences are paired by seed, in fractions. Holm's correction is over the rows of one scope (a run's
@@ -39,7 +38,7 @@ def comparisons_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
-def cell_of(run: RunRecord) -> str:
+def cell_of(run: StudyRecord) -> str:
     """Dataset, paradigm and every task setting that is not the default: runs of one cell may be compared."""
     task = run.study.get("task", {})
     ignored = {"dataset", "paradigm", "data_root", "cache_dir"}
@@ -53,7 +52,7 @@ def cell_of(run: RunRecord) -> str:
     return f"{run.dataset} {run.paradigm}{' ' + words if words else ''}"
 
 
-def _within(run: RunRecord) -> list[dict[str, Any]]:
+def _within(run: StudyRecord) -> list[dict[str, Any]]:
     measure = "metric" if run.sealed_opened else "score"
     values: dict[str, BySeed] = {}
     for name in run.configurations():
@@ -75,12 +74,12 @@ def _within(run: RunRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _scores_by_seed(run: RunRecord, name: str) -> BySeed:
-    trials = [t for t in run.configurations()[name] if t.role == "score" and t.state == COMPLETE]
+def _scores_by_seed(run: StudyRecord, name: str) -> BySeed:
+    trials = [t for t in run.configurations()[name] if t.role == Role.SCORE and t.state == State.COMPLETE]
     return {trial.seed: trial.score for trial in trials if trial.score is not None}
 
 
-def _method_values(runs: Sequence[RunRecord]) -> dict[str, dict[str, BySeed]]:
+def _method_values(runs: Sequence[StudyRecord]) -> dict[str, dict[str, BySeed]]:
     """Cell → method → sealed metric by seed of the chosen configuration; the training-free references are methods
     too.
     """
@@ -99,12 +98,12 @@ def _method_values(runs: Sequence[RunRecord]) -> dict[str, dict[str, BySeed]]:
     return cells
 
 
-def _free_name(methods: Mapping[str, BySeed], run: RunRecord) -> str:
+def _free_name(methods: Mapping[str, BySeed], run: StudyRecord) -> str:
     # Two studies of one method in one cell (other spaces, other samplers) stay apart under their runs' names.
     return run.method if run.method not in methods else run.name
 
 
-def _across(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def _across(runs: Sequence[StudyRecord]) -> list[dict[str, Any]]:
     cells = _method_values(runs)
     if sum(run.sealed_opened for run in runs) < 2:
         return []
@@ -177,7 +176,7 @@ def _with_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "holm_p": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
-def ranks_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def ranks_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """Mean rank of each method over the cells that hold every method (1 is best; ties share), and its mean metric
     there.
     """

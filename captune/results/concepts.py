@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from captune.results import statistics
+from captune.decisions import statistics
+from captune.records import ZERO_SHOT, StudyRecord, Trial, number_or_none
 from captune.results.best import configuration_name, recorded_choice, report_trials
-from captune.results.runs import ZERO_SHOT, RunRecord, TrialRecord, number_or_none
 
 _COLUMNS = (
     "run", "dataset", "paradigm", "method", "configuration", "kind", "class", "predicted_as", "mismatched", "before",
@@ -17,7 +17,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def concepts_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def concepts_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """Rows `kind` class (recall in [0, 1]) and pair (mean number of test images of `class` predicted as
     `predicted_as`).
 
@@ -28,7 +28,7 @@ def concepts_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame([row for run in runs for row in _rows(run)], columns=list(_COLUMNS))
 
 
-def _rows(run: RunRecord) -> list[dict[str, Any]]:
+def _rows(run: StudyRecord) -> list[dict[str, Any]]:
     zero_shot = run.find(ZERO_SHOT)
     name = configuration_name(run, recorded_choice(run).config_id)
     after = report_trials(run, name) if name else []
@@ -39,21 +39,20 @@ def _rows(run: RunRecord) -> list[dict[str, Any]]:
     return [context | row for row in [*_class_rows(run, zero_shot, after), *_pair_rows(run, zero_shot, after)]]
 
 
-def _class_name(run: RunRecord, label: Any) -> str:
-    names = run.opened.get("class_names")
-    if isinstance(label, int) and isinstance(names, list) and 0 <= label < len(names):
-        return str(names[label])
+def _class_name(run: StudyRecord, label: Any) -> str:
+    names = run.opened.class_names
+    if isinstance(label, int) and 0 <= label < len(names):
+        return names[label]
     return str(label)
 
 
-def _mismatched(run: RunRecord) -> set[str] | None:
-    """Classes that detection flagged, if the journal says so anywhere (the study's opening or an event of its own)."""
-    events = run.extras.get("mismatch", [])
-    recorded = events[-1].get("mismatched") if events else run.opened.get("mismatched")
-    return {_class_name(run, label) for label in recorded} if isinstance(recorded, list) else None
+def _mismatched(run: StudyRecord) -> set[str] | None:
+    """The classes that concept-mismatch detection flagged; None where it was not run."""
+    recorded = None if run.mismatch is None else run.mismatch.mismatched
+    return None if recorded is None else {_class_name(run, label) for label in recorded}
 
 
-def _class_rows(run: RunRecord, zero_shot: TrialRecord, after: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+def _class_rows(run: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> list[dict[str, Any]]:
     before_K = _recalls(zero_shot)
     after_SK = [_recalls(trial) for trial in after]
     flagged = _mismatched(run)
@@ -75,18 +74,18 @@ def _class_rows(run: RunRecord, zero_shot: TrialRecord, after: Sequence[TrialRec
     return rows
 
 
-def _recalls(trial: TrialRecord) -> list[float | None]:
+def _recalls(trial: Trial) -> list[float | None]:
     recalls = (trial.report or {}).get("per_class_recall")
     return [number_or_none(value) for value in recalls] if isinstance(recalls, list) else []
 
 
-def _pairs(trial: TrialRecord) -> dict[tuple[Any, Any], float]:
+def _pairs(trial: Trial) -> dict[tuple[Any, Any], float]:
     listed = (trial.report or {}).get("confused_pairs")
     pairs = [pair for pair in listed if isinstance(pair, list) and len(pair) == 3] if isinstance(listed, list) else []
     return {(true, predicted): float(count) for true, predicted, count in pairs}
 
 
-def _pair_rows(run: RunRecord, zero_shot: TrialRecord, after: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+def _pair_rows(run: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> list[dict[str, Any]]:
     before, after_S = _pairs(zero_shot), [_pairs(trial) for trial in after]
     keys = dict.fromkeys([*before, *(key for pairs in after_S for key in pairs)])
     rows = []

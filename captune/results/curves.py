@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from captune.records import PRUNED, SEARCH
+from captune.decisions.statistics import subset_weights
+from captune.records import ZERO_SHOT, Phase, State, StudyRecord
 from captune.results.best import reference_metric
-from captune.results.runs import ZERO_SHOT, RunRecord
-from captune.results.statistics import subset_weights
 
 NUM_RESAMPLES = 400
 EVERY_COUNT_UP_TO = 100
@@ -27,7 +26,7 @@ _COLUMNS = (
 Floats = NDArray[np.float64]
 
 
-def curves_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def curves_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """Expected best-so-far selection score, and sealed metric of the trial it would pick, by number of trials.
 
     The expectation is over which n of the run's N trials had been drawn (Dodge et al., EMNLP 2019, without
@@ -48,8 +47,8 @@ def trial_counts(total: int) -> list[int]:
     return counts
 
 
-def _rows(run: RunRecord) -> list[dict[str, Any]]:
-    trials = [t for t in run.of_phase(SEARCH) if t.score is not None and (t.finished or t.state == PRUNED)]
+def _rows(run: StudyRecord) -> list[dict[str, Any]]:
+    trials = [t for t in run.of_phase(Phase.SEARCH) if t.score is not None and (t.finished or t.state == State.PRUNED)]
     if len(trials) < 2:
         return []
     scores_N = np.array([trial.score for trial in trials], dtype=float)

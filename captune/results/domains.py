@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from captune.records import SEARCH
-from captune.results.runs import RunRecord, number_or_none
+from captune.records import Phase, StudyRecord, number_or_none
 
 BORDER = 0.02
 """A value within this share of its range from an end lies on the border."""
@@ -59,21 +58,23 @@ class Domain:
         return unit >= 1 - reach or (unit <= reach and self.low != 0)
 
 
-def searched_space(run: RunRecord) -> dict[str, Any]:
+def searched_space(run: StudyRecord) -> dict[str, Any]:
     """The recorded space without the fields it fixes."""
     return {
         name: spec for name, spec in run.space.items() if not (isinstance(spec, dict) and spec.get("role") == "fixed")
     }
 
 
-def domains_of(run: RunRecord) -> list[Domain]:
+def domains_of(run: StudyRecord) -> list[Domain]:
     """The domains of a run's space; a setting whose recorded domain cannot be read gets the range of the values that
     were tried.
     """
     domains = []
-    names = dict.fromkeys([*searched_space(run), *(name for trial in run.of_phase(SEARCH) for name in trial.params)])
+    names = dict.fromkeys(
+        [*searched_space(run), *(name for trial in run.of_phase(Phase.SEARCH) for name in trial.params)]
+    )
     for name in names:
-        values = [trial.params[name] for trial in run.of_phase(SEARCH) if name in trial.params]
+        values = [trial.params[name] for trial in run.of_phase(Phase.SEARCH) if name in trial.params]
         domain = _declared(name, run.space.get(name)) or _observed(name, values)
         if domain is not None:
             domains.append(domain)

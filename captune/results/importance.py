@@ -23,9 +23,8 @@ from optuna.importance import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from captune.records import SEARCH
+from captune.records import Phase, StudyRecord
 from captune.results.domains import Domain, domains_of
-from captune.results.runs import RunRecord
 from captune.results.surrogate import MINIMUM_TRIALS, Surrogate, fit_surrogate
 from captune.results.tables import parameter_value
 
@@ -51,7 +50,7 @@ _IMPORTANCE_COLUMNS = (
 _MARGINAL_COLUMNS = ("run", "parameter", "log", "value", "mean", "low", "high", "num_trials")
 
 
-def importance_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def importance_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """Rows `kind` main (per method and setting) and interaction (per pair of settings).
 
     Main importances add to 1 within a method (as Optuna normalises them). An interaction is the share of the forest's
@@ -66,7 +65,7 @@ def importance_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(_IMPORTANCE_COLUMNS))
 
 
-def marginals_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def marginals_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """The forest's mean score at values of one setting, the others averaged over the trials; `low`/`high`: 10-90 % of
     trees.
     """
@@ -80,7 +79,7 @@ def marginals_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(_MARGINAL_COLUMNS))
 
 
-def optuna_study(run: RunRecord, *, most: int | None = None) -> optuna.Study:
+def optuna_study(run: StudyRecord, *, most: int | None = None) -> optuna.Study:
     """The finished search trials as an in-memory Optuna study (direction: maximize), settings and domains included.
 
     With `most`, no more than that many of them, evenly spaced in their order.
@@ -93,7 +92,7 @@ def optuna_study(run: RunRecord, *, most: int | None = None) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a study that nobody opened is no news
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     optuna.logging.set_verbosity(verbosity)
-    kept = [trial for trial in run.of_phase(SEARCH) if trial.finished]
+    kept = [trial for trial in run.of_phase(Phase.SEARCH) if trial.finished]
     if most is not None and len(kept) > most:
         kept = [kept[place] for place in np.linspace(0, len(kept) - 1, most).round().astype(int)]
     values = {domain.name: [parameter_value(trial, domain.name) for trial in kept] for domain in domains}
@@ -124,12 +123,12 @@ def _distribution(domain: Domain, values: list[Any]) -> BaseDistribution:
     return FloatDistribution(low, high, log=log)
 
 
-def _scores_differ(run: RunRecord) -> bool:
-    return len({trial.score for trial in run.of_phase(SEARCH) if trial.finished}) > 1
+def _scores_differ(run: StudyRecord) -> bool:
+    return len({trial.score for trial in run.of_phase(Phase.SEARCH) if trial.finished}) > 1
 
 
-def _main_rows(run: RunRecord) -> list[dict[str, Any]]:
-    num_trials = sum(trial.finished for trial in run.of_phase(SEARCH))
+def _main_rows(run: StudyRecord) -> list[dict[str, Any]]:
+    num_trials = sum(trial.finished for trial in run.of_phase(Phase.SEARCH))
     if num_trials < MINIMUM_TRIALS or not _scores_differ(run):
         return []
     few = num_trials < TRIALS_A_SETTING * max(1, len(domains_of(run)))
@@ -203,7 +202,7 @@ def _marginal(surrogate: Surrogate, background_NP: Floats, column: int, domain: 
     ]
 
 
-def _interaction_rows(run: RunRecord, surrogate: Surrogate) -> list[dict[str, Any]]:
+def _interaction_rows(run: StudyRecord, surrogate: Surrogate) -> list[dict[str, Any]]:
     background_NP = _background(surrogate)
     variance = float(np.var(surrogate.predict(np.random.default_rng(1).random((1024, len(surrogate.domains))))))
     if variance == 0 or len(surrogate.domains) < 2:

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from captune.records import SEARCH
+from captune.records import BALANCED, ZERO_SHOT, Phase, StudyRecord
 from captune.results.best import configuration_name, metrics_by_seed, paper_name, recorded_choice, reference_metric
 from captune.results.comparisons import cell_of
-from captune.results.runs import BALANCED, ZERO_SHOT, RunRecord
 
 _COLUMNS = (
     "cell", "method", "default_mean", "default_sd", "tuned_mean", "tuned_sd", "num_seeds", "zero_shot", "chosen",
@@ -19,7 +18,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def methods_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def methods_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a run (and one for balanced zero-shot a cell), best tuned mean of a cell first.
 
     `default` is the method's published configuration, `tuned` the one the study chose without sealed labels, both over
@@ -45,12 +44,12 @@ def methods_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     return table.sort_values(["cell", "tuned_mean", "method"], ascending=[True, False, True], ignore_index=True)
 
 
-def _row(run: RunRecord) -> dict[str, Any]:
+def _row(run: StudyRecord) -> dict[str, Any]:
     chosen = configuration_name(run, recorded_choice(run).config_id)
     default = _mean_sd(run, paper_name(run))
     # A study that keeps zero-shot has no configuration of its own: that is its tuned method.
     tuned = _mean_sd(run, chosen) if chosen else (reference_metric(run, ZERO_SHOT), None, default[2])
-    search = run.of_phase(SEARCH)
+    search = run.of_phase(Phase.SEARCH)
     return {
         "cell": cell_of(run),
         "method": run.method,
@@ -68,7 +67,7 @@ def _row(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _mean_sd(run: RunRecord, name: str | None) -> tuple[float | None, float | None, int]:
+def _mean_sd(run: StudyRecord, name: str | None) -> tuple[float | None, float | None, int]:
     values = list(metrics_by_seed(run, name).values()) if name else []
     if not values:
         return None, None, 0

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from captune.records import COMPLETE, CONFIRM, FAILED, PRUNED, REFERENCE, SCREEN, SEARCH
-from captune.results import statistics
+from captune.decisions import statistics
+from captune.decisions.criteria import ORACLE
+from captune.records import Phase, State, StudyRecord
 from captune.results.best import best_configs_table, recorded_choice
 from captune.results.curves import expected_best
-from captune.results.runs import RunRecord
 
 _COLUMNS = (
     "run", "dataset", "paradigm", "method", "select_by", "metric_name", "advice", "num_screened", "num_trials",
@@ -26,17 +26,16 @@ pay.
 """
 
 
-def runs_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def runs_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a run; see analysis/README.md for each column."""
     return pd.DataFrame([_row(run) for run in runs], columns=list(_COLUMNS))
 
 
-def _row(run: RunRecord) -> dict[str, Any]:
-    search = run.of_phase(SEARCH)
+def _row(run: StudyRecord) -> dict[str, Any]:
+    search = run.of_phase(Phase.SEARCH)
     states = Counter(trial.state for trial in search)
-    confirmed = [trial for trial in run.of_phase(CONFIRM) if trial.finished]
-    versions = run.opened.get("versions")
-    ended = states[COMPLETE] + states[PRUNED] + states[FAILED]
+    confirmed = [trial for trial in run.of_phase(Phase.CONFIRM) if trial.finished]
+    ended = states[State.COMPLETE] + states[State.PRUNED] + states[State.FAILED]
     return {
         "run": run.name,
         "dataset": run.dataset,
@@ -45,38 +44,38 @@ def _row(run: RunRecord) -> dict[str, Any]:
         "select_by": run.select_by,
         "metric_name": run.metric_name,
         "advice": recorded_choice(run).advice,
-        "num_screened": len(run.of_phase(SCREEN)),
+        "num_screened": len(run.of_phase(Phase.SCREEN)),
         "num_trials": len(search),
-        "num_complete": states[COMPLETE],
-        "num_stopped_early": states[PRUNED],
-        "num_failed": states[FAILED],
+        "num_complete": states[State.COMPLETE],
+        "num_stopped_early": states[State.PRUNED],
+        "num_failed": states[State.FAILED],
         "num_unfinished": len(search) - ended,
         "num_confirmed": len({trial.name for trial in confirmed}),
         "num_confirm_runs": len(confirmed),
         "sealed_opened": run.sealed_opened,
         "measurable": run.measurable,
-        "num_classes": run.opened.get("num_classes"),
-        "num_pool": run.opened.get("num_pool"),
-        "num_test": run.opened.get("num_test"),
+        "num_classes": run.opened.num_classes,
+        "num_pool": run.opened.num_pool,
+        "num_test": run.opened.num_test,
         "interval_level": statistics.LEVEL,
         "minimum_effect": statistics.MINIMUM_EFFECT,
         "notes": "; ".join(run.notes) or None,
         "next_steps": "; ".join(next_steps(run)) or None,
         "seed": run.study.get("seed"),
-        "captune": versions.get("captune") if isinstance(versions, dict) else None,
-        "git": run.opened.get("git"),
-        "host": run.opened.get("host"),
-        "compute_seconds": sum(t.seconds or 0.0 for t in run.trials if t.phase != REFERENCE),
+        "captune": run.opened.versions.get("captune"),
+        "git": run.opened.git,
+        "host": run.opened.host,
+        "compute_seconds": sum(t.seconds or 0.0 for t in run.trials if t.phase != Phase.REFERENCE),
     }
 
 
-def next_steps(run: RunRecord) -> list[str]:
+def next_steps(run: StudyRecord) -> list[str]:
     """What a person might do now, by the flags of the best configuration and the state of the search."""
     best = best_configs_table([run]).iloc[0]
     marks = str(best["flags"]).split()
     steps = []
-    search = run.of_phase(SEARCH)
-    if any(trial.state not in (COMPLETE, PRUNED, FAILED) for trial in search):
+    search = run.of_phase(Phase.SEARCH)
+    if any(trial.state not in (State.COMPLETE, State.PRUNED, State.FAILED) for trial in search):
         steps.append("the search has not ended: continue it with `captune resume`")
     if recorded_choice(run).advice == "adaptation changed nothing":
         steps.append(
@@ -95,15 +94,15 @@ def next_steps(run: RunRecord) -> list[str]:
         steps.append("the seeds are too few to be sure: raise `--confirm-seeds`")
     if _still_rising(run):
         steps.append("the expected best score still rises with the number of trials: raise `--trials`")
-    if sum(trial.state == FAILED for trial in search) * 4 > len(search):
+    if sum(trial.state == State.FAILED for trial in search) * 4 > len(search):
         steps.append("many trials failed: read their reasons in trials.csv and narrow the search space")
-    if run.select_by == "oracle":
+    if run.select_by == ORACLE:
         steps.append("this study selected by sealed labels: repeat it with an honest criterion before any claim")
     return steps
 
 
-def _still_rising(run: RunRecord) -> bool:
-    scores = [trial.score for trial in run.of_phase(SEARCH) if trial.finished and trial.score is not None]
+def _still_rising(run: StudyRecord) -> bool:
+    scores = [trial.score for trial in run.of_phase(Phase.SEARCH) if trial.finished and trial.score is not None]
     if len(scores) < 8:
         return False
     import numpy as np

@@ -16,6 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from captune.decisions.criteria import ORACLE
+
 Row = Mapping[str, Any]
 Cell = Callable[[Row], str]
 NOTHING = "–"
@@ -145,7 +147,7 @@ def _section(title: str, *parts: str) -> list[str]:
 def _one_run(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> list[str]:
     run, best = _rows(tables["runs.csv"])[0], _rows(tables["best_configs.csv"])[0]
     stamp = (
-        "<p class=stamp>Selected by sealed labels (oracle): research only.</p>" if run["select_by"] == "oracle" else ""
+        "<p class=stamp>Selected by sealed labels (oracle): research only.</p>" if run["select_by"] == ORACLE else ""
     )
     parts = [stamp, f"<p class=advice>{escape(_ADVICE.get(str(best['advice']), str(best['advice'])))}</p>"]
     parts += _section("What was chosen, and why", f"<p>{escape(plain(best['reason']))}.</p>", _settings(best))
@@ -301,7 +303,7 @@ def _front(tables: Mapping[str, pd.DataFrame]) -> str:
 
 def _many_runs(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> list[str]:
     best, runs = _rows(tables["best_configs.csv"]), _rows(tables["runs.csv"])
-    stamped = [row for row in runs if row["select_by"] == "oracle"]
+    stamped = [row for row in runs if row["select_by"] == ORACLE]
     parts = [
         f"<p class=stamp>{escape(str(row['run']))}: selected by sealed labels (oracle), research only.</p>"
         for row in stamped

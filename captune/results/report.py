@@ -1,6 +1,6 @@
-"""Run directories to files: every CSV the records support, figures of the same tables, one page.
+"""Studies to files: every CSV their records support, figures of the same tables, one page.
 
-`report_run` writes into the run's own directory; `report_runs` puts many runs side by side into another.
+`report_study` writes into the study's own directory; `report_studies` puts many side by side into another.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from captune.records import atomic_write
+from captune.decisions.criteria import ORACLE
+from captune.records import StudyRecord, atomic_write
 from captune.results import plots
 from captune.results.best import Choice, best_configs_table, recorded_choice
 from captune.results.comparisons import ALL_CELLS, comparisons_table, ranks_table
 from captune.results.concepts import concepts_table
 from captune.results.curves import curves_table
 from captune.results.importance import importance_table, marginals_table
-from captune.results.load import load_run, load_runs
+from captune.results.load import load_studies, load_study
 from captune.results.overview import runs_table
 from captune.results.page import render_page
 from captune.results.robustness import robustness_table
-from captune.results.runs import RunRecord
 from captune.results.selection import selection_table
 from captune.results.tables import ORACLE_STAMP, confirm_table, epochs_table, trials_table, write_csv
 from captune.results.transfer import transfer_table
@@ -30,8 +30,8 @@ from captune.results.transfer import transfer_table
 Tables = dict[str, pd.DataFrame]
 
 
-def report_run(run_dir: Path) -> list[Path]:
-    """Write every derived file of one run beside its journal; whatever the records cannot support is left out.
+def report_study(study: StudyRecord | Path) -> list[Path]:
+    """Write every derived file of one study beside its journal; whatever its record cannot support is left out.
 
     Returns:
         The files, in the order written: CSVs, best_config.yaml, figures, report.html.
@@ -39,23 +39,24 @@ def report_run(run_dir: Path) -> list[Path]:
     Raises:
         RecordError: no journal.
     """
-    return _write([load_run(run_dir)], Path(run_dir))
+    record = study if isinstance(study, StudyRecord) else load_study(study)
+    return _write([record], record.directory)
 
 
-def report_runs(run_dirs: Iterable[Path | str], out_dir: Path) -> list[Path]:
-    """Write the report of many runs into `out_dir` (made if missing); the runs' own directories stay as they are.
+def report_studies(directories: Iterable[Path | str], out_dir: Path) -> list[Path]:
+    """Write the report of many studies into `out_dir` (made if missing); their own directories stay as they are.
 
     Raises:
         RecordError: a path holds no journal.
     """
-    runs = load_runs(run_dirs)
+    studies = load_studies(directories)
     out_dir.mkdir(parents=True, exist_ok=True)
-    return _write(runs, out_dir)
+    return _write(studies, out_dir)
 
 
-def tables_of(runs: Sequence[RunRecord]) -> Tables:
+def tables_of(runs: Sequence[StudyRecord]) -> Tables:
     """Every table the records support, by file name; a table without rows is left out."""
-    makers: dict[str, Callable[[Sequence[RunRecord]], pd.DataFrame]] = {
+    makers: dict[str, Callable[[Sequence[StudyRecord]], pd.DataFrame]] = {
         "runs.csv": runs_table,
         "trials.csv": trials_table,
         "epochs.csv": epochs_table,
@@ -75,14 +76,14 @@ def tables_of(runs: Sequence[RunRecord]) -> Tables:
     return {name: table for name, table in tables.items() if len(table) or name == "trials.csv"}
 
 
-def _write(runs: Sequence[RunRecord], out_dir: Path) -> list[Path]:
+def _write(runs: Sequence[StudyRecord], out_dir: Path) -> list[Path]:
     tables = tables_of(runs)
     written = [write_csv(table, out_dir / name, runs) for name, table in tables.items()]
     if len(runs) == 1:
         written += write_best_config(runs[0], out_dir / "best_config.yaml")
     drawn: dict[str, Path] = {}
     for name, figure in _figures(runs, tables).items():
-        if any(run.select_by == "oracle" for run in runs):
+        if any(run.select_by == ORACLE for run in runs):
             plots.stamp(figure, ORACLE_STAMP)
         png, svg = plots.save_figure(figure, out_dir / name)
         written += [png, svg]
@@ -92,7 +93,7 @@ def _write(runs: Sequence[RunRecord], out_dir: Path) -> list[Path]:
     return [*written, page]
 
 
-def _figures(runs: Sequence[RunRecord], tables: Tables) -> dict[str, plots.Figure]:
+def _figures(runs: Sequence[StudyRecord], tables: Tables) -> dict[str, plots.Figure]:
     figures: dict[str, plots.Figure | None] = {}
     if len(runs) == 1:
         figures["study"] = plots.study_figure(tables["trials.csv"], tables.get("robustness.csv", robustness_table([])))
@@ -114,7 +115,7 @@ def _widest(comparisons: pd.DataFrame) -> pd.DataFrame:
     return next(rows for rows in (pooled, methods, comparisons) if len(rows))
 
 
-def write_best_config(run: RunRecord, path: Path) -> list[Path]:
+def write_best_config(run: StudyRecord, path: Path) -> list[Path]:
     """The best configuration as YAML for `captune adapt --config`, the advice in its header; nothing without one."""
     choice = recorded_choice(run)
     if not choice.config:
@@ -124,9 +125,9 @@ def write_best_config(run: RunRecord, path: Path) -> list[Path]:
     return [path]
 
 
-def _header(run: RunRecord, choice: Choice) -> str:
+def _header(run: StudyRecord, choice: Choice) -> str:
     lines = [
-        *([ORACLE_STAMP] if run.select_by == "oracle" else []),
+        *([ORACLE_STAMP] if run.select_by == ORACLE else []),
         f"Best configuration of the study {run.name} (configuration {choice.config_id}).",
         f"Advice: {choice.advice}. {choice.reason}",
         f"Use it: captune adapt --dataset {run.dataset} --paradigm {run.paradigm} --config best_config.yaml --out DIR",

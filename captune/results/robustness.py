@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from captune.records import COMPLETE, REFERENCE, SEARCH, STRESS
-from captune.results import statistics
+from captune.decisions import statistics
+from captune.records import Phase, Role, State, StudyRecord, Trial, number_or_none
 from captune.results.best import configuration_name, recorded_choice, report_trials
-from captune.results.runs import RunRecord, TrialRecord, number_or_none
 from captune.results.surrogate import Surrogate, fit_surrogate
 from captune.results.tables import final_balance
 
@@ -32,7 +31,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def robustness_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def robustness_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a configuration: references, and confirmed ones (without confirmation, the best three search trials and
     the paper's).
 
@@ -45,29 +44,29 @@ def robustness_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_COLUMNS, *sensitivities])
 
 
-def _run_rows(run: RunRecord) -> list[dict[str, Any]]:
+def _run_rows(run: StudyRecord) -> list[dict[str, Any]]:
     chosen = configuration_name(run, recorded_choice(run).config_id)
     surrogate = fit_surrogate(run)
-    groups: dict[str, list[TrialRecord]] = {}
-    for trial in run.of_phase(REFERENCE):
+    groups: dict[str, list[Trial]] = {}
+    for trial in run.of_phase(Phase.REFERENCE):
         groups.setdefault(trial.name, []).append(trial)
     groups |= run.configurations() or _unconfirmed(run)
     return [_row(run, name, trials, name == chosen, surrogate) for name, trials in groups.items()]
 
 
-def _unconfirmed(run: RunRecord) -> dict[str, list[TrialRecord]]:
-    finished = [trial for trial in run.of_phase(SEARCH) if trial.finished]
+def _unconfirmed(run: StudyRecord) -> dict[str, list[Trial]]:
+    finished = [trial for trial in run.of_phase(Phase.SEARCH) if trial.finished]
     finished.sort(key=lambda trial: (-(trial.score or 0.0), trial.number or 0))
     kept = [*finished[:3], *(trial for trial in finished[3:] if trial.origin == "paper")]
     return {trial.key: [trial] for trial in kept}
 
 
 def _row(
-    run: RunRecord, name: str, trials: Sequence[TrialRecord], chosen: bool, surrogate: Surrogate | None
+    run: StudyRecord, name: str, trials: Sequence[Trial], chosen: bool, surrogate: Surrogate | None
 ) -> dict[str, Any]:
     reported = report_trials(run, name)
     values = [trial.metric for trial in reported if trial.metric is not None]
-    scored = [trial for trial in trials if trial.role == "score" and trial.state == COMPLETE]
+    scored = [trial for trial in trials if trial.role == Role.SCORE and trial.state == State.COMPLETE]
     scores = [trial.score for trial in scored if trial.score is not None]
     # Named generators would not make the interval a function of the values alone; a fixed seed does.
     boot = statistics.stratified_bootstrap([values], np.random.default_rng(0))
@@ -106,21 +105,21 @@ def _row(
         },
     }
     row |= _stress(run, trials[0].config_id, values)
-    if surrogate is not None and trials[0].phase != REFERENCE:
+    if surrogate is not None and trials[0].phase != Phase.REFERENCE:
         row |= _sensitivities(surrogate, trials[0])
     return row
 
 
-def _reported(trials: Sequence[TrialRecord], column: str) -> list[float]:
+def _reported(trials: Sequence[Trial], column: str) -> list[float]:
     return [value for trial in trials if (value := number_or_none((trial.report or {}).get(column))) is not None]
 
 
-def _stress(run: RunRecord, config_id: int | None, values: Sequence[float]) -> dict[str, float | None]:
+def _stress(run: StudyRecord, config_id: int | None, values: Sequence[float]) -> dict[str, float | None]:
     """Mean metric under each stress; where imbalance 1 was not run apart, the plain pool is it if the cell's pool is
     plain.
     """
     found: dict[str, list[float]] = {}
-    for trial in run.of_phase(STRESS) if run.sealed_opened and config_id is not None else []:
+    for trial in run.of_phase(Phase.STRESS) if run.sealed_opened and config_id is not None else []:
         column = _stress_column(trial.task_overrides)
         if trial.config_id == config_id and column is not None and trial.metric is not None:
             found.setdefault(column, []).append(trial.metric)
@@ -141,7 +140,7 @@ def _stress_column(overrides: dict[str, Any]) -> str | None:
     return None
 
 
-def _sensitivities(surrogate: Surrogate, trial: TrialRecord) -> dict[str, float]:
+def _sensitivities(surrogate: Surrogate, trial: Trial) -> dict[str, float]:
     """For each setting, how far the predicted score falls when it moves a fifth of its range (a choice: to any
     other).
     """

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from captune.records import COMPLETE, CONFIRM, SEARCH
-from captune.results import statistics
+from captune.decisions import statistics
+from captune.records import BALANCED, ZERO_SHOT, Phase, Role, State, StudyRecord, Trial
 from captune.results.best import reference_metric
-from captune.results.runs import BALANCED, ZERO_SHOT, RunRecord, TrialRecord
 
 MEAN_OF_RUNS = "mean of runs"
 _COLUMNS = (
@@ -25,7 +24,7 @@ _AVERAGED = (
 )  # fmt: skip
 
 
-def selection_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def selection_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a run and criterion, over its complete search trials and confirmation runs; with several runs also the
     means.
 
@@ -45,10 +44,14 @@ def selection_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame([*rows, *means], columns=list(_COLUMNS))
 
 
-def _rows(run: RunRecord) -> list[dict[str, Any]]:
+def _rows(run: StudyRecord) -> list[dict[str, Any]]:
     if not run.sealed_opened:
         return []
-    trials = [t for t in run.trials if t.phase in (SEARCH, CONFIRM) and t.role == "score" and t.state == COMPLETE]
+    trials = [
+        t
+        for t in run.trials
+        if t.phase in (Phase.SEARCH, Phase.CONFIRM) and t.role == Role.SCORE and t.state == State.COMPLETE
+    ]
     trials = [t for t in trials if t.metric is not None]
     criteria = dict.fromkeys(name for trial in trials for name in sorted(trial.scores))
     own = run.select_by if run.select_by in criteria else None
@@ -56,13 +59,13 @@ def _rows(run: RunRecord) -> list[dict[str, Any]]:
     return [row for name in names if (row := _row(run, name, trials)) is not None]
 
 
-def _value(run: RunRecord, trial: TrialRecord, criterion: str) -> float | None:
+def _value(run: StudyRecord, trial: Trial, criterion: str) -> float | None:
     if criterion == "selection score" or criterion == run.select_by:
         return trial.score
     return trial.scores.get(criterion)
 
 
-def _row(run: RunRecord, criterion: str, trials: list[TrialRecord]) -> dict[str, Any] | None:
+def _row(run: StudyRecord, criterion: str, trials: list[Trial]) -> dict[str, Any] | None:
     known = [(t.key, value, t.metric) for t in trials if (value := _value(run, t, criterion)) is not None]
     pairs = [(key, value, metric) for key, value, metric in known if metric is not None]
     if not pairs:

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from captune.results import statistics
-from captune.results.choice import LEVEL
+from captune.decisions import statistics
+from captune.decisions.choosing import LEVEL
 
 Floats = NDArray[np.float64]
 ZERO_SHOT = 0.70

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captune.records import PRUNED, SEARCH
+from captune.records import Phase, State, StudyRecord, Trial
 from captune.results.domains import Domain, domains_of
-from captune.results.runs import RunRecord, TrialRecord
 
 MINIMUM_TRIALS = 5
 NUM_TREES = 100
@@ -29,7 +28,7 @@ class Surrogate:
     forest: Any
     num_trials: int
 
-    def encode(self, trial: TrialRecord) -> Floats:
+    def encode(self, trial: Trial) -> Floats:
         """Unit coordinates (P,) of a trial's settings."""
         return self.encode_params({**trial.config, **trial.params})
 
@@ -49,7 +48,7 @@ class Surrogate:
 
 
 @lru_cache(maxsize=32)
-def fit_surrogate(run: RunRecord, *, target: str = "score") -> Surrogate | None:
+def fit_surrogate(run: StudyRecord, *, target: str = "score") -> Surrogate | None:
     """A forest on the finished and stopped search trials; None below five of them or without settings.
 
     Args:
@@ -57,9 +56,9 @@ def fit_surrogate(run: RunRecord, *, target: str = "score") -> Surrogate | None:
     """
     domains = domains_of(run)
     rows, values = [], []
-    for trial in run.of_phase(SEARCH):
+    for trial in run.of_phase(Phase.SEARCH):
         value = trial.score if target == "score" else (trial.metric if run.sealed_opened else None)
-        if value is None or not (trial.finished or trial.state == PRUNED):
+        if value is None or not (trial.finished or trial.state == State.PRUNED):
             continue
         settings = {**trial.config, **trial.params}
         fidelity = 1.0 if trial.fidelity is None else trial.fidelity

@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from captune.records import CONFIRM, REFERENCE, SCREEN, SEARCH, STRESS, atomic_write
+from captune.decisions.criteria import ORACLE
+from captune.records import ZERO_SHOT, Phase, StudyRecord, Trial, atomic_write, number_or_none
 from captune.results.domains import searched_space
-from captune.results.runs import ZERO_SHOT, RunRecord, TrialRecord, number_or_none
 
 WALL_CLOCK_COLUMNS = ("attempts", "preemptions", "seconds", "node", "started")
 ORACLE_STAMP = "selected by sealed labels (oracle): research only"
 REPORT_COLUMNS = (
     "metric", "accuracy", "seen_accuracy", "unseen_accuracy", "worst_class_recall", "ece", "prediction_balance",
-    "prediction_cv", "agreement_zero_shot", "pool_accuracy",
+    "prediction_cv", "agreement_zero_shot",
 )  # fmt: skip
 _TRIAL_COLUMNS = ("run", "key", "phase", "tuning", "number", "origin", "promoted_from", "state")
 
 
-def trials_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def trials_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a reference, a screening and a search trial; fractions in [0, 1], empty where the journal has no number.
 
     `tuning` says what a trial learned: scores of screening (features) and search trials (prompts) do not compare.
@@ -52,43 +52,43 @@ def _column(parameter: str) -> str:
     )
 
 
-def searched_parameters(run: RunRecord) -> list[str]:
+def searched_parameters(run: StudyRecord) -> list[str]:
     """Names of the searched fields: those of the space, then any that a trial carries beyond it."""
     names = dict.fromkeys(searched_space(run))
-    for trial in run.of_phase(SEARCH):
+    for trial in run.of_phase(Phase.SEARCH):
         names |= dict.fromkeys(trial.params)
     return list(names)
 
 
-def parameter_value(trial: TrialRecord, name: str) -> Any:
+def parameter_value(trial: Trial, name: str) -> Any:
     """A searched field's value: as suggested, else as resolved in the trial's configuration."""
     return trial.params.get(name, trial.config.get(name))
 
 
-def final_balance(trial: TrialRecord) -> float | None:
+def final_balance(trial: Trial) -> float | None:
     """The study's second objective where it has one (balance of the predictions), else the last epoch's pseudolabel
     balance.
 
     Normalised entropy: 1 when every class is predicted equally often.
     """
     values = [number_or_none(epoch.values.get("balance")) for epoch in trial.epochs]
-    known = [value for value in [*values, trial.second_objective] if value is not None]
+    known = [value for value in [*values, trial.prediction_balance] if value is not None]
     return known[-1] if known else None
 
 
-def _trial_rows(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]]:
+def _trial_rows(run: StudyRecord, names: Sequence[str]) -> list[dict[str, Any]]:
     zero_shot = run.find(ZERO_SHOT)
     zero_score = zero_shot.score if zero_shot else None
     zero_metric = zero_shot.metric if zero_shot else None
     front = pareto_front(run)
     rows = []
-    for trial in [*run.of_phase(REFERENCE), *run.of_phase(SCREEN), *run.of_phase(SEARCH)]:
-        searched = trial.phase != REFERENCE
+    for trial in [*run.of_phase(Phase.REFERENCE), *run.of_phase(Phase.SCREEN), *run.of_phase(Phase.SEARCH)]:
+        searched = trial.phase != Phase.REFERENCE
         metric = trial.metric if run.sealed_opened else None
         row = _common(run, trial) | {
             "score_over_zero_shot": _difference(trial.score, zero_score),
             "balance": final_balance(trial),
-            "on_pareto_front": (trial.key in front) if trial.phase == SEARCH and trial.finished else None,
+            "on_pareto_front": (trial.key in front) if trial.phase == Phase.SEARCH and trial.finished else None,
             "metric_name": run.metric_name if metric is not None else None,
             "metric": metric,
             "metric_over_zero_shot": _difference(metric, zero_metric),
@@ -101,7 +101,7 @@ def _trial_rows(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _common(run: RunRecord, trial: TrialRecord) -> dict[str, Any]:
+def _common(run: StudyRecord, trial: Trial) -> dict[str, Any]:
     return {
         "run": run.name,
         "key": trial.key,
@@ -134,11 +134,11 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
-def pareto_front(run: RunRecord) -> set[str]:
+def pareto_front(run: StudyRecord) -> set[str]:
     """Keys of complete search trials that no other beats in selection score without losing pseudolabel balance."""
     points = {
         trial.key: (trial.score, balance)
-        for trial in run.of_phase(SEARCH)
+        for trial in run.of_phase(Phase.SEARCH)
         if trial.finished and trial.score is not None and (balance := final_balance(trial)) is not None
     }
     return {
@@ -148,7 +148,7 @@ def pareto_front(run: RunRecord) -> set[str]:
     }
 
 
-def epochs_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def epochs_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a finished epoch of any trial that trains; criteria in columns of their own names."""
     rows: list[dict[str, Any]] = []
     criteria: dict[str, None] = {}
@@ -177,11 +177,11 @@ def epochs_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*first, *middle, "decision", *last])
 
 
-def confirm_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def confirm_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a confirmation or stress run (a configuration, a seed, a role), sealed metrics once the seal is open."""
     rows = []
     for run in runs:
-        for trial in [*run.of_phase(CONFIRM), *run.of_phase(STRESS)]:
+        for trial in [*run.of_phase(Phase.CONFIRM), *run.of_phase(Phase.STRESS)]:
             report = (trial.report or {}) if run.sealed_opened else {}
             rows.append(
                 _common(run, trial)
@@ -202,7 +202,7 @@ def confirm_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def write_csv(table: pd.DataFrame, path: Path, runs: Iterable[RunRecord] = ()) -> Path:
+def write_csv(table: pd.DataFrame, path: Path, runs: Iterable[StudyRecord] = ()) -> Path:
     """Write a table whole or not at all: 8 significant digits, an empty cell for what is not known.
 
     A run that was selected by sealed labels stamps every table that holds it.
@@ -211,9 +211,9 @@ def write_csv(table: pd.DataFrame, path: Path, runs: Iterable[RunRecord] = ()) -
     return path
 
 
-def csv_text(table: pd.DataFrame, runs: Iterable[RunRecord] = ()) -> str:
+def csv_text(table: pd.DataFrame, runs: Iterable[StudyRecord] = ()) -> str:
     """The text that `write_csv` writes."""
-    if any(run.select_by == "oracle" for run in runs):
+    if any(run.select_by == ORACLE for run in runs):
         table = table.assign(stamp=ORACLE_STAMP)
     clean = table.replace([np.inf, -np.inf], np.nan)
     return str(clean.to_csv(index=False, float_format="%.8g", lineterminator="\n"))

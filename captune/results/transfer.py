@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from captune.records import SEARCH
+from captune.records import Phase, StudyRecord, Trial
 from captune.results.best import recorded_choice
 from captune.results.comparisons import cell_of
 from captune.results.domains import Domain
-from captune.results.runs import RunRecord, TrialRecord
 from captune.results.surrogate import Surrogate, fit_surrogate
 
 BEST_ON_AVERAGE = "best on average"
@@ -23,7 +22,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def transfer_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def transfer_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """Each run's best configuration on every run of the same method, and the single configuration that is best on
     average.
 
@@ -32,7 +31,7 @@ def transfer_table(runs: Iterable[RunRecord]) -> pd.DataFrame:
     the target's best (of its trials and of the forest at its own best) minus the value. The best on average has the
     lowest mean regret over targets among all trials of all runs.
     """
-    groups: dict[str, list[RunRecord]] = {}
+    groups: dict[str, list[StudyRecord]] = {}
     for run in runs:
         groups.setdefault(run.method, []).append(run)
     rows = [row for group in groups.values() if len(group) > 1 for row in _group_rows(group)]
@@ -45,15 +44,15 @@ _Value = tuple[float | None, float | None, str | None]
 class _Target:
     """What one run says about settings: exactly where it ran them, by its forest elsewhere."""
 
-    def __init__(self, run: RunRecord, measure: str) -> None:
+    def __init__(self, run: StudyRecord, measure: str) -> None:
         self.run = run
         self.surrogate: Surrogate | None = fit_surrogate(run, target=measure)
         self.known: dict[str, float] = {}
-        for trial in run.of_phase(SEARCH):
+        for trial in run.of_phase(Phase.SEARCH):
             value = trial.metric if measure == "metric" else trial.score
             if trial.finished and value is not None:
                 self.known[_settings(trial.params)] = value
-        best_of_forest = self._predicted([t.params for t in run.of_phase(SEARCH) if t.finished])
+        best_of_forest = self._predicted([t.params for t in run.of_phase(Phase.SEARCH) if t.finished])
         self.best_run = max(self.known.values(), default=None)
         self.best_forest = max(best_of_forest, default=None)
 
@@ -87,13 +86,13 @@ def _inside(domains: Sequence[Domain], params: dict[str, Any]) -> bool:
     return all(domain.name in params for domain in domains)
 
 
-def _group_rows(group: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def _group_rows(group: Sequence[StudyRecord]) -> list[dict[str, Any]]:
     measure = "metric" if all(run.sealed_opened for run in group) else "score"
     targets = [_Target(run, measure) for run in group]
     rows = []
     for run in group:
         choice = recorded_choice(run)
-        trial = next((t for t in run.of_phase(SEARCH) if t.number == choice.config_id), None)
+        trial = next((t for t in run.of_phase(Phase.SEARCH) if t.number == choice.config_id), None)
         if trial is not None:
             rows += [_row(run.method, cell_of(run), run.name, trial, target, measure) for target in targets]
     best = _best_on_average(group, targets)
@@ -103,9 +102,7 @@ def _group_rows(group: Sequence[RunRecord]) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(
-    method: str, source: str, source_run: str, trial: TrialRecord, target: _Target, measure: str
-) -> dict[str, Any]:
+def _row(method: str, source: str, source_run: str, trial: Trial, target: _Target, measure: str) -> dict[str, Any]:
     ((value, best, how),) = target.values([trial.params])
     return {
         "method": method,
@@ -123,8 +120,8 @@ def _row(
     }
 
 
-def _best_on_average(group: Sequence[RunRecord], targets: Sequence[_Target]) -> tuple[RunRecord, TrialRecord] | None:
-    tried = [(run, trial) for run in group for trial in run.of_phase(SEARCH) if trial.finished]
+def _best_on_average(group: Sequence[StudyRecord], targets: Sequence[_Target]) -> tuple[StudyRecord, Trial] | None:
+    tried = [(run, trial) for run in group for trial in run.of_phase(Phase.SEARCH) if trial.finished]
     settings = [trial.params for _, trial in tried]
     regrets_TC = np.array(
         [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from captune.model.backbone import Backbone, load_backbone
 from captune.model.blocks import LeanOptions
 from captune.model.class_prompts import class_prompts, prompts_that_fit
 from captune.model.sources import TINY, find_source
+from captune.records import Role
 
-Role = Literal["score", "report"]
 _ENCODE_BATCH = 128
 # Below it, no image is ever confident: a published CLIP's scale is 100, a new one's 14.
 _SMALLEST_SCALE = 10.0
@@ -90,7 +90,7 @@ def open_context(config: TaskConfig, role: Role, device: str = "auto") -> Contex
 
 def prepare_node(config: TaskConfig, *, progress: Callable[[int, int], None] | None = None) -> None:
     """Build the image store and the feature bank of this node, so that its trials only map them."""
-    _open(config, "report", "auto", progress=progress)
+    _open(config, Role.REPORT, "auto", progress=progress)
 
 
 def cell_notes(config: TaskConfig, task: Task | None = None) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ def cell_notes(config: TaskConfig, task: Task | None = None) -> tuple[str, ...]:
         UsageError: an unknown backbone or tag, or weights that are not there.
         DataError: the data cannot be read.
     """
-    data_notes = (task or build_task(config, role="report")[0]).notes
+    data_notes = (task or build_task(config, role=Role.REPORT)[0]).notes
     if config.dataset.startswith("features:"):
         return (*data_notes, *_logit_scale_note(load_dataset(config).logit_scale))
     name, pretrained = default_backbone(config)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from captune.config import TaskConfig
 from captune.metrics import balance
-from captune.records import atomic_write
-from captune.training.context import Role, open_context
+from captune.records import Role, atomic_write
+from captune.training.context import open_context
 from captune.training.scoring import gain_errors, selection_scores
 from captune.training.trial import PREDICTIONS
 
@@ -49,7 +49,7 @@ def write_ensemble(
     context = open_context(config, role)
     nothing_NK = torch.empty(0, context.task.num_classes)
     holdout_NK = averaged.get("holdout_probs", nothing_NK).to(context.device)
-    if role == "score":
+    if role == Role.SCORE:
         validation_NK = averaged.get("validation_probs", nothing_NK).to(context.device)
         scores = selection_scores(context, holdout_NK, validation_NK, clustered=True)
         errors = gain_errors(context, holdout_NK, validation_NK)

@@ -1,4 +1,4 @@
-"""Opening the seal: the only module that compares predictions with sealed labels, after everything is chosen."""
+"""The only module that compares predictions with sealed labels; `captune.studies.seal` says when it may."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import safetensors.torch
 
 from captune.config import TaskConfig
 from captune.data.paradigms import IntArray, Task, build_task
-from captune.errors import RecordError, StudyError
+from captune.errors import RecordError
 from captune.metrics import (
     accuracy,
     balance,
@@ -20,9 +20,8 @@ from captune.metrics import (
     harmonic_mean,
     per_class_recall,
 )
-from captune.records import COMPLETE, JOURNAL, REFERENCE, Journal, read_journal
-from captune.training.context import Role
-from captune.training.trial import PREDICTIONS
+from captune.records import Role
+from captune.records.layout import PREDICTIONS
 
 _NUM_CONFUSED = 10
 
@@ -115,56 +114,8 @@ def _confused_pairs(predicted_N: IntArray, labels_N: IntArray, num_classes: int)
     return [[int(pairs[at] // num_classes), int(pairs[at] % num_classes), int(counts[at])] for at in most]
 
 
-def open_seal(run: Path) -> int:
-    """Report every completed run of a study that has no report yet; returns how many were reported.
-
-    The search must have ended with a recorded choice: what was chosen can no longer depend on what is seen here.
-
-    Raises:
-        StudyError: the study has not chosen yet.
-    """
-    events = read_journal(run / JOURNAL)
-    if not any(event["event"] == "choice" for event in events):
-        raise StudyError(
-            "the seal must stay closed until the study has chosen",
-            got="a study without a choice",
-            where=run,
-            next_step="Let it end with `captune resume`.",
-        )
-    opened = [event for event in events if event["event"] == "study_opened"]
-    base = opened[-1]["study"]["task"]
-    planned = {event["key"]: event for event in events if event["event"] == "planned"}
-    complete = [event["key"] for event in events if event["event"] == "finished" and event["state"] == COMPLETE]
-    last = {(event["event"], event.get("key")): at for at, event in enumerate(events)}
-    # An ensemble is averaged again when its study was continued, and then reported again.
-    reported = {key for key in complete if last.get(("report", key), -1) > last["finished", key]}
-    zero_shot = _zero_shot_predictions(run, planned)
-    journal = Journal(run / JOURNAL)
-    count = 0
-    for key in dict.fromkeys(complete):
-        if key in reported:
-            continue
-        plan = planned[key]
-        config = TaskConfig.parse({**base, **(plan.get("task_overrides") or {})}, where=run / JOURNAL)
-        metrics = evaluate_trial(config, plan["role"], run / "trials" / key)
-        # An open set has fewer classes, so other class indices.
-        if zero_shot is not None and "open_set_fraction" not in (plan.get("task_overrides") or {}):
-            predicted_N = _test_predictions(run / "trials" / key)
-            if len(predicted_N) == len(zero_shot):
-                metrics["agreement_zero_shot"] = float(np.mean(predicted_N == zero_shot))
-        journal.append("report", key=key, metrics=metrics)
-        count += 1
-    journal.close()
-    return count
-
-
-def _zero_shot_predictions(run: Path, planned: dict[str, dict[str, Any]]) -> IntArray | None:
-    directory = run / "trials" / "zero_shot"
-    is_reference = planned.get("zero_shot", {}).get("phase") == REFERENCE
-    return _test_predictions(directory) if is_reference and (directory / PREDICTIONS).exists() else None
-
-
-def _test_predictions(directory: Path) -> IntArray:
+def test_predictions(directory: Path) -> IntArray:
+    """Predicted class of every test image (N,) of a finished trial."""
     labels_N: IntArray = safetensors.torch.load_file(directory / PREDICTIONS)["test_probs"].argmax(-1).numpy()
     return labels_N
 

@@ -12,8 +12,7 @@ from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
 from captune.data.labelling import image_names, predictions, predictions_csv
 from captune.data.paradigms import build_task
-from captune.records import atomic_write
-from captune.training.context import Role
+from captune.records import Role, atomic_write
 from captune.training.trial import PREDICTIONS
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captune.config import TaskConfig
 from captune.data.paradigms import IntArray, Task
+from captune.records import Role
 from captune.seeding import derive_seed
 from captune.training.context import Context, open_context
 from captune.training.selection import (
@@ -98,7 +99,7 @@ def _make_reference(context: Context, num_rows: int) -> Reference:
 
 @lru_cache(maxsize=8)
 def _clusters(config: TaskConfig, device: str) -> np.ndarray | None:
-    context = open_context(config, "score", device)
+    context = open_context(config, Role.SCORE, device)
     num_classes = context.task.num_classes
     features_ND = context.image_features_MD[torch.tensor(judged_images(context.task))]
     # k-means over long class lists costs more than the trial it would judge.

@@ -18,52 +18,9 @@ from torch import Tensor
 
 from captune.data.paradigms import Task
 from captune.equations.prior import half_sinkhorn
-from captune.errors import UsageError, did_you_mean
 from captune.metrics import harmonic_mean
 
-CRITERIA: dict[str, str] = {
-    "val": "accuracy on the labelled validation images",
-    "val-smooth": "half val, half agree-smooth: few labelled images, steadied by many without labels",
-    "pseudo-unseen": "harmonic mean of accuracy on seen classes and on seen classes held out as unseen",
-    "agree-balanced": "agreement with half-Sinkhorn zero-shot on held-out pool images",
-    "agree-zero-shot": "agreement with zero-shot on held-out pool images",
-    "neighbours": "chance-corrected agreement of held-out images with their nearest neighbours in the frozen features",
-    "agree-smooth": "two thirds neighbours, one third agree-balanced: smooth on the features and near the reference",
-    "ensv": "agreement with the vote of all candidates so far (EnsV, NeurIPS 2024 D&B)",
-    "stability": "agreement of weak- and strong-view predictions on held-out pool images",
-    "ami": "adjusted mutual information with k-means on the frozen features (arXiv 2208.07360)",
-    "infomax": "diagnostic: H(mean p) - mean H(p)",
-    "entropy": "diagnostic: -mean H(p)",
-    "bnm": "diagnostic: nuclear norm of P over N",
-    "corr-c": "diagnostic: tr(P'P) / |P'P|_F",
-    "snd": "diagnostic: soft neighbourhood density (arXiv 2108.10860)",
-    "oracle": "research only: the sealed report metric; stamps every output",
-}
-DIAGNOSTICS = ("infomax", "entropy", "bnm", "corr-c", "snd")
-DEFAULTS = {"ul": "agree-smooth", "tft": "agree-smooth", "ssl": "val-smooth", "trzsl": "pseudo-unseen"}
 NUM_NEIGHBOURS = 5
-_LABELLED = {"val": ("ssl",), "val-smooth": ("ssl",), "pseudo-unseen": ("trzsl",)}
-
-
-def resolve_criterion(name: str, paradigm: str) -> str:
-    """The criterion a study selects by.
-
-    Raises:
-        UsageError: unknown, or one that needs labels the paradigm does not own.
-    """
-    if name == "auto":
-        return DEFAULTS[paradigm]
-    if name not in CRITERIA:
-        raise UsageError(
-            "--select-by must name a criterion", got=f"'{name}'", next_step=did_you_mean(name, ["auto", *CRITERIA])
-        )
-    if paradigm not in _LABELLED.get(name, (paradigm,)):
-        raise UsageError(
-            f"--select-by {name} must be used where the paradigm owns such labels ({', '.join(_LABELLED[name])})",
-            got=f"--paradigm {paradigm}",
-            next_step=f"The default here is {DEFAULTS[paradigm]}.",
-        )
-    return name
 
 
 @dataclass(frozen=True)
@@ -185,12 +142,6 @@ def feature_clusters(features_ND: Tensor, num_classes: int, seed: int) -> np.nda
     """k-means clusters of frozen features (N,), one a class at most, for `ami`."""
     features = features_ND.cpu().numpy()
     return KMeans(min(num_classes, len(features)), n_init=4, random_state=seed % 2**32).fit_predict(features)
-
-
-def ensemble_vote(predictions_CN: Tensor, num_classes: int) -> Tensor:
-    """The class most candidates predict for each image (N,); ties to the lowest class (EnsV)."""
-    votes_NK = torch.nn.functional.one_hot(predictions_CN.long(), num_classes).sum(0)
-    return votes_NK.argmax(-1)
 
 
 def _agreement(first_N: Tensor, second_N: Tensor) -> float:

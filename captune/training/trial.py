@@ -16,16 +16,16 @@ from torch import Tensor
 
 from captune.config import TaskConfig, TrialConfig
 from captune.data.paradigms import IntArray
+from captune.decisions.criteria import resolve_criterion
 from captune.errors import CheckpointError, TrainingFailed
 from captune.metrics import balance
-from captune.records import atomic_write
+from captune.records import Role, atomic_write
 from captune.seeding import torch_generator
 from captune.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
-from captune.training.context import Context, Role, open_context
+from captune.training.context import Context, open_context
 from captune.training.loop import AlgorithmSpec, Loop
 from captune.training.memory import free_memory, is_out_of_memory, out_of_memory_explained
 from captune.training.scoring import gain_errors, judged_images, selection_scores
-from captune.training.selection import resolve_criterion
 
 RESUME, CHECKPOINT, PREDICTIONS, EPOCHS = (
     "resume.safetensors",
@@ -81,7 +81,7 @@ class TrialRun:
         algorithm: AlgorithmSpec,
         seed: int,
         directory: Path,
-        role: Role = "score",
+        role: Role = Role.SCORE,
         device: str = "auto",
         select_by: str = "auto",
     ) -> Self:
@@ -173,7 +173,7 @@ class TrialRun:
                 got=f"class '{task.class_names[int(seen[0].argmax())]}' for all {len(seen)} images",
                 next_step="Lower learning_rate, or raise confidence_threshold.",
             )
-        validation = task.validation.indices_N if self.role == "score" else task.validation.indices_N[:0]
+        validation = task.validation.indices_N if self.role == Role.SCORE else task.validation.indices_N[:0]
         validation_NK = self._algorithm.predict(validation)
         scores = self._scores(holdout_NK, validation_NK)
         tensors = {
@@ -192,7 +192,7 @@ class TrialRun:
         return {
             "score": scores.get(self.criterion),
             "scores": scores,
-            "gain_errors": {} if self.role == "report" else gain_errors(self.context, holdout_NK, validation_NK),
+            "gain_errors": {} if self.role == Role.REPORT else gain_errors(self.context, holdout_NK, validation_NK),
             "prediction_balance": balance(counts_K),
             "num_parameters": 0 if classifier is None else sum(p.numel() for p in classifier.parameters()),
         }
@@ -226,7 +226,7 @@ class TrialRun:
                 self._resume()
 
     def _epoch_scores(self) -> dict[str, float]:
-        if self.role == "report":
+        if self.role == Role.REPORT:
             return {}
         validation_NK = self._algorithm.predict(self.context.task.validation.indices_N)
         # A criterion of labels alone needs no pass over the held-out pool.
@@ -237,7 +237,7 @@ class TrialRun:
         return {name: scores[name] for name in shown if name in scores}
 
     def _scores(self, holdout_NK: Tensor, validation_NK: Tensor) -> dict[str, float]:
-        if self.role == "report":
+        if self.role == Role.REPORT:
             return {}
         strong_NK = self._strong_view_probs(judged_images(self.context.task))
         return selection_scores(self.context, holdout_NK, validation_NK, strong_NK=strong_NK, clustered=True)

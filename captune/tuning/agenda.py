@@ -1,22 +1,24 @@
 """What a study does next: references, a screen, the search, confirmation over fresh seeds, stress tests.
 
-A function of what the study knows, so a resumed study needs no memory of its plans; only the sampler's proposals are
-asked for once, and written down before they are used.
+It is a function of the study's record, so a resumed study needs no memory of its plans. Only what a sampler proposes
+is asked for once, and written down before it is used.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
-from captune.config import StudyConfig
-from captune.records import CONFIRM, REFERENCE, RUNNING, SCREEN, SEARCH, STRESS
-from captune.tuning.confirm import RACE_AFTER, best_mean, candidates, losers
-from captune.tuning.runs import Role
-
-if TYPE_CHECKING:
-    from captune.tuning.cell import Cell
-    from captune.tuning.search import Search
+from captune.config import StudyConfig, TrialConfig
+from captune.decisions.choosing import best_configuration
+from captune.decisions.confirming import RACE_AFTER, candidates, losers
+from captune.records import Phase, Role, StudyRecord
+from captune.records.events import Planned
+from captune.records.trial import split_key, trial_key
+from captune.space import Space
+from captune.tuning.runs import CellInfo
+from captune.tuning.search import Search
 
 STRESSES: dict[str, dict[str, Any]] = {
     "imbalance10": {"pool_imbalance": 10.0},
@@ -32,185 +34,223 @@ WARM_STARTS = 3
 PROMOTE_ONE_OF = 8
 
 
-class Agenda:
-    """The plan of one study.
+@dataclass(frozen=True)
+class Proposal:
+    """A trial whose searched values a sampler must propose.
 
-    Args:
-        cell: the study.
-        warm_starts: points of its space to try after the paper's configuration.
+    Attributes:
+        plan: everything but those values.
+        base: the configuration that they complete.
+        fixed: values that the search space fixes.
+        source: the file of the search space, for errors.
     """
 
-    def __init__(self, cell: Cell, warm_starts: list[dict[str, Any]]) -> None:
-        self._cell = cell
+    plan: Planned
+    base: TrialConfig
+    fixed: dict[str, Any]
+    source: str
+
+    def with_values(self, values: dict[str, Any]) -> Planned:
+        """The plan with these values."""
+        config = self.base.with_values(self.fixed | values, where=self.source)
+        return replace(self.plan, params=values, config=config.model_dump(mode="json"))
+
+
+class Agenda:
+    """The order of a study's trials.
+
+    Args:
+        study, info, space: what is searched, and where.
+        record: what has been done.
+        search, screening: the trials of the search and of the screen, with what they are ranked by.
+        warm_starts: values to try after the paper's configuration, inside the space.
+    """
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        info: CellInfo,
+        space: Space,
+        record: StudyRecord,
+        search: Search,
+        screening: Search | None,
+        warm_starts: list[dict[str, Any]],
+    ) -> None:
+        self._study = study
+        self._info = info
+        self._space = space
+        self._record = record
+        self._trials = record.by_key
+        self._search = search
+        self._screening = screening
         self.warm_starts = warm_starts
         self._chosen: tuple[int, dict[int, str]] | None = None
 
-    def has_more(self) -> bool:
-        """Whether anything is still to be planned, now or once running runs have ended."""
-        cell = self._cell
-        return len(cell.search) < cell.num_trials or self._reference() is not None or self._after_search() is not None
+    @property
+    def num_trials(self) -> int:
+        """Search trials to be run (one where nothing is searched)."""
+        return self._study.trials if self._space.parameters else 1
 
-    def next(self) -> dict[str, Any] | None:
-        """The fields of the next `planned` event; None while there is nothing to plan."""
-        cell = self._cell
+    @property
+    def num_screened(self) -> int:
+        """Screening trials to be run. Once the search has begun it is too late for more."""
+        if self._screening is None:
+            return 0
+        return len(self._screening.trials) if self._search.trials else self._study.num_screen_trials
+
+    @property
+    def search_done(self) -> bool:
+        """Whether every search trial has ended."""
+        return self._search.done(self.num_trials)
+
+    def has_more(self) -> bool:
+        """Whether anything is still to be planned, now or once running trials have ended."""
+        if len(self._search.trials) < self.num_trials:
+            return True
+        return self._reference() is not None or self._after_search() is not None
+
+    def next(self, *, may_search: bool = True) -> Planned | Proposal | None:
+        """The next trial; None while there is nothing to plan.
+
+        Args:
+            may_search: whether the search may begin (not while the study waits for another one's results).
+        """
         reference = self._reference()
         if reference is not None:
             return reference
-        if cell.screening is not None and len(cell.screening.runs) < cell.num_screened:
-            return self._screen(cell.screening)
-        if len(cell.search) < cell.num_trials:
-            return self._search(len(cell.search)) if self._warm_starts_known() else None
+        if self._screening is not None and len(self._screening.trials) < self.num_screened:
+            return self._screen(self._screening)
+        number = len(self._search.trials)
+        if number < self.num_trials:
+            return self._search_trial(number) if may_search else None
         return self._after_search()
 
-    def _warm_starts_known(self) -> bool:
-        """Whether the search may begin: what an earlier cell found is waited for, and written down once it is there."""
-        cell, earlier = self._cell, self._cell.after
-        if earlier is not None and not cell.started_from_earlier:
-            if not (earlier.search_done or earlier.finished):
-                return False
-            cell.record("warm_starts", configs=earlier.best_configs(WARM_STARTS))
-        return True
-
-    def _reference(self) -> dict[str, Any] | None:
-        for key, method, config in self._cell.info.references:
-            if key not in self._cell.runs:
+    def _reference(self) -> Planned | None:
+        for key, method, config in self._info.references:
+            if key not in self._trials:
                 return self._planned(
-                    key, REFERENCE, method=method, origin="reference", config=config.model_dump(mode="json"),
-                    role="report" if key.endswith("-report") else "score",
+                    key, Phase.REFERENCE, method=method, origin="reference", config=config.model_dump(mode="json"),
+                    role=split_key(key)[2],
                 )  # fmt: skip
         return None
 
-    def _after_search(self) -> dict[str, Any] | None:
-        return (self._confirm() or self._stress()) if self._cell.search_done else None
-
-    def _screen(self, screening: Search) -> dict[str, Any]:
-        number, base = len(screening.runs), self._cell.info.screen_base
+    def _screen(self, screening: Search) -> Planned | Proposal:
+        number, base = len(screening.trials), self._info.screen_base
         if base is None:
             raise ValueError("a study that screens must know the configuration of its screening trials")
-        paper = {p.name: getattr(base, p.name) for p in screening.space.parameters}
-        values = screening.suggest(number) if number else paper
-        fixed = screening.space.fixed if number else {}
-        config = base.with_values(fixed | values, where=screening.space.source)
-        return self._planned(
-            f"s{number:04d}", SCREEN, number=number, origin="sampler" if number else "paper", params=values,
-            config=config.model_dump(mode="json"),
-        )  # fmt: skip
+        plan = self._planned(f"s{number:04d}", Phase.SCREEN, number=number)
+        if number:
+            return Proposal(replace(plan, origin="sampler"), base, screening.space.fixed, screening.space.source)
+        paper = Proposal(replace(plan, origin="paper"), base, {}, screening.space.source)
+        return paper.with_values(_values_of(base, screening.space))
 
-    def _search(self, number: int) -> dict[str, Any] | None:
-        cell, base = self._cell, self._cell.info.base
-        paper = {p.name: getattr(base, p.name) for p in cell.space.parameters}
-        warm_starts = self.warm_starts
-        origin, values, promoted_from = "sampler", {}, None
+    def _search_trial(self, number: int) -> Planned | Proposal | None:
+        base, space, warm_starts = self._info.base, self._space, self.warm_starts
+        plan = self._planned(f"t{number:04d}", Phase.SEARCH, number=number, config_id=number)
+        paper = _values_of(base, space)
         if number == 0:
-            origin, values = "paper", paper
-        elif number <= len(warm_starts):
-            origin, values = "warm_start", paper | warm_starts[number - 1]
-        elif cell.screening is not None and not cell.screening.done(0):
-            return None
-        elif (promoted := self._promoted(number - 1 - len(warm_starts))) is not None:
-            origin, values, promoted_from = "screen", promoted[1], promoted[0]
-        else:
-            values = cell.suggest(number)
-        fixed = {} if number == 0 else cell.space.fixed
-        config = base.with_values(fixed | values, where=cell.space.source)
-        return self._planned(
-            f"t{number:04d}", SEARCH, number=number, config_id=number, origin=origin, params=values,
-            config=config.model_dump(mode="json"), promoted_from=promoted_from,
-        )  # fmt: skip
+            return Proposal(replace(plan, origin="paper"), base, {}, space.source).with_values(paper)
+        if number <= len(warm_starts):
+            start = Proposal(replace(plan, origin="warm_start"), base, space.fixed, space.source)
+            return start.with_values(paper | warm_starts[number - 1])
+        if self._screening is not None:
+            if not self._screening.done(0):
+                return None
+            promoted = self._promoted(self._screening, number - 1 - len(warm_starts))
+            if promoted is not None:
+                plan = replace(plan, origin="screen", promoted_from=promoted[0])
+                return Proposal(plan, base, space.fixed, space.source).with_values(promoted[1])
+        return Proposal(replace(plan, origin="sampler"), base, space.fixed, space.source)
 
-    def _promoted(self, rank: int) -> tuple[str, dict[str, Any]] | None:
+    def _promoted(self, screening: Search, rank: int) -> tuple[str, dict[str, Any]] | None:
         """The screened configuration of this rank, by key, at its place in the search's own space; None past the last.
 
         The paper's is left out: the search begins with it anyway.
         """
-        screening = self._cell.screening
-        if screening is None:
-            return None
         places: dict[tuple[float, ...], str] = {}
-        for run in screening.ranked():
-            if run.origin != "paper":
-                places.setdefault(tuple(screening.space.unit(run.params)), run.key)
-        chosen = list(places.items())[: math.ceil(len(screening.runs) / PROMOTE_ONE_OF)]
+        for trial in screening.ranked():
+            if trial.origin != "paper":
+                places.setdefault(tuple(screening.space.unit(trial.params)), trial.key)
+        chosen = list(places.items())[: math.ceil(len(screening.trials) / PROMOTE_ONE_OF)]
         if rank >= len(chosen):
             return None
         place, key = chosen[rank]
-        return key, self._cell.space.at(place)
+        return key, self._space.at(place)
 
-    def _confirm(self) -> dict[str, Any] | None:
+    def _after_search(self) -> Planned | None:
+        return (self._confirm() or self._stress()) if self.search_done else None
+
+    def _confirm(self) -> Planned | None:
         chosen = self._candidates()
         alive = set(chosen)
-        for index in range(self._cell.study.confirm_seeds):
+        for index in range(self._study.confirm_seeds):
             if index == RACE_AFTER:
-                if any(self._cell.runs[self._confirm_key(c, s)].state == RUNNING for c in chosen for s in range(index)):
+                raced = {c: {s: self._trials[self._confirm_key(c, s)] for s in range(index)} for c in chosen}
+                if not all(trial.ended for by_seed in raced.values() for trial in by_seed.values()):
                     return None
-                seeds = list(range(index))
-                table = {c: {s: self._cell.runs[self._confirm_key(c, s)].score for s in seeds} for c in chosen}
-                alive -= losers(table, seeds=seeds)
+                scores = {c: {s: trial.score_at_end for s, trial in by_seed.items()} for c, by_seed in raced.items()}
+                alive -= losers(scores, seeds=list(range(index)))
             for config_id, why in chosen.items():
                 if config_id not in alive:
                     continue
-                for role in self._confirm_roles():
+                for role in (Role.SCORE, Role.REPORT) if self._info.both_roles else (Role.SCORE,):
                     key = self._confirm_key(config_id, index, role)
-                    if key not in self._cell.runs:
-                        return self._planned_again(key, CONFIRM, config_id, index, role, why)
+                    if key not in self._trials:
+                        return self._planned_again(key, Phase.CONFIRM, config_id, index, role, why)
         return None
 
     def _candidates(self) -> dict[int, str]:
-        # Fixed once the search has ended; asked at every turn of the loop.
-        if self._chosen is None or self._chosen[0] != len(self._cell.search):
-            top = self._cell.study.confirm_top if self._cell.space.parameters else min(1, self._cell.study.confirm_top)
-            self._chosen = (len(self._cell.search), candidates(self._cell.scored(), top))
+        # Fixed once the search has ended, and asked for at every turn of the loop.
+        num_trials = len(self._search.trials)
+        if self._chosen is None or self._chosen[0] != num_trials:
+            top = self._study.confirm_top if self._space.parameters else min(1, self._study.confirm_top)
+            self._chosen = (num_trials, candidates(self._search.scored(), top))
         return self._chosen[1]
 
-    def _confirm_roles(self) -> tuple[Role, ...]:
-        return ("score", "report") if self._cell.info.both_roles else ("score",)
-
-    def _confirm_key(self, config_id: int, index: int, role: Role = "score") -> str:
-        return f"c{config_id}-s{self._fresh_seed(index)}" + ("-report" if role == "report" else "")
+    def _confirm_key(self, config_id: int, index: int, role: Role = Role.SCORE) -> str:
+        return trial_key(f"c{config_id}", self._fresh_seed(index), role)
 
     def _fresh_seed(self, index: int) -> int:
         # The same seeds for every configuration, so that comparisons are paired; the search used the study's own.
-        return self._cell.study.seed + 1 + index
+        return self._study.seed + 1 + index
 
-    def _stress(self) -> dict[str, Any] | None:
-        if not self._cell.study.stress:
+    def _stress(self) -> Planned | None:
+        if not self._study.stress:
             return None
-        confirmed: dict[int, dict[int, float | None]] = {}
-        for run in self._cell.runs.values():
-            if run.phase == CONFIRM and run.role == "score" and run.config_id is not None:
-                if run.state == RUNNING:
-                    return None
-                confirmed.setdefault(run.config_id, {})[run.seed] = run.score
-        choice = best_mean(confirmed)
+        confirmed = [trial for trial in self._trials.values() if trial.phase is Phase.CONFIRM]
+        if not all(trial.ended for trial in confirmed if trial.role is Role.SCORE):
+            return None
+        choice = best_configuration(self._record, self._search.settled_scores())
         if choice is None:
             return None
-        role: Role = "report" if self._cell.info.both_roles else "score"
-        for index in range(min(_STRESS_SEEDS, self._cell.study.confirm_seeds)):
+        role = Role.REPORT if self._info.both_roles else Role.SCORE
+        for index in range(min(_STRESS_SEEDS, self._study.confirm_seeds)):
             for name, overrides in STRESSES.items():
-                if "shot_noise" in overrides and not _owns_labels(self._cell.study):
+                if "shot_noise" in overrides and not _has_labels(self._study):
                     continue
-                key = f"x{choice}-{name}-s{self._fresh_seed(index)}"
-                if key not in self._cell.runs:
-                    return self._planned_again(key, STRESS, choice, index, role, "top") | {"task_overrides": overrides}
+                key = trial_key(f"x{choice}-{name}", self._fresh_seed(index))
+                if key not in self._trials:
+                    plan = self._planned_again(key, Phase.STRESS, choice, index, role, "top")
+                    return replace(plan, task_overrides=overrides)
         return None
 
-    def _planned_again(
-        self, key: str, phase: str, config_id: int, seed_index: int, role: Role, why: str
-    ) -> dict[str, Any]:
-        trial = self._cell.search[config_id]
+    def _planned_again(self, key: str, phase: Phase, config_id: int, index: int, role: Role, why: str) -> Planned:
+        trial = self._search.trials[config_id]
         return self._planned(
             key, phase, config_id=config_id, origin="plateau" if why == "plateau" else trial.origin,
-            params=trial.params, config=trial.config, seed=self._fresh_seed(seed_index), role=role,
+            params=trial.params, config=trial.config, seed=self._fresh_seed(index), role=role,
         )  # fmt: skip
 
-    def _planned(self, key: str, phase: str, **fields: Any) -> dict[str, Any]:
-        defaults: dict[str, Any] = {
-            "number": None, "config_id": None, "params": {}, "seed": self._cell.study.seed, "role": "score",
-            "method": self._cell.study.method, "task_overrides": {}, "promoted_from": None,
-        }  # fmt: skip
-        return defaults | {"key": key, "phase": phase} | fields
+    def _planned(self, key: str, phase: Phase, **fields: Any) -> Planned:
+        given: dict[str, Any] = {"seed": self._study.seed, "method": self._study.method}
+        return Planned(key=key, phase=phase, **given | fields)
 
 
-def _owns_labels(study: StudyConfig) -> bool:
+def _values_of(base: TrialConfig, space: Space) -> dict[str, Any]:
+    """What a configuration has for the searched settings."""
+    return {parameter.name: getattr(base, parameter.name) for parameter in space.parameters}
+
+
+def _has_labels(study: StudyConfig) -> bool:
     """Whether the paradigm has labelled images that could be labelled wrongly."""
     return study.task.paradigm == "trzsl" or study.task.num_shots > 0

@@ -11,9 +11,10 @@ import numpy as np
 from captune.algorithms import ALGORITHMS, method_named, paper_config
 from captune.config import Paradigm, StudyConfig, TaskConfig, TrialConfig
 from captune.data.paradigms import Task, build_task
+from captune.decisions.criteria import CRITERIA, resolve_criterion
 from captune.errors import UsageError
+from captune.records import Role
 from captune.training.context import cell_notes
-from captune.training.selection import CRITERIA, resolve_criterion
 from captune.tuning.runs import CellInfo
 
 # Cheap, and without them no gain can be shown.
@@ -41,8 +42,8 @@ def describe_cell(study: StudyConfig) -> CellInfo:
     published = paper_config(study.method, task_config, study.fixed.get("tuning"))
     base = published.with_values(study.fixed, where="the command line")
     screen_base = _screen_base(study, base)
-    score, _ = build_task(task_config, role="score")
-    report, _ = build_task(task_config, role="report")
+    score, _ = build_task(task_config, role=Role.SCORE)
+    report, _ = build_task(task_config, role=Role.REPORT)
     # A score run hides something that the report is about: classes (trzsl), or test images of the pool (tft).
     both_roles = bool(score.pseudo_unseen_K.any() or np.isin(score.holdout, report.test).any())
     if criterion == "oracle" and report.num_measurable == 0:
@@ -63,7 +64,7 @@ def describe_cell(study: StudyConfig) -> CellInfo:
         class_size=max(1, int(score.estimated_class_size)),
         metric_name="harmonic_mean" if report.seen_K.any() else "accuracy",
         criterion=criterion,
-        criterion_help=CRITERIA[criterion],
+        criterion_help=CRITERIA[criterion].help,
         both_roles=both_roles,
         notes=cell_notes(task_config, score),
         screen_base=screen_base,
@@ -106,13 +107,13 @@ def _screen_base(study: StudyConfig, base: TrialConfig) -> TrialConfig | None:
 
 def _num_scored(task: Task, criterion: str) -> int:
     """Images the criterion is measured on."""
-    if criterion == "oracle":
+    validation, holdout = len(task.validation.indices_N), len(task.holdout)
+    images = CRITERIA[criterion].images
+    if images == "test":
         return len(task.test)
-    if criterion == "val-smooth":
-        return len(task.validation.indices_N) + len(task.holdout)
-    if criterion in ("val", "pseudo-unseen") or not len(task.holdout):
-        return len(task.validation.indices_N)
-    return len(task.holdout)
+    if images == "both":
+        return validation + holdout
+    return validation if images == "validation" or not holdout else holdout
 
 
 def _references(task_config: TaskConfig, both_roles: bool) -> tuple[tuple[str, str, TrialConfig], ...]:

@@ -20,8 +20,8 @@ from typing import Any
 
 from captune.errors import StudyError
 from captune.records import atomic_write
+from captune.records.layout import GUARD, LOCK
 
-LOCK, GUARD = "driver.lock", ".driver.guard"
 HEARTBEAT_SECONDS = 10.0
 _WATCH_SECONDS = 15.0
 STALE_SECONDS = 60.0

@@ -23,13 +23,13 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from captune.errors import UsageError
-from captune.records import COMPLETE, PRUNED, RUNNING, SEARCH
+from captune.records import Epoch, Event, Phase, State, Trial
+from captune.records.events import Finished, Planned
+from captune.records.layout import OPTUNA_COPY
 from captune.space import Space
 from captune.tuning import optuna_internals
-from captune.tuning.runs import Run
 from captune.tuning.samplers import OPTUNA_STATES, distributions
 
-MIRROR = "optuna.journal"
 KEY = "captune_key"
 HIDDEN = "…"
 
@@ -41,7 +41,7 @@ def open_storage(directory: Path, storage: str | None) -> BaseStorage:
         UsageError: the database cannot be opened.
     """
     if storage is None:
-        path = str(directory / MIRROR)
+        path = str(directory / OPTUNA_COPY)
         return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
     try:
         return optuna.storages.RDBStorage(storage)
@@ -72,7 +72,7 @@ class Mirror:
         open_storage: opens it (in the mirror's thread).
         study_name: of the study there.
         space: the search space.
-        phase: whose runs are followed.
+        phase: whose trials are followed.
         num_objectives: 1, or 2 with pseudolabel balance.
         on_trouble: called once with a message when the storage fails.
     """
@@ -83,7 +83,7 @@ class Mirror:
         study_name: str,
         space: Space,
         *,
-        phase: str = SEARCH,
+        phase: Phase = Phase.SEARCH,
         num_objectives: int = 1,
         on_trouble: Callable[[str], None] = lambda _message: None,
     ) -> None:
@@ -99,28 +99,28 @@ class Mirror:
         self._ids: dict[str, int] = {}
         self._thread: threading.Thread | None = None
 
-    def start(self, runs: list[Run], scores: dict[str, dict[int, float]]) -> None:
+    def start(self, trials: list[Trial]) -> None:
         """Bring the storage into line with the journal, then follow.
 
         Args:
-            runs: the search trials the journal knows, in order.
-            scores: their scores by epoch.
+            trials: the search trials the journal knows, in order.
         """
-        # Copies: the thread works on them while the runs go on to change.
-        self._orders.put(("reconcile", ([replace(run) for run in runs], scores)))
+        # Copies: the thread works on them while the trials change.
+        copies = [replace(trial, epoch_events=dict(trial.epoch_events)) for trial in trials]
+        self._orders.put(("reconcile", (copies,)))
         self._thread = threading.Thread(target=self._work, name="captune-mirror", daemon=True)
         self._thread.start()
 
-    def on_event(self, event: dict[str, Any], run: Run | None) -> None:
+    def on_event(self, event: Event, trial: Trial | None) -> None:
         """Follow an event of the journal."""
-        if run is None or run.phase != self._phase:
+        if trial is None or trial.phase is not self._phase:
             return
-        if event["event"] == "planned":
-            self._orders.put(("create", (run,)))
-        elif event["event"] == "epoch" and event.get("score") is not None:
-            self._orders.put(("report", (run.key, event["epoch"], event["score"])))
-        elif event["event"] == "finished":
-            self._orders.put(("finish", (run.key, _Outcome(run, event.get("prediction_balance")))))
+        if isinstance(event, Planned):
+            self._orders.put(("create", (replace(trial),)))
+        elif isinstance(event, Epoch) and event.score is not None:
+            self._orders.put(("report", (trial.key, event.epoch, event.score)))
+        elif isinstance(event, Finished):
+            self._orders.put(("finish", (replace(trial),)))
 
     def close(self) -> None:
         """Write what is still to be written."""
@@ -137,54 +137,55 @@ class Mirror:
         except Exception as error:  # whatever a database driver raises: the mirror is a convenience
             self._on_trouble(f"The Optuna storage is no longer written ({type(error).__name__}: {error}).")
 
-    def _reconcile(self, runs: list[Run], scores: dict[str, dict[int, float]]) -> None:
+    def _reconcile(self, trials: list[Trial]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         study = optuna.create_study(
             storage=self._open_storage(), study_name=self._study_name, directions=self._directions, load_if_exists=True
         )
         self._study = study
-        there = {trial.user_attrs.get(KEY): trial for trial in study.get_trials(deepcopy=False)}
-        for run in runs:
-            trial = there.get(run.key)
-            if trial is None:
-                self._create(run)
+        there = {copy.user_attrs.get(KEY): copy for copy in study.get_trials(deepcopy=False)}
+        for trial in trials:
+            copy = there.get(trial.key)
+            if copy is None:
+                self._create(trial)
             else:
-                self._ids[run.key] = optuna_internals.identity(trial)
-                if trial.state.is_finished():
+                self._ids[trial.key] = optuna_internals.identity(copy)
+                if copy.state.is_finished():
                     continue
-            known = trial.intermediate_values if trial is not None else {}
-            for epoch, score in scores.get(run.key, {}).items():
-                if known.get(epoch) != score:
-                    self._report(run.key, epoch, score)
-            if run.state != RUNNING:
-                self._finish(run.key, _Outcome(run, None))
+            known = copy.intermediate_values if copy is not None else {}
+            for epoch in trial.epochs:
+                if epoch.score is not None and known.get(epoch.epoch) != epoch.score:
+                    self._report(trial.key, epoch.epoch, epoch.score)
+            if trial.ended:
+                self._finish(trial)
 
-    def _create(self, run: Run) -> None:
-        study = self._opened()
-        trial = optuna.trial.create_trial(
+    def _create(self, trial: Trial) -> None:
+        copy = optuna.trial.create_trial(
             state=TrialState.RUNNING,
-            params=self._space.clip(run.params),
-            distributions={name: d for name, d in self._distributions.items() if name in run.params},
-            user_attrs={KEY: run.key, "phase": run.phase, "config_id": run.config_id, "origin": run.origin},
-        )
-        self._ids[run.key] = optuna_internals.add_trial(study, trial)
+            params=self._space.clip(trial.params),
+            distributions={name: d for name, d in self._distributions.items() if name in trial.params},
+            user_attrs={
+                KEY: trial.key, "phase": trial.phase.value, "config_id": trial.config_id, "origin": trial.origin,
+            },
+        )  # fmt: skip
+        self._ids[trial.key] = optuna_internals.add_trial(self._opened(), copy)
 
     def _report(self, key: str, epoch: int, score: float) -> None:
         if len(self._directions) == 1:
             optuna_internals.set_intermediate_value(self._opened(), self._ids[key], epoch, score)
 
-    def _finish(self, key: str, outcome: _Outcome) -> None:
-        attributes = {"reason": outcome.reason, "node": outcome.node, "step": outcome.epoch, "seconds": outcome.seconds}
+    def _finish(self, trial: Trial) -> None:
+        attributes = {"reason": trial.reason, "node": trial.node, "step": trial.score_epoch, "seconds": trial.seconds}
         single = len(self._directions) == 1
-        state = OPTUNA_STATES[outcome.state]
+        state = OPTUNA_STATES[trial.state]
         if state == TrialState.PRUNED and not single:
             state = TrialState.FAIL
         values = None
-        if outcome.state in (COMPLETE, PRUNED) and outcome.score is not None:
-            values = [outcome.score] if single else [outcome.score, outcome.balance or 0.0]
+        if trial.state in (State.COMPLETE, State.PRUNED) and trial.score_at_end is not None:
+            values = [trial.score_at_end] if single else [trial.score_at_end, trial.prediction_balance or 0.0]
         with warnings.catch_warnings(action="ignore"):
             optuna_internals.finish_trial(
-                self._opened(), self._ids[key], state, values if state != TrialState.FAIL else None,
+                self._opened(), self._ids[trial.key], state, values if state != TrialState.FAIL else None,
                 {name: value for name, value in attributes.items() if value is not None},
             )  # fmt: skip
 
@@ -192,12 +193,3 @@ class Mirror:
         if self._study is None:
             raise ValueError("a mirror must be reconciled before it follows")
         return self._study
-
-
-class _Outcome:
-    """The end of a run, copied: the thread writes it later than the run goes on to change."""
-
-    def __init__(self, run: Run, balance: float | None) -> None:
-        self.state, self.score, self.epoch = run.state, run.score, run.score_epoch
-        self.reason, self.node, self.seconds = run.reason, run.node, run.seconds
-        self.balance = balance

@@ -60,7 +60,7 @@ class Planner(Searcher):
             return None
         turns = sorted(self.cells, key=lambda cell: (len(cell.active), self._handed_out[cell.name]))
         for cell in turns:
-            run = cell.next_run()
+            run = cell.next_trial()
             if run is not None:
                 self._handed_out[cell.name] += 1
                 self._trials[trial_id] = (cell, run.key)
@@ -95,7 +95,7 @@ class Planner(Searcher):
         """A run's process is gone."""
         cell, key = self._trials.pop(trial_id)
         preempted = isinstance(error, RayActorError) and (error.preempted or _node_gone(error, node_ip))
-        preempted = preempted and cell.runs[key].preemptions < _MOST_PREEMPTIONS
+        preempted = preempted and cell.trials[key].preemptions < _MOST_PREEMPTIONS
         cell.crash(key, _reason(error), node=node_ip, preempted=preempted)
 
     # Tune snapshots its searcher; the journal is the only truth, so there is nothing to save.

@@ -12,17 +12,17 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from captune.records import COMPLETE, FAILED, PRUNED, REFERENCE, RUNNING, SCREEN, SEARCH
+from captune.records import ZERO_SHOT, Event, Phase, State, Trial
+from captune.records.events import Crashed, Finished, PhaseBegun, Preempted
 from captune.tuning.cell import Cell
-from captune.tuning.runs import Run
 from captune.tuning.time_left import num_confirmations, seconds_left
 
 _PHASES = {
-    "reference": "references",
-    "screen": "screening on frozen features",
-    "search": "searching",
-    "confirm": "confirming",
-    "stress": "stress tests",
+    Phase.REFERENCE: "references",
+    Phase.SCREEN: "screening on frozen features",
+    Phase.SEARCH: "searching",
+    Phase.CONFIRM: "confirming",
+    Phase.STRESS: "stress tests",
 }
 
 
@@ -38,7 +38,6 @@ class Standing:
     stopped: int
     failed: int
     best: float | None
-    best_key: str | None
     zero_shot: float | None
     paper: float | None
     seconds_left: float | None
@@ -46,36 +45,33 @@ class Standing:
 
 def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
     """The standing of a study, from what its journal says."""
-    runs = list(cell.runs.values())
-    ended = [run for run in runs if run.state != RUNNING]
-    searched = [run for run in runs if run.phase == SEARCH and run.state == COMPLETE and run.score is not None]
-    best = max(searched, key=lambda run: run.score or 0.0, default=None)
-    # A study that is read from disk knows its references by their runs alone.
-    references = max(len(cell.info.references), sum(run.phase == REFERENCE for run in runs))
+    trials = list(cell.trials.values())
+    ended = [trial for trial in trials if trial.ended]
+    scores = [trial.score_at_end for trial in cell.search if trial.finished and trial.score_at_end is not None]
+    # A study that is read from disk knows its references by their trials alone.
+    references = max(len(cell.info.references), sum(trial.phase is Phase.REFERENCE for trial in trials))
     expected = references + cell.num_screened + cell.num_trials + num_confirmations(cell)
-    planned = max(expected, len(runs))
     return Standing(
         cell=cell.name,
         phase=f"given up: {cell.aborted}" if cell.aborted else "done" if cell.finished else _phase(cell),
         done=len(ended),
-        planned=len(ended) if cell.finished else planned,
+        planned=len(ended) if cell.finished else max(expected, len(trials)),
         running=len(cell.active),
-        stopped=sum(run.state == PRUNED for run in ended),
-        failed=sum(run.state == FAILED for run in ended),
-        best=best.score if best else None,
-        best_key=best.key if best else None,
-        zero_shot=_score(cell.runs.get("zero_shot")),
+        stopped=sum(trial.state is State.PRUNED for trial in ended),
+        failed=sum(trial.state is State.FAILED for trial in ended),
+        best=max(scores, default=None),
+        zero_shot=_score(cell.trials.get(ZERO_SHOT)),
         paper=_score(cell.search[0] if cell.search else None),
         seconds_left=0.0 if cell.finished else seconds_left(cell, concurrency=concurrency),
     )
 
 
 def _phase(cell: Cell) -> str:
-    return _PHASES.get(cell.phase or "", cell.phase or "waiting")
+    return "waiting" if cell.record.phase is None else _PHASES[cell.record.phase]
 
 
-def _score(run: Run | None) -> float | None:
-    return run.score if run is not None and run.state == COMPLETE else None
+def _score(trial: Trial | None) -> float | None:
+    return trial.score_at_end if trial is not None and trial.state is State.COMPLETE else None
 
 
 class Progress:
@@ -83,8 +79,8 @@ class Progress:
 
     Args:
         cells: the studies.
-        console: where to; a terminal gets a live table, anything else a line for each finished run.
-        concurrency: runs at once, for the time that is left.
+        console: where to; a terminal gets a live table, anything else a line for each finished trial.
+        concurrency: trials at once, for the time that is left.
     """
 
     def __init__(self, cells: Sequence[Cell], console: Console, *, concurrency: int) -> None:
@@ -122,11 +118,11 @@ class Progress:
         return standings_table(self._standings)
 
     def _line(self, cell: Cell) -> Any:
-        def write(event: dict[str, Any], run: Run | None) -> None:
-            if event["event"] == "phase" and event["name"] in _PHASES:
-                self._say(f"{cell.name}: {_PHASES[event['name']]}")
-            elif event["event"] in ("finished", "preempted", "crashed") and run is not None:
-                self._say(run_line(cell, run, event["event"], standing(cell, concurrency=self._concurrency)))
+        def write(event: Event, trial: Trial | None) -> None:
+            if isinstance(event, PhaseBegun):
+                self._say(f"{cell.name}: {_PHASES[event.name]}")
+            elif isinstance(event, (Finished, Preempted, Crashed)) and trial is not None:
+                self._say(trial_line(cell, trial, event, standing(cell, concurrency=self._concurrency)))
 
         return write
 
@@ -134,17 +130,17 @@ class Progress:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def run_line(cell: Cell, run: Run, event: str, now: Standing) -> str:
-    """One run's end as one line of text."""
-    words = {COMPLETE: "finished", PRUNED: "stopped early", FAILED: "FAILED"}
-    what = words.get(run.state, event) if event == "finished" else event
-    line = f"{cell.name} {run.key:<16} {what:<13}"
-    if run.state == FAILED or event != "finished":
-        line += f" {(run.reason or '').splitlines()[0] if run.reason else ''}"
-    elif run.score is not None:
-        line += f" {cell.info.criterion} {run.score:.4f}"
+def trial_line(cell: Cell, trial: Trial, event: Finished | Preempted | Crashed, now: Standing) -> str:
+    """The end or the loss of a trial as one line of text."""
+    words = {State.COMPLETE: "finished", State.PRUNED: "stopped early", State.FAILED: "FAILED"}
+    what = words[trial.state] if isinstance(event, Finished) else event.kind
+    line = f"{cell.name} {trial.key:<16} {what:<13}"
+    if trial.state is State.FAILED or not isinstance(event, Finished):
+        line += f" {(event.reason or '').splitlines()[0] if event.reason else ''}"
+    elif trial.score_at_end is not None:
+        line += f" {cell.info.criterion} {trial.score_at_end:.4f}"
         # Not to be compared with a search trial's.
-        line += " on frozen features" if run.phase == SCREEN else ""
+        line += " on frozen features" if trial.phase is Phase.SCREEN else ""
     line += f"  [{now.done}/{now.planned}"
     if now.best is not None:
         line += f", best {now.best:.4f}"
@@ -160,7 +156,7 @@ def standings_table(standings: Sequence[Standing]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("study", no_wrap=True)
     table.add_column("phase", overflow="fold", min_width=10)
-    for heading in ("runs", "running", "stopped", "failed", "best", "zero-shot", "paper", "left"):
+    for heading in ("trials", "running", "stopped", "failed", "best", "zero-shot", "paper", "left"):
         table.add_column(heading, justify="right", no_wrap=True)
     for now in standings:
         left = "" if now.seconds_left is None else duration(now.seconds_left)

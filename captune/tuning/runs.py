@@ -1,16 +1,14 @@
-"""A run of a study: what is to be done, and what is known of it so far."""
+"""What a study must know of its cell, and the order that a worker gets for a trial."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from captune.config import TrialConfig
-from captune.records import RUNNING
-
-Role = Literal["score", "report"]
+from captune.records import Role
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,8 @@ class RunSpec:
     @classmethod
     def from_json(cls, text: str) -> RunSpec:
         """The order that `to_json` wrote."""
-        return cls(**json.loads(text))
+        values = json.loads(text)
+        return cls(**values | {"role": Role(values["role"])})
 
     def hyperparameters(self) -> dict[str, Any]:
         """What the run is, for people who look at it elsewhere."""
@@ -83,45 +82,3 @@ class RunSpec:
     def path(self) -> Path:
         """The run's own directory."""
         return Path(self.directory)
-
-
-@dataclass
-class Run:
-    """A planned run and its progress, rebuilt from the journal."""
-
-    key: str
-    phase: str
-    number: int | None
-    config_id: int | None
-    origin: str
-    params: dict[str, Any]
-    config: dict[str, Any]
-    seed: int
-    role: Role
-    method: str
-    task_overrides: dict[str, Any]
-    promoted_from: str | None = None
-    epochs: int = 0
-    stop: bool = False
-    attempts: int = 0
-    crashes: int = 0
-    preemptions: int = 0
-    state: str = RUNNING
-    score: float | None = None
-    score_epoch: int = 0
-    scores: dict[str, float] = field(default_factory=dict)
-    fidelity: float = 0.0
-    seconds: float = 0.0
-    memory_bytes: int = 0
-    node: str | None = None
-    reason: str | None = None
-
-    @classmethod
-    def from_event(cls, event: dict[str, Any]) -> Run:
-        """The run that a `planned` event describes."""
-        names = ("key", "phase", "number", "config_id", "origin", "params", "config", "seed", "role", "method")
-        return cls(
-            **{name: event[name] for name in names},
-            task_overrides=event.get("task_overrides") or {},
-            promoted_from=event.get("promoted_from"),
-        )

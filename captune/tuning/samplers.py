@@ -17,12 +17,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from captune.errors import UsageError
-from captune.records import COMPLETE, FAILED, PRUNED
+from captune.records import State
 from captune.seeding import derive_seed
 from captune.space import Parameter, Space
 from captune.tuning import optuna_internals
 
-OPTUNA_STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
+OPTUNA_STATES = {State.COMPLETE: TrialState.COMPLETE, State.PRUNED: TrialState.PRUNED, State.FAILED: TrialState.FAIL}
 # Random trials before the model takes over: Optuna's ten would leave a study of twelve trials next to no search.
 _STARTUP_TRIALS = 6
 # These keep state of their own, so they are rebuilt by asking again; the others by showing them the finished trials.
@@ -112,14 +112,14 @@ class Sampler:
             trial_id = optuna_internals.identity(self._trial(number))
             optuna_internals.set_intermediate_value(self._study, trial_id, percent, score)
 
-    def tell(self, number: int, state: str, values: Sequence[float] | None) -> None:
+    def tell(self, number: int, state: State, values: Sequence[float] | None) -> None:
         """Enter the outcome of a search trial."""
-        values = values if state == COMPLETE or (state == PRUNED and self._single) else None
+        values = values if state == State.COMPLETE or (state == State.PRUNED and self._single) else None
         with _quiet():
-            if state == PRUNED and self._single:
+            if state == State.PRUNED and self._single:
                 # `tell` takes the last intermediate value for a pruned trial and none else.
                 self._study.tell(number, state=TrialState.PRUNED)
-            elif state == PRUNED:
+            elif state == State.PRUNED:
                 self._study.tell(number, state=TrialState.FAIL)
             else:
                 self._study.tell(number, values=values, state=OPTUNA_STATES[state])

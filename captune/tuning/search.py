@@ -8,28 +8,27 @@ from __future__ import annotations
 from typing import Any
 
 from captune.config import StudyConfig
-from captune.records import COMPLETE, RUNNING
+from captune.decisions.confirming import Scored
+from captune.records import State, Trial
 from captune.space import Space
-from captune.tuning.confirm import Scored
-from captune.tuning.runs import Run
 from captune.tuning.samplers import Sampler
 from captune.tuning.schedulers import Halving
 from captune.tuning.votes import Votes
 
 
 class Search:
-    """The runs of a search and what is learned from them, a function of the journal's events in their order.
+    """The trials of a search and what is learned from them, a function of the journal's events in their order.
 
     Args:
         space: what is searched.
         study: sampler, scheduler, objectives.
         seed: of the sampler.
-        votes: whether runs are scored by the vote of all (`ensv`).
+        votes: whether trials are scored by the vote of all (`ensv`).
     """
 
     def __init__(self, space: Space, study: StudyConfig, *, seed: int, votes: bool) -> None:
         self.space = space
-        self.runs: list[Run] = []
+        self.trials: list[Trial] = []
         self.votes = Votes() if votes else None
         single = study.objectives == "single"
         self._num_objectives = 1 if single else 2
@@ -40,53 +39,57 @@ class Search:
         """The sampler's proposal for trial `number`; to be planned at once."""
         return self._sampler.suggest(number)
 
-    def plan(self, run: Run, *, just_suggested: bool) -> None:
-        """A run of this search was planned; `just_suggested`: the sampler knows it, for it was asked a moment ago."""
-        self.runs.append(run)
+    def plan(self, trial: Trial, *, just_suggested: bool) -> None:
+        """A trial of this search was planned; `just_suggested`: the sampler has proposed it, so it knows it."""
+        self.trials.append(trial)
         if not just_suggested:
-            self._sampler.take(self._number(run), run.params, suggested=run.origin == "sampler")
+            self._sampler.take(self._number(trial), trial.params, suggested=trial.origin == "sampler")
 
-    def epoch(self, run: Run) -> None:
-        """A run has come to a new epoch."""
-        self._sampler.report(self._number(run), round(100 * run.fidelity), run.score)
+    def epoch(self, trial: Trial) -> None:
+        """A trial has trained a new epoch."""
+        self._sampler.report(self._number(trial), round(100 * trial.progress), trial.score_so_far)
         if self._halving is not None:
-            self._halving.enter(run.key, run.fidelity, run.score)
+            self._halving.enter(trial.key, trial.progress, trial.score_so_far)
 
-    def end(self, run: Run, balance: float | None) -> None:
-        """A run has ended; `balance` is the second objective where there are two."""
-        values = None if run.score is None else [run.score]
+    def end(self, trial: Trial) -> None:
+        """A trial has ended."""
+        values = None if trial.score_at_end is None else [trial.score_at_end]
         if values is not None and self._num_objectives == 2:
-            values.append(balance or 0.0)
-        self._sampler.tell(self._number(run), run.state, values)
+            values.append(trial.prediction_balance or 0.0)
+        self._sampler.tell(self._number(trial), trial.state, values)
 
-    def hopeless(self, run: Run, fidelity: float, score: float | None) -> bool:
-        """Whether a run should stop; the paper's never does."""
-        stoppable = self._halving is not None and run.origin != "paper" and fidelity < 1
-        return stoppable and self._halving is not None and self._halving.hopeless(run.key, fidelity, score)
+    def hopeless(self, trial: Trial, fidelity: float, score: float | None) -> bool:
+        """Whether a trial should stop; the paper's never does."""
+        stoppable = self._halving is not None and trial.origin != "paper" and fidelity < 1
+        return stoppable and self._halving is not None and self._halving.hopeless(trial.key, fidelity, score)
 
     def done(self, num_trials: int) -> bool:
-        """Whether so many runs were planned and every one has ended."""
-        return len(self.runs) >= num_trials and all(run.state != RUNNING for run in self.runs)
+        """Whether so many trials were planned and every one has ended."""
+        return len(self.trials) >= num_trials and all(trial.ended for trial in self.trials)
 
     def scored(self) -> list[Scored]:
-        """The finished runs with their scores and places, by number."""
+        """The finished trials with their scores and places, by number."""
         return [
-            Scored(self._number(run), self._settled_score(run), tuple(self.space.unit(run.params)))
-            for run in self.runs
-            if run.state == COMPLETE and run.score is not None
+            Scored(self._number(trial), self._settled_score(trial), tuple(self.space.unit(trial.params)))
+            for trial in self.trials
+            if trial.state is State.COMPLETE and trial.score_at_end is not None
         ]
 
-    def ranked(self) -> list[Run]:
-        """The finished runs, best first; ties go to the lower number."""
+    def ranked(self) -> list[Trial]:
+        """The finished trials, best first; ties go to the lower number."""
         best_first = sorted(self.scored(), key=lambda trial: (-trial.score, trial.number))
-        return [self.runs[trial.number] for trial in best_first]
+        return [self.trials[trial.number] for trial in best_first]
 
-    def _settled_score(self, run: Run) -> float:
-        vote = self.votes.agreement(run.key) if self.votes is not None else None
-        return vote if vote is not None else run.score or 0.0
+    def settled_scores(self) -> dict[str, float]:
+        """Scores that changed after the end of a trial: the vote of all, by key."""
+        return {} if self.votes is None else self.votes.agreements()
+
+    def _settled_score(self, trial: Trial) -> float:
+        vote = self.votes.agreement(trial.key) if self.votes is not None else None
+        return vote if vote is not None else trial.score_at_end or 0.0
 
     @staticmethod
-    def _number(run: Run) -> int:
-        if run.number is None:
-            raise ValueError(f"a run of a search must have a number, but {run.key} has none")
-        return run.number
+    def _number(trial: Trial) -> int:
+        if trial.number is None:
+            raise ValueError(f"a trial of a search must have a number, but {trial.key} has none")
+        return trial.number

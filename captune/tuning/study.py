@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,14 +18,16 @@ import yaml
 import captune
 from captune.config import StudyConfig, read_yaml
 from captune.errors import RecordError, StudyError, UsageError
-from captune.records import JOURNAL, RUNNING, SCHEMA_VERSION, SCREEN, SEARCH, Journal, atomic_write, read_journal
+from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write, read_journal
+from captune.records.events import Finished, StudyOpened
+from captune.records.layout import GUARD, JOURNAL, OPTUNA_COPY, RESUME, STUDY, TRIAL_LOCK, TRIALS, trial_directory
+from captune.records.lenient import jsonable
 from captune.space import Parameter, Space
 from captune.tuning.cell import Cell
-from captune.tuning.lock import GUARD, DriverLock
-from captune.tuning.mirror import HIDDEN, MIRROR, Mirror, open_storage, without_password
+from captune.tuning.lock import DriverLock
+from captune.tuning.mirror import HIDDEN, Mirror, open_storage, without_password
 from captune.tuning.runs import CellInfo
 
-STUDY = "study.yaml"
 # What may change when a study goes on: how much is done, and where things lie on this machine.
 _FREE = ("trials", "confirm_top", "confirm_seeds", "stress", "max_failures", "storage", "space")
 _FREE_TASK = ("data_root", "cache_dir")
@@ -37,7 +38,7 @@ class OpenStudy:
     """A cell with its lock, journal and mirror, open from start to end of a driver.
 
     Args:
-        directory: the run's directory.
+        directory: the study's directory.
         study: its settings.
         info: facts of the cell.
         space: the resolved search space.
@@ -71,51 +72,45 @@ class OpenStudy:
         self._lock = DriverLock(directory)
         try:
             events = _known_events(directory)
-            opened = next((event for event in events if event["event"] == "study_opened"), None)
-            header = study_header(study, info, space, study_id=(opened or {}).get("study_id"))
-            header |= {"warm_starts": list(warm_starts), "after": after}
-            if opened is not None:
-                _check_continues(directory, opened, header, resume=resume)
-                header |= self._began_with(opened, header)
-            self.after: str | None = header["after"]
-            self.study_id: str = header["study_id"]
-            self.resumed = opened is not None
-            self.cell = Cell(directory, study, info, space, warm_starts=header["warm_starts"])
+            known = StudyRecord(directory, events)
+            header = study_header(study, info, space, study_id=known.opened.study_id)
+            header = replace(header, warm_starts=tuple(warm_starts), after=after)
+            if known.num_openings:
+                _check_continues(known, header, resume=resume)
+                header = self._began_with(known.opened, header)
+            self.after = header.after
+            self.study_id = str(header.study_id)
+            self.resumed = bool(known.num_openings)
+            self.cell = Cell(directory, study, info, space, warm_starts=header.warm_starts)
             self.cell.replay(events)
             write_study(directory, header)
             journal = Journal(directory / JOURNAL, durable=durable)
-            self.mirrors = self._follow(study, space, events)
-            # A later header supersedes: a continued study may have more trials than it began with.
-            journal.append("study_opened", **header, time=time.time())
+            self.mirrors = self._follow(study, space)
             self.cell.check_driver = self._lock.check
-            self.cell.open(journal)
-            for run in self.cell.runs.values():
-                if run.state != RUNNING:
-                    discard_progress(self.cell, run.key)
+            self.cell.open(journal, header)
+            for trial in self.cell.trials.values():
+                if trial.ended:
+                    discard_progress(self.cell, trial.key)
             self.cell.listeners.append(self._tidy)
         except BaseException:
             self._lock.release()
             raise
 
-    def _began_with(self, opened: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
-        recorded = {"warm_starts": opened.get("warm_starts") or [], "after": opened.get("after")}
-        given = {name: header[name] for name in recorded}
-        if any(given.values()) and given != recorded:
+    def _began_with(self, opened: StudyOpened, header: StudyOpened) -> StudyOpened:
+        recorded = (opened.warm_starts, opened.after)
+        given = (header.warm_starts, header.after)
+        if any(given) and given != recorded:
             self.warnings.append("The warm starts that this study began with stay; those given now are not used.")
-        return recorded
+        return replace(header, warm_starts=opened.warm_starts, after=opened.after)
 
-    def _follow(self, study: StudyConfig, space: Space, events: list[dict[str, Any]]) -> list[Mirror]:
+    def _follow(self, study: StudyConfig, space: Space) -> list[Mirror]:
         """A copy of the search in Optuna's storage, and one of the screen beside it."""
-        scores: dict[str, dict[int, float]] = {}
-        for event in events:
-            if event["event"] == "epoch" and event.get("score") is not None:
-                scores.setdefault(event["key"], {})[event["epoch"]] = event["score"]
         name = f"{self.cell.name}-{self.study_id[:8]}"
-        followed = [(SEARCH, name, space, self.cell.search)]
+        followed = [(Phase.SEARCH, name, space, self.cell.search)]
         if space.screen is not None and self.cell.screening is not None:
-            followed.append((SCREEN, f"{name}-screen", space.screen, self.cell.screening.runs))
+            followed.append((Phase.SCREEN, f"{name}-screen", space.screen, self.cell.screening.trials))
         mirrors = []
-        for phase, study_name, searched, runs in followed:
+        for phase, study_name, searched, trials in followed:
             mirror = Mirror(
                 lambda: open_storage(self.directory, study.storage),
                 study_name,
@@ -124,14 +119,14 @@ class OpenStudy:
                 num_objectives=1 if study.objectives == "single" else 2,
                 on_trouble=self.warnings.append,
             )
-            mirror.start(list(runs), scores)
+            mirror.start(list(trials))
             self.cell.listeners.append(mirror.on_event)
             mirrors.append(mirror)
         return mirrors
 
-    def _tidy(self, event: dict[str, Any], _run: Any) -> None:
-        if event["event"] == "finished":
-            discard_progress(self.cell, event["key"])
+    def _tidy(self, event: Event, trial: Trial | None) -> None:
+        if isinstance(event, Finished):
+            discard_progress(self.cell, event.key)
 
     def settle(self) -> None:
         """Close journal and mirror but keep the lock: what is left to write is the choice and the report."""
@@ -147,68 +142,75 @@ class OpenStudy:
         self._closed = True
 
     def withdraw(self) -> None:
-        """Close, and leave no trace of a study begun here that never ran: it would refuse its corrected self."""
+        """Close. If nothing was planned yet, delete the files again.
+
+        Otherwise the user's corrected command would be refused as a different study.
+        """
         self.close()
-        if self.resumed or self.cell.runs:
+        if self.resumed or self.cell.trials:
             return
-        for name in (JOURNAL, STUDY, MIRROR, GUARD):
+        for name in (JOURNAL, STUDY, OPTUNA_COPY, GUARD):
             (self.directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            (self.directory / "trials").rmdir()
+            (self.directory / TRIALS).rmdir()
             if self._made_directory:
                 self.directory.rmdir()
 
 
 def discard_progress(cell: Cell, key: str) -> None:
-    """Drop a finished run's state for going on: its outcome is in the journal now."""
-    for name in ("resume.safetensors", ".lock"):
-        (cell.directory / "trials" / key / name).unlink(missing_ok=True)
+    """Drop what a trial that has ended would have gone on from: its outcome is in the journal now."""
+    for name in (RESUME, TRIAL_LOCK):
+        (trial_directory(cell.directory, key) / name).unlink(missing_ok=True)
 
 
 def _make_directory(directory: Path) -> None:
     try:
-        (directory / "trials").mkdir(parents=True, exist_ok=True)
+        (directory / TRIALS).mkdir(parents=True, exist_ok=True)
         probe = directory / f".probe.{os.getpid()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise UsageError(
-            "the directory of a run must be writable", got=error.strerror, where=directory,
+            "the directory of a study must be writable", got=error.strerror, where=directory,
             next_step="Give another --out.",
         ) from None  # fmt: skip
 
 
-def _known_events(directory: Path) -> list[dict[str, Any]]:
+def _known_events(directory: Path) -> list[Event]:
     path = directory / JOURNAL
     if path.exists():
         return read_journal(path)
     if (directory / STUDY).exists():
         raise UsageError(
-            "a run's directory must hold its journal", got=f"{STUDY} without it", where=directory,
+            "a study's directory must hold its journal", got=f"{STUDY} without it", where=directory,
             next_step="Restore journal.jsonl, or give another --out.",
         )  # fmt: skip
     return []
 
 
-def _check_continues(directory: Path, opened: dict[str, Any], header: dict[str, Any], *, resume: bool) -> None:
-    if opened.get("schema") != SCHEMA_VERSION:
-        raise RecordError(f"a run's schema must be {SCHEMA_VERSION}", got=opened.get("schema"), where=directory)
+def _check_continues(known: StudyRecord, header: StudyOpened, *, resume: bool) -> None:
+    directory, opened = known.directory, known.first_opened
+    if opened.schema is None or opened.schema > SCHEMA_VERSION:
+        raise RecordError(
+            f"a study must be continued by the captune that wrote it or a newer one (schema {SCHEMA_VERSION} or less)",
+            got=opened.schema, where=directory,
+        )  # fmt: skip
     differences = study_differences(opened, header)
     if differences:
         listed = "\n  ".join(f"{key}: {before!r} there, {after!r} now" for key, before, after in differences)
         raise UsageError(
-            "the directory of a run must hold the same study or none", got=f"another\n  {listed}", where=directory,
+            "the directory of a study must hold the same study or none", got=f"another\n  {listed}", where=directory,
             next_step="Give the same settings with --resume, another --out, or --fork NAME to start beside it.",
         )  # fmt: skip
     if not resume:
         raise UsageError(
-            "the directory of a new run must hold no study", got="this study, begun before", where=directory,
+            "the directory of a new study must hold no study", got="this study, begun before", where=directory,
             next_step="Say --resume to go on with it (more --trials extend it), or give another --out.",
         )  # fmt: skip
 
 
-def study_differences(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """What differs between two study headers among the settings that must not change: (key, before, after)."""
+def study_differences(before: StudyOpened, after: StudyOpened) -> list[tuple[str, Any, Any]]:
+    """What differs between two openings among the settings that must not change: (key, before, after)."""
     first, second = _fixed_settings(before), _fixed_settings(after)
     missing = "not there"
     return [
@@ -218,48 +220,47 @@ def study_differences(before: dict[str, Any], after: dict[str, Any]) -> list[tup
     ]
 
 
-def _fixed_settings(header: dict[str, Any]) -> dict[str, Any]:
-    study = {key: value for key, value in header["study"].items() if key not in _FREE}
+def _fixed_settings(header: StudyOpened) -> dict[str, Any]:
+    study = {key: value for key, value in header.study.items() if key not in _FREE}
     task = {key: value for key, value in study.pop("task").items() if key not in _FREE_TASK}
-    screen = header.get("screen") or {}
+    screen = header.screen or {}
     groups = {
         "study": study,
         "task": task,
-        "space": header["space"],
-        "paper": header.get("base", {}),
+        "space": header.space,
+        "paper": header.base,
         "screen space": screen.get("space", {}),
         "screen paper": screen.get("base", {}),
     }
     return {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
 
 
-def study_header(study: StudyConfig, info: CellInfo, space: Space, *, study_id: str | None = None) -> dict[str, Any]:
-    """The `study_opened` event: everything needed to read, repeat or continue a study, but no password."""
+def study_header(study: StudyConfig, info: CellInfo, space: Space, *, study_id: str | None = None) -> StudyOpened:
+    """The opening of a study: everything needed to read, repeat or continue it, but no password."""
     settings = study.model_dump(mode="json")
     if study.storage is not None:
         settings["storage"] = without_password(study.storage)
-    return {
-        "schema": SCHEMA_VERSION,
-        "study_id": study_id or uuid.uuid4().hex,
-        "cell": info.name,
-        "study": settings,
-        "space": space.describe(),
-        "base": info.base.model_dump(mode="json"),
-        "screen": _screen_header(info, space),
-        "metric_name": info.metric_name,
-        "select_by": info.criterion,
-        "criterion_help": info.criterion_help,
-        "num_classes": info.num_classes,
-        "class_names": list(info.class_names),
-        "num_pool": info.num_pool,
-        "num_scored": info.num_scored,
-        "both_roles": info.both_roles,
-        "num_test": info.num_test,
-        "notes": list(info.notes),
-        "versions": versions(),
-        "git": git_revision(),
-        "host": platform.node(),
-    }
+    return StudyOpened(
+        study_id=study_id or uuid.uuid4().hex,
+        cell=info.name,
+        study=settings,
+        space=space.describe(),
+        base=info.base.model_dump(mode="json"),
+        screen=_screen_header(info, space),
+        metric_name=info.metric_name,
+        select_by=info.criterion,
+        criterion_help=info.criterion_help,
+        num_classes=info.num_classes,
+        class_names=info.class_names,
+        num_pool=info.num_pool,
+        num_scored=info.num_scored,
+        both_roles=info.both_roles,
+        num_test=info.num_test,
+        notes=info.notes,
+        versions=versions(),
+        git=git_revision(),
+        host=platform.node(),
+    )
 
 
 def _screen_header(info: CellInfo, space: Space) -> dict[str, Any] | None:
@@ -268,9 +269,10 @@ def _screen_header(info: CellInfo, space: Space) -> dict[str, Any] | None:
     return {"space": space.screen.describe(), "base": info.screen_base.model_dump(mode="json")}
 
 
-def write_study(directory: Path, header: dict[str, Any]) -> None:
-    """Write study.yaml: the header, readable."""
-    atomic_write(directory / STUDY, yaml.safe_dump(header, sort_keys=False, allow_unicode=True))
+def write_study(directory: Path, header: StudyOpened) -> None:
+    """Write study.yaml: the opening, readable."""
+    values = jsonable({name: value for name, value in header.as_json().items() if name not in ("event", "time")})
+    atomic_write(directory / STUDY, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def with_storage(study: StudyConfig, storage: str | None) -> StudyConfig:
@@ -296,7 +298,7 @@ def read_study(directory: Path) -> tuple[StudyConfig, Space]:
     path = directory / STUDY
     if not path.exists():
         raise StudyError(
-            f"a run's directory must hold {STUDY}", got="none", where=directory,
+            f"a study's directory must hold {STUDY}", got="none", where=directory,
             next_step="Give the directory that `captune run` wrote.",
         )  # fmt: skip
     header = read_yaml(path)

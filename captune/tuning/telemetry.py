@@ -13,11 +13,13 @@ from typing import Any
 import ray
 from ray.util.metrics import Gauge
 
-from captune.records import REFERENCE, RUNNING
+from captune.records import Epoch, Event, Phase, State, Trial
+from captune.records.events import Finished
+from captune.records.layout import TENSORBOARD
 from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
 from captune.tuning.progress import Standing, standing
-from captune.tuning.runs import Run, RunSpec
+from captune.tuning.runs import RunSpec
 from captune.tuning.trainable import PAYLOAD, RUN
 
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -118,62 +120,60 @@ class Publisher:
             ray_internals.put_value(_KEY + self._identity, told, namespace=_NAMESPACE)
 
     def _publish_cell(self, cell: Cell, how: Standing) -> None:
-        states = Counter(run.state for run in cell.runs.values() if run.state != RUNNING)
-        states["RUNNING"] = len(cell.active)
-        for state in ("RUNNING", "COMPLETE", "PRUNED", "FAILED"):
-            self._gauges["captune_trials"].set(states[state], {"state": state, "cell": cell.name})
+        states = Counter(trial.state for trial in cell.trials.values())
+        states[State.RUNNING] = len(cell.active)
+        for state in (State.RUNNING, State.COMPLETE, State.PRUNED, State.FAILED):
+            self._gauges["captune_trials"].set(states[state], {"state": state.value, "cell": cell.name})
         for name, value in (("captune_best_score", how.best), ("captune_zero_shot", how.zero_shot)):
             if value is not None:
                 self._gauges[name].set(value, {"cell": cell.name})
 
-    def _listener(self, cell: Cell) -> Callable[[dict[str, Any], Run | None], None]:
-        def note(event: dict[str, Any], run: Run | None) -> None:
-            if run is None or run.phase == REFERENCE:
+    def _listener(self, cell: Cell) -> Callable[[Event, Trial | None], None]:
+        def note(event: Event, trial: Trial | None) -> None:
+            if trial is None or trial.phase is Phase.REFERENCE:
                 return
-            if event["event"] == "epoch":
-                self._steps[cell.name, run.key] = _figures(event, run)
-            elif event["event"] == "finished":
-                self._steps[cell.name, run.key] = dict.fromkeys(_TRIAL_METRICS, 0.0)
+            if isinstance(event, Epoch):
+                self._steps[cell.name, trial.key] = _figures(event, trial)
+            elif isinstance(event, Finished):
+                self._steps[cell.name, trial.key] = dict.fromkeys(_TRIAL_METRICS, 0.0)
 
         return note
 
 
-def _figures(event: dict[str, Any], run: Run) -> dict[str, float]:
-    figures = {"captune_epoch": float(event["epoch"])}
-    seconds = event.get("seconds")
-    if seconds:
-        figures["captune_steps_per_second"] = run.config.get("steps_per_epoch", 0) / seconds
-        figures["captune_images_per_second"] = (event.get("images") or 0) / seconds
-    if event.get("balance") is not None:
-        figures["captune_pseudolabel_balance"] = event["balance"]
-    if event.get("gpu_memory_bytes") is not None:
-        figures["captune_gpu_memory_bytes"] = event["gpu_memory_bytes"]
+def _figures(event: Epoch, trial: Trial) -> dict[str, float]:
+    figures = {"captune_epoch": float(event.epoch)}
+    if event.seconds:
+        figures["captune_steps_per_second"] = trial.config.get("steps_per_epoch", 0) / event.seconds
+        figures["captune_images_per_second"] = (event.values.get("images") or 0) / event.seconds
+    for name, metric in (("balance", "pseudolabel_balance"), ("gpu_memory_bytes", "gpu_memory_bytes")):
+        if event.values.get(name) is not None:
+            figures[f"captune_{metric}"] = event.values[name]
     return figures
 
 
 class TensorBoard:
-    """Writes every epoch's numbers of a study to `tensorboard/<run>` in its directory."""
+    """Writes every epoch's numbers of a study to `tensorboard/<trial>` in its directory."""
 
     def __init__(self, cell: Cell) -> None:
-        self._root = cell.directory / "tensorboard"
+        self._root = cell.directory / TENSORBOARD
         self._writers: dict[str, Any] = {}
         cell.listeners.append(self._note)
 
-    def _note(self, event: dict[str, Any], run: Run | None) -> None:
-        if run is None:
+    def _note(self, event: Event, trial: Trial | None) -> None:
+        if trial is None:
             return
-        if event["event"] == "epoch":
-            writer = self._writers.get(run.key)
+        if isinstance(event, Epoch):
+            writer = self._writers.get(trial.key)
             if writer is None:
                 # Loaded late: it brings protobuf with it.
                 from tensorboardX import SummaryWriter
 
-                writer = self._writers[run.key] = SummaryWriter(str(self._root / run.key), write_to_disk=True)
-            for name, value in event.items():
-                if isinstance(value, (int, float)) and name not in ("time", "epoch", "fidelity"):
-                    writer.add_scalar(name, value, event["epoch"])
-        elif event["event"] == "finished" and run.key in self._writers:
-            self._writers.pop(run.key).close()
+                writer = self._writers[trial.key] = SummaryWriter(str(self._root / trial.key), write_to_disk=True)
+            for name, value in {"score": event.score, **event.values}.items():
+                if isinstance(value, (int, float)):
+                    writer.add_scalar(name, value, event.epoch)
+        elif isinstance(event, Finished) and trial.key in self._writers:
+            self._writers.pop(trial.key).close()
 
     def close(self) -> None:
         """Write what is left."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-CRITERION = "ensv"
-_PREDICTIONS = "predictions.safetensors"
+from captune.records.layout import PREDICTIONS
+
 # Where no pool image is held out (trzsl) the validation images are voted on; their labels are left alone.
 _JUDGED = ("holdout_probs", "validation_probs")
 
@@ -29,7 +29,7 @@ class Votes:
 
         None where it has no predictions on held-out images.
         """
-        path = directory / _PREDICTIONS
+        path = directory / PREDICTIONS
         if key not in self._predicted_N:
             if not path.exists():
                 return None
@@ -49,3 +49,7 @@ class Votes:
         if self._counts_NK is None or key not in self._predicted_N:
             return None
         return float(np.mean(self._counts_NK.argmax(-1) == self._predicted_N[key]))
+
+    def agreements(self) -> dict[str, float]:
+        """The agreement of every candidate."""
+        return {key: share for key in self._predicted_N if (share := self.agreement(key)) is not None}

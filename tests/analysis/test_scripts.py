@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from captune.results.load import load_runs
+from captune.results.load import load_studies
 from captune.results.report import tables_of
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def tables(runs: list[Path]) -> dict[str, pd.DataFrame]:
-    return tables_of(load_runs(runs))
+    return tables_of(load_studies(runs))
 
 
 def documented() -> dict[str, list[str]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 
 from captune.errors import RecordError
-from captune.records import JOURNAL, SEARCH, read_journal
+from captune.records import JOURNAL, Phase, StudyRecord, read_journal
+from captune.records.events import Finished, Started
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,11 @@ def trial_overhead(run: Path) -> Overhead:
         RecordError: fewer than two finished search trials, or trials that ran beside each other.
     """
     events = read_journal(run / JOURNAL)
-    search = {event["key"] for event in events if event["event"] == "planned" and event["phase"] == SEARCH}
-    started = {event["key"]: event["time"] for event in events if event["event"] == "started"}
-    ended = {event["key"]: event["time"] for event in events if event["event"] == "finished"}
-    training: dict[str, float] = {}
-    for key, _, seconds in {
-        (event["key"], event["epoch"], event["seconds"]) for event in events if event["event"] == "epoch"
-    }:
-        training[key] = training.get(key, 0.0) + seconds
+    record = StudyRecord(run, events)
+    search = {trial.key for trial in record.of_phase(Phase.SEARCH)}
+    started = {event.key: event.time or 0.0 for event in events if isinstance(event, Started)}
+    ended = {event.key: event.time or 0.0 for event in events if isinstance(event, Finished)}
+    training = {trial.key: trial.trained_seconds for trial in record.trials}
     order = sorted((key for key in ended if key in started), key=lambda key: started[key])
     spent, first = [], None
     for before, key in zip([None, *order], order, strict=False):

@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 from captune.errors import RecordError
-from captune.records import COMPLETE, JOURNAL, SCREEN, SEARCH, read_journal
+from captune.records import JOURNAL, Phase, StudyRecord, read_journal
 
 FULL, SCREENED = "full", "screened"
 
@@ -99,29 +99,19 @@ def ended_trials(directory: Path) -> tuple[int, list[Trained]]:
     Raises:
         RecordError: no journal, or one without a study.
     """
-    events = read_journal(directory / JOURNAL)
-    opened = next((event for event in events if event["event"] == "study_opened"), None)
-    if opened is None:
-        raise RecordError("a run's journal must say which study it is", got="no study_opened", where=directory)
-    planned = {event["key"]: event for event in events if event["event"] == "planned"}
-    epochs: dict[str, int] = {}
-    for event in events:
-        if event["event"] == "epoch":
-            epochs[event["key"]] = max(event["epoch"], epochs.get(event["key"], 0))
-    trials = []
-    for event in events:
-        plan = planned.get(event.get("key", ""), {})
-        if event["event"] == "finished" and plan.get("phase") in (SCREEN, SEARCH):
-            whole = plan["phase"] == SEARCH and event["state"] == COMPLETE
-            trials.append(
-                Trained(
-                    tuning=str(plan["config"].get("tuning")),
-                    epochs=epochs.get(event["key"], 0),
-                    seconds=event["seconds"] or 0.0,
-                    score=event.get("score") if whole else None,
-                )
-            )
-    return int(opened["study"]["seed"]), trials
+    record = StudyRecord(directory, read_journal(directory / JOURNAL))
+    if not record.num_openings:
+        raise RecordError("a study's journal must say which study it is", got="no study_opened", where=directory)
+    ended = [trial for trial in record.trials if trial.phase in (Phase.SCREEN, Phase.SEARCH) and trial.ended]
+    return int(record.study["seed"]), [
+        Trained(
+            tuning=str(trial.config.get("tuning")),
+            epochs=trial.num_epochs,
+            seconds=trial.seconds or 0.0,
+            score=trial.score_at_end if trial.phase is Phase.SEARCH and trial.finished else None,
+        )
+        for trial in sorted(ended, key=lambda trial: trial.ended_at)
+    ]
 
 
 def _by_seed(directories: Sequence[Path]) -> dict[int, list[Trained]]:

@@ -11,6 +11,7 @@ import pytest
 from captune.errors import RecordError
 from captune.records import JOURNAL, Journal
 from tests.bench.search_cost import compare, ended_trials, main, summary
+from tests.journals import append
 
 Row = tuple[str, int, float | None, str]
 
@@ -19,14 +20,14 @@ def study(directory: Path, seed: int, trials: list[Row], *, seconds: dict[str, f
     """A journal of trials (phase, epochs, score, state); an epoch of a phase takes so many seconds."""
     directory.mkdir()
     journal = Journal(directory / JOURNAL, durable=False)
-    journal.append("study_opened", study={"seed": seed})
+    append(journal, "study_opened", study={"seed": seed})
     for number, (phase, epochs, score, state) in enumerate(trials):
         key = f"{phase}{number}"
         tuning = "features" if phase == "screen" else "prompts"
-        journal.append("planned", key=key, phase=phase, config={"tuning": tuning})
+        append(journal, "planned", key=key, phase=phase, config={"tuning": tuning})
         for epoch in range(1, epochs + 1):
-            journal.append("epoch", key=key, epoch=epoch)
-        journal.append("finished", key=key, state=state, score=score, seconds=epochs * seconds[phase])
+            append(journal, "epoch", key=key, epoch=epoch)
+        append(journal, "finished", key=key, state=state, score=score, seconds=epochs * seconds[phase])
     journal.close()
     return directory
 

@@ -23,6 +23,7 @@ from captune.data.views import Feed, ImageViews
 from captune.errors import UsageError
 from captune.model.backbone import Backbone, Precision, load_backbone
 from captune.model.class_prompts import class_prompts
+from captune.records import Role
 from captune.seeding import torch_generator
 from captune.training.context import Context
 from captune.training.loop import Loop
@@ -191,7 +192,7 @@ class Workbench:
         if not photographs.exists():
             write_photographs(photographs, names, max(num_images, batch_size))
         config = TaskConfig.parse({"dataset": f"folder:{photographs}", "paradigm": "ul", "cache_dir": folder / "store"})
-        task, _ = build_task(config, role="report")
+        task, _ = build_task(config, role=Role.REPORT)
         store = ImageStore.open_or_build(load_dataset(config), backbone.preprocessing, folder / "store")
         self._view_parts = store, backbone.preprocessing, backbone.device
         self.views = RepeatedViews(*self._view_parts)

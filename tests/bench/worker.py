@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captune.records import Role
+
 _READY = "ready"
 _ROOT = Path(__file__).parents[2]
 
@@ -113,7 +115,7 @@ def _trial(epochs: int) -> Iterator[Callable[[], None]]:
     config = paper_config("cap", task).with_values({"epochs": epochs + 1, "tuning": "prompts"})
     with tempfile.TemporaryDirectory(prefix="captune-") as folder:
         run = TrialRun.open(
-            task, config, algorithm=ALGORITHMS["cap"], seed=0, directory=Path(folder), role="report", device="cpu"
+            task, config, algorithm=ALGORITHMS["cap"], seed=0, directory=Path(folder), role=Role.REPORT, device="cpu"
         )
         run.run_epoch()
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from captune.algorithms import paper_config
 from captune.cli.main import _seeds_joined, main
-from captune.cli.planning import plan_of
 from captune.config import StudyConfig, TaskConfig
 from captune.model.backbone import load_backbone
-from captune.results.load import load_run
+from captune.results.load import load_study
+from captune.studies.planning import plan_study
 from captune.training.checkpoint import load_checkpoint, save_checkpoint
 from captune.tuning.study import OpenStudy
 
@@ -89,10 +89,10 @@ def test_tiny_on_other_data_than_digits_says_that_accuracy_is_not_the_point(
 def test_a_study_records_what_its_backbone_makes_of_the_numbers(photos: Path, tmp_path: Path) -> None:
     task = TaskConfig.parse({"dataset": f"folder:{photos}", "paradigm": "ul", "backbone": "tiny"})
     study = StudyConfig(task=task, fixed={"batch_size": 4, "tuning": "features"})
-    plan = plan_of(study, tmp_path / "run")
+    plan = plan_study(study, tmp_path / "run")
     OpenStudy(plan.directory, study, plan.info, plan.space, durable=False).close()
     assert "accuracy is not the point" in yaml.safe_load((plan.directory / "study.yaml").read_text())["notes"][-1]
-    assert any("accuracy is not the point" in note for note in load_run(plan.directory).notes)
+    assert any("accuracy is not the point" in note for note in load_study(plan.directory).notes)
 
 
 def test_weights_that_are_not_there_stop_a_study_before_it_begins(photos: Path, tmp_path: Path) -> None:

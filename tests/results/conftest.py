@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from synthetic import whole_study
 
-from captune.results.load import RunRecord, load_run
+from captune.results.load import StudyRecord, load_study
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +20,5 @@ def study_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def study(study_dir: Path) -> RunRecord:
-    return load_run(study_dir)
+def study(study_dir: Path) -> StudyRecord:
+    return load_study(study_dir)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from captune.records import COMPLETE, FAILED, PRUNED, SCHEMA_VERSION, Journal
+from captune.records import SCHEMA_VERSION, Journal, State
+from tests.journals import append
 
 SPACE = {
     "learning_rate": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
@@ -49,7 +50,7 @@ class FakeStudy:
 
     def write(self, event: str, **fields: Any) -> None:
         self.clock += 1.0
-        self.journal.append(event, time=self.clock, **fields)
+        append(self.journal, event, time=self.clock, **fields)
 
     def plan(self, key: str, phase: str, *, number: int | None = None, config_id: int | None = None,
              origin: str = "sampler", params: dict[str, Any] | None = None, seed: int | None = None,
@@ -67,7 +68,7 @@ class FakeStudy:
             self.plan(key, "reference", origin="reference", seed=0)
             self.write("started", key=key, node="node-a", attempt=1)
             self.metric_of[key] = metric
-            self.write("finished", key=key, state=COMPLETE, score=score, score_epoch=0, fidelity=1.0, seconds=0.5,
+            self.write("finished", key=key, state=State.COMPLETE, score=score, score_epoch=0, fidelity=1.0, seconds=0.5,
                        scores={"agree-balanced": score, "agree-zero-shot": agree, "infomax": 1.0}, node="node-a",
                        reason=None, traceback=None, num_parameters=0)  # fmt: skip
 
@@ -95,7 +96,7 @@ class FakeStudy:
                        seconds=0.4, images=480, decision="stop" if epoch == last else "continue")  # fmt: skip
         final = 0.85 + (score - 0.85) * last / 4
         self.metric_of[key] = metric
-        self.write("finished", key=key, state=PRUNED if stop else COMPLETE, score=final, score_epoch=last,
+        self.write("finished", key=key, state=State.PRUNED if stop else State.COMPLETE, score=final, score_epoch=last,
                    scores={"agree-balanced": final, "agree-zero-shot": 0.9, "infomax": 2 - final},
                    fidelity=last / 4, seconds=1.7, node="node-a", reason="stopped by asha at epoch 1" if stop else None,
                    traceback=None, num_parameters=1234)  # fmt: skip
@@ -117,9 +118,9 @@ class FakeStudy:
                       params=params, seed=0)  # fmt: skip
             if number == fail:
                 self.write("started", key=key, node="node-a", attempt=1)
-                self.write("finished", key=key, state=FAILED, score=None, score_epoch=None, scores={}, fidelity=0.25,
-                           seconds=0.3, node="node-a", reason="loss became NaN in epoch 1", traceback="…",
-                           num_parameters=None)  # fmt: skip
+                self.write("finished", key=key, state=State.FAILED, score=None, score_epoch=None, scores={},
+                           fidelity=0.25, seconds=0.3, node="node-a", reason="loss became NaN in epoch 1",
+                           traceback="…", num_parameters=None)  # fmt: skip
                 continue
             self.train(key, params, stop=bool(stop_every) and number % stop_every == stop_every - 1)
         self.write("phase", name="search", detail={"trials": num_trials})
@@ -157,7 +158,7 @@ class FakeStudy:
             self.write("report", key=key, metrics={
                 "metric": metric, "accuracy": metric, "seen_accuracy": None, "unseen_accuracy": None,
                 "per_class_recall": recall, "worst_class_recall": float(recall.min()), "ece": 0.05,
-                "prediction_balance": 0.97, "prediction_cv": 0.2, "agreement_zero_shot": 0.85, "pool_accuracy": metric,
+                "prediction_balance": 0.97, "prediction_cv": 0.2, "agreement_zero_shot": 0.85,
                 "confused_pairs": [["two", "three", wrong], ["zero", "one", 5]]})  # fmt: skip
 
     def best_of_search(self, count: int = 3) -> list[int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from synthetic import SPACE, FakeStudy, whole_study
 
+from captune.records import StudyRecord
 from captune.results.best import (
     best_configs_table,
     flags,
@@ -17,12 +19,11 @@ from captune.results.best import (
     report_trials,
 )
 from captune.results.domains import Domain, domains_of
-from captune.results.load import load_run
-from captune.results.runs import RunRecord
+from captune.results.load import load_study
 from captune.results.tables import trials_table
 
 
-def test_row_holds_the_confirmed_mean_and_the_gains(study: RunRecord) -> None:
+def test_row_holds_the_confirmed_mean_and_the_gains(study: StudyRecord) -> None:
     row = best_configs_table([study]).iloc[0]
     values = list(metrics_by_seed(study, row["configuration"]).values())
     assert row["num_seeds"] == 3 and row["test_mean"] == pytest.approx(sum(values) / 3)
@@ -32,7 +33,7 @@ def test_row_holds_the_confirmed_mean_and_the_gains(study: RunRecord) -> None:
     assert row["advised_test"] == row["test_mean"] and row["advice"] == "adapt"
 
 
-def test_oracle_gap_compares_single_runs_of_the_search(study: RunRecord) -> None:
+def test_oracle_gap_compares_single_runs_of_the_search(study: StudyRecord) -> None:
     row = best_configs_table([study]).iloc[0]
     trials = trials_table([study]).set_index("key")
     complete = trials[(trials["phase"] == "search") & (trials["state"] == "COMPLETE")]["metric"].astype(float)
@@ -46,7 +47,7 @@ def test_before_the_seal_only_selection_scores_are_there(tmp_path: Path) -> None
     study.references()
     study.search(6)
     study.confirm([0, 1])
-    row = best_configs_table([load_run(study.close())]).iloc[0]
+    row = best_configs_table([load_study(study.close())]).iloc[0]
     assert pd.notna(row["selection_score"]) and row["num_seeds"] == 3
     assert row[["test_mean", "zero_shot", "paper", "gain_over_zero_shot", "oracle_gap"]].isna().all()
 
@@ -62,7 +63,7 @@ def test_report_role_runs_measure_where_there_are_any(tmp_path: Path) -> None:
         study.train(key, study.configs[1])
     study.metric_of["c1-s1-report"], study.metric_of["c1-s2-report"] = 0.5, 0.6
     study.open_seal()
-    run = load_run(study.close())
+    run = load_study(study.close())
     assert metrics_by_seed(run, "c1") == {1: 0.5, 2: 0.6}
     assert {trial.role for trial in report_trials(run, "c1")} == {"report"}
     assert len(run.configurations()["c1"]) == 4
@@ -75,7 +76,7 @@ def test_recorded_choice_stands_even_if_the_rule_would_differ(tmp_path: Path) ->
     study.confirm([0, 1, 2])
     study.choice(advice="keep zero-shot", config_id=2, config=study.configs[2], reason="said so", candidates=[])
     study.open_seal()
-    run = load_run(study.close())
+    run = load_study(study.close())
     choice = recorded_choice(run)
     assert (choice.advice, choice.name, choice.config_id, choice.reason) == (
         "keep zero-shot",
@@ -87,11 +88,11 @@ def test_recorded_choice_stands_even_if_the_rule_would_differ(tmp_path: Path) ->
     assert row["configuration"] == "c2" and row["advised_test"] == row["zero_shot"]
 
 
-def test_paper_is_found_confirmed_or_as_a_trial(study: RunRecord, tmp_path: Path) -> None:
+def test_paper_is_found_confirmed_or_as_a_trial(study: StudyRecord, tmp_path: Path) -> None:
     assert paper_name(study) == "c0"
     bare = FakeStudy(tmp_path)
     bare.search(2)
-    assert paper_name(load_run(bare.close())) == "t0000"
+    assert paper_name(load_study(bare.close())) == "t0000"
 
 
 @pytest.mark.parametrize(
@@ -104,11 +105,11 @@ def test_paper_is_found_confirmed_or_as_a_trial(study: RunRecord, tmp_path: Path
         ([], ["underpowered"]),
     ],
 )
-def test_flags_of_gains(study: RunRecord, gains: list[float], expected: list[str]) -> None:
+def test_flags_of_gains(study: StudyRecord, gains: list[float], expected: list[str]) -> None:
     assert flags(study, {"learning_rate": 0.01}, gains, gains) == expected
 
 
-def test_flags_name_every_setting_on_its_border(study: RunRecord) -> None:
+def test_flags_name_every_setting_on_its_border(study: StudyRecord) -> None:
     off = {"learning_rate": 0.01, "margin_scale": 0.0}
     assert flags(study, off, [0.8] * 3, [0.1] * 3) == [], "0 is where a strength is off, not a border"
     params = {"learning_rate": 1e-4, "margin_scale": 15.9, "num_main_samples": 16, "leaderboard": "published"}
@@ -130,9 +131,10 @@ def test_unit_coordinates_by_hand() -> None:
 def test_domains_are_read_from_the_recorded_space_or_from_the_values(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.search(5)
-    run = load_run(study.close())
+    run = load_study(study.close())
     assert [domain.name for domain in domains_of(run)] == list(SPACE)
-    run.opened["space"] = {"learning_rate": "hand-edited", "epochs": {"role": "fixed", "value": 4}}
+    by_hand = {"learning_rate": "hand-edited", "epochs": {"role": "fixed", "value": 4}}
+    run.opened = replace(run.opened, space=by_hand)
     inferred = {domain.name: domain for domain in domains_of(run)}
     assert "epochs" not in inferred
     assert inferred["learning_rate"].low == min(config["learning_rate"] for config in study.configs.values())
@@ -140,5 +142,5 @@ def test_domains_are_read_from_the_recorded_space_or_from_the_values(tmp_path: P
 
 
 def test_oracle_run_is_flagged(tmp_path: Path) -> None:
-    run = load_run(whole_study(tmp_path, select_by="oracle"))
+    run = load_study(whole_study(tmp_path, select_by="oracle"))
     assert "oracle" in best_configs_table([run]).iloc[0]["flags"].split()

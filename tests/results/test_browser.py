@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from synthetic import whole_study
 
-from captune.results.report import report_run
+from captune.results.report import report_study
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
@@ -28,7 +28,7 @@ PROBE = """<html><body><pre id=said></pre>
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium on the path")
 def test_page_fits_a_phone_and_is_silent(tmp_path: Path) -> None:
-    report_run(whole_study(tmp_path / "run"))
+    report_study(whole_study(tmp_path / "run"))
     (tmp_path / "probe.html").write_text(PROBE)
     done = subprocess.run(
         [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",

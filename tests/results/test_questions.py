@@ -12,22 +12,23 @@ import pandas as pd
 import pytest
 from synthetic import FakeStudy, quality, whole_study
 
+from captune.decisions.statistics import subset_weights
+from captune.records import StudyRecord
+from captune.records.events import Mismatch
 from captune.results.comparisons import ALL_CELLS, cell_of, comparisons_table, ranks_table
 from captune.results.concepts import concepts_table
 from captune.results.curves import curves_table, expected_best, trial_counts
 from captune.results.importance import FANOVA_TRIALS, importance_table, marginals_table, optuna_study, pair_variance
-from captune.results.load import load_run, load_runs
+from captune.results.load import load_studies, load_study
 from captune.results.report import tables_of
 from captune.results.robustness import robustness_table
-from captune.results.runs import RunRecord
 from captune.results.selection import MEAN_OF_RUNS, selection_table
-from captune.results.statistics import subset_weights
 from captune.results.surrogate import fit_surrogate
 from captune.results.transfer import BEST_ON_AVERAGE, transfer_table
 
 
 @pytest.fixture(scope="module")
-def matrix(tmp_path_factory: pytest.TempPathFactory) -> list[RunRecord]:
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> list[StudyRecord]:
     """Two cells, two methods; `fpl` is worse by five points everywhere (its zero-shot is the same)."""
     root = tmp_path_factory.mktemp("matrix")
     for index, (paradigm, method) in enumerate([("ul", "cap"), ("tft", "cap"), ("ul", "fpl"), ("tft", "fpl")]):
@@ -40,7 +41,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> list[RunRecord]:
             study.metric_of |= worse
         study.open_seal()
         study.close()
-    return load_runs([root])
+    return load_studies([root])
 
 
 def row_of(table: pd.DataFrame, **where: object) -> pd.Series:
@@ -62,14 +63,14 @@ def test_robustness_row_by_hand(tmp_path: Path) -> None:
     for seed, metric in enumerate([0.70, 0.80, 0.90], start=1):
         study.metric_of[f"c1-s{seed}"] = metric
     study.open_seal()
-    row = row_of(robustness_table([load_run(study.close())]), configuration="c1")
+    row = row_of(robustness_table([load_study(study.close())]), configuration="c1")
     assert (row["mean"], row["sd"], row["worst_seed"]) == pytest.approx((0.80, 0.10, 0.70))
     assert (row["worst_class_recall"], row["worst_class_recall_worst_seed"]) == pytest.approx((0.60, 0.50))
     assert row["t_low"] == pytest.approx(0.80 - 4.3027 * 0.10 / 3**0.5, abs=1e-3)
     assert 0.70 - 1e-9 <= row["low"] <= 0.80 <= row["high"] <= 0.90 + 1e-9
 
 
-def test_robustness_holds_stress_runs_of_their_configuration(study: RunRecord) -> None:
+def test_robustness_holds_stress_runs_of_their_configuration(study: StudyRecord) -> None:
     table = robustness_table([study])
     stressed = table[table["imbalance_10"].notna()]
     assert len(stressed) == 1
@@ -83,7 +84,7 @@ def test_robustness_of_an_unconfirmed_run_takes_the_best_three_and_the_papers(tm
     study = FakeStudy(tmp_path)
     study.references()
     study.search(8)
-    table = robustness_table([load_run(study.close())])
+    table = robustness_table([load_study(study.close())])
     names = set(table["configuration"])
     assert {"zero_shot", "balanced", "t0000"} <= names and len(names) in (5, 6)
     assert table["mean"].isna().all() and table["score_mean"].notna().sum() >= 4
@@ -96,7 +97,7 @@ def test_a_constant_configuration_has_zero_spread(tmp_path: Path) -> None:
     study.confirm([1])
     study.metric_of |= {f"c1-s{seed}": 0.77 for seed in (1, 2, 3)}
     study.open_seal()
-    row = row_of(robustness_table([load_run(study.close())]), configuration="c1")
+    row = row_of(robustness_table([load_study(study.close())]), configuration="c1")
     assert row["sd"] == 0 and row["low"] == row["high"] == row["t_low"] == row["t_high"] == pytest.approx(0.77)
 
 
@@ -105,7 +106,7 @@ def test_sensitivity_is_largest_for_the_setting_that_matters(tmp_path: Path) -> 
     study.references()
     study.search(200)
     study.confirm([max(study.configs, key=lambda number: quality(study.configs[number]))])
-    row = robustness_table([load_run(study.close())]).iloc[-1]
+    row = robustness_table([load_study(study.close())]).iloc[-1]
     falls = {name: row[name] for name in row.index if name.startswith("sensitivity_")}
     assert max(falls, key=lambda name: falls[name]) in ("sensitivity_learning_rate", "sensitivity_num_main_samples")
     assert falls["sensitivity_margin_scale"] < max(falls.values()) and min(falls.values()) >= 0
@@ -114,7 +115,7 @@ def test_sensitivity_is_largest_for_the_setting_that_matters(tmp_path: Path) -> 
 # comparisons
 
 
-def test_configurations_are_compared_seed_by_seed(study: RunRecord) -> None:
+def test_configurations_are_compared_seed_by_seed(study: StudyRecord) -> None:
     table = comparisons_table([study])
     row = row_of(table, first="c0", second="zero_shot")
     metrics = [study.find(f"c0-s{seed}").metric for seed in (1, 2, 3)]  # type: ignore[union-attr]
@@ -123,7 +124,7 @@ def test_configurations_are_compared_seed_by_seed(study: RunRecord) -> None:
     assert (table["holm_p"] >= table["wilcoxon_p"] - 1e-12).all()
 
 
-def test_methods_are_compared_per_cell_and_over_all_cells(matrix: list[RunRecord]) -> None:
+def test_methods_are_compared_per_cell_and_over_all_cells(matrix: list[StudyRecord]) -> None:
     table = comparisons_table(matrix)
     pooled = row_of(table, scope="methods", cell=ALL_CELLS, first="cap", second="fpl")
     cells = table[(table["scope"] == "methods") & (table["first"] == "cap") & (table["second"] == "fpl")]
@@ -133,7 +134,7 @@ def test_methods_are_compared_per_cell_and_over_all_cells(matrix: list[RunRecord
     assert pooled["num_pairs"] == 8 and pooled["num_cells"] == 2 and pooled["verdict"] == "first better"
 
 
-def test_zero_shot_is_a_method_and_ranks_share_ties(matrix: list[RunRecord]) -> None:
+def test_zero_shot_is_a_method_and_ranks_share_ties(matrix: list[StudyRecord]) -> None:
     ranks = ranks_table(matrix).set_index("method")
     assert ranks.loc["cap", "mean_rank"] == 1 and ranks["num_cells"].eq(2).all()
     assert ranks["mean_rank"].sum() == pytest.approx(1 + 2 + 3 + 4)
@@ -146,7 +147,7 @@ def test_one_seed_is_undecided(tmp_path: Path) -> None:
     study.search(3)
     study.confirm([0, 1], seeds=1)
     study.open_seal()
-    table = comparisons_table([load_run(study.close())])
+    table = comparisons_table([load_study(study.close())])
     assert (table["verdict"] == "undecided").all() and table["low"].isna().all() and table["wilcoxon_p"].isna().all()
     assert table["note"].str.contains("too few seeds").all()
 
@@ -156,12 +157,12 @@ def test_before_the_seal_scores_are_compared_without_balanced(tmp_path: Path) ->
     study.references()
     study.search(3)
     study.confirm([0, 1])
-    table = comparisons_table([load_run(study.close())])
+    table = comparisons_table([load_study(study.close())])
     assert set(table["measure"]) == {"score"} and "balanced" not in {*table["first"], *table["second"]}
 
 
 def test_cells_with_other_settings_are_not_compared(tmp_path: Path) -> None:
-    run = load_run(whole_study(tmp_path))
+    run = load_study(whole_study(tmp_path))
     assert cell_of(run) == "digits ul"
     run.study["task"] |= {"pool_imbalance": 10.0, "data_root": "/elsewhere", "protocol": "coop"}
     assert cell_of(run) == "digits ul pool_imbalance=10.0"
@@ -171,14 +172,14 @@ def test_cells_with_other_settings_are_not_compared(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def long_search(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+def long_search(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
     study = FakeStudy(tmp_path_factory.mktemp("long"), noise=0.002, seed=7)
     study.references()
     study.search(60)
-    return load_run(study.close())
+    return load_study(study.close())
 
 
-def test_importance_finds_what_the_simulator_uses(long_search: RunRecord) -> None:
+def test_importance_finds_what_the_simulator_uses(long_search: StudyRecord) -> None:
     """Quality depends on the learning rate and the main samples; margin and leaderboard hardly move it."""
     table = importance_table([long_search])
     main = table[table["kind"] == "main"]
@@ -192,7 +193,7 @@ def test_importance_finds_what_the_simulator_uses(long_search: RunRecord) -> Non
     assert len(pairs) == 6 and pairs["importance"].between(0, 1).all()
 
 
-def test_marginal_curve_peaks_where_the_simulator_does(long_search: RunRecord) -> None:
+def test_marginal_curve_peaks_where_the_simulator_does(long_search: StudyRecord) -> None:
     curve = marginals_table([long_search])
     rate = curve[curve["parameter"] == "learning_rate"]
     peak = float(rate.loc[rate["mean"].astype(float).idxmax(), "value"])
@@ -204,7 +205,7 @@ def test_interaction_of_an_additive_forest_is_nothing_and_of_a_product_is_not(tm
     class Exact:
         """Stands for a forest whose prediction is known exactly."""
 
-        def __init__(self, run: RunRecord, product: bool) -> None:
+        def __init__(self, run: StudyRecord, product: bool) -> None:
             surrogate = fit_surrogate(run)
             assert surrogate is not None
             self.domains, self.product = surrogate.domains, product
@@ -215,7 +216,7 @@ def test_interaction_of_an_additive_forest_is_nothing_and_of_a_product_is_not(tm
 
     study = FakeStudy(tmp_path)
     study.search(8)
-    run = load_run(study.close())
+    run = load_study(study.close())
     background = np.random.default_rng(0).random((16, 4))
     additive = pair_variance(Exact(run, False), background, 0, 1)  # type: ignore[arg-type]
     product = pair_variance(Exact(run, True), background, 0, 1)  # type: ignore[arg-type]
@@ -232,16 +233,16 @@ def test_importance_is_silent_when_it_cannot_speak(tmp_path: Path) -> None:
         key = f"t{number:04d}"
         equal.plan(key, "search", number=number, config_id=number, params=equal.sample())
         equal.write("finished", key=key, state="COMPLETE", score=0.5, scores={}, fidelity=1.0)
-    runs = [load_run(few.close()), load_run(equal.close())]
+    runs = [load_study(few.close()), load_study(equal.close())]
     assert importance_table(runs).empty and marginals_table(runs).empty
 
 
-def test_few_trials_are_called_a_hint(study: RunRecord) -> None:
+def test_few_trials_are_called_a_hint(study: StudyRecord) -> None:
     table = importance_table([study])
     assert table[table["kind"] == "main"]["note"].str.startswith("a hint: 9 trials for 4 settings").all()
 
 
-def test_optuna_study_holds_the_trials_even_outside_the_space(long_search: RunRecord) -> None:
+def test_optuna_study_holds_the_trials_even_outside_the_space(long_search: StudyRecord) -> None:
     study = optuna_study(long_search)
     assert len(study.trials) == 60 and study.best_value == max(
         t.score for t in long_search.trials if t.phase == "search"
@@ -288,7 +289,7 @@ def test_a_report_grows_with_the_number_of_trials_not_with_its_square(tmp_path: 
         study.references()
         study.search(num_trials, stop_every=5)
         study.open_seal()
-        run = load_run(study.close())
+        run = load_study(study.close())
         profile = cProfile.Profile()
         profile.enable()
         tables_of([run])
@@ -301,7 +302,7 @@ def test_fanova_reads_a_bounded_number_of_trials_and_says_so(tmp_path: Path) -> 
     study = FakeStudy(tmp_path / "many")
     study.references()
     study.search(FANOVA_TRIALS + 40)
-    run = load_run(study.close())
+    run = load_study(study.close())
     assert len(optuna_study(run, most=16).trials) == 16
     main = importance_table([run]).query("kind == 'main'").set_index("method")
     assert set(main.loc["fANOVA", "num_trials"]) == {FANOVA_TRIALS}
@@ -309,7 +310,7 @@ def test_fanova_reads_a_bounded_number_of_trials_and_says_so(tmp_path: Path) -> 
     assert set(main.loc["PED-ANOVA", "num_trials"]) == {FANOVA_TRIALS + 40}
 
 
-def test_curve_rises_within_its_band_and_ends_at_the_best(study: RunRecord) -> None:
+def test_curve_rises_within_its_band_and_ends_at_the_best(study: StudyRecord) -> None:
     table = curves_table([study])
     best = table["expected_best_score"].astype(float)
     assert best.is_monotonic_increasing and best.iloc[-1] == pytest.approx(table["observed_best_score"].iloc[-1])
@@ -320,7 +321,9 @@ def test_curve_rises_within_its_band_and_ends_at_the_best(study: RunRecord) -> N
 # selection
 
 
-def hand_study(tmp_path: Path, scores: Sequence[float], other: Sequence[float], metrics: Sequence[float]) -> RunRecord:
+def hand_study(
+    tmp_path: Path, scores: Sequence[float], other: Sequence[float], metrics: Sequence[float]
+) -> StudyRecord:
     study = FakeStudy(tmp_path)
     study.references()
     for number, (score, second, metric) in enumerate(zip(scores, other, metrics, strict=True)):
@@ -330,7 +333,7 @@ def hand_study(tmp_path: Path, scores: Sequence[float], other: Sequence[float], 
         study.write("finished", key=key, state="COMPLETE", score=score, scores=values, fidelity=1.0)
         study.metric_of[key] = metric
     study.open_seal()
-    return load_run(study.close())
+    return load_study(study.close())
 
 
 def test_selection_by_hand(tmp_path: Path) -> None:
@@ -351,7 +354,7 @@ def test_criterion_that_cannot_tell_trials_apart_picks_any(tmp_path: Path) -> No
     assert row["pick"] == "any of 3" and row["pick_metric"] == pytest.approx(0.69) and pd.isna(row["spearman"])
 
 
-def test_selection_over_runs_ends_with_the_means(matrix: list[RunRecord]) -> None:
+def test_selection_over_runs_ends_with_the_means(matrix: list[StudyRecord]) -> None:
     table = selection_table(matrix)
     means = table[table["run"] == MEAN_OF_RUNS].set_index("criterion")
     single = table[(table["run"] != MEAN_OF_RUNS) & (table["criterion"] == "agree-balanced")]
@@ -362,13 +365,13 @@ def test_selection_over_runs_ends_with_the_means(matrix: list[RunRecord]) -> Non
 def test_selection_needs_the_open_seal(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.search(4)
-    assert selection_table([load_run(study.close())]).empty
+    assert selection_table([load_study(study.close())]).empty
 
 
 # transfer
 
 
-def test_transfer_knows_what_was_run_and_predicts_the_rest(matrix: list[RunRecord]) -> None:
+def test_transfer_knows_what_was_run_and_predicts_the_rest(matrix: list[StudyRecord]) -> None:
     table = transfer_table(matrix)
     assert set(table["how"].dropna()) <= {"run", "surrogate"} and (table["regret"].dropna() >= 0).all()
     home = table[(table["source_run"] == table["target_run"]) & (table["source"] != BEST_ON_AVERAGE)]
@@ -380,14 +383,14 @@ def test_transfer_knows_what_was_run_and_predicts_the_rest(matrix: list[RunRecor
         assert rows["regret"].mean() <= means.min() + 1e-9
 
 
-def test_transfer_of_one_run_is_nothing(study: RunRecord) -> None:
+def test_transfer_of_one_run_is_nothing(study: StudyRecord) -> None:
     assert transfer_table([study]).empty
 
 
 # concepts
 
 
-def test_concepts_before_and_after_by_hand(study: RunRecord) -> None:
+def test_concepts_before_and_after_by_hand(study: StudyRecord) -> None:
     table = concepts_table([study])
     two = row_of(table, **{"kind": "class", "class": "two"})
     assert two["before"] == pytest.approx(0.5) and two["change"] == pytest.approx(two["after"] - 0.5)
@@ -397,15 +400,15 @@ def test_concepts_before_and_after_by_hand(study: RunRecord) -> None:
 
 
 def test_concepts_mark_recorded_mismatches_and_read_class_numbers(study_dir: Path) -> None:
-    run = load_run(study_dir)
-    run.opened["mismatched"] = [2]
+    run = load_study(study_dir)
+    run.apply(Mismatch(mismatched=(2,)))
     flagged = concepts_table([run])
     assert list(flagged[flagged["mismatched"].eq(True)]["class"]) == ["two"]
 
 
 def test_no_table_fails_on_an_empty_run(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
-    run = load_run(study.close())
+    run = load_study(study.close())
     makers = (robustness_table, comparisons_table, ranks_table, importance_table, marginals_table, curves_table,
               selection_table, transfer_table, concepts_table)  # fmt: skip
     assert all(make([run]).empty for make in makers)

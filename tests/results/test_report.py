@@ -13,8 +13,8 @@ from synthetic import FakeStudy, whole_study
 from typer.testing import CliRunner
 
 from captune.errors import RecordError, UsageError
-from captune.results.load import load_run
-from captune.results.report import report_run, report_runs, tables_of
+from captune.results.load import load_study
+from captune.results.report import report_studies, report_study, tables_of
 
 ALL_CSV = {"runs", "trials", "epochs", "confirm", "best_configs", "robustness", "comparisons", "importance",
            "marginals", "curves", "selection", "concepts"}  # fmt: skip
@@ -24,7 +24,7 @@ FIGURES = {"study", "robustness", "importance", "comparisons", "curves"}
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = whole_study(tmp_path_factory.mktemp("runs") / "digits-ul-cap")
-    report_run(directory)
+    report_study(directory)
     return directory
 
 
@@ -122,16 +122,16 @@ def test_page_says_what_was_run_chosen_how_sure_and_what_next(reported: Path) ->
 
 def test_html_in_names_is_only_text(tmp_path: Path) -> None:
     directory = small_study(tmp_path / "evil", dataset="<script>alert(1)</script>")
-    report_run(directory)
+    report_study(directory)
     assert "<script" not in (directory / "report.html").read_text(encoding="utf-8")
 
 
 def test_report_written_again_is_the_same_to_the_byte_whatever_was_edited(tmp_path: Path) -> None:
     directory = small_study(tmp_path / "run")
-    report_run(directory)
+    report_study(directory)
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     (directory / "best_configs.csv").write_text("run,test_mean\nmine,0.99\n")
-    report_run(directory)
+    report_study(directory)
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
@@ -139,7 +139,7 @@ def test_best_config_holds_the_whole_configuration_and_the_advice(reported: Path
     text = (reported / "best_config.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
     best = pd.read_csv(reported / "best_configs.csv").iloc[0]
-    run = load_run(reported)
+    run = load_study(reported)
     trial = run.find(f"t{int(best['config_id']):04d}")
     assert trial is not None and values == {"method": "cap", **trial.config}
     assert "# Advice: adapt." in text and "captune adapt --dataset digits --paradigm ul" in text
@@ -160,7 +160,7 @@ def test_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
     study.references()
     study.search(2)
     study.plan("t0002", "search", number=2, config_id=2, params=study.sample())
-    written = {path.name for path in report_run(study.close())}
+    written = {path.name for path in report_study(study.close())}
     assert {"trials.csv", "best_configs.csv", "report.html", "study.png"} <= written
     assert not {"confirm.csv", "selection.csv", "concepts.csv", "importance.csv"} & written
     page = " ".join(Page((study.directory / "report.html").read_text(encoding="utf-8")).text)
@@ -169,7 +169,7 @@ def test_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
 
 def test_run_without_any_trial_is_reported(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "empty")
-    written = {path.name for path in report_run(study.close())}
+    written = {path.name for path in report_study(study.close())}
     assert {"runs.csv", "trials.csv", "best_configs.csv", "report.html"} <= written
     assert "best_config.yaml" not in written and "study.png" not in written
 
@@ -178,7 +178,7 @@ def test_run_in_which_everything_failed_is_reported(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "failed")
     study.references()
     study.search(1, fail=0)
-    report_run(study.close())
+    report_study(study.close())
     page = " ".join(Page((study.directory / "report.html").read_text(encoding="utf-8")).text)
     assert "many trials failed" in page and "Keep zero-shot" in page
 
@@ -190,7 +190,7 @@ def test_several_runs_make_one_report_and_stay_as_they_are(tmp_path: Path) -> No
     open_run = FakeStudy(tmp_path / "digits-ssl-cap", paradigm="ssl", seed=9)
     open_run.references()
     runs.append(open_run.close())
-    written = {path.name for path in report_runs(runs, tmp_path / "out")}
+    written = {path.name for path in report_studies(runs, tmp_path / "out")}
     assert {"transfer.csv", "ranks.csv", "comparisons.csv", "comparisons.png", "report.html"} <= written
     assert "best_config.yaml" not in written and not (runs[0] / "report.html").exists()
     page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
@@ -201,7 +201,7 @@ def test_several_runs_make_one_report_and_stay_as_they_are(tmp_path: Path) -> No
 
 def test_oracle_stamp_is_on_page_and_tables(tmp_path: Path) -> None:
     directory = small_study(tmp_path / "oracle", select_by="oracle")
-    report_run(directory)
+    report_study(directory)
     assert "research only" in (directory / "report.html").read_text(encoding="utf-8")
     for path in directory.glob("*.csv"):
         assert "stamp" in pd.read_csv(path).columns, path.name
@@ -215,7 +215,7 @@ def test_no_csv_holds_the_word_nan(reported: Path) -> None:
 
 def test_tables_are_left_out_when_empty(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "empty")
-    assert set(tables_of([load_run(study.close())])) == {"runs.csv", "trials.csv", "best_configs.csv"}
+    assert set(tables_of([load_study(study.close())])) == {"runs.csv", "trials.csv", "best_configs.csv"}
 
 
 def test_command_reports_one_run_in_place_and_asks_where_for_several(tmp_path: Path) -> None:

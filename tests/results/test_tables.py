@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from synthetic import FakeStudy, whole_study
 
-from captune.results.load import load_run
-from captune.results.runs import RunRecord
+from captune.records import StudyRecord
+from captune.results.load import load_study
 from captune.results.tables import (
     ORACLE_STAMP,
     WALL_CLOCK_COLUMNS,
@@ -22,7 +22,7 @@ from captune.results.tables import (
 )
 
 
-def test_trials_table_has_references_then_search_in_order(study: RunRecord) -> None:
+def test_trials_table_has_references_then_search_in_order(study: StudyRecord) -> None:
     table = trials_table([study])
     assert list(table["key"]) == ["zero_shot", "balanced", *(f"t{number:04d}" for number in range(12))]
     assert list(table.columns[-len(WALL_CLOCK_COLUMNS) :]) == list(WALL_CLOCK_COLUMNS)
@@ -49,8 +49,8 @@ def test_writing_order_and_clock_leave_every_other_column_alone(study_dir: Path,
     other.mkdir()
     (other / "journal.jsonl").write_bytes(b"".join([opened, *mixed]))
     for make in (trials_table, epochs_table, confirm_table):
-        kept = [name for name in make([load_run(study_dir)]).columns if name not in WALL_CLOCK_COLUMNS]
-        first, second = make([load_run(study_dir)])[kept], make([load_run(other)])[kept]
+        kept = [name for name in make([load_study(study_dir)]).columns if name not in WALL_CLOCK_COLUMNS]
+        first, second = make([load_study(study_dir)])[kept], make([load_study(other)])[kept]
         pd.testing.assert_frame_equal(first, second)
 
 
@@ -61,12 +61,12 @@ def test_no_metric_is_shown_before_the_seal_is_opened(tmp_path: Path) -> None:
     study.confirm([0])
     # A report without the phase that opens the seal, as a hand-edited journal might hold.
     study.write("report", key="t0001", metrics={"metric": 0.99})
-    run = load_run(study.close())
+    run = load_study(study.close())
     assert trials_table([run])["metric"].isna().all()
     assert confirm_table([run])["metric"].isna().all()
 
 
-def test_unknown_is_an_empty_cell_and_never_nan(study: RunRecord, tmp_path: Path) -> None:
+def test_unknown_is_an_empty_cell_and_never_nan(study: StudyRecord, tmp_path: Path) -> None:
     path = write_csv(trials_table([study]).assign(odd=[float("inf"), *[None] * 13]), tmp_path / "t.csv")
     text = path.read_text()
     assert "nan" not in text.lower().replace("became nan", "") and "inf" not in text
@@ -75,7 +75,7 @@ def test_unknown_is_an_empty_cell_and_never_nan(study: RunRecord, tmp_path: Path
 
 
 def test_oracle_study_stamps_its_tables(tmp_path: Path) -> None:
-    run = load_run(whole_study(tmp_path / "oracle", select_by="oracle"))
+    run = load_study(whole_study(tmp_path / "oracle", select_by="oracle"))
     path = write_csv(trials_table([run]), tmp_path / "t.csv", [run])
     assert (pd.read_csv(path)["stamp"] == ORACLE_STAMP).all()
 
@@ -83,20 +83,20 @@ def test_oracle_study_stamps_its_tables(tmp_path: Path) -> None:
 def test_setting_named_like_a_column_is_kept_apart(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "clash")
     study.plan("t0000", "search", number=0, config_id=0, params={"score": 3.0, "schedule": [1, 2]})
-    table = trials_table([load_run(study.close())])
+    table = trials_table([load_study(study.close())])
     assert (
         table.loc[0, "config.score"] == 3.0 and table.loc[0, "schedule"] == "[1, 2]" and pd.isna(table.loc[0, "score"])
     )
 
 
-def test_epochs_table_holds_criteria_by_name_and_wall_clock_last(study: RunRecord) -> None:
+def test_epochs_table_holds_criteria_by_name_and_wall_clock_last(study: StudyRecord) -> None:
     table = epochs_table([study])
     assert table.columns[-1] == "seconds" and {"agree-balanced", "infomax", "loss", "balance"} <= set(table.columns)
     first = table[table["key"] == "t0000"]
     assert list(first["epoch"]) == [1, 2, 3, 4] and list(first["decision"])[-1] == "stop"
 
 
-def test_confirm_table_holds_confirmation_and_stress(study: RunRecord) -> None:
+def test_confirm_table_holds_confirmation_and_stress(study: StudyRecord) -> None:
     table = confirm_table([study])
     assert set(table["phase"]) == {"confirm", "stress"}
     assert table[table["phase"] == "stress"]["task_overrides"].notna().all()
@@ -111,4 +111,4 @@ def test_pareto_front_by_hand(tmp_path: Path) -> None:
         study.plan(key, "search", number=number, config_id=number, params=study.sample())
         study.write("epoch", key=key, epoch=1, fidelity=1.0, score=score, scores={}, balance=balance)
         study.write("finished", key=key, state="COMPLETE", score=score, scores={}, fidelity=1.0, seconds=1.0, node="a")
-    assert pareto_front(load_run(study.close())) == {"t0000", "t0001"}
+    assert pareto_front(load_study(study.close())) == {"t0000", "t0001"}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from captune.errors import UsageError
 from captune.training import selection
 from captune.training.selection import neighbour_consistency, neighbour_gain_error
 
@@ -44,24 +43,6 @@ def test_no_held_out_images_give_no_scores() -> None:
     assert (
         selection.label_free_scores(torch.zeros(0, 3), reference([], []), strong_probs_NK=None, clusters_N=None) == {}
     )
-
-
-def test_the_vote_is_the_majority_and_the_lowest_class_on_a_tie() -> None:
-    votes = selection.ensemble_vote(torch.tensor([[0, 1, 2], [0, 2, 1], [1, 2, 0]]), 3)
-    assert votes.tolist() == [0, 2, 0]
-
-
-def test_defaults_are_no_diagnostics() -> None:
-    assert not set(selection.DEFAULTS.values()) & {*selection.DIAGNOSTICS, "oracle"}
-    assert set(selection.DIAGNOSTICS) < set(selection.CRITERIA)
-
-
-def test_a_criterion_that_needs_labels_is_refused_where_there_are_none() -> None:
-    with pytest.raises(UsageError, match="owns such labels"):
-        selection.resolve_criterion("val", "ul")
-    with pytest.raises(UsageError, match="Did you mean 'entropy'"):
-        selection.resolve_criterion("entrpy", "ul")
-    assert selection.resolve_criterion("auto", "ssl") == "val-smooth"
 
 
 def test_neighbours_count_what_chance_does_not_explain() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from captune.config import StudyConfig
 from captune.records import JOURNAL, Journal, read_journal
+from captune.records.events import StudyOpened
 from captune.space import load_space
 from captune.tuning.cell import Cell
 from captune.tuning.runs import CellInfo
+from tests.journals import journal_lines
 from tests.tuning.fakes import FakeRun, info, space_path, study
 
 
@@ -29,7 +31,7 @@ def make_cell(directory: Path, settings: StudyConfig | None = None, facts: CellI
     )
     if (directory / JOURNAL).exists():
         cell.replay(read_journal(directory / JOURNAL))
-    cell.open(Journal(directory / JOURNAL, durable=False))
+    cell.open(Journal(directory / JOURNAL, durable=False), StudyOpened())
     return cell
 
 
@@ -45,7 +47,7 @@ def drive(
     workers: dict[str, FakeRun] = {}
     reports = 0
     while True:
-        while len(workers) < concurrency and (run := cell.next_run()) is not None:
+        while len(workers) < concurrency and (run := cell.next_trial()) is not None:
             spec = cell.spec(run, threads=1)
             cell.start(run.key, "node")
             workers[run.key] = FakeRun(spec, fail=fail)
@@ -75,7 +77,7 @@ def advance(cell: Cell, key: str, worker: FakeRun) -> bool:
 
 def outcomes(directory: Path) -> list[dict[str, Any]]:
     """What a study came to, without times: every run's plan and end, in the order of the journal."""
-    events = read_journal(directory / JOURNAL)
+    events = journal_lines(directory / JOURNAL)
     drop = {"time", "seconds", "event", "node"}
     planned = {e["key"]: e for e in events if e["event"] == "planned"}
     finished = [e for e in events if e["event"] == "finished"]
@@ -88,7 +90,7 @@ def outcomes(directory: Path) -> list[dict[str, Any]]:
 def epochs(directory: Path) -> dict[tuple[str, int], tuple[float, str]]:
     """Score and decision of every epoch; a repeated one must say the same."""
     found: dict[tuple[str, int], tuple[float, str]] = {}
-    for event in read_journal(directory / JOURNAL):
+    for event in journal_lines(directory / JOURNAL):
         if event["event"] == "epoch":
             place = event["key"], event["epoch"]
             value = event["score"], event["decision"]

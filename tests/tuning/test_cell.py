@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from captune.records import COMPLETE, FAILED, JOURNAL, PRUNED, Journal, read_journal
+from captune.records import JOURNAL, Journal, State
+from captune.records.events import StudyOpened
 from captune.tuning.cell import Cell
+from tests.journals import journal_lines
 from tests.tuning.fakes import info, study
 from tests.tuning.simulate import Killed, advance, drive, epochs, make_cell, outcomes
 
@@ -28,7 +30,7 @@ def finished_by_key(directory: Path) -> dict[str, dict]:
 
 
 def test_references_come_first_then_the_papers_configuration_then_the_sampler(uninterrupted: Path) -> None:
-    planned = [e for e in read_journal(uninterrupted / JOURNAL) if e["event"] == "planned"]
+    planned = [e for e in journal_lines(uninterrupted / JOURNAL) if e["event"] == "planned"]
     assert [e["key"] for e in planned[:4]] == ["zero_shot", "balanced", "t0000", "t0001"]
     assert planned[2]["origin"] == "paper"
     assert planned[2]["config"] == info().base.model_dump(mode="json")
@@ -45,14 +47,14 @@ def test_every_configuration_is_confirmed_over_the_same_fresh_seeds(uninterrupte
     assert 0 in seeds, "the paper's configuration is always confirmed"
     assert len(seeds) in (2, 3)
     search = [end for end in outcomes(uninterrupted) if end["phase"] == "search"]
-    best = max((end for end in search if end["state"] == COMPLETE), key=lambda end: end["score"])
+    best = max((end for end in search if end["state"] == State.COMPLETE), key=lambda end: end["score"])
     assert best["config_id"] in seeds
     assert all(end["config"] == search[end["config_id"]]["config"] for end in confirmed)
 
 
 def test_hopeless_trials_stop_and_papers_reference_and_confirm_runs_never_do(tmp_path: Path) -> None:
     drive(make_cell(tmp_path, study(trials=25, confirm_top=2, confirm_seeds=2)))
-    stopped = [end for end in outcomes(tmp_path) if end["state"] == PRUNED]
+    stopped = [end for end in outcomes(tmp_path) if end["state"] == State.PRUNED]
     assert stopped
     assert all(end["phase"] == "search" and end["origin"] == "sampler" and end["fidelity"] < 1 for end in stopped)
     assert all("below the rung's median" in end["reason"] for end in stopped)
@@ -60,7 +62,7 @@ def test_hopeless_trials_stop_and_papers_reference_and_confirm_runs_never_do(tmp
 
 def test_no_trial_stops_without_a_scheduler(tmp_path: Path) -> None:
     drive(make_cell(tmp_path, study(trials=25, confirm_top=0, scheduler="none")))
-    assert {end["state"] for end in outcomes(tmp_path)} == {COMPLETE}
+    assert {end["state"] for end in outcomes(tmp_path)} == {State.COMPLETE}
 
 
 def test_a_kill_after_any_report_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_a_study_in_which_everything_fails_the_same_way_gives_up_and_says_why(tm
     assert cell.finished
     assert cell.aborted is not None and "the loss must stay finite" in cell.aborted
     assert len(outcomes(tmp_path)) == 3
-    assert read_journal(tmp_path / JOURNAL)[-1]["name"] == "aborted"
+    assert journal_lines(tmp_path / JOURNAL)[-1]["name"] == "aborted"
 
 
 def test_a_resumed_study_that_had_given_up_tries_again(tmp_path: Path) -> None:
@@ -137,50 +139,50 @@ def test_a_resumed_study_that_had_given_up_tries_again(tmp_path: Path) -> None:
     drive(cell)
     assert cell.aborted is None
     states = [end["state"] for end in outcomes(tmp_path) if end["phase"] == "search"]
-    assert states[:3] == [FAILED] * 3 and COMPLETE in states and len(states) == 8
+    assert states[:3] == [State.FAILED] * 3 and State.COMPLETE in states and len(states) == 8
 
 
 def test_one_failed_trial_keeps_its_reason_and_the_study_goes_on(tmp_path: Path) -> None:
     drive(make_cell(tmp_path), fail="t0002")
     ends = finished_by_key(tmp_path)
-    assert ends["t0002"]["state"] == FAILED
+    assert ends["t0002"]["state"] == State.FAILED
     assert ends["t0002"]["reason"] == "the loss must stay finite, but got nan."
     assert ends["t0002"]["traceback"] == "tail"
-    assert ends["t0007"]["state"] in (COMPLETE, PRUNED)
+    assert ends["t0007"]["state"] in (State.COMPLETE, State.PRUNED)
 
 
 def test_a_crashed_run_is_tried_again_and_a_preempted_one_for_free(tmp_path: Path) -> None:
     cell = make_cell(tmp_path, study(trials=1, confirm_top=0, max_failures=1), info(references=()))
     for preempted in (True, True, False):
-        run = cell.next_run()
+        run = cell.next_trial()
         assert run is not None and run.key == "t0000"
         cell.start(run.key, None)
         cell.crash(run.key, "the worker died", node="n", preempted=preempted)
-    run = cell.next_run()
+    run = cell.next_trial()
     assert run is not None
     cell.start(run.key, None)
     cell.crash(run.key, "the worker died", node="n", preempted=False)
     end = finished_by_key(tmp_path)["t0000"]
-    assert end["state"] == FAILED
+    assert end["state"] == State.FAILED
     assert end["reason"] == "its process died 2 times: the worker died"
-    started = [e["attempt"] for e in read_journal(tmp_path / JOURNAL) if e["event"] == "started"]
+    started = [e["attempt"] for e in journal_lines(tmp_path / JOURNAL) if e["event"] == "started"]
     assert started == [1, 2, 3, 4]
 
 
 def test_a_report_made_twice_counts_once(tmp_path: Path) -> None:
     cell = make_cell(tmp_path, study(trials=1, confirm_top=0), info(references=()))
-    run = cell.next_run()
+    run = cell.next_trial()
     assert run is not None
     row = {"epoch": 1, "fidelity": 0.25, "score": 0.5, "seconds": 2.0}
     assert not cell.deliver(run.key, {"rows": [row]})
     assert not cell.deliver(run.key, {"rows": [row]})
     assert run.seconds == 2.0
-    assert sum(e["event"] == "epoch" for e in read_journal(tmp_path / JOURNAL)) == 1
+    assert sum(e["event"] == "epoch" for e in journal_lines(tmp_path / JOURNAL)) == 1
 
 
 def test_a_trial_without_a_selection_score_fails_and_says_which(tmp_path: Path) -> None:
     cell = make_cell(tmp_path, study(trials=1, confirm_top=0), info(references=()))
-    run = cell.next_run()
+    run = cell.next_trial()
     assert run is not None
     cell.deliver(run.key, {"rows": [], "outcome": {"score": None, "scores": {}}})
     assert finished_by_key(tmp_path)["t0000"]["reason"] == "the selection score 'fake' must be a number, but got none."
@@ -221,7 +223,7 @@ def test_warm_starts_follow_the_papers_configuration(tmp_path: Path) -> None:
         tmp_path, settings, info(), load_space(space_path(tmp_path), base),
         warm_starts=[{"learning_rate": 5.0, "epochs": 3, "margin_scale": 2}],
     )  # fmt: skip
-    cell.open(Journal(tmp_path / JOURNAL, durable=False))
+    cell.open(Journal(tmp_path / JOURNAL, durable=False), StudyOpened())
     drive(cell)
     second = finished_by_key(tmp_path)["t0001"]
     assert second["origin"] == "warm_start"
@@ -235,7 +237,7 @@ def test_a_chained_cell_starts_from_the_best_of_the_one_before(tmp_path: Path) -
     settings = study(trials=5, confirm_top=0)
     first, second = make_cell(first_dir, settings), make_cell(second_dir, settings, info("b"))
     second.after = first
-    while (run := second.next_run()) is not None:
+    while (run := second.next_trial()) is not None:
         worker_done = False
         from tests.tuning.fakes import FakeRun
 
@@ -245,7 +247,7 @@ def test_a_chained_cell_starts_from_the_best_of_the_one_before(tmp_path: Path) -
     assert not second.finished and not second.search, "the search waits for the cell before"
     drive(first)
     drive(second)
-    best = max((e for e in outcomes(first_dir) if e["phase"] == "search" and e["state"] == COMPLETE),
+    best = max((e for e in outcomes(first_dir) if e["phase"] == "search" and e["state"] == State.COMPLETE),
                key=lambda e: e["score"])  # fmt: skip
     assert finished_by_key(second_dir)["t0001"]["params"] == best["params"]
 
@@ -274,7 +276,7 @@ def test_two_objectives_are_told_to_the_sampler_and_resume_alike(tmp_path: Path)
         drive(make_cell(killed, settings), kill_after=20)
     drive(make_cell(killed, settings))
     assert outcomes(killed) == outcomes(whole)
-    assert all(end["state"] == COMPLETE for end in outcomes(whole)), "no early stopping with two objectives"
+    assert all(end["state"] == State.COMPLETE for end in outcomes(whole)), "no early stopping with two objectives"
 
 
 def test_ensv_scores_candidates_by_the_vote_of_all_and_resumes_alike(tmp_path: Path) -> None:
@@ -287,7 +289,7 @@ def test_ensv_scores_candidates_by_the_vote_of_all_and_resumes_alike(tmp_path: P
 
     def run_all(cell: Cell, count: int = 9) -> None:
         for _ in range(count):
-            run = cell.next_run()
+            run = cell.next_trial()
             if run is None:
                 return
             worker = FakeRun(cell.spec(run, threads=1))

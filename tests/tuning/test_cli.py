@@ -10,12 +10,14 @@ import typer
 from rich.console import Console
 
 from captune.cli.main import main
-from captune.cli.planning import _best_of, first_configurations
+from captune.cli.planning import first_configurations
 from captune.cli.run import _matrix
 from captune.cli.status import read_standing
-from captune.cli.studies import Plan, Settings, execute
+from captune.cli.studies import execute
 from captune.errors import UsageError
 from captune.space import load_space
+from captune.studies.planning import Plan, best_configs
+from captune.studies.running import Settings
 from captune.tuning.cell import Cell
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import drive, outcomes
@@ -42,7 +44,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         ([*DIGITS, "--trails", "3"], "--trials"),
         ([*DIGITS, "--trials", "0"], "trials: Input should be greater than or equal to 1"),
         ([*DIGITS, "--select-by", "agre-balanced"], "Did you mean 'agree-balanced'?"),
-        ([*DIGITS, "--select-by", "val"], "must be used where the paradigm owns such labels"),
+        ([*DIGITS, "--select-by", "val"], "must be used where the paradigm has such labels"),
         ([*DIGITS, "--logger", "tensorbord"], "Did you mean 'tensorboard'?"),
         ([*DIGITS, "--space", "/nowhere.yaml"], "a configuration file must be readable"),
         ([*DIGITS, "--warm-start", "/nowhere.yaml"], "a configuration file must be readable"),
@@ -103,7 +105,7 @@ def test_a_study_that_could_not_begin_leaves_its_directory_free(
     other = Plan(tmp_path / "other", study(seed=1), facts, plan.space)
     ends = {UsageError("--backbone must name an open_clip model"): UsageError, KeyboardInterrupt(): typer.Exit}
     for error, end in ends.items():
-        monkeypatch.setattr("captune.cli.studies._run", refusing(error))
+        monkeypatch.setattr("captune.studies.running._run_on_ray", refusing(error))
         with pytest.raises(end):
             execute([plan, other], Settings(), Console())
         assert directory.exists() == there and not other.directory.exists()
@@ -125,10 +127,10 @@ def test_an_interrupt_after_runs_began_keeps_them_and_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def run(cells: list[Cell], *_: object) -> bool:
-        assert cells[0].next_run() is not None
+        assert cells[0].next_trial() is not None
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("captune.cli.studies._run", run)
+    monkeypatch.setattr("captune.studies.running._run_on_ray", run)
     facts = info()
     plan = Plan(tmp_path / "run", study(), facts, load_space(space_path(tmp_path), facts.base))
     with pytest.raises(typer.Exit) as caught:
@@ -170,12 +172,12 @@ def test_a_fork_starts_from_the_best_of_the_study_beside_it(tmp_path: Path) -> N
         for end in outcomes(tmp_path / "run")
         if end["phase"] == "search" and end["state"] == "COMPLETE"
     }
-    assert _best_of(tmp_path / "run")[0] == scores[max(scores)]
+    assert best_configs(tmp_path / "run")[0] == scores[max(scores)]
 
 
 def test_status_reads_a_study_from_its_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run_study(tmp_path / "done", trials=4, confirm_top=1, confirm_seeds=1)
-    found = read_standing(tmp_path / "done")
+    found, _ = read_standing(tmp_path / "done")
     assert found.phase == "done" and found.done == found.planned and found.zero_shot == 0.7
     code, output = call(capsys, "status", str(tmp_path / "done"))
     assert code == 0 and "finished" in output
@@ -183,7 +185,7 @@ def test_status_reads_a_study_from_its_directory(capsys: pytest.CaptureFixture[s
 
 def test_status_tells_a_running_study_from_a_stopped_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     opened = open_study(tmp_path / "half", trials=4, confirm_top=0)
-    run = opened.cell.next_run()
+    run = opened.cell.next_trial()
     assert run is not None
     _, output = call(capsys, "status", str(tmp_path / "half"))
     assert "run by process" in output

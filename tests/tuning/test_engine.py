@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from captune.records import COMPLETE, FAILED, JOURNAL, Journal, read_journal
+from captune.records import JOURNAL, Journal, State
+from captune.records.events import StudyOpened
 from captune.space import load_space
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, connected
@@ -22,6 +23,7 @@ from captune.tuning.nodes import check_nodes
 from captune.tuning.progress import standing
 from captune.tuning.runs import RunSpec
 from captune.tuning.telemetry import published_standings, telemetry
+from tests.journals import journal_lines
 from tests.tuning.fakes import FakeRun, info, open_fake, space_path, study
 from tests.tuning.processes import listening
 from tests.tuning.simulate import drive, make_cell, outcomes
@@ -37,7 +39,7 @@ def new_cell(directory: Path, name: str = "fake-ul-fake", **settings: Any) -> Ce
     directory.mkdir(parents=True, exist_ok=True)
     facts = info(name)
     cell = Cell(directory, study(**settings), facts, load_space(space_path(directory), facts.base))
-    cell.open(Journal(directory / JOURNAL, durable=False))
+    cell.open(Journal(directory / JOURNAL, durable=False), StudyOpened())
     return cell
 
 
@@ -100,8 +102,8 @@ def test_cells_share_the_cluster_fairly(cluster: Cluster, tmp_path: Path) -> Non
     cells = [new_cell(tmp_path / name, name, trials=4, confirm_top=0) for name in ("a", "b", "c")]
     assert run_cells(cells, cluster, Allotment(2), open_run=partial(FakeRun, pause=0.02))
     assert all(len(outcomes(tmp_path / name)) == 6 for name in ("a", "b", "c"))
-    ends = [read_journal(tmp_path / name / JOURNAL)[-1]["time"] for name in ("a", "b", "c")]
-    starts = [read_journal(tmp_path / name / JOURNAL)[0]["time"] for name in ("a", "b", "c")]
+    ends = [journal_lines(tmp_path / name / JOURNAL)[-1]["time"] for name in ("a", "b", "c")]
+    starts = [journal_lines(tmp_path / name / JOURNAL)[0]["time"] for name in ("a", "b", "c")]
     assert max(starts) < min(ends), "no cell waits for another's end"
 
 
@@ -116,7 +118,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_and_changes_no_number(clust
     assert without_node(tmp_path / "ray") == without_node(by_hand)
     opened = (tmp_path / "ray/trials/t0001/opened.txt").read_text().split()[1::2]
     assert opened == ["0", "2"], "epoch 2 was trained before the kill and is not trained again"
-    events = read_journal(tmp_path / "ray" / JOURNAL)
+    events = journal_lines(tmp_path / "ray" / JOURNAL)
     assert [e["key"] for e in events if e["event"] == "crashed"] == ["t0001"]
     assert [e["epoch"] for e in events if e["event"] == "epoch" and e["key"] == "t0001"] == list(
         range(1, outcomes(tmp_path / "ray")[3]["score_epoch"] + 1)
@@ -142,14 +144,14 @@ def test_a_run_that_always_dies_fails_and_the_study_goes_on(cluster: Cluster, tm
     cell = new_cell(tmp_path, trials=3, confirm_top=0, max_failures=1, scheduler="none")
     assert run_cells([cell], cluster, Allotment(2), open_run=partial(Doomed, victim="t0001", times=99))
     ends = {end["key"]: end for end in outcomes(tmp_path)}
-    assert ends["t0001"]["state"] == FAILED and ends["t0001"]["reason"].startswith("its process died 2 times")
-    assert ends["t0002"]["state"] == COMPLETE
+    assert ends["t0001"]["state"] == State.FAILED and ends["t0001"]["reason"].startswith("its process died 2 times")
+    assert ends["t0002"]["state"] == State.COMPLETE
 
 
 def test_failures_are_recorded_with_their_reason_and_traceback(cluster: Cluster, tmp_path: Path) -> None:
     cell = new_cell(tmp_path, trials=3, confirm_top=0)
     assert run_cells([cell], cluster, Allotment(2), open_run=partial(FakeRun, fail="t0001"))
-    (failed,) = [end for end in outcomes(tmp_path) if end["state"] == FAILED]
+    (failed,) = [end for end in outcomes(tmp_path) if end["state"] == State.FAILED]
     assert failed["reason"] == "the loss must stay finite, but got nan."
     assert "TrainingFailed" in failed["traceback"] and "run_epoch" in failed["traceback"]
 

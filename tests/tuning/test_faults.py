@@ -20,9 +20,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as LocalNodes
 
-from captune.records import JOURNAL, read_journal
+from captune.records import JOURNAL
 from captune.tuning import cluster as cluster_module
 from captune.tuning import ray_internals
+from tests.journals import journal_lines
 from tests.tuning.fakes import study
 from tests.tuning.processes import assert_gone, descendants, kill
 from tests.tuning.simulate import drive, epochs, make_cell, outcomes
@@ -102,7 +103,7 @@ class Series:
         assert {key: now[key] for key in self.ended} == self.ended
         self.ended = now
         epochs(self.directory)
-        numbers = [e["number"] for e in read_journal(self.directory / JOURNAL) if e.get("phase") == "search"]
+        numbers = [e["number"] for e in journal_lines(self.directory / JOURNAL) if e.get("phase") == "search"]
         assert numbers == list(range(len(numbers)))
 
     def finish(self) -> None:
@@ -228,7 +229,7 @@ def test_a_lasting_cluster_loses_drivers_workers_and_nodes(tmp_path: Path, seed:
         series.finish()
     finally:
         series.close()
-    events = Counter(event["event"] for event in read_journal(tmp_path / "run" / JOURNAL))
+    events = Counter(event["event"] for event in journal_lines(tmp_path / "run" / JOURNAL))
     print(f"preempted {events['preempted']} times, crashed {events['crashed']} times")
     assert sum(series.hits.values()) == 20
     assert {end["state"] for end in outcomes(tmp_path / "run")} <= {"COMPLETE", "PRUNED"}

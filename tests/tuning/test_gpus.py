@@ -16,7 +16,7 @@ import torch
 from ray.cluster_utils import Cluster as LocalNodes
 
 from captune.errors import StudyError, UsageError
-from captune.records import JOURNAL, read_journal
+from captune.records import JOURNAL
 from captune.tuning import cluster as cluster_module
 from captune.tuning.cluster import connected
 from captune.tuning.engine import run_cells
@@ -24,6 +24,7 @@ from captune.tuning.gpus import judge, prove_gpus
 from captune.tuning.machine import BROKEN
 from captune.tuning.nodes import check_gpus, examine_nodes
 from captune.tuning.packing import Allotment
+from tests.journals import journal_lines
 from tests.tuning.test_engine import new_cell
 
 H100 = "NVIDIA H100 80GB HBM3, capability 9.0, 80 GB"
@@ -99,7 +100,7 @@ def test_a_study_refuses_a_declared_gpu_and_allow_cpu_is_the_way_round(node: Loc
     assert not (tmp_path / "run" / JOURNAL).exists()
     allowed = run("--allow-cpu")
     assert allowed.returncode == 0, allowed.stdout + allowed.stderr
-    ends = [event for event in read_journal(tmp_path / "run" / JOURNAL) if event["event"] == "finished"]
+    ends = [event for event in journal_lines(tmp_path / "run" / JOURNAL) if event["event"] == "finished"]
     assert ends and {event["state"] for event in ends} == {"COMPLETE"}
 
 
@@ -125,7 +126,7 @@ def test_a_trial_that_asked_for_a_gpu_and_finds_none_fails_with_that_reason(node
             check_gpus()
         assert check_gpus(allow_cpu=True) is False
         run_cells([cell], cluster, Allotment(1, gpus=0.5))
-    reasons = {run.state: run.reason for run in cell.runs.values()}
+    reasons = {run.state: run.reason for run in cell.trials.values()}
     assert set(reasons) == {"FAILED"}
     assert "a trial that asked for a GPU must find it" in str(reasons["FAILED"])
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from captune.records import JOURNAL, read_journal
+from captune.records import JOURNAL
 from captune.space import load_space
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.study import OpenStudy
+from tests.journals import journal_lines
 from tests.tuning.fakes import info, open_fake, space_path, study
 
 NUM_TRIALS = 500
@@ -37,7 +38,7 @@ def test_a_long_study_neither_slows_down_nor_grows_and_restarts_fast(tmp_path: P
     with connected(None, threads=1, dashboard=False, cpus=2) as cluster:
         assert run_cells([opened.cell], cluster, Allotment(2), open_run=open_fake)
     opened.close()
-    ends = [e["time"] for e in read_journal(tmp_path / "run" / JOURNAL) if e["event"] == "finished"]
+    ends = [e["time"] for e in journal_lines(tmp_path / "run" / JOURNAL) if e["event"] == "finished"]
     early, late = ends[150] - ends[50], ends[-1] - ends[-101]
     # What others do on the machine shows in the clock on the wall; the driver's own work does not grow.
     early_cpu, late_cpu = cpu[150] - cpu[50], cpu[-1] - cpu[-101]

@@ -15,12 +15,13 @@ import ray
 from ray.cluster_utils import Cluster as LocalNodes
 
 from captune.errors import StudyError
-from captune.records import JOURNAL, read_journal
+from captune.records import JOURNAL
 from captune.tuning import cluster as cluster_module
 from captune.tuning import nodes as nodes_module
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.nodes import check_nodes
+from tests.journals import journal_lines
 from tests.tuning.fakes import FakeRun, study
 from tests.tuning.simulate import outcomes
 from tests.tuning.test_engine import interrupt_when, new_cell
@@ -86,9 +87,9 @@ def test_a_killed_node_is_preemption_and_its_run_goes_on_elsewhere(nodes: LocalN
             watcher.join()
     assert was_killed
     assert {end["state"] for end in outcomes(tmp_path / "run")} == {"COMPLETE"}, "max_failures is 0: it did not count"
-    assert [e["event"] for e in read_journal(tmp_path / "run" / JOURNAL) if e["event"] in ("preempted", "crashed")] == [
-        "preempted"
-    ]
+    assert [
+        e["event"] for e in journal_lines(tmp_path / "run" / JOURNAL) if e["event"] in ("preempted", "crashed")
+    ] == ["preempted"]
 
 
 def test_a_node_added_mid_study_gets_work(nodes: LocalNodes, tmp_path: Path) -> None:

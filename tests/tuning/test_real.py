@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from captune.records import JOURNAL, read_journal
+from captune.records import JOURNAL
 from captune.tuning.lock import LOCK
+from tests.journals import journal_lines
 from tests.tuning.processes import assert_gone, descendants
 from tests.tuning.test_faults import wait_for_events
 
@@ -92,7 +93,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
         except OSError:
             break
         journal = directory / JOURNAL
-        if not pressed and journal.exists() and sum(e["event"] == "finished" for e in read_journal(journal)) >= 3:
+        if not pressed and journal.exists() and sum(e["event"] == "finished" for e in journal_lines(journal)) >= 3:
             os.write(terminal, b"\x03")
             pressed = True
     _, status = os.waitpid(pid, 0)
@@ -124,7 +125,7 @@ def test_a_signal_before_the_first_run_ends_in_order_and_leaves_nothing(tmp_path
     time.sleep(random.uniform(0.0, 4.0))
     below = list(descendants(driver.pid))
     journal = directory / JOURNAL
-    begun = journal.exists() and any(event["event"] == "planned" for event in read_journal(journal))
+    begun = journal.exists() and any(event["event"] == "planned" for event in journal_lines(journal))
     driver.send_signal(number)
     output = finish(driver, code=130)
     assert "Traceback" not in output and "received" not in output and "Abort" not in output

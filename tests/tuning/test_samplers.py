@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from captune.errors import UsageError
-from captune.records import COMPLETE, FAILED, PRUNED
+from captune.records import State
 from captune.space import Space, load_space
 from captune.tuning.samplers import Sampler, check_sampler
 from tests.tuning.fakes import info, space_path
@@ -25,12 +25,12 @@ def feed(sampler: Sampler, count: int) -> list[dict]:
         params = sampler.suggest(number)
         found.append(params)
         if number % 4 == 3:
-            sampler.tell(number, FAILED, None)
+            sampler.tell(number, State.FAILED, None)
         elif number % 4 == 2:
             sampler.report(number, 25, params["learning_rate"])
-            sampler.tell(number, PRUNED, [params["learning_rate"]])
+            sampler.tell(number, State.PRUNED, [params["learning_rate"]])
         else:
-            sampler.tell(number, COMPLETE, [params["learning_rate"]])
+            sampler.tell(number, State.COMPLETE, [params["learning_rate"]])
     return found
 
 
@@ -46,8 +46,8 @@ def test_a_sampler_rebuilt_by_telling_goes_on_as_the_one_that_asked(space: Space
         rebuilt.take(number, params, suggested=True)
         if number % 4 == 2:
             rebuilt.report(number, 25, params["learning_rate"])
-        state = {3: FAILED, 2: PRUNED}.get(number % 4, COMPLETE)
-        rebuilt.tell(number, state, None if state == FAILED else [params["learning_rate"]])
+        state = {3: State.FAILED, 2: State.PRUNED}.get(number % 4, State.COMPLETE)
+        rebuilt.tell(number, state, None if state == State.FAILED else [params["learning_rate"]])
     assert lived.suggest(12) == rebuilt.suggest(12)
 
 
@@ -59,7 +59,7 @@ def test_tpe_learns_where_the_optimum_is(space: Space) -> None:
 def test_a_configuration_outside_the_space_stands_at_its_border(space: Space) -> None:
     sampler = Sampler("tpe", space, seed=0)
     sampler.take(0, {"learning_rate": 5.0, "weight_decay": 0.01, "epochs": 4}, suggested=False)
-    sampler.tell(0, COMPLETE, [1.0])
+    sampler.tell(0, State.COMPLETE, [1.0])
     assert sampler.suggest(1)
 
 

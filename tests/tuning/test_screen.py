@@ -14,8 +14,9 @@ import pytest
 
 from captune.config import StudyConfig, TaskConfig, TrialConfig
 from captune.errors import UsageError
-from captune.records import COMPLETE, JOURNAL, RUNNING, Journal, read_journal
-from captune.results.load import load_run
+from captune.records import JOURNAL, Journal, State, read_journal
+from captune.records.events import StudyOpened
+from captune.results.load import load_study
 from captune.results.tables import trials_table
 from captune.space import Space, load_space
 from captune.tuning.cell import Cell
@@ -24,6 +25,7 @@ from captune.tuning.mirror import KEY, open_storage
 from captune.tuning.progress import standing
 from captune.tuning.runs import CellInfo
 from captune.tuning.study import OpenStudy, read_study
+from tests.journals import journal_lines
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes
 
@@ -51,7 +53,7 @@ def make_cell(directory: Path, **changes: Any) -> Cell:
     cell = Cell(directory, settings(**changes), facts(), space(directory))
     if (directory / JOURNAL).exists():
         cell.replay(read_journal(directory / JOURNAL))
-    cell.open(Journal(directory / JOURNAL, durable=False))
+    cell.open(Journal(directory / JOURNAL, durable=False), StudyOpened())
     return cell
 
 
@@ -63,11 +65,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(directory: Path, phase: str) -> list[dict[str, Any]]:
-    return [e for e in read_journal(directory / JOURNAL) if e["event"] == "planned" and e["phase"] == phase]
+    return [e for e in journal_lines(directory / JOURNAL) if e["event"] == "planned" and e["phase"] == phase]
 
 
 def test_the_screen_comes_between_the_references_and_the_search(whole: Path) -> None:
-    phases = [event["name"] for event in read_journal(whole / JOURNAL) if event["event"] == "phase"]
+    phases = [event["name"] for event in journal_lines(whole / JOURNAL) if event["event"] == "phase"]
     assert phases == ["reference", "screen", "search", "confirm"]
     screen = planned(whole, "screen")
     assert [event["key"] for event in screen] == [f"s{number:04d}" for number in range(SCREENED)]
@@ -79,7 +81,7 @@ def test_the_screen_comes_between_the_references_and_the_search(whole: Path) -> 
 def test_the_best_of_the_screen_are_promoted_in_their_order_to_their_places_in_the_search(whole: Path) -> None:
     search = planned(whole, "search")
     assert [event["origin"] for event in search] == ["paper", "screen", "screen", "screen", "sampler", "sampler"]
-    screened = [end for end in outcomes(whole) if end["phase"] == "screen" and end["state"] == COMPLETE]
+    screened = [end for end in outcomes(whole) if end["phase"] == "screen" and end["state"] == State.COMPLETE]
     best = sorted((end for end in screened if end["origin"] != "paper"), key=lambda end: (-end["score"], end["number"]))
     assert [event["promoted_from"] for event in search[1:4]] == [end["key"] for end in best[:3]]
     for event, end in zip(search[1:4], best, strict=False):
@@ -90,7 +92,7 @@ def test_the_best_of_the_screen_are_promoted_in_their_order_to_their_places_in_t
 
 def test_only_search_trials_are_confirmed_and_chosen_from(whole: Path) -> None:
     numbers = {end["config_id"] for end in outcomes(whole) if end["phase"] == "confirm"}
-    search = [end for end in outcomes(whole) if end["phase"] == "search" and end["state"] == COMPLETE]
+    search = [end for end in outcomes(whole) if end["phase"] == "search" and end["state"] == State.COMPLETE]
     assert numbers == {0, max(search, key=lambda end: end["score"])["number"]}
 
 
@@ -99,11 +101,11 @@ def test_hopeless_screening_trials_are_stopped_among_themselves(whole: Path) -> 
     stopped = [end for end in screened if end["state"] == "PRUNED"]
     assert stopped and len(stopped) < len(screened) - 4
     drive(make_cell(whole.parent / "patient", scheduler="none"))
-    assert {end["state"] for end in outcomes(whole.parent / "patient")} == {COMPLETE}
+    assert {end["state"] for end in outcomes(whole.parent / "patient")} == {State.COMPLETE}
 
 
 def test_a_kill_after_any_report_changes_nothing(whole: Path, tmp_path: Path) -> None:
-    reports = sum(event["event"] == "epoch" for event in read_journal(whole / JOURNAL))
+    reports = sum(event["event"] == "epoch" for event in journal_lines(whole / JOURNAL))
     for kill_after in range(1, reports, 11):
         directory = tmp_path / f"killed{kill_after}"
         with contextlib.suppress(Killed):
@@ -128,7 +130,7 @@ def test_a_power_cut_at_any_byte_of_the_journal_changes_nothing(whole: Path, tmp
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_promoted_before_every_screening_trial_has_ended(tmp_path: Path, seed: int) -> None:
     drive(make_cell(tmp_path), concurrency=4, order=random.Random(seed))
-    events = read_journal(tmp_path / JOURNAL)
+    events = journal_lines(tmp_path / JOURNAL)
     ends = [at for at, e in enumerate(events) if e["event"] == "finished" and e["key"].startswith("s")]
     promoted = [at for at, e in enumerate(events) if e["event"] == "planned" and e.get("promoted_from")]
     assert len(ends) == SCREENED and len(promoted) == 3
@@ -178,7 +180,7 @@ def test_trials_csv_says_what_was_screened_and_where_a_configuration_came_from(t
     opened = OpenStudy(tmp_path / "run", settings(), facts(), space(tmp_path), durable=False)
     drive(opened.cell)
     opened.close()
-    table = trials_table([load_run(tmp_path / "run")]).set_index("key")
+    table = trials_table([load_study(tmp_path / "run")]).set_index("key")
     assert list(table["phase"]) == ["reference"] * 2 + ["screen"] * SCREENED + ["search"] * 6
     assert table.loc["s0003", "tuning"] == "features" and table.loc["t0003", "tuning"] == "prompts"
     promoted = table[table["origin"] == "screen"]
@@ -187,22 +189,22 @@ def test_trials_csv_says_what_was_screened_and_where_a_configuration_came_from(t
 
 def test_the_best_so_far_is_the_searchs_and_time_is_told_once_both_kinds_of_epochs_are_measured(tmp_path: Path) -> None:
     cell = make_cell(tmp_path)
-    while cell.phase != "search":
-        run = cell.next_run()
+    while cell.record.phase != "search":
+        run = cell.next_trial()
         assert run is not None
         rows = [
             {"epoch": epoch, "fidelity": epoch / 4, "score": 0.9, "scores": {}, "seconds": 1.0}
             for epoch in (1, 2, 3, 4)
         ]
         now = standing(cell)
-        if cell.phase == "screen":
+        if cell.record.phase == "screen":
             assert now.best is None and now.seconds_left is None, "no prompt epoch has been measured yet"
         cell.deliver(run.key, {"rows": rows if run.phase != "reference" else [], "outcome": {"score": 0.9}})
     now = standing(cell)
     assert now.done == 2 + SCREENED + 1 and now.best == 0.9
     # Five more search trials of the four epochs that the first came to, and two confirmations of the paper's eight.
     assert now.seconds_left == pytest.approx(5 * 4 + 2 * 8)
-    assert all(run.state != RUNNING for run in cell.runs.values())
+    assert all(run.state != State.RUNNING for run in cell.trials.values())
 
 
 def test_a_screen_is_refused_where_it_makes_no_sense() -> None:

@@ -19,15 +19,17 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from captune.cli.studies import _chain
 from captune.errors import RecordError, StudyError, UsageError
-from captune.records import COMPLETE, FAILED, JOURNAL, PRUNED, read_journal
+from captune.records import JOURNAL, State
+from captune.records.layout import LOCK, STUDY
 from captune.space import load_space
+from captune.studies.running import chain
 from captune.tuning import lock as lock_module
-from captune.tuning.lock import LOCK, STALE_SECONDS, DriverLock, is_alive, read_lock
+from captune.tuning.lock import STALE_SECONDS, DriverLock, is_alive, read_lock
 from captune.tuning.mirror import KEY, open_storage
 from captune.tuning.runs import CellInfo
-from captune.tuning.study import STUDY, OpenStudy, git_revision, read_study, with_storage
+from captune.tuning.study import OpenStudy, git_revision, read_study, with_storage
+from tests.journals import journal_lines
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes
 
@@ -110,7 +112,7 @@ def test_an_unwritable_directory_is_named(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     facts = info()
-    with pytest.raises(UsageError, match="the directory of a run must be writable"):
+    with pytest.raises(UsageError, match="the directory of a study must be writable"):
         OpenStudy(tmp_path / "file" / "run", study(), facts, load_space(space_path(tmp_path), facts.base))
 
 
@@ -163,7 +165,7 @@ def test_a_study_that_starts_from_another_is_continued_together_with_it_until_it
         second = open_study(
             tmp_path / place / "b", resume=resume, facts=info("b"), after=None if resume else "a", **settings
         )
-        _chain([first, second])
+        chain([first, second])
         return first, second
 
     def run(studies: Sequence[OpenStudy]) -> None:
@@ -185,11 +187,11 @@ def test_a_study_that_starts_from_another_is_continued_together_with_it_until_it
         second.close()
         alone = open_study(tmp_path / place / "b", resume=True, facts=info("b"), **settings)
         if kill_after:
-            _chain([alone])
+            chain([alone])
             run([alone])
         else:
             with pytest.raises(UsageError, match=r"together with it.*captune resume .*/a .*/b"):
-                _chain([alone])
+                chain([alone])
             alone.close()
             run(both(place, resume=True))
         assert outcomes(tmp_path / place / "b") == expected
@@ -244,7 +246,7 @@ def test_a_driver_that_slept_while_another_took_over_writes_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_study(tmp_path / "run", trials=4, confirm_top=0)
-    assert opened.cell.next_run() is not None
+    assert opened.cell.next_trial() is not None
     elsewhere(tmp_path / "run", time.time())
     before = (tmp_path / "run" / JOURNAL).read_bytes()
     real = lock_module._clock
@@ -302,23 +304,23 @@ def mirrored(directory: Path, storage: str | None = None) -> optuna.Study:
 
 def assert_mirrors(directory: Path, storage: str | None = None) -> None:
     """Every search trial of the journal stands in the storage, in its order, with state, value and curve."""
-    states = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
+    states = {State.COMPLETE: TrialState.COMPLETE, State.PRUNED: TrialState.PRUNED, State.FAILED: TrialState.FAIL}
     searched = sorted((e for e in outcomes(directory) if e["phase"] == "search"), key=lambda e: e["number"])
     trials = mirrored(directory, storage).trials
     assert [trial.user_attrs[KEY] for trial in trials] == [end["key"] for end in searched]
     for trial, end in zip(trials, searched, strict=True):
         assert trial.state == states[end["state"]]
-        assert trial.value == (None if end["state"] == FAILED else end["score"])
+        assert trial.value == (None if end["state"] == State.FAILED else end["score"])
         assert trial.params == pytest.approx(end["params"])
         assert trial.user_attrs.get("reason") == end["reason"]
         assert trial.user_attrs["config_id"] == end["config_id"]
         scores = {
             e["epoch"]: e["score"]
-            for e in read_journal(directory / JOURNAL)
+            for e in journal_lines(directory / JOURNAL)
             if e["event"] == "epoch" and e["key"] == end["key"]
         }
         assert trial.intermediate_values == pytest.approx(scores)
-        if end["state"] == PRUNED:
+        if end["state"] == State.PRUNED:
             assert trial.user_attrs["step"] == trial.last_step == end["score_epoch"]
 
 
@@ -326,7 +328,7 @@ def test_the_optuna_copy_has_the_right_states_values_and_curves(tmp_path: Path) 
     opened = open_study(tmp_path / "run", trials=14, confirm_top=1, confirm_seeds=1)
     drive(opened.cell, fail="t0003")
     opened.close()
-    assert {end["state"] for end in outcomes(tmp_path / "run")} == {COMPLETE, PRUNED, FAILED}
+    assert {end["state"] for end in outcomes(tmp_path / "run")} == {State.COMPLETE, State.PRUNED, State.FAILED}
     assert_mirrors(tmp_path / "run")
 
 

@@ -20,11 +20,12 @@ import ray
 from ray.tune.logger import LoggerCallback
 
 from captune.errors import UsageError
-from captune.records import COMPLETE, FAILED, PRUNED
+from captune.records import State
+from captune.records.layout import OPTUNA_COPY
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.loggers import check_loggers
-from captune.tuning.mirror import KEY, MIRROR
+from captune.tuning.mirror import KEY
 from captune.tuning.telemetry import METRICS, TensorBoard, logger_callbacks, telemetry
 from tests.tuning.fakes import FakeRun
 from tests.tuning.simulate import drive, make_cell, outcomes
@@ -49,7 +50,8 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-c", "from optuna_dashboard._cli import main; main()", str(tmp_path / "run" / MIRROR)]
+    copy = tmp_path / "run" / OPTUNA_COPY
+    command = [sys.executable, "-c", "from optuna_dashboard._cli import main; main()", str(copy)]
     server = subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--port", address.rpartition(":")[2]],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -74,19 +76,19 @@ def test_optuna_dashboard_shows_the_study_with_its_states_values_and_curves(tmp_
     shown = ask(f"{dashboard}/api/studies/{summary['study_id']}")
     assert shown["directions"] == ["maximize"]
     searched = sorted((e for e in outcomes(tmp_path / "run") if e["phase"] == "search"), key=lambda e: e["number"])
-    states = {COMPLETE: "Complete", PRUNED: "Pruned", FAILED: "Fail"}
+    states = {State.COMPLETE: "Complete", State.PRUNED: "Pruned", State.FAILED: "Fail"}
     assert {end["state"] for end in searched} == set(states)
     curves = scores_of_epochs(tmp_path / "run")
     for trial, end in zip(shown["trials"], searched, strict=True):
         attributes = {entry["key"]: entry["value"] for entry in trial["user_attrs"]}
         assert attributes[KEY] == end["key"]
         assert trial["state"] == states[end["state"]]
-        assert trial.get("values") == (None if end["state"] == FAILED else [end["score"]])
+        assert trial.get("values") == (None if end["state"] == State.FAILED else [end["score"]])
         curve = {entry["step"]: entry["value"] for entry in trial["intermediate_values"]}
         assert curve == {epoch: score for (key, epoch), (score, _) in curves.items() if key == end["key"]}
-        if end["state"] == PRUNED:
+        if end["state"] == State.PRUNED:
             assert attributes["step"] == str(end["score_epoch"])
-        if end["state"] == FAILED:
+        if end["state"] == State.FAILED:
             assert attributes["reason"] == end["reason"]
 
 
@@ -195,9 +197,9 @@ def test_mlflow_and_wandb_are_told_hyperparameters_scores_and_failures(
     assert runs.keys() == ends.keys()
     for key, run in runs.items():
         assert run.info.run_name == f"logged-ul-fake-{key}"
-        assert run.info.status == ("FAILED" if ends[key]["state"] == FAILED else "FINISHED")
+        assert run.info.status == ("FAILED" if ends[key]["state"] == State.FAILED else "FINISHED")
         assert float(run.data.params["learning_rate"]) == pytest.approx(ends[key]["config"]["learning_rate"])
-        if ends[key]["state"] == COMPLETE:
+        if ends[key]["state"] == State.COMPLETE:
             assert run.data.metrics["score"] == pytest.approx(ends[key]["score"])
 
     assert Recorder.made["project"] == "logged-ul-fake"

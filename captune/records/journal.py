@@ -1,39 +1,39 @@
-"""The study's truth on disk: one append-only journal a run, from which every table is made.
+"""A study's journal: an append-only file of events, from which everything else can be made again.
 
-A line is `<crc32 of the body, 8 hex digits> <JSON body>\\n`. It is written with one `write` and fsynced before anything
-acts on it, so after a power cut at most the last line is torn; a torn tail is cut off on opening, damage anywhere else
-is an error. Nothing here knows Ray or Optuna: tuning writes, results read.
+A line is `<crc32 of the body, 8 hex digits> <JSON body>\\n`. It is written by one `write` and fsynced before anything
+acts on it. After a power cut at most the last line is torn: it is cut off when the journal is opened for writing.
+Damage anywhere else is an error. This module knows neither Ray nor Optuna.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
+import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from captune.errors import RecordError, StudyError
-
-SCHEMA_VERSION = 1
-JOURNAL = "journal.jsonl"
-
-SCREEN, SEARCH, CONFIRM, STRESS, REFERENCE = "screen", "search", "confirm", "stress", "reference"
-RUNNING, COMPLETE, PRUNED, FAILED = "RUNNING", "COMPLETE", "PRUNED", "FAILED"
+from captune.records.events import Event, event_from_json
+from captune.records.lenient import jsonable
 
 
 class Journal:
-    """Append-only, checksummed, fsynced events of one run.
+    """The journal of one study, open for writing.
 
-    Events are JSON objects with a key `event`; `captune/tuning/README.md` lists each kind's fields. NaN and
-    infinities are written as null: a number that is not there is never written as one.
+    NaN and infinities are written as null: a number that does not exist is never written as one.
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
-        """Open for appending, cutting off a torn last line."""
+        """Open for appending, cutting off a torn last line.
+
+        Raises:
+            RecordError: a line before the last is damaged.
+        """
         self.path = path
         self._durable = durable
         self._together = False
@@ -42,14 +42,19 @@ class Journal:
         if path.stat().st_size > self._length:
             self._file.truncate(self._length)
 
-    def append(self, event: str, /, **fields: Any) -> dict[str, Any]:
-        """Write one event, on disk when this returns (in a block of `together`, when that ends).
+    def append(self, event: Event) -> Event:
+        """Write one event. It is on disk when this returns; inside a block of `together`, when that block ends.
+
+        Returns:
+            The event as a reader of the journal will see it.
 
         Raises:
             StudyError: it cannot be written; the journal is as it was before.
         """
-        record = {"event": event, **{key: _jsonable(value) for key, value in fields.items()}}
-        body = json.dumps(record, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+        if event.time is None:
+            event = replace(event, time=time.time())
+        values = jsonable(event.as_json())
+        body = json.dumps(values, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(body), body)
         try:
             written = 0
@@ -63,11 +68,11 @@ class Journal:
                 self._file.truncate(self._length)
             raise self._not_writable(error) from None
         self._length += len(line)
-        return record
+        return event_from_json(values)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Events of the block are on disk, in their order, when it ends: one wait for the disk instead of one each.
+        """Write the events of a block in their order, and wait for the disk once, when the block ends.
 
         Raises:
             StudyError: they cannot be written.
@@ -98,38 +103,71 @@ class Journal:
         """Close the file; the journal can be opened again."""
         self._file.close()
 
+    def __enter__(self) -> Journal:
+        return self
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_journal(path: Path) -> list[Event]:
     """All intact events of a journal, in order; a torn last line is left out.
 
     Raises:
         RecordError: the file is missing, or a line before the last fails its checksum.
     """
     try:
-        return [event for event, _ in _events(path)]
+        return [event_from_json(values) for values, _ in _lines(path)]
     except FileNotFoundError:
         raise RecordError(
-            "a run's directory must hold its journal",
+            "a study's directory must hold its journal",
             got="none",
             where=path,
             next_step="Is this the directory that `captune run` wrote?",
         ) from None
 
 
+def read_damaged_journal(path: Path) -> tuple[list[Event], list[str]]:
+    """What a journal says, even one that was damaged or edited by hand: every line whose checksum holds.
+
+    Returns:
+        The events, and a sentence on what was left out.
+    """
+    events: list[Event] = []
+    damaged: list[int] = []
+    data = path.read_bytes()
+    lines = data.splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = _parse_line(line)
+        except ValueError:
+            values = None
+        if values is None:
+            damaged.append(number)
+        else:
+            events.append(event_from_json(values))
+    if not data.endswith(b"\n") and damaged in ([], [len(lines)]):
+        return events, ["the last line was torn off"] if data else []
+    if not damaged:
+        return events, []
+    named = ", ".join(str(number) for number in damaged[:3]) + (", …" if len(damaged) > 3 else "")
+    return events, [f"{len(damaged)} damaged or edited journal lines were left out (line {named})"]
+
+
 def _intact_length(path: Path) -> int:
-    return max((end for _, end in _events(path)), default=0) if path.exists() else 0
+    return max((end for _, end in _lines(path)), default=0) if path.exists() else 0
 
 
-def _events(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each event and the offset behind it."""
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The JSON of each line, and the offset of the line's end."""
     data = path.read_bytes()
     start = number = 0
     while start < len(data):
         number += 1
         end = data.find(b"\n", start)
         line = data[start : end if end >= 0 else len(data)]
-        event = _parse_line(line) if end >= 0 else None
-        if event is None:
+        values = _parse_line(line) if end >= 0 else None
+        if values is None:
             if end < 0 or end + 1 == len(data):
                 return
             raise RecordError(
@@ -139,41 +177,12 @@ def _events(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
                 next_step="Restore the file from a copy, or cut it off before that line to lose what follows.",
             )
         start = end + 1
-        yield event, start
+        yield values, start
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     checksum, _, body = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(body):
         return None
-    event = json.loads(body)
-    return event if isinstance(event, dict) else None
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _jsonable(value.tolist())
-    if isinstance(value, Path):
-        return str(value)
-    return value
-
-
-def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all: beside it, fsynced, then renamed over it."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    values = json.loads(body)
+    return values if isinstance(values, dict) else None

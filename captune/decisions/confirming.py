@@ -91,13 +91,3 @@ def losers(scores: Mapping[int, Mapping[int, float | None]], *, seeds: Sequence[
         if mean + quantile * math.sqrt(variance / len(differences)) < 0:
             lost.add(config)
     return lost - {keep}
-
-
-def best_mean(scores: Mapping[int, Mapping[int, float | None]]) -> int | None:
-    """The configuration with the best mean score over its seeds; ties to the lower number; None without scores."""
-    means = {}
-    for config, by_seed in scores.items():
-        values = [value for value in by_seed.values() if value is not None]
-        if values and len(values) == len(by_seed):
-            means[config] = sum(values) / len(values)
-    return max(means, key=lambda config: (means[config], -config), default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from captune.tuning.confirm import Scored, best_mean, candidates, losers, plateau_pick
+from captune.decisions.confirming import Scored, candidates, losers, plateau_pick
 from captune.tuning.schedulers import Halving
 
 
@@ -69,11 +69,6 @@ def test_racing_rarely_drops_the_true_best() -> None:
         table = {config: {seed: draw.gauss(0.8 + 0.01 * config, 0.02) for seed in (1, 2, 3)} for config in range(1, 5)}
         dropped += 4 in losers(table, seeds=[1, 2, 3])
     assert dropped / 300 < 0.12
-
-
-def test_the_choice_is_the_best_mean_over_whole_sets_of_seeds() -> None:
-    assert best_mean({1: {1: 0.9, 2: 0.5}, 2: {1: 0.8, 2: 0.8}, 3: {1: 0.99, 2: None}}) == 2
-    assert best_mean({}) is None
 
 
 def test_a_rung_judges_once_four_runs_have_come_to_it() -> None:

@@ -1,29 +1,35 @@
-"""The final choice of a study, made from selection scores before the seal is opened, and the rule it follows."""
+"""The final choice of a study: the best configuration, and whether to use it.
+
+It is made from selection scores, before any test label is read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from captune.records import SEARCH
-from captune.results import statistics
-from captune.results.runs import BALANCED, ENSEMBLE, ZERO_SHOT, RunRecord, TrialRecord
+from captune.decisions import statistics
+from captune.decisions.criteria import (
+    AGREE_BALANCED,
+    AGREE_SMOOTH,
+    AGREE_ZERO_SHOT,
+    SECOND_OPINIONS,
+    VAL,
+    VAL_SMOOTH,
+    criterion_named,
+    part_against_balanced,
+    part_against_zero_shot,
+)
+from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, Role, State, StudyRecord, Trial
+from captune.records.events import Chosen
 
 Advice = Literal["adapt", "keep zero-shot", "use balanced zero-shot", "adaptation changed nothing", "use the ensemble"]
-AGREE_ZERO_SHOT, AGREE_BALANCED = "agree-zero-shot", "agree-balanced"
-AGREE_SMOOTH, NEIGHBOURS = "agree-smooth", "neighbours"
-LABEL_FREE = (AGREE_SMOOTH, AGREE_BALANCED)
-"""What decides where the study's own criterion cannot: the first one that was recorded."""
-LABELLED_CRITERIA = ("val", "pseudo-unseen", "oracle")
-VAL_SMOOTH = "val-smooth"
-_WITHOUT_BALANCED = {AGREE_SMOOTH: NEIGHBOURS, VAL_SMOOTH: "val"}
-"""The part of a criterion that is not built on balanced zero-shot."""
-_AGAINST_ZERO_SHOT = {AGREE_SMOOTH: NEIGHBOURS}
-"""The part of a criterion that must show a gain over zero-shot, whose logits balanced zero-shot shares."""
 LEVEL = 0.9
-"""One-sided confidence a gain over zero-shot must reach; wrong about no difference, it costs little."""
+"""One-sided confidence a gain over zero-shot must reach.
+
+A false positive is cheap: if the two are equal, adapting loses nothing.
+"""
 NO_OP_AGREEMENT = 0.99
 """Above this agreement with zero-shot an adapted model is called a no-op (measured on real features: 71-96 % of those
 with k at the images a class has)."""
@@ -54,16 +60,15 @@ class Choice:
     reason: str
     candidates: tuple[Candidate, ...]
 
-    def as_event(self) -> dict[str, Any]:
-        """The fields of the journal's `choice` event."""
-        return {**asdict(self), "candidates": [asdict(candidate) for candidate in self.candidates]}
+    def as_event(self) -> Chosen:
+        """The choice as the journal holds it."""
+        return Chosen(**{**asdict(self), "candidates": tuple(asdict(candidate) for candidate in self.candidates)})
 
 
-def choose(run: RunRecord, *, by: Literal["mean", "iqm"] = "mean") -> Choice:
+def choose(run: StudyRecord) -> Choice:
     """The final choice from selection scores over confirmation seeds; sealed labels are not read.
 
-    The best configuration is the one with the highest mean (or IQM) score over its seeds, among those with at least
-    half the seeds of the most confirmed one. The advice is then, in this order:
+    The best configuration is that of `best_candidate`. The advice is then, in this order:
 
     1. "adaptation changed nothing": its predictions agree with zero-shot's on more than 99 % of the held-out pool.
     2. "adapt": it beats zero-shot, in the part of the criterion that zero-shot has no part in by more than the noise
@@ -85,15 +90,13 @@ def choose(run: RunRecord, *, by: Literal["mean", "iqm"] = "mean") -> Choice:
     criterion = comparison_criterion(run)
     groups = _adapted_groups(run)
     names = [name for name in (ZERO_SHOT, BALANCED, ENSEMBLE) if run.find(name) is not None]
-    candidates = [_candidate(run, name, [run.find(name)], criterion, by) for name in names]
-    adapted = [_candidate(run, name, trials, criterion, by) for name, trials in groups.items()]
+    candidates = [_candidate(run, name, [run.find(name)], criterion) for name in names]
+    adapted = [_candidate(run, name, trials, criterion) for name, trials in groups.items()]
     listed = (*candidates, *adapted)
-    most = max((candidate.num_seeds for candidate in adapted), default=0)
-    eligible = [c for c in adapted if c.mean_score is not None and 2 * c.num_seeds >= most]
+    best = best_candidate(adapted)
     zero = score_under(run, run.find(ZERO_SHOT), criterion)
-    if not eligible:
+    if best is None:
         return Choice("keep zero-shot", ZERO_SHOT, None, {}, "no configuration finished with a score", listed)
-    best = max(eligible, key=lambda candidate: (known(candidate.mean_score), -(candidate.config_id or 0)))
     config = groups[best.name][0].config
 
     def conclude(advice: Advice, name: str, reason: str) -> Choice:
@@ -112,7 +115,7 @@ def choose(run: RunRecord, *, by: Literal["mean", "iqm"] = "mean") -> Choice:
         if lead > (_seed_margin(run, groups[best.name], criterion) or 0.0):
             words = f"{said}; the ensemble scores {score_under(run, ensemble, criterion):.4f}"
             return conclude("use the ensemble", ENSEMBLE, words)
-    if not shown and criterion in LABELLED_CRITERIA and known(best.mean_score) > zero:
+    if not shown and criterion_named(criterion).labels and known(best.mean_score) > zero:
         second = _label_free(run)
         if second is not None and _criterion_values(run, groups[best.name], second):
             shown, opinion = _gain_shown(run, best.name, groups[best.name], second)
@@ -125,12 +128,37 @@ def choose(run: RunRecord, *, by: Literal["mean", "iqm"] = "mean") -> Choice:
     return conclude("keep zero-shot", ZERO_SHOT, said)
 
 
-def _against_balanced(run: RunRecord, trials: Sequence[TrialRecord], criterion: str) -> tuple[bool, bool, str]:
+def best_candidate(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The candidate with the highest mean score over its seeds; ties go to the lower configuration number.
+
+    One with fewer than half the seeds of the most confirmed candidate (dropped by the race, or with failed trials) is
+    not considered.
+    """
+    most = max((candidate.num_seeds for candidate in candidates), default=0)
+    eligible = [one for one in candidates if one.mean_score is not None and 2 * one.num_seeds >= most]
+    return max(eligible, key=lambda one: (known(one.mean_score), -(one.config_id or 0)), default=None)
+
+
+def best_configuration(run: StudyRecord, settled: Mapping[str, float] | None = None) -> int | None:
+    """The number of the configuration that `choose` would name best now; None without a finished trial.
+
+    Args:
+        run: the study.
+        settled: scores by trial that replace the recorded ones under the study's own criterion (the vote of all).
+    """
+    criterion = comparison_criterion(run)
+    replaced = (settled or {}) if criterion == run.select_by else {}
+    groups = _adapted_groups(run)
+    best = best_candidate([_candidate(run, name, trials, criterion, replaced) for name, trials in groups.items()])
+    return None if best is None else best.config_id
+
+
+def _against_balanced(run: StudyRecord, trials: Sequence[Trial], criterion: str) -> tuple[bool, bool, str]:
     """Whether balanced zero-shot beats zero-shot by more than the noise, whether it is ahead of `trials`, and in words.
 
     Neither where it does not compete.
     """
-    fair = _WITHOUT_BALANCED.get(criterion, criterion)
+    fair = part_against_balanced(criterion) or criterion
     balanced, zero = (score_under(run, run.find(name), fair) for name in (BALANCED, ZERO_SHOT))
     if balanced is None or zero is None or not balanced_competes(run, fair):
         return False, False, ""
@@ -141,12 +169,12 @@ def _against_balanced(run: RunRecord, trials: Sequence[TrialRecord], criterion: 
 
 
 def _gain_shown(
-    run: RunRecord,
+    run: StudyRecord,
     name: str,
-    trials: Sequence[TrialRecord],
+    trials: Sequence[Trial],
     criterion: str,
     *,
-    noise_of: Sequence[TrialRecord] | None = None,
+    noise_of: Sequence[Trial] | None = None,
 ) -> tuple[bool, str]:
     """Whether a configuration's gain over zero-shot is positive and, fairly measured, beyond the noise; and in words.
 
@@ -158,7 +186,7 @@ def _gain_shown(
         noise_of: the runs whose noise stands for its own (the ensemble is one run).
     """
     zero = run.find(ZERO_SHOT)
-    fair = _AGAINST_ZERO_SHOT.get(criterion, criterion)
+    fair = part_against_zero_shot(criterion) or criterion
     if score_under(run, zero, fair) is None or not _criterion_values(run, trials, fair):
         fair = criterion
     values = _criterion_values(run, trials, criterion)
@@ -178,23 +206,27 @@ def _seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def _label_free(run: RunRecord) -> str | None:
+def _label_free(run: StudyRecord) -> str | None:
     zero_shot = run.find(ZERO_SHOT)
-    return next((name for name in LABEL_FREE if zero_shot is not None and name in zero_shot.scores), None)
+    return next((name for name in SECOND_OPINIONS if zero_shot is not None and name in zero_shot.scores), None)
 
 
-def comparison_criterion(run: RunRecord) -> str:
+def comparison_criterion(run: StudyRecord) -> str:
     """The criterion adapted and frozen candidates are compared by: the study's, unless zero-shot is 1 under it."""
-    return (_label_free(run) or AGREE_BALANCED) if run.select_by == AGREE_ZERO_SHOT else run.select_by
+    if part_against_zero_shot(run.select_by) is None:
+        return _label_free(run) or AGREE_BALANCED
+    return run.select_by
 
 
-def balanced_competes(run: RunRecord, criterion: str) -> bool:
+def balanced_competes(run: StudyRecord, criterion: str) -> bool:
     """Whether balanced zero-shot can be ranked: not by agreement with itself, which is 1 whatever it is worth."""
     score = score_under(run, run.find(BALANCED), criterion)
-    return criterion in LABELLED_CRITERIA or (criterion != AGREE_BALANCED and score is not None and score < 1)
+    if criterion_named(criterion).labels:
+        return True
+    return part_against_balanced(criterion) is not None and score is not None and score < 1
 
 
-def noise_margin(run: RunRecord, trials: Sequence[TrialRecord], gain: float, criterion: str) -> tuple[float, str]:
+def noise_margin(run: StudyRecord, trials: Sequence[Trial], gain: float, criterion: str) -> tuple[float, str]:
     """What a gain over zero-shot must exceed to be shown at `LEVEL`, one-sided, and the words for it.
 
     √(a² + b²), a for the seeds (`_seed_margin`), b for the finite number n of scored images, all of which every seed
@@ -214,7 +246,7 @@ def noise_margin(run: RunRecord, trials: Sequence[TrialRecord], gain: float, cri
     return math.hypot(seeds or 0.0, images or 0.0), f"{', '.join(words)}, at one-sided {100 * LEVEL:.0f} %"
 
 
-def _seed_margin(run: RunRecord, trials: Sequence[TrialRecord], criterion: str) -> float | None:
+def _seed_margin(run: StudyRecord, trials: Sequence[Trial], criterion: str) -> float | None:
     """The Student margin of a mean over seeds, its variance pooled over all confirmed configurations; None of one seed.
 
     Three seeds of one configuration say little of their noise; those of four say enough for half the margin.
@@ -228,28 +260,28 @@ def _seed_margin(run: RunRecord, trials: Sequence[TrialRecord], criterion: str) 
     return statistics.student_quantile(LEVEL, freedom) * deviation / math.sqrt(num_seeds)
 
 
-def num_scored_images(run: RunRecord, criterion: str) -> int | None:
+def num_scored_images(run: StudyRecord, criterion: str) -> int | None:
     """How many images a selection score is measured on, from the study's own record or its settings."""
     task = run.study.get("task", {})
-    said = run.opened.get("num_scored")
+    said = run.opened.num_scored
     if criterion == VAL_SMOOTH:
         # The mean of two independent measurements has a quarter of the sum of their variances.
-        labelled, held_out = num_scored_images(run, "val"), num_scored_images(run, AGREE_SMOOTH)
+        labelled, held_out = num_scored_images(run, VAL), num_scored_images(run, AGREE_SMOOTH)
         return round(4 / (1 / labelled + 1 / held_out)) if labelled and held_out else None
     # Where nothing is held out (trzsl) every criterion is measured on the validation images.
     if isinstance(said, int) and (criterion == run.select_by or run.paradigm == "trzsl"):
         return said
-    if criterion == "val":
-        shots, classes = task.get("shots"), run.opened.get("num_classes")
+    if criterion == VAL:
+        shots, classes = task.get("shots"), run.opened.num_classes
         return classes * min(2 if shots is None else shots, 4) if isinstance(classes, int) else None
-    pool = run.opened.get("num_pool")
-    if criterion in LABELLED_CRITERIA or not isinstance(pool, int):
+    pool = run.opened.num_pool
+    if criterion_named(criterion).labels or not isinstance(pool, int):
         return None
     return max(1, round(pool * float(task.get("holdout_fraction", 0.2))))
 
 
-def _image_error(run: RunRecord, trials: Sequence[TrialRecord | None], gain: float, criterion: str) -> float | None:
-    finished = [trial for trial in trials if trial is not None and trial.state == "COMPLETE"]
+def _image_error(run: StudyRecord, trials: Sequence[Trial | None], gain: float, criterion: str) -> float | None:
+    finished = [trial for trial in trials if trial is not None and trial.state is State.COMPLETE]
     recorded = [trial.gain_errors[criterion] for trial in finished if criterion in trial.gain_errors]
     if recorded:
         return statistics.mean(recorded)
@@ -260,36 +292,42 @@ def _image_error(run: RunRecord, trials: Sequence[TrialRecord | None], gain: flo
     return math.sqrt(max(0.0, (1 - agreement) - gain**2) / images)
 
 
-def _adapted_groups(run: RunRecord) -> dict[str, list[TrialRecord]]:
+def _adapted_groups(run: StudyRecord) -> dict[str, list[Trial]]:
     """Confirmed configurations with their score-role runs; without any, every finished search trial by itself."""
     groups = {
-        name: [trial for trial in trials if trial.role == "score"]
+        name: [trial for trial in trials if trial.role is Role.SCORE]
         for name, trials in run.configurations().items()
         if not name.startswith(ENSEMBLE)
     }
     if any(trial.finished for trials in groups.values() for trial in trials):
         return {name: trials for name, trials in groups.items() if trials}
-    return {trial.key: [trial] for trial in run.of_phase(SEARCH) if trial.finished}
+    return {trial.key: [trial] for trial in run.of_phase(Phase.SEARCH) if trial.finished}
 
 
 def _candidate(
-    run: RunRecord, name: str, trials: Sequence[TrialRecord | None], criterion: str, by: Literal["mean", "iqm"]
+    run: StudyRecord,
+    name: str,
+    trials: Sequence[Trial | None],
+    criterion: str,
+    settled: Mapping[str, float] | None = None,
 ) -> Candidate:
-    values = _criterion_values(run, trials, criterion)
+    values = _criterion_values(run, trials, criterion, settled)
     if not values and name in (ZERO_SHOT, BALANCED, ENSEMBLE):
         score = score_under(run, run.find(name), criterion)
         values = [] if score is None else [score]
-    centre = statistics.mean(values) if by == "mean" else statistics.interquartile_mean(values)
     config_id = next((trial.config_id for trial in trials if trial is not None), None)
-    return Candidate(name, config_id, centre, statistics.standard_deviation(values), len(values))
+    return Candidate(name, config_id, statistics.mean(values), statistics.standard_deviation(values), len(values))
 
 
-def _criterion_values(run: RunRecord, trials: Sequence[TrialRecord | None], criterion: str) -> list[float]:
-    finished = [trial for trial in trials if trial is not None and trial.state == "COMPLETE"]
-    return [value for trial in finished if (value := score_under(run, trial, criterion)) is not None]
+def _criterion_values(
+    run: StudyRecord, trials: Sequence[Trial | None], criterion: str, settled: Mapping[str, float] | None = None
+) -> list[float]:
+    finished = [trial for trial in trials if trial is not None and trial.state is State.COMPLETE]
+    values = [(settled or {}).get(trial.key, score_under(run, trial, criterion)) for trial in finished]
+    return [value for value in values if value is not None]
 
 
-def score_under(run: RunRecord, trial: TrialRecord | None, criterion: str) -> float | None:
+def score_under(run: StudyRecord, trial: Trial | None, criterion: str) -> float | None:
     """The study's own score where the criterion is the study's, else the criterion's last value."""
     if trial is None:
         return None

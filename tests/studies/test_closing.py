@@ -11,18 +11,19 @@ import pytest
 import safetensors.torch
 import torch
 
-from captune.cli.planning import plan_of
-from captune.cli.studies import record_choice, record_mismatch
 from captune.config import StudyConfig, TaskConfig
 from captune.data import paradigms
-from captune.records import JOURNAL, read_journal
-from captune.results.load import load_run
-from captune.results.report import report_run
+from captune.records import JOURNAL
+from captune.results.load import load_study
+from captune.results.report import report_study
+from captune.studies import closing
+from captune.studies.planning import plan_study
 from captune.training import context, evaluation, scoring
 from captune.training.ensemble import write_ensemble
 from captune.training.trial import PREDICTIONS
 from captune.tuning.study import OpenStudy
-from captune.tuning.trainable import open_trial
+from captune.tuning.trainable import open_trial_anywhere
+from tests.journals import journal_lines
 from tests.tuning.simulate import advance, outcomes
 
 QUICK = {"epochs": 2, "steps_per_epoch": 2, "tuning": "features"}
@@ -36,22 +37,22 @@ def settings(paradigm: str, **values: Any) -> StudyConfig:
 
 
 def search(directory: Path, study: StudyConfig, *, resume: bool = False) -> Path:
-    """A study up to and with its choice, one run after another in this process."""
-    plan = plan_of(study, directory)
+    """A whole study with its choice and its test metrics, one trial after another in this process."""
+    plan = plan_study(study, directory)
     opened = OpenStudy(directory, study, plan.info, plan.space, resume=resume, durable=False)
-    while (run := opened.cell.next_run()) is not None:
+    while (run := opened.cell.next_trial()) is not None:
         opened.cell.start(run.key, "node")
-        worker = open_trial(opened.cell.spec(run, threads=1))
+        worker = open_trial_anywhere(opened.cell.spec(run, threads=1))
         while not advance(opened.cell, run.key, worker):  # type: ignore[arg-type]
             continue
     assert opened.cell.finished
     opened.close()
-    record_choice(directory)
+    closing.choose_and_evaluate(directory)
     return directory
 
 
 def events(directory: Path, kind: str) -> list[dict[str, Any]]:
-    found = [event for event in read_journal(directory / JOURNAL) if event["event"] == kind]
+    found = [event for event in journal_lines(directory / JOURNAL) if event["event"] == kind]
     return [{name: value for name, value in event.items() if name not in ("time", "seconds")} for event in found]
 
 
@@ -71,7 +72,6 @@ def test_search_choice_and_every_weight_are_unchanged_when_the_sealed_labels_are
 ) -> None:
     forget()
     honest = search(tmp_path / "honest", settings(paradigm))
-    evaluation.open_seal(honest)
     real_init = paradigms.SealedLabels.__init__
 
     def garbage(self: Any, **labels_N: Any) -> None:
@@ -81,7 +81,6 @@ def test_search_choice_and_every_weight_are_unchanged_when_the_sealed_labels_are
     monkeypatch.setattr(paradigms.SealedLabels, "__init__", garbage)
     forget()
     spoiled = search(tmp_path / "spoiled", settings(paradigm))
-    evaluation.open_seal(spoiled)
     forget()
     assert outcomes(spoiled) == outcomes(honest)
     assert events(spoiled, "choice") == events(honest, "choice")
@@ -98,25 +97,22 @@ def test_search_choice_and_every_weight_are_unchanged_when_the_sealed_labels_are
 
 def test_the_ensemble_is_a_candidate_scored_reported_and_averaged_again_when_the_study_goes_on(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul"))
-    run = load_run(directory)
+    run = load_study(directory)
     ensemble = run.find("ensemble")
     assert ensemble is not None and ensemble.score == ensemble.scores["agree-smooth"]
     assert "ensemble" in {candidate["name"] for candidate in events(directory, "choice")[-1]["candidates"]}
-    assert ensemble.report is None, "the seal is still closed"
-    evaluation.open_seal(directory)
-    first = load_run(directory).find("ensemble")
+    first = load_study(directory).find("ensemble")
     assert first is not None and 0.5 < (first.metric or 0) <= 1
     search(directory, settings("ul", confirm_seeds=2), resume=True)
-    evaluation.open_seal(directory)
     reports = [event for event in events(directory, "report") if event["key"] == "ensemble"]
     assert len(reports) == 2
     keys = [event["key"] for event in events(directory, "report")]
     assert all(keys.count(key) == 1 for key in set(keys) - {"ensemble"})
 
 
-def test_report_runs_have_an_ensemble_of_their_own(tmp_path: Path) -> None:
+def test_report_studies_have_an_ensemble_of_their_own(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("trzsl"))
-    run = load_run(directory)
+    run = load_study(directory)
     score, report = run.find("ensemble"), run.find("ensemble-report")
     assert score is not None and report is not None
     assert (score.score, report.score) == (score.scores["pseudo-unseen"], None)
@@ -149,7 +145,7 @@ def test_ensv_chooses_by_the_vote_of_all_not_by_the_vote_of_the_moment(tmp_path:
     recorded = {event["key"]: event["score"] for event in events(directory, "finished")}
     assert recorded["zero_shot"] == 1, "alone it agrees with everyone"
     settled = events(directory, "settled")[-1]["scores"]
-    zero_shot = load_run(directory).find("zero_shot")
+    zero_shot = load_study(directory).find("zero_shot")
     assert zero_shot is not None and zero_shot.score == settled["zero_shot"] < 1
     candidates = {row["name"]: row["mean_score"] for row in events(directory, "choice")[-1]["candidates"]}
     assert candidates["zero_shot"] == settled["zero_shot"]
@@ -157,11 +153,10 @@ def test_ensv_chooses_by_the_vote_of_all_not_by_the_vote_of_the_moment(tmp_path:
 
 def test_oracle_scores_are_the_sealed_metric_and_every_output_is_stamped(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul", select_by="oracle"))
-    evaluation.open_seal(directory)
-    scored = [trial for trial in load_run(directory).trials if trial.finished]
+    scored = [trial for trial in load_study(directory).trials if trial.finished]
     assert len(scored) >= 6 and all(trial.score == trial.metric for trial in scored)
     assert all(event["score"] is None for event in events(directory, "epoch")), "no run sees a sealed label"
-    files = report_run(directory)
+    files = report_study(directory)
     stamped = [path for path in files if path.suffix in (".csv", ".yaml", ".html", ".svg")]
     assert len(stamped) > 10
     for path in stamped:
@@ -170,12 +165,9 @@ def test_oracle_scores_are_the_sealed_metric_and_every_output_is_stamped(tmp_pat
 
 def test_mismatched_classes_are_recorded_once_and_marked_in_concepts(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul"))
-    record_mismatch(directory)
-    record_mismatch(directory)
-    evaluation.open_seal(directory)
     (event,) = events(directory, "mismatch")
-    names = json.loads(json.dumps(load_run(directory).opened["class_names"]))
-    report_run(directory)
+    names = json.loads(json.dumps(load_study(directory).opened["class_names"]))
+    report_study(directory)
     import pandas as pd
 
     table = pd.read_csv(directory / "concepts.csv")
@@ -185,8 +177,7 @@ def test_mismatched_classes_are_recorded_once_and_marked_in_concepts(tmp_path: P
 
 def test_stress_runs_fill_the_columns_of_harder_pools(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul", stress=True, trials=2, confirm_top=1))
-    evaluation.open_seal(directory)
-    report_run(directory)
+    report_study(directory)
     import pandas as pd
 
     table = pd.read_csv(directory / "robustness.csv")

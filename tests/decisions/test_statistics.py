@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from captune.results import statistics as s
+from captune.decisions import statistics as s
 
 values = some.lists(some.floats(0, 1, allow_subnormal=False), min_size=2, max_size=12)
 

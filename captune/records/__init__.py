@@ -1,0 +1,29 @@
+"""What a study leaves on disk: its journal, the events in it, the state they add up to, and the names of its files."""
+
+from captune.records.enums import Phase, Role, State
+from captune.records.events import SCHEMA_VERSION, Epoch, Event
+from captune.records.files import atomic_write
+from captune.records.journal import Journal, read_journal
+from captune.records.layout import JOURNAL
+from captune.records.lenient import number_or_none
+from captune.records.study import BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord
+from captune.records.trial import Trial
+
+__all__ = [
+    "BALANCED",
+    "ENSEMBLE",
+    "JOURNAL",
+    "SCHEMA_VERSION",
+    "ZERO_SHOT",
+    "Epoch",
+    "Event",
+    "Journal",
+    "Phase",
+    "Role",
+    "State",
+    "StudyRecord",
+    "Trial",
+    "atomic_write",
+    "number_or_none",
+    "read_journal",
+]

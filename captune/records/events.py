@@ -1,0 +1,398 @@
+"""What a study writes down: one frozen class for each kind of event in its journal.
+
+`as_json` gives the line of the journal and `from_json` reads it back. Reading is lenient, because journals are also
+read after a crash, a manual edit or an upgrade: a number that is not a finite number becomes None, a field that is
+missing gets its default, and a line that fits no class becomes `Other`. Nothing here reads or writes a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+from captune.records.enums import Phase, Role, State
+from captune.records.lenient import CONVERTERS, mapping, number_or_none
+
+SCHEMA_VERSION = 2
+"""Of the journal. `upgrade` says what changed since 1 (captune 0.1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of a journal. `time` is in Unix seconds and filled in when the event is written."""
+
+    kind: ClassVar[str]
+    time: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The event as the journal holds it: `event` first, `time` last."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "time"}
+        return {"event": self.kind, **values, "time": self.time}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The event that `as_json` wrote.
+
+        Raises:
+            ValueError: a field that must be there is missing or of no use.
+        """
+        return cls(**_converted(cls, values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOpened(Event):
+    """A study begins, or goes on: then its last opening counts, for it may have got more trials.
+
+    Attributes:
+        schema: of the journal.
+        study_id: drawn once when the study begins.
+        cell: name of the cell, `<dataset>-<paradigm>-<method>`.
+        study: its settings, the fields of `StudyConfig`.
+        space: the search space as it was resolved for the cell, by parameter.
+        base: the method's published configuration for the cell.
+        screen: `space` and `base` of the screening trials, or null.
+        select_by, criterion_help: the criterion of the search and what it measures.
+        metric_name: what is reported on the test images.
+        num_pool, num_test, num_scored: images in the pool, in the test set, and behind the selection score.
+        both_roles: whether confirmed configurations are also trained in the role "report".
+        notes: what a reader of the numbers should know of the model, in sentences.
+        warm_starts, after: configurations tried first, or the study next to this one whose best are.
+        versions, git, host: what ran it.
+    """
+
+    kind: ClassVar[str] = "study_opened"
+    schema: int | None = SCHEMA_VERSION
+    study_id: str | None = None
+    cell: str | None = None
+    study: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
+    screen: dict[str, Any] | None = None
+    metric_name: str | None = None
+    select_by: str | None = None
+    criterion_help: str | None = None
+    num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    num_pool: int | None = None
+    num_scored: int | None = None
+    both_roles: bool = False
+    num_test: int | None = None
+    notes: tuple[str, ...] = ()
+    versions: dict[str, Any] = field(default_factory=dict)
+    git: str | None = None
+    host: str | None = None
+    warm_starts: tuple[dict[str, Any], ...] = ()
+    after: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseBegun(Event):
+    """A phase begins."""
+
+    kind: ClassVar[str] = "phase"
+    name: Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenUp(Event):
+    """The study is given up, because its first trials all failed."""
+
+    kind: ClassVar[str] = "given_up"
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStarts(Event):
+    """What the study before this one found (`--warm-start cells`); written once, before the search begins."""
+
+    kind: ClassVar[str] = "warm_starts"
+    configs: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Event):
+    """A trial is to be run.
+
+    Attributes:
+        key: its name in this study, and that of its directory.
+        number: its place in the search or in the screen.
+        config_id: the search number of its configuration.
+        origin: where the configuration comes from: paper, warm_start, screen, sampler, plateau, reference, ensemble.
+        params: the searched values.
+        config: all settings of the trial.
+        task_overrides: how the cell is changed for a stress trial.
+        promoted_from: key of the screening trial it comes from.
+    """
+
+    kind: ClassVar[str] = "planned"
+    key: str
+    phase: Phase
+    number: int | None = None
+    config_id: int | None = None
+    origin: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    role: Role = Role.SCORE
+    method: str | None = None
+    task_overrides: dict[str, Any] = field(default_factory=dict)
+    promoted_from: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """A worker begins a trial or goes on with it; `attempt` counts from 1."""
+
+    kind: ClassVar[str] = "started"
+    key: str
+    node: str | None = None
+    attempt: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(Event):
+    """A trial has trained an epoch.
+
+    Attributes:
+        epoch: from 1.
+        fidelity: share of the trial's epochs that are done.
+        score: the selection score, measured on some of the held-out images.
+        scores: by criterion.
+        decision: of the scheduler, continue or stop.
+        values: everything else a trial reports of an epoch, in the journal beside the other fields; `EPOCH_VALUES`
+            explains the usual ones.
+    """
+
+    kind: ClassVar[str] = "epoch"
+    key: str
+    epoch: int
+    fidelity: float | None = None
+    score: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    decision: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The event as the journal holds it."""
+        own = super().as_json()
+        last = {name: own.pop(name) for name in ("decision", "time")}
+        return own | own.pop("values") | last
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The event that `as_json` wrote."""
+        others = {name: value for name, value in values.items() if name not in _EPOCH_OWN}
+        return cls(**{**_converted(cls, values), "values": others})
+
+    @property
+    def seconds(self) -> float:
+        """How long the epoch took."""
+        return number_or_none(self.values.get("seconds")) or 0.0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Peak memory of the process that trained it."""
+        return int(number_or_none(self.values.get("memory_bytes")) or 0)
+
+
+_EPOCH_OWN = {"event", "key", "epoch", "fidelity", "score", "scores", "decision", "time"}
+EPOCH_VALUES = {
+    "loss": "mean training loss of the epoch",
+    "num_confident": "pool images whose pseudolabel passed the confidence threshold",
+    "num_main": "images on the per-class list of trusted pseudolabels (CAP)",
+    "balance": "normalised entropy of the pseudolabel counts, 1 when all classes are equally frequent",
+    "learning_rate": "learning rate of the last step",
+    "images": "images seen in the epoch, all streams",
+    "seconds": "duration of the epoch",
+    "micro_batch": "images at once in a gradient step, once a trial ran out of memory",
+    "memory_bytes": "peak memory of the worker's process",
+    "gpu_memory_bytes": "peak GPU memory of the worker's process",
+}
+"""What `Epoch.values` usually holds, with the meaning of each; a method may report more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crashed(Event):
+    """The process of a trial died; the trial is tried again up to `max_failures` times."""
+
+    kind: ClassVar[str] = "crashed"
+    key: str
+    node: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preempted(Event):
+    """The node of a trial went away; the trial is tried again, and this does not count as a failure."""
+
+    kind: ClassVar[str] = "preempted"
+    key: str
+    node: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Event):
+    """A trial has ended.
+
+    Attributes:
+        state: COMPLETE, PRUNED or FAILED.
+        score, scores: the selection score and all criteria, measured on every held-out image.
+        gain_errors: standard errors of gains over zero-shot, by criterion.
+        score_epoch: the epoch after which the score was measured.
+        fidelity: share of the trial's epochs that were trained.
+        seconds: training and final evaluation.
+        reason, traceback: why it was stopped or failed.
+        num_parameters: learned numbers.
+        prediction_balance: normalised entropy of the predicted classes on the held-out images.
+    """
+
+    kind: ClassVar[str] = "finished"
+    key: str
+    state: State
+    score: float | None = None
+    score_epoch: int | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    gain_errors: dict[str, float] = field(default_factory=dict)
+    fidelity: float | None = None
+    seconds: float | None = None
+    node: str | None = None
+    reason: str | None = None
+    traceback: str | None = None
+    num_parameters: int | None = None
+    prediction_balance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled(Event):
+    """Scores that are only known once all trials have ended; they replace those given at each trial's end.
+
+    Attributes:
+        criterion: which one (ensv, the vote of all candidates).
+        scores: by trial.
+    """
+
+    kind: ClassVar[str] = "settled"
+    criterion: str
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch(Event):
+    """Class names that concept-mismatch detection flags on the whole pool; no label is read for it.
+
+    Attributes:
+        mismatched: class indices, or null where the pool is too large to do this in passing.
+        reason: why it is null.
+    """
+
+    kind: ClassVar[str] = "mismatch"
+    mismatched: tuple[int, ...] | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen(Event):
+    """The study has chosen, before any test label was read.
+
+    Attributes:
+        advice: what to do, in words.
+        name: the candidate that the advice is for.
+        config_id, config: the best configuration, whatever the advice.
+        reason: for the advice.
+        candidates: what was compared, with mean selection scores.
+    """
+
+    kind: ClassVar[str] = "choice"
+    advice: str | None = None
+    name: str | None = None
+    config_id: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    candidates: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealOpened(Event):
+    """From here on test labels may be read; the study has chosen."""
+
+    kind: ClassVar[str] = "seal_opened"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported(Event):
+    """A trial's predictions were compared with the test labels; `metrics` are fractions in [0, 1]."""
+
+    kind: ClassVar[str] = "report"
+    key: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other(Event):
+    """A line that fits none of the above: written by a newer captune, or edited by hand."""
+
+    name: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The line as it was."""
+        return {"event": self.name, **self.values, "time": self.time}
+
+
+EVENTS: dict[str, type[Event]] = {
+    one.kind: one
+    for one in (
+        StudyOpened, PhaseBegun, WarmStarts, Planned, Started, Epoch, Crashed, Preempted, Finished, GivenUp, Settled,
+        Mismatch, Chosen, SealOpened, Reported,
+    )
+}  # fmt: skip
+"""Every kind of event by its name in the journal, in the order in which they come up."""
+
+
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """A line of any older journal as today's captune writes it.
+
+    Schema 1 (captune 0.1) wrote the opening of the seal and giving up as phases.
+    """
+    if values.get("event") == "phase":
+        if values.get("name") == "sealed_opened":
+            return {"event": SealOpened.kind, "time": values.get("time")}
+        if values.get("name") == "aborted":
+            reason = mapping(values.get("detail")).get("reason")
+            return {"event": GivenUp.kind, "reason": reason, "time": values.get("time")}
+    return values
+
+
+def event_from_json(values: dict[str, Any]) -> Event:
+    """The event of one line of a journal, new or old."""
+    values = upgrade(values)
+    name = str(values.get("event"))
+    known = EVENTS.get(name)
+    if known is not None:
+        try:
+            return known.from_json(values)
+        except ValueError:
+            pass
+    others = {key: value for key, value in values.items() if key not in ("event", "time")}
+    return Other(name=name, values=others, time=number_or_none(values.get("time")))
+
+
+_FIELDS: dict[type[Event], tuple[tuple[str, Callable[[Any], Any], bool], ...]] = {
+    cls: tuple(
+        (one.name, CONVERTERS[str(one.type)], one.default is MISSING and one.default_factory is MISSING)
+        for one in fields(cls)
+    )
+    for cls in EVENTS.values()
+}
+"""Name, converter and whether it must be there, of every field of an event."""
+
+
+def _converted(cls: type[Event], values: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, convert, required in _FIELDS[cls]:
+        value = values.get(name)
+        if value is not None or required:
+            found[name] = convert(value)
+    return found

@@ -1,0 +1,39 @@
+"""Where everything lies in a study's directory: the only module that spells a file's name.
+
+```
+runs/digits-ul-cap/
+  study.yaml            settings, search space, versions; what `captune resume` reads
+  journal.jsonl         every event, append-only; all other files can be made again from it
+  optuna.journal        copy of the search for optuna-dashboard
+  driver.lock           who runs the study now; .driver.guard protects changes of it
+  tensorboard/KEY/      curves of a trial
+  trials/KEY/           config.yaml epochs.jsonl resume.safetensors checkpoint.safetensors predictions.safetensors .lock
+  *.csv *.png *.svg     tables and figures
+  best_config.yaml      for `captune adapt --config`
+  report.html           the page
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+STUDY = "study.yaml"
+JOURNAL = "journal.jsonl"
+TRIALS = "trials"
+LOCK, GUARD = "driver.lock", ".driver.guard"
+OPTUNA_COPY = "optuna.journal"
+TENSORBOARD = "tensorboard"
+BEST_CONFIG, PAGE = "best_config.yaml", "report.html"
+REPORT = "report"
+"""The folder next to several studies that holds their common report."""
+
+# In the directory of a trial.
+CONFIG, EPOCHS = "config.yaml", "epochs.jsonl"
+RESUME, CHECKPOINT, PREDICTIONS = "resume.safetensors", "checkpoint.safetensors", "predictions.safetensors"
+TRIAL_LOCK = ".lock"
+
+
+def trial_directory(study: Path, key: str) -> Path:
+    """The directory of a trial."""
+    return study / TRIALS / key

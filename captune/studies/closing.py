@@ -1,0 +1,171 @@
+"""What a study still owes once its last trial has ended, as a list of steps.
+
+The journal is read once. Each step is done if the journal does not hold its result yet, so a study that was killed
+while it was closed is closed by the same list; and a study that went on, by what the new trials changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from captune.algorithms.concepts import mismatch_report
+from captune.config import TaskConfig
+from captune.data.labelling import PREDICTIONS_CSV
+from captune.decisions.choosing import choose
+from captune.decisions.criteria import ENSV, ORACLE
+from captune.errors import StudyError
+from captune.records import ENSEMBLE, JOURNAL, Event, Journal, Phase, Role, State, StudyRecord, read_journal
+from captune.records.events import Finished, Mismatch, Planned, Settled
+from captune.records.layout import trial_directory
+from captune.records.trial import trial_key
+from captune.results.load import add_notes
+from captune.results.report import report_study
+from captune.studies.seal import open_seal, report_trials
+from captune.training.context import open_context
+from captune.training.ensemble import write_ensemble
+from captune.training.evaluation import oracle_score
+from captune.training.labelling import write_predictions
+from captune.tuning.votes import Votes
+
+Write = Callable[[Event], object]
+# Images times classes above which clustering the pool again and again takes minutes.
+_MISMATCH_LIMIT = 20_000_000
+
+
+def close_study(directory: Path) -> tuple[StudyRecord, list[Path]]:
+    """Choose, read the test labels, write the report; what is done already is left alone.
+
+    Returns:
+        The study, and the files of the report.
+
+    Raises:
+        StudyError: no search trial ran to its end, so there is nothing to choose from.
+        RecordError: the journal or predictions are missing or damaged.
+    """
+    record = choose_and_evaluate(directory)
+    predictions = write_study_predictions(record)
+    add_notes(record)
+    return record, [*predictions, *report_study(record)]
+
+
+def choose_and_evaluate(directory: Path) -> StudyRecord:
+    """The steps of closing that end up in the journal: everything but the report.
+
+    Raises:
+        StudyError, RecordError: as `close_study`.
+    """
+    with Journal(directory / JOURNAL) as journal:
+        record = StudyRecord(directory, read_journal(directory / JOURNAL))
+        _check_closable(record)
+
+        def write(event: Event) -> None:
+            record.apply(journal.append(event))
+
+        for step in STEPS:
+            step(record, write)
+    return record
+
+
+def write_ensembles(record: StudyRecord, write: Write) -> None:
+    """Average the confirmed configurations into a reference of its own, for each role."""
+    for role in Role:
+        members = [trial for trial in record.complete() if trial.phase is Phase.CONFIRM and trial.role is role]
+        key = trial_key(ENSEMBLE, role=role)
+        known = record.find(key)
+        if not members or (known is not None and known.ended_at > max(trial.ended_at for trial in members)):
+            continue
+        groups: dict[int | None, list[Path]] = {}
+        for trial in sorted(members, key=lambda trial: trial.ended_at):
+            groups.setdefault(trial.config_id, []).append(trial_directory(record.directory, trial.key))
+        directory, started = trial_directory(record.directory, key), time.perf_counter()
+        outcome = write_ensemble(_task(record), role, [*groups.values()], directory, criterion=record.select_by)
+        if outcome is None:
+            continue
+        if record.select_by == ORACLE and role is Role.SCORE:
+            metric = oracle_score(_task(record), role, directory)
+            outcome |= {"score": metric, "scores": outcome["scores"] | {ORACLE: metric}}
+        if known is None:
+            write(
+                Planned(
+                    key=key, phase=Phase.REFERENCE, origin=ENSEMBLE, seed=record.study.get("seed"), role=role,
+                    method=ENSEMBLE,
+                )
+            )  # fmt: skip
+        seconds = time.perf_counter() - started
+        write(Finished(key=key, state=State.COMPLETE, score_epoch=0, fidelity=1.0, seconds=seconds, **outcome))
+
+
+def settle_votes(record: StudyRecord, write: Write) -> None:
+    """Score every candidate by its agreement with the vote of all.
+
+    During the search a candidate only meets the vote of those before it.
+    """
+    voters = [
+        trial
+        for trial in sorted(record.complete(), key=lambda trial: trial.ended_at)
+        if trial.role is Role.SCORE and trial.phase in (Phase.REFERENCE, Phase.SEARCH, Phase.CONFIRM)
+    ]
+    if record.settled_at > max((trial.ended_at for trial in voters), default=0):
+        return
+    votes = Votes()
+    for trial in voters:
+        votes.add(trial.key, trial_directory(record.directory, trial.key))
+    if scores := votes.agreements():
+        write(Settled(criterion=ENSV, scores=scores))
+
+
+def find_mismatch(record: StudyRecord, write: Write) -> None:
+    """Note which class names concept-mismatch detection flags on the whole pool; once a study, without a label."""
+    if record.mismatch is not None:
+        return
+    if (record.opened.num_pool or 0) * (record.opened.num_classes or 0) > _MISMATCH_LIMIT:
+        reason = "the pool is too large to look for mismatched classes in passing: use captune mismatch"
+        write(Mismatch(reason=reason))
+    else:
+        found = mismatch_report(open_context(_task(record), Role.REPORT)).mismatched
+        write(Mismatch(mismatched=tuple(int(label) for label in found)))
+
+
+def record_choice(record: StudyRecord, write: Write) -> None:
+    """Choose from what the search may see."""
+    if not record.choice_is_current:
+        write(choose(record).as_event())
+
+
+def write_study_predictions(record: StudyRecord) -> list[Path]:
+    """Write predictions.csv: what the advised candidate, over all its seeds, says of the images of the report."""
+    name = record.choice.name if record.choice is not None else None
+    own = [trial for trial in record.complete() if trial.name == name and trial.phase is not Phase.STRESS]
+    role = Role.REPORT if any(trial.role is Role.REPORT for trial in own) else Role.SCORE
+    trials = [trial_directory(record.directory, trial.key) for trial in own if trial.role is role]
+    file = record.directory / PREDICTIONS_CSV
+    return [file] if write_predictions(trials, _task(record), role, file) else []
+
+
+STEPS: tuple[Callable[[StudyRecord, Write], None], ...] = (
+    write_ensembles,
+    settle_votes,
+    find_mismatch,
+    record_choice,
+    open_seal,
+    report_trials,
+)
+"""In their order: everything before `open_seal` is done without a test label."""
+
+
+def _check_closable(record: StudyRecord) -> None:
+    if any(trial.phase is Phase.SEARCH and trial.state is State.COMPLETE for trial in record.trials):
+        return
+    reasons = list(dict.fromkeys(trial.reason for trial in record.trials if trial.reason))
+    raise StudyError(
+        "at least one trial of a study must finish",
+        got=f"{len(record.trials)} that all failed: {reasons[0] if reasons else 'no reason recorded'}",
+        where=record.directory,
+        next_step="Mend that and continue with --resume; tracebacks are in journal.jsonl.",
+    )
+
+
+def _task(record: StudyRecord) -> TaskConfig:
+    return TaskConfig.parse(record.task, where=record.directory / JOURNAL)

@@ -1,0 +1,106 @@
+"""A study that is ready to be run: its cell described, its search space resolved, its first configurations gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from captune.algorithms import method_named
+from captune.config import StudyConfig, read_yaml
+from captune.records import JOURNAL, Phase, StudyRecord, read_journal
+from captune.space import Space, load_space, space_file
+from captune.tuning.agenda import WARM_STARTS
+from captune.tuning.describe import describe_cell
+from captune.tuning.runs import CellInfo
+from captune.tuning.study import read_study, with_storage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that is ready to be opened.
+
+    Attributes:
+        directory: where it is written.
+        study: its settings.
+        info: facts of its cell.
+        space: the search space, resolved for the cell.
+        warm_starts: configurations to try after the paper's.
+        after: name of the directory next to it whose best configurations are tried first.
+    """
+
+    directory: Path
+    study: StudyConfig
+    info: CellInfo
+    space: Space
+    warm_starts: tuple[dict[str, Any], ...] = ()
+    after: str | None = None
+
+
+def plan_study(
+    study: StudyConfig,
+    directory: Path,
+    *,
+    fork: str | None = None,
+    warm_starts: Sequence[Path] = (),
+    space: Space | None = None,
+) -> Plan:
+    """A new study.
+
+    Args:
+        study: its settings.
+        directory: where it is written.
+        fork: start next to the study in the directory instead, from its best configurations; the name of the new one.
+        warm_starts: configurations to try first: YAML files, or directories of studies, whose best are taken.
+        space: the search space where it is resolved already; otherwise the study's space file is read.
+
+    Raises:
+        UsageError: settings that the method or the paradigm does not have.
+        DataError: the cell cannot be built.
+    """
+    info = describe_cell(study)
+    source = space_file(study.space, study.method) if method_named(study.method).tunable else None
+    if source is None:
+        space = Space((), source=study.method)
+    elif space is None:
+        space = load_space(source, info.base, fixed=study.fixed, class_size=info.class_size)
+        if info.screen_base is not None:
+            screen = load_space(source, info.screen_base, fixed=study.fixed, class_size=info.class_size)
+            space = replace(space, screen=screen)
+    starts = [one for path in warm_starts for one in (best_configs(path) if path.is_dir() else [read_yaml(path)])]
+    if fork is not None:
+        starts = best_configs(directory) + starts
+        directory = directory.with_name(f"{directory.name}-{fork}")
+    return Plan(directory, study, info, space, tuple(starts))
+
+
+def plan_to_continue(directory: Path, *, trials: int | None = None, storage: str | None = None) -> Plan:
+    """The study in a directory, to go on with.
+
+    Args:
+        directory: where it lies.
+        trials: search trials in all, where they should be more than before.
+        storage: address of the Optuna copy's database, where it has a password.
+
+    Raises:
+        StudyError: there is no study.
+        UsageError: the password is needed and was not given.
+    """
+    study, space = read_study(directory)
+    if trials is not None:
+        study = study.model_copy(update={"trials": trials})
+    study = with_storage(study, storage)
+    return Plan(directory, study, describe_cell(study), space)
+
+
+def best_configs(directory: Path) -> list[dict[str, Any]]:
+    """The configurations of the three best search trials of a study on disk, best first.
+
+    Raises:
+        RecordError: no journal.
+    """
+    record = StudyRecord(directory, read_journal(directory / JOURNAL))
+    finished = [trial for trial in record.of_phase(Phase.SEARCH) if trial.finished]
+    ranked = sorted(finished, key=lambda trial: (-(trial.score or 0.0), trial.key))
+    return [trial.config for trial in ranked[:WARM_STARTS]]

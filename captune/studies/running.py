@@ -1,0 +1,220 @@
+"""Studies run to their end: opened, given to Ray together, closed one by one.
+
+Nothing here prints: what happens is told to a `Watcher`, and the command line has one that does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from captune.errors import StudyError, UsageError
+from captune.records import StudyRecord
+from captune.records.layout import REPORT
+from captune.results.report import report_studies
+from captune.studies.closing import close_study
+from captune.studies.planning import Plan
+from captune.tuning.cell import Cell
+from captune.tuning.cluster import Cluster, connected
+from captune.tuning.engine import run_cells
+from captune.tuning.nodes import check_gpus, check_nodes
+from captune.tuning.packing import Allotment, allot
+from captune.tuning.runs import RunSpec
+from captune.tuning.samplers import check_sampler
+from captune.tuning.study import OpenStudy
+from captune.tuning.telemetry import logger_callbacks, telemetry
+from captune.tuning.trainable import OpenRun
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How studies are run, as opposed to what they are: free to differ each time.
+
+    Attributes:
+        address: of a running Ray cluster; None starts one on this machine.
+        concurrency: trials at once; None: what fits.
+        cpus_per_trial, gpus_per_trial: of each trial; None: 1 CPU, and a GPU where there is one.
+        memory_per_trial: gigabytes; None: as measured.
+        allow_cpu: train on the CPU where torch does not see the GPUs that Ray has.
+        dashboard, dashboard_host: whether Ray's dashboard is started, and where it listens.
+        loggers: where curves go: tensorboard, mlflow, wandb.
+        resume: go on with studies that are in their directories already.
+        open_run: how a worker opens a trial; tests put quick ones here.
+    """
+
+    address: str | None = None
+    concurrency: int | None = None
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float | None = None
+    memory_per_trial: float | None = None
+    allow_cpu: bool = False
+    dashboard: bool = True
+    dashboard_host: str | None = None
+    loggers: tuple[str, ...] = ("tensorboard",)
+    resume: bool = False
+    open_run: Callable[[RunSpec], OpenRun] | None = field(default=None)
+
+
+class Watcher:
+    """Is told how studies go on. This one says nothing; a subclass overrides what it wants to show."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know before reading numbers."""
+
+    def warn(self, text: str) -> None:
+        """Something went wrong that does not stop the studies."""
+
+    def started(self, cells: Sequence[Cell], cluster: Cluster, allotment: Allotment) -> None:
+        """Ray is there, and trials are about to start."""
+
+    @contextlib.contextmanager
+    def watching(self, cells: Sequence[Cell], *, concurrency: int) -> Iterator[Callable[[], None]]:
+        """Watch studies while the block runs; yields what is called at every turn of Ray's loop."""
+        yield lambda: None
+
+    def interrupted(self, cells: Sequence[Cell]) -> None:
+        """The studies stop here; what is finished is kept. Without cells nothing was begun."""
+
+    def closed(self, record: StudyRecord, files: Sequence[Path]) -> None:
+        """A study is done and its report is written."""
+
+    def compared(self, directory: Path, num_studies: int) -> None:
+        """The report of all studies together is written."""
+
+
+def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | None = None) -> list[StudyRecord]:
+    """Run studies to their end: search, choose, read the test labels, report.
+
+    Returns:
+        The studies, with their choices and test metrics.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what is finished is kept, and the studies can be continued.
+        UsageError: a directory holds another study, or this one and `resume` is off.
+        StudyError: a study had to be given up; the others are closed.
+    """
+    watcher = watcher or Watcher()
+    for plan in plans:
+        check_sampler(plan.study.sampler)
+    for note in dict.fromkeys(note for plan in plans for note in plan.info.notes):
+        watcher.note(note)
+    records: list[StudyRecord] = []
+    failures: list[StudyError] = []
+    with contextlib.ExitStack() as stack:
+        studies = _run_trials(plans, settings, watcher, stack)
+        cells = [opened.cell for opened in studies]
+        try:
+            for opened in studies:
+                opened.settle()
+                try:
+                    record, files = close_study(opened.directory)
+                except StudyError as error:
+                    failures.append(error)
+                else:
+                    records.append(record)
+                    watcher.closed(record, files)
+        except KeyboardInterrupt:
+            watcher.interrupted(cells)
+            raise
+    if len(records) > 1:
+        together = plans[0].directory.parent / REPORT
+        report_studies([record.directory for record in records], together)
+        watcher.compared(together, len(records))
+    for failure in failures:
+        raise failure
+    return records
+
+
+def _run_trials(
+    plans: Sequence[Plan], settings: Settings, watcher: Watcher, stack: contextlib.ExitStack
+) -> list[OpenStudy]:
+    """Open the studies and run their trials; what is opened is closed with the stack."""
+    studies: list[OpenStudy] = []
+    try:
+        for plan in plans:
+            opened = OpenStudy(
+                plan.directory, plan.study, plan.info, plan.space, resume=settings.resume,
+                warm_starts=plan.warm_starts, after=plan.after,
+            )  # fmt: skip
+            stack.callback(opened.close)
+            studies.append(opened)
+        chain(studies)
+        cells = [opened.cell for opened in studies]
+        finished = all(cell.finished for cell in cells) or _run_on_ray(cells, plans, settings, watcher)
+    except BaseException as error:
+        for opened in studies:
+            opened.withdraw()
+        if isinstance(error, KeyboardInterrupt):
+            watcher.interrupted([opened.cell for opened in studies if opened.cell.trials])
+        raise
+    for opened in studies:
+        for warning in opened.warnings:
+            watcher.warn(warning)
+    if not finished:
+        watcher.interrupted(cells)
+        raise KeyboardInterrupt
+    return studies
+
+
+def chain(studies: Sequence[OpenStudy]) -> None:
+    """Let studies that start from an earlier one's best configurations wait for it.
+
+    Raises:
+        UsageError: the earlier one is not among those that are run.
+    """
+    cells = {opened.directory: opened.cell for opened in studies}
+    for opened in studies:
+        if opened.after is None or opened.cell.record.warm_starts is not None:
+            continue
+        earlier = opened.directory.with_name(opened.after)
+        if earlier not in cells:
+            raise UsageError(
+                "a study that starts from another's best configurations must be continued together with it",
+                got="it alone", where=opened.directory,
+                next_step=f"captune resume {earlier} {opened.directory}",
+            )  # fmt: skip
+        opened.cell.after = cells[earlier]
+
+
+def _run_on_ray(cells: list[Cell], plans: Sequence[Plan], settings: Settings, watcher: Watcher) -> bool:
+    """Run all trials; False when interrupted."""
+    threads = max(1, int(settings.cpus_per_trial or 1))
+    with connected(
+        settings.address, threads=threads, dashboard=settings.dashboard, dashboard_host=settings.dashboard_host
+    ) as cluster:
+        on_gpus = bool(cluster.gpus) and settings.gpus_per_trial != 0
+        if on_gpus:
+            on_gpus = check_gpus(allow_cpu=settings.allow_cpu)
+        allotment = allot(
+            cluster.nodes,
+            concurrency=settings.concurrency,
+            cpus=settings.cpus_per_trial,
+            gpus=settings.gpus_per_trial if on_gpus or not cluster.gpus else 0.0,
+            memory_bytes=None if settings.memory_per_trial is None else 1e9 * settings.memory_per_trial,
+            measured_bytes=max((trial.memory_bytes for cell in cells for trial in cell.trials.values()), default=0),
+            deterministic=any(plan.study.deterministic for plan in plans),
+        )
+        watcher.started(cells, cluster, allotment)
+        check_nodes(
+            [(plan.directory, plan.study.task) for plan in plans],
+            custom=settings.open_run is not None,
+            here=cluster.local and not cluster.gpus,
+        )
+        publishing = telemetry(cells, loggers=settings.loggers, concurrency=allotment.concurrency)
+        with watcher.watching(cells, concurrency=allotment.concurrency) as refresh, publishing as publish:
+
+            def step() -> None:
+                publish()
+                refresh()
+
+            return run_cells(
+                cells,
+                cluster,
+                allotment,
+                open_run=settings.open_run,
+                allow_cpu=settings.allow_cpu,
+                callbacks=logger_callbacks(settings.loggers, cells),
+                on_step=step,
+            )

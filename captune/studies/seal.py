@@ -1,0 +1,71 @@
+"""The test labels of a study: read once it has chosen, and only then.
+
+The labels themselves are behind `captune.training.evaluation`, the only module that may read them; this one decides
+when. (A sealed label is a true label that no part of training, search or choice can reach.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from captune.config import TaskConfig
+from captune.data.paradigms import IntArray
+from captune.errors import StudyError
+from captune.records import JOURNAL, ZERO_SHOT, Event, Phase, StudyRecord, Trial
+from captune.records.events import Reported, SealOpened
+from captune.records.layout import PREDICTIONS, trial_directory
+from captune.training.evaluation import evaluate_trial, test_predictions
+
+
+def open_seal(record: StudyRecord, write: Callable[[Event], object]) -> None:
+    """Note that test labels may be read from here on.
+
+    Raises:
+        StudyError: the study has not chosen yet: what it chooses could depend on what is seen.
+    """
+    if record.choice is None:
+        raise StudyError(
+            "the seal must stay closed until the study has chosen",
+            got="a study without a choice",
+            where=record.directory,
+            next_step="Let it end with `captune resume`.",
+        )
+    if not record.sealed_opened:
+        write(SealOpened())
+
+
+def report_trials(record: StudyRecord, write: Callable[[Event], object]) -> None:
+    """Compare the predictions of every complete trial that has no report with the test labels.
+
+    Raises:
+        StudyError: the seal is closed.
+        RecordError: the predictions of a trial are missing, or are of other images.
+    """
+    if not record.sealed_opened:
+        raise StudyError("the seal must be open before trials are reported", got="closed", where=record.directory)
+    zero_shot_N = _zero_shot_predictions(record)
+    for trial in record.complete():
+        if trial.report is None:
+            write(_report(record, trial, zero_shot_N))
+
+
+def _report(record: StudyRecord, trial: Trial, zero_shot_N: IntArray | None) -> Reported:
+    directory = trial_directory(record.directory, trial.key)
+    config = TaskConfig.parse({**record.task, **trial.task_overrides}, where=record.directory / JOURNAL)
+    metrics = evaluate_trial(config, trial.role, directory)
+    # An open set has fewer classes, so other class indices.
+    if zero_shot_N is not None and "open_set_fraction" not in trial.task_overrides:
+        predicted_N = test_predictions(directory)
+        if len(predicted_N) == len(zero_shot_N):
+            metrics["agreement_zero_shot"] = float(np.mean(predicted_N == zero_shot_N))
+    return Reported(key=trial.key, metrics=metrics)
+
+
+def _zero_shot_predictions(record: StudyRecord) -> IntArray | None:
+    trial = record.find(ZERO_SHOT)
+    directory: Path = trial_directory(record.directory, ZERO_SHOT)
+    known = trial is not None and trial.phase is Phase.REFERENCE and (directory / PREDICTIONS).exists()
+    return test_predictions(directory) if known else None
