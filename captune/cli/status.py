@@ -52,6 +52,8 @@ def _show_directories(path: Path, console: Console) -> None:
         heard = duration(max(0.0, time.time() - record.last_time))
         if holder is not None and is_alive(holder):
             said = f"run by process {holder['pid']} on {holder['host']}, last event {heard} ago"
+        elif not record.num_openings:
+            said = f"ended before it began; begin with: captune resume {directory}"
         elif standings[-1].phase == "done":
             said = f"finished {heard} ago"
         else:
@@ -91,7 +93,8 @@ def read_standing(directory: Path) -> tuple[Standing, StudyRecord]:
         both_roles=bool(header.get("both_roles")),
     )
     cell = Cell(directory, study, info, space)
-    cell.replay(read_journal(directory / JOURNAL))
+    journal = directory / JOURNAL
+    cell.replay(read_journal(journal) if journal.exists() else [])
     holder = read_lock(directory)
     if holder is not None and is_alive(holder):
         cell.active.update(trial.key for trial in cell.trials.values() if not trial.ended)

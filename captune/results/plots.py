@@ -18,6 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Figure
 from matplotlib.ticker import MaxNLocator
 
+from captune.records.files import replacing
+
 # Okabe and Ito's palette ("Color Universal Design", 2008): told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, RED, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A", "#222222"
 WIDTH = 5.0
@@ -46,9 +48,8 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     with mpl.rc_context(STYLE):
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             path = stem.with_name(f"{stem.name}.{suffix}")
-            temporary = path.with_name(f".{path.name}.part")
-            figure.savefig(temporary, format=suffix, dpi=170, metadata=metadata)
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=suffix, dpi=170, metadata=metadata)
             written.append(path)
             figure.set_layout_engine("none")  # laid out once: the second file has the same picture
     return written

@@ -13,6 +13,7 @@ import yaml
 
 from captune.decisions.criteria import ORACLE
 from captune.records import StudyRecord, atomic_write
+from captune.records.files import remove_leftovers
 from captune.results import plots
 from captune.results.best import Choice, best_configs_table, recorded_choice
 from captune.results.comparisons import ALL_CELLS, comparisons_table, ranks_table
@@ -77,6 +78,7 @@ def tables_of(runs: Sequence[StudyRecord]) -> Tables:
 
 
 def _write(runs: Sequence[StudyRecord], out_dir: Path) -> list[Path]:
+    remove_leftovers(out_dir)
     tables = tables_of(runs)
     written = [write_csv(table, out_dir / name, runs) for name, table in tables.items()]
     if len(runs) == 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import subprocess
 import uuid
@@ -20,6 +19,7 @@ from captune.config import StudyConfig, read_yaml
 from captune.errors import RecordError, StudyError, UsageError
 from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write, read_journal
 from captune.records.events import Finished, StudyOpened
+from captune.records.files import remove_leftovers, temporary_name
 from captune.records.layout import GUARD, JOURNAL, OPTUNA_COPY, RESUME, STUDY, TRIAL_LOCK, TRIALS, trial_directory
 from captune.records.lenient import jsonable
 from captune.space import Parameter, Space
@@ -71,6 +71,8 @@ class OpenStudy:
         _make_directory(directory)
         self._lock = DriverLock(directory)
         try:
+            for place in (directory, *(directory / TRIALS).iterdir()):
+                remove_leftovers(place)
             events = _known_events(directory)
             known = StudyRecord(directory, events)
             header = study_header(study, info, space, study_id=known.opened.study_id)
@@ -166,7 +168,7 @@ def discard_progress(cell: Cell, key: str) -> None:
 def _make_directory(directory: Path) -> None:
     try:
         (directory / TRIALS).mkdir(parents=True, exist_ok=True)
-        probe = directory / f".probe.{os.getpid()}"
+        probe = temporary_name(directory / "probe")
         probe.write_text("")
         probe.unlink()
     except OSError as error:
@@ -177,12 +179,17 @@ def _make_directory(directory: Path) -> None:
 
 
 def _known_events(directory: Path) -> list[Event]:
+    """What the journal holds; nothing where the study was killed before its first line: it is then begun anew.
+
+    Raises:
+        UsageError: trials without a journal: it was lost, and a new one would train them again.
+    """
     path = directory / JOURNAL
     if path.exists():
         return read_journal(path)
-    if (directory / STUDY).exists():
+    if (directory / STUDY).exists() and any((directory / TRIALS).iterdir()):
         raise UsageError(
-            "a study's directory must hold its journal", got=f"{STUDY} without it", where=directory,
+            "a study's directory must hold its journal", got=f"{STUDY} and trials without it", where=directory,
             next_step="Restore journal.jsonl, or give another --out.",
         )  # fmt: skip
     return []

@@ -11,44 +11,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from captune.config import StudyConfig, TaskConfig
+from captune.config import TaskConfig
 from captune.data import paradigms
 from captune.records import JOURNAL
 from captune.results.load import load_study
 from captune.results.report import report_study
-from captune.studies import closing
-from captune.studies.planning import plan_study
 from captune.training import context, evaluation, scoring
 from captune.training.ensemble import write_ensemble
 from captune.training.trial import PREDICTIONS
-from captune.tuning.study import OpenStudy
-from captune.tuning.trainable import open_trial_anywhere
 from tests.journals import journal_lines
-from tests.tuning.simulate import advance, outcomes
-
-QUICK = {"epochs": 2, "steps_per_epoch": 2, "tuning": "features"}
-
-
-def settings(paradigm: str, **values: Any) -> StudyConfig:
-    task = TaskConfig(dataset="digits", paradigm=paradigm)  # type: ignore[arg-type]
-    return StudyConfig(
-        task=task, method="cap", fixed=QUICK, **({"trials": 3, "confirm_top": 2, "confirm_seeds": 1} | values)
-    )
-
-
-def search(directory: Path, study: StudyConfig, *, resume: bool = False) -> Path:
-    """A whole study with its choice and its test metrics, one trial after another in this process."""
-    plan = plan_study(study, directory)
-    opened = OpenStudy(directory, study, plan.info, plan.space, resume=resume, durable=False)
-    while (run := opened.cell.next_trial()) is not None:
-        opened.cell.start(run.key, "node")
-        worker = open_trial_anywhere(opened.cell.spec(run, threads=1))
-        while not advance(opened.cell, run.key, worker):  # type: ignore[arg-type]
-            continue
-    assert opened.cell.finished
-    opened.close()
-    closing.choose_and_evaluate(directory)
-    return directory
+from tests.studies.lives import search, settings
+from tests.tuning.simulate import outcomes
 
 
 def events(directory: Path, kind: str) -> list[dict[str, Any]]:

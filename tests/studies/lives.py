@@ -1,0 +1,42 @@
+"""Whole studies of real trials in one process, without Ray: opened, run trial after trial, closed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from captune.config import StudyConfig, TaskConfig
+from captune.studies import closing
+from captune.studies.planning import Plan, plan_study
+from captune.tuning.study import OpenStudy
+from captune.tuning.trainable import open_trial_anywhere
+from tests.tuning.simulate import advance
+
+QUICK = {"epochs": 2, "steps_per_epoch": 2, "tuning": "features"}
+
+
+def settings(paradigm: str, **values: Any) -> StudyConfig:
+    """A study of digits that takes seconds."""
+    task = TaskConfig(dataset="digits", paradigm=paradigm)  # type: ignore[arg-type]
+    return StudyConfig(
+        task=task, method="cap", fixed=QUICK, **({"trials": 3, "confirm_top": 2, "confirm_seeds": 1} | values)
+    )
+
+
+def run_trials(plan: Plan, *, resume: bool = False) -> OpenStudy:
+    """Run all trials of a study that are left, one after another."""
+    opened = OpenStudy(plan.directory, plan.study, plan.info, plan.space, resume=resume, durable=False)
+    while (trial := opened.cell.next_trial()) is not None:
+        opened.cell.start(trial.key, "node")
+        worker = open_trial_anywhere(opened.cell.spec(trial, threads=1))
+        while not advance(opened.cell, trial.key, worker):  # type: ignore[arg-type]
+            continue
+    assert opened.cell.finished
+    return opened
+
+
+def search(directory: Path, study: StudyConfig, *, resume: bool = False) -> Path:
+    """A study with its choice and its test metrics, but no report."""
+    run_trials(plan_study(study, directory), resume=resume).close()
+    closing.choose_and_evaluate(directory)
+    return directory
