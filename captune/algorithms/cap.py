@@ -1,10 +1,12 @@
 """CAP: concept alignment, a confusion-aware calibrated margin, pseudolabel reweighting (Wang et al., ICML 2025).
 
-before training   find mismatched classes; fill each class's board of main samples            METHOD 2-4
-every epoch       margin M from the last epoch's pseudolabel counts and class similarity        7
-                  class weights w from the same counts                                          9
-  every step      L = L_m(labelled) + L_m(main samples) + self-training(pool) + lambda·L_align  6, 3
-after epochs      e = 0 mod E/10: renew the boards from the epoch's confident predictions          8
+before training   find mismatched classes (the paper's Algorithm 1); fill each class's board of main samples
+every epoch       margin M from the last epoch's pseudolabel counts and class similarity
+                  class weights w from the same counts (ours)
+  every step      L = L_m(labelled) + L_m(main samples) + self-training(pool) + lambda·L_align (ours)
+after epochs      e = 0 mod E/10: renew the boards from the epoch's confident predictions
+
+The equations are in captune/equations, whose README.md names the function of each.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ class Cap:
 
     def _board_prototypes(self, *, anew: bool = False) -> tuple[Tensor, Tensor]:
         """Class means of main samples' features, the latest remembered or encoded anew; seen classes by their first k
-        labelled images (METHOD 4, 7).
+        labelled images.
         """
         task = self.context.task
         table_M2 = prototype_table(self.boards, task.labelled, task.pseudolabelled_K, self.config.num_main_samples)
@@ -145,7 +147,7 @@ class Cap:
         return fed | {"margin": self.margin_KK, "weights": self.weights_K}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """L of one step (METHOD 6), and the pool's predictions."""
+        """The loss L of one step, and the pool's predictions."""
         config, classifier, device = self.config, self.classifier, self.context.device
         margin_KK, weights_K, scale = batch["margin"], batch["weights"], classifier.logit_scale
         text, weak = Branch(device), Branch(device)

@@ -1,4 +1,4 @@
-"""Concept alignment before training: mismatched classes get main samples by description (METHOD 2 and 3)."""
+"""Concept alignment before training: mismatched classes get main samples by description (CAP, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captune.model.concepts import class_key, load_descriptions, match_descripti
 from captune.seeding import derive_seed
 from captune.training.context import Context
 
-# The classes the authors list, for reproduction (METHOD 3).
+# The classes the authors list, for reproduction.
 PUBLISHED_MISMATCHED: dict[str, tuple[str, ...]] = {
     "resisc45": ("chaparral", "terrace"),
     "dtd": ("lacelike", "gauzy", "veined", "pitted"),

@@ -1,7 +1,7 @@
 """Weak and strong views, batched on the device.
 
 The weak view is open_clip's preprocessing (centre crop, normalise). The strong view is a random resized crop and a
-flip (METHOD 6): boxes are drawn as torchvision's RandomResizedCrop draws them, in the stored image, and resampled as
+flip, as in CAP. Boxes are drawn as torchvision's RandomResizedCrop draws them, in the stored image, and resampled as
 two batched matrix products, A_y · X · A_xᵀ, whose rows are the antialiased bicubic weights; a flip reverses the rows of
 A_x. On a GPU that has room for them the images lie there, and the host only draws boxes.
 """

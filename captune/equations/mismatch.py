@@ -78,7 +78,7 @@ def detect_mismatch(
     normalised centres of s·cos(text, centre); take the pair of the largest entry (ties: the lowest class, then the
     lowest cluster); remove its class, and up to ⌊N/K⌋ images that are predicted as it among the classes left: those in
     its cluster by falling (confidence, index), then others in the same order. See Wang et al., ICML 2025 (arXiv
-    2505.02056), Algorithm 1, and METHOD section 2.
+    2505.02056), Algorithm 1.
 
     The images left at the end are clustered once more, into as many clusters as there are candidates; the one-to-one
     matching with the highest sum of cosines says which cluster each candidate is left with. (A name that means nothing

@@ -1,4 +1,4 @@
-"""Adapters: a small network beside the identity (METHOD 5)."""
+"""Adapters: a small network whose output is added to its input (as in CLIP-Adapter, Gao et al., IJCV 2024)."""
 
 from __future__ import annotations
 

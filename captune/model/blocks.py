@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# x·sigmoid(1.702x) = silu(1.702x)/1.702: one fused kernel instead of three (METHOD 12).
+# x·sigmoid(1.702x) = silu(1.702x)/1.702: one fused kernel instead of three.
 _QUICK = 1.702
 
 

@@ -1,4 +1,4 @@
-"""Class names into prompts (METHOD 1)."""
+"""Class names into zero-shot prompts (CLIP, Radford et al., ICML 2021)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from captune.model.backbone import Backbone
 def class_prompts(
     class_names: Sequence[str], template: str, form: Literal["template", "published"] = "template"
 ) -> list[str]:
-    """One prompt a class: the template with the name in place of {}, `_` read as a space.
+    """One prompt per class: the template with the class name in place of {}, `_` read as a space.
 
-    `form="published"` repeats the published code's slip for reproduction: the name is appended to the literal template,
-    braces and all.
+    CAP's published code appends the name to the template with its braces ("a photo of a {}. cat");
+    `form="published"` does the same, to reproduce its numbers.
 
     Raises:
         ConfigError: the template does not hold exactly one {}.

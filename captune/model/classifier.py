@@ -1,4 +1,4 @@
-"""Images and class names to features: what is learned beside a frozen backbone (METHOD 5).
+"""Images and class names to features: what is learned beside a frozen backbone (MaPLe prompts and adapters).
 
 Prompt tuning learns prompts in the towers; frozen-feature tuning learns a residual on the text features. Both learn
 adapters. The backbone is held, not registered: a classifier's parameters are what is learned, nothing else.

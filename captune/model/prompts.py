@@ -1,4 +1,4 @@
-"""Learned prompts: vectors that stand among the tokens of the frozen towers (METHOD 5).
+"""Learned prompts: vectors that stand among the tokens of the frozen towers (MaPLe, Khattak et al., CVPR 2023).
 
 See Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023. J layers are prompted, fewer in a tower that has
 fewer; row j of what these modules return is what stands in the input of layer j, J×n×W.

@@ -146,7 +146,7 @@ class LeanTextTower:
         Args:
             plan: from `plan`.
             vectors_JnW: prompts: the first n replace the token embeddings at positions 1…n, the others overwrite the
-                same positions before blocks 1…J−1 (METHOD 5).
+                same positions before blocks 1…J−1 (MaPLe).
         """
         chunk = self._chunk(plan)
         if not (torch.is_grad_enabled() and vectors_JnW is not None and vectors_JnW.requires_grad):
@@ -273,7 +273,7 @@ class LeanImageTower:
         Args:
             pixels_B3SS: normalised pixels.
             vectors_JnW: prompts: the first n are appended to [CLS, patches] before ln_pre, the others overwrite the
-                last n tokens before blocks 1…J−1 (METHOD 5). Average pooling leaves them out.
+                last n tokens before blocks 1…J−1 (MaPLe). Average pooling leaves them out.
 
         Raises:
             ModelError: pixels of another shape.

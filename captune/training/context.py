@@ -68,7 +68,7 @@ class Context:
         return FeatureViews(self.image_features_MD, self.device)
 
     def zero_shot_logits(self, indices: IntArray) -> Tensor:
-        """s · v·t of the frozen CLIP for some images, logits (N, K) (METHOD 1)."""
+        """Zero-shot logits (N, K) of some images: s · v·t of the frozen CLIP."""
         rows = torch.tensor(indices, device=self.device)
         return self.logit_scale * self.image_features_MD[rows] @ self.text_features_KD.T
 

@@ -81,7 +81,7 @@ class AlgorithmSpec(Protocol):
 class Loop:
     """Trains one algorithm epoch by epoch.
 
-    SGD with momentum, one group: prompts and adapters have equal settings (METHOD 6). An algorithm with an attribute
+    SGD with momentum, one group: prompts and adapters have equal settings, as in CAP. An algorithm with an attribute
     `epochs_per_round` learns afresh after so many epochs: optimiser and schedule start again with it. On a GPU steps
     are recorded as a CUDA graph unless `recorded` is off.
     """

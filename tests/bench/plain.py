@@ -42,7 +42,7 @@ class PlainBatch:
 
 
 class PlainModel:
-    """open_clip's two towers with multimodal prompts, by straightforward code (METHOD 5).
+    """open_clip's two towers with multimodal prompts, by straightforward code (MaPLe).
 
     Args:
         backbone: in fp32; only its `model` and its tokenizer are used.
@@ -108,7 +108,7 @@ class PlainModel:
         return self.logit_scale * image_BD @ text_KD.T
 
     def loss(self, batch: PlainBatch, margin_KK: Tensor, *, threshold: float) -> Tensor:
-        """The loss of one unsupervised step without class weights (METHOD 6): a gradient forward a stream."""
+        """The loss of one unsupervised step without class weights: a gradient forward a stream."""
         weak_BK = self.logits(batch.weak_B3SS, "main")
         main_BK = self.logits(batch.main_B3SS, "main")
         strong_BK = self.logits(batch.strong_B3SS, "pseudo")
@@ -156,7 +156,7 @@ def encode_one_by_one(model: Any, pixels_N3SS: Tensor) -> Tensor:
 
 
 def first_boards(probs_NK: Tensor, k: int) -> Boards:
-    """The published walk over the pool (METHOD 4): image by image, boards as sorted lists of (probability, image)."""
+    """The published walk over the pool: image by image, boards as sorted lists of (probability, image)."""
     boards: list[list[tuple[float, int]]] = [[] for _ in range(probs_NK.shape[1])]
     for image, probs in enumerate(probs_NK.tolist()):
         best = probs.index(max(probs))

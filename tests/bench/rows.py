@@ -70,7 +70,7 @@ class StepRow:
 
     @property
     def ratio(self) -> float:
-        """Plain over fast, by the seconds the device worked (METHOD 12 counts CPU seconds too)."""
+        """Plain over fast, by the seconds the device worked."""
         return self.plain.busy(self.device) / self.fast.busy(self.device)
 
     @property

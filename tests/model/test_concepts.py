@@ -29,7 +29,7 @@ NUM_CLASSES = {
     "flowers102": 102,
     "resisc45": 45,
 }
-# METHOD 3: the published mismatched classes; these above all must be described.
+# The published mismatched classes; these above all must be described.
 PUBLISHED_MISMATCHED = {
     "resisc45": ["chaparral", "terrace"],
     "dtd": ["lacelike", "gauzy", "veined", "pitted"],

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 def maple_text(model: Any, tokens_KL: Tensor, vectors_JnW: Tensor | None) -> Tensor:
-    """Normalised text features (K, D); vectors overwrite positions 1…n (METHOD 5)."""
+    """Normalised text features (K, D); vectors overwrite positions 1…n."""
     text = model.text if hasattr(model, "text") else model
     x = text.token_embedding(tokens_KL)
     num = 0 if vectors_JnW is None else vectors_JnW.shape[1]

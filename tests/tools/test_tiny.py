@@ -19,8 +19,8 @@ from torch import Tensor
 
 from captune.data.digits import CLASS_NAMES, TEMPLATE, load_digits_arrays
 from captune.errors import UsageError
-from captune.model.tiny import TINY_DIR, as_input, bpe_path, main, train_tiny
-from captune.model.tiny_captions import (
+from captune.model.weights import TINY_DIR, VOCABULARY
+from tests.tools.tiny_captions import (
     CHARACTERS,
     DIGIT_NAMES,
     SHAPES,
@@ -29,7 +29,8 @@ from captune.model.tiny_captions import (
     learn_merges,
     vocabulary_file,
 )
-from captune.model.tiny_glyphs import draw_glyphs, font_files, printed
+from tests.tools.tiny_glyphs import draw_glyphs, font_files, printed
+from tests.tools.train_tiny import as_input, main, train_tiny
 
 NEEDED = ("open_clip_config.json", "open_clip_model.safetensors", "bpe_vocabulary.txt.gz", "README.md")
 
@@ -37,7 +38,7 @@ NEEDED = ("open_clip_config.json", "open_clip_model.safetensors", "bpe_vocabular
 @cache
 def opened() -> tuple[Any, Any, Any]:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{TINY_DIR}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{TINY_DIR}", bpe_path=str(bpe_path()))
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{TINY_DIR}", bpe_path=str(TINY_DIR / VOCABULARY))
     return model.eval(), preprocess, tokenizer
 
 
@@ -169,7 +170,7 @@ def test_vocabulary_file_is_reproducible_and_has_no_empty_merge() -> None:
 
 
 def test_committed_vocabulary_is_the_one_the_captions_give() -> None:
-    written = gzip.decompress(bpe_path().read_bytes()).decode().split("\n")[1:]
+    written = gzip.decompress((TINY_DIR / VOCABULARY).read_bytes()).decode().split("\n")[1:]
     assert [tuple(line.split()) for line in written] == learn_merges(all_captions(), 1000)
 
 

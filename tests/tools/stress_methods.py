@@ -1,6 +1,6 @@
 """Every method's default configuration in harder worlds, over seeds: stress.csv (no study, no Ray).
 
-python -m captune.algorithms.stress --dataset digits --seeds 3 --out stress.csv
+python -m tests.tools.stress_methods --dataset digits --seeds 3 --out stress.csv
 """
 
 from __future__ import annotations

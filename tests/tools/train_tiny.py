@@ -1,6 +1,6 @@
 """The embedded CLIP: about a megabyte, trained here on rendered glyphs, opened through open_clip like any other model.
 
-`python -m captune.model.tiny --out DIR` makes the committed folder again (captune/model/assets/tiny, whose README.md
+`python -m tests.tools.train_tiny --out DIR` makes the committed folder again (captune/model/assets/tiny; its README.md
 tells what was measured). Training never reads a real digit: the recipe is fixed and the last step is kept.
 """
 
@@ -19,14 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captune.errors import CaptuneError, UsageError
+from captune.model.weights import VOCABULARY
 from captune.seeding import derive_seed, torch_generator
-
-TINY_DIR: Final = Path(__file__).parent / "assets" / "tiny"
-"""The committed model; `open_clip.create_model_and_transforms(f"local-dir:{TINY_DIR}")` opens it."""
 
 DEFAULT_STEPS: Final = 1100
 
-_VOCABULARY = "bpe_vocabulary.txt.gz"
 _WEIGHTS = "open_clip_model.safetensors"
 _CONFIG = "open_clip_config.json"
 
@@ -37,11 +34,6 @@ _PEAK_LR = 2e-3
 _WARMUP_STEPS = 50
 _AUXILIARY_WEIGHT = 0.5
 _MAX_LOGIT_SCALE = 100.0
-
-
-def bpe_path(directory: Path = TINY_DIR) -> Path:
-    """The vocabulary beside a tiny model; without it open_clip silently takes its own 49,408 tokens."""
-    return directory / _VOCABULARY
 
 
 def model_config(num_merges: int) -> dict[str, Any]:
@@ -107,15 +99,15 @@ def _train(out: Path, seed: int, num_steps: int, report: Callable[[str], None]) 
     # Heavy, and needed only to train: a study that opens the model must not pay for them.
     import open_clip
 
-    from captune.model.tiny_captions import CHARACTERS, all_captions, draw_captions, learn_merges, vocabulary_file
-    from captune.model.tiny_glyphs import draw_glyphs
+    from tests.tools.tiny_captions import CHARACTERS, all_captions, draw_captions, learn_merges, vocabulary_file
+    from tests.tools.tiny_glyphs import draw_glyphs
 
     merges = learn_merges(all_captions(), _MAX_MERGES)
     config = model_config(len(merges))
-    _write(bpe_path(out), vocabulary_file(merges))
+    _write(out / VOCABULARY, vocabulary_file(merges))
     _write(out / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     tokenizer = open_clip.SimpleTokenizer(
-        bpe_path=str(bpe_path(out)), context_length=config["model_cfg"]["text_cfg"]["context_length"]
+        bpe_path=str(out / VOCABULARY), context_length=config["model_cfg"]["text_cfg"]["context_length"]
     )
 
     labels_N = torch.arange(_NUM_GLYPHS) % len(CHARACTERS)
@@ -206,7 +198,7 @@ def _write(path: Path, content: bytes) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 failed, 2 wrong usage)."""
     parser = argparse.ArgumentParser(
-        prog="python -m captune.model.tiny", description="Train the embedded CLIP on glyphs."
+        prog="python -m tests.tools.train_tiny", description="Train the embedded CLIP on glyphs."
     )
     parser.add_argument("--out", type=Path, default=Path("tiny"), help="directory to write (default: ./tiny)")
     parser.add_argument("--seed", type=int, default=0, help="root seed (default: 0)")

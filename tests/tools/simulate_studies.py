@@ -1,22 +1,27 @@
 """Studies with a known truth: what confirming buys over taking the luckiest trial, and how often intervals cover.
 
-`python -m captune.results.simulation` writes simulated_studies.csv, .png and .svg beside this file, for the README.
+`python -m tests.tools.simulate_studies` writes simulated_studies.csv, .png and .svg to analysis/measurements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from captune.decisions import statistics
 from captune.decisions.choosing import LEVEL
+from captune.results.plots import BLACK, BLUE, GREY, ORANGE, STYLE, _figure, save_figure
+from captune.results.tables import write_csv
 
 Floats = NDArray[np.float64]
+MEASUREMENTS = Path(__file__).parents[2] / "analysis" / "measurements"
 ZERO_SHOT = 0.70
 NOISES = (0.0, 0.01, 0.02, 0.03, 0.05)
 SEEDS = (2, 3, 5, 10, 20)
@@ -134,17 +139,53 @@ def simulated_studies(
 
 
 def main(directory: Path | None = None) -> list[Path]:
-    """Write the table and its figure beside this module."""
-    from captune.results.plots import save_figure, simulation_figure
-    from captune.results.tables import write_csv
-
-    directory = directory or Path(__file__).parent
+    """Write the table and its figure."""
+    directory = directory or MEASUREMENTS
     table = simulated_studies()
-    figure: Any = simulation_figure(table)
+    figure = simulation_figure(table)
     return [
         write_csv(table, directory / "simulated_studies.csv"),
         *save_figure(figure, directory / "simulated_studies"),
     ]
+
+
+def simulation_figure(table: pd.DataFrame) -> Figure:
+    """Regret and optimism of the ways to choose by seed noise, coverage of the intervals by seeds, power of the
+    advice.
+    """
+    choice, coverage = table[table["question"] == "choice"], table[table["question"] == "coverage"]
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(9.8, 4)
+        for axis, column, label in (
+            (axes[0], "regret", "points lost to the best trial"),
+            (axes[1], "optimism", "points believed too much"),
+        ):
+            for colour, (name, rows) in zip((ORANGE, GREY, BLUE), choice.groupby("strategy", sort=False), strict=False):
+                axis.plot(100 * rows["noise"], 100 * rows[column], "o-", color=colour, label=str(name), markersize=4.5)
+            axis.set_ylabel(label)
+            axis.axhline(0, color=BLACK, linewidth=0.8)
+        axes[0].set_title("Known truth: what each way of choosing loses")
+        axes[0].legend(loc="upper left")
+        axes[1].set_title("… and how much it flatters itself")
+        axes[1].set_xlabel("seed noise of a run (sd, points)")
+        for colour, (name, rows) in zip((BLUE, ORANGE), coverage.groupby("strategy", sort=False), strict=False):
+            axes[2].plot(rows["num_runs"], 100 * rows["coverage"], "o-", color=colour, label=str(name), markersize=4.5)
+        axes[2].axhline(95, color=BLACK, linewidth=0.8, dashes=(4, 2))
+        axes[2].set_xlabel("seeds")
+        axes[2].set_ylabel("holds the truth (%)")
+        axes[2].set_title("Coverage of the 95 % intervals of a mean")
+        axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[2].legend(loc="lower right")
+        advice = table[table["question"] == "advice"]
+        for colour, (count, rows) in zip((ORANGE, BLUE, GREY), advice.groupby("num_runs"), strict=False):
+            axes[3].plot(
+                100 * rows["gain"], 100 * rows["adapt"], "o-", color=colour, label=f"{count} seeds", markersize=4.5
+            )
+        axes[3].set_xlabel("true gain in the selection score (points)")
+        axes[3].set_ylabel('advice is "adapt" (%)')
+        axes[3].set_title("The rule of the final choice")
+        axes[3].legend(loc="lower right")
+    return figure
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from captune.algorithms import stress
+from tests.tools import stress_methods
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -18,10 +18,10 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 def test_every_world_is_measured_and_none_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "stress.csv"
-    stress.main("digits", "zero_shot", 1, out)
+    out = tmp_path / "stress_methods.csv"
+    stress_methods.main("digits", "zero_shot", 1, out)
     rows = rows_of(out)
-    assert [row["world"] for row in rows] == list(stress.WORLDS)
+    assert [row["world"] for row in rows] == list(stress_methods.WORLDS)
     accuracy = {row["world"]: float(row["accuracy"]) for row in rows}
     # Nothing of the pool enters zero-shot: only names and the classes asked for do.
     assert accuracy["plain"] == accuracy["imbalance 50"] == accuracy["quarter of the pool"] == accuracy["shots"]
@@ -31,12 +31,14 @@ def test_every_world_is_measured_and_none_twice(
     def again(*_: object) -> float:
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr(stress, "_accuracy", again)
-    stress.main("digits", "zero_shot", 1, out)
+    monkeypatch.setattr(stress_methods, "_accuracy", again)
+    stress_methods.main("digits", "zero_shot", 1, out)
     assert rows_of(out) == rows
 
 
 def test_wrong_names_stand_for_two_seeded_classes(tmp_path: Path) -> None:
-    first, second = (stress._wrong_names("digits", seed, tmp_path / f"{seed}.yaml").read_text() for seed in (0, 1))
+    first, second = (
+        stress_methods._wrong_names("digits", seed, tmp_path / f"{seed}.yaml").read_text() for seed in (0, 1)
+    )
     assert first.count("tiger") == first.count("sofa") == 1 and len(first.split("\n")) == 11
     assert first != second
