@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from captune.algorithms import method_named
 from captune.config import TrialConfig
+from captune.data.loose_images import LooseImage, as_list, pixels_in_batches
 from captune.errors import CheckpointError, UsageError
 from captune.model.backbone import Backbone, load_backbone, save_backbone
 from captune.model.classifier import Classifier, build_classifier
@@ -28,6 +31,9 @@ from captune.model.sources import is_published_name
 from captune.records import atomic_write
 from captune.training.checkpoint import load_checkpoint, save_checkpoint, without_prefix
 from captune.training.trial import CHECKPOINT
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WEIGHTS = "class_weights.safetensors"
 _BACKBONE = "backbone"
@@ -48,6 +54,7 @@ class AdaptedModel:
         learned_share: share of what was learned in the logits (1 but for `cap_mixture`).
         frozen_KD: class weights on the frozen image features that are added, where the image side is adapted too.
         meta: the checkpoint's header.
+        source: the file it was opened from.
     """
 
     backbone: Backbone | None
@@ -60,6 +67,75 @@ class AdaptedModel:
     meta: dict[str, Any]
     learned_share: float = 1.0
     frozen_KD: Tensor | None = None
+    source: Path | None = None
+
+    def predict(self, images: LooseImage | Iterable[LooseImage], *, top: int = 1) -> pd.DataFrame:
+        """Classify images.
+
+        Args:
+            images: files or folders of them, Pillow images, uint8 arrays (H, W, 3), or several of these.
+            top: how many classes to list per image.
+
+        Returns:
+            One row per image and rank: `image` (the file, or the image's place among those given), `rank` from 1,
+            `class`, `probability` in [0, 1].
+
+        Raises:
+            DataError: an image that is not there or cannot be read.
+            CheckpointError: a model of precomputed features whose backbone was not named.
+
+        Example:
+            >>> import captune
+            >>> model = captune.load("adapted")  # doctest: +SKIP
+            >>> model.predict("photos", top=3)  # doctest: +SKIP
+        """
+        import pandas as pd
+
+        listed = as_list(images)
+        names = [str(image) if isinstance(image, (str, Path)) else place for place, image in enumerate(listed)]
+        best = [
+            row for pixels in self._pixels(listed) for row in top_k(self.probabilities(pixels), self.class_names, top)
+        ]
+        rows = [
+            (name, rank, label, value)
+            for name, classes in zip(names, best, strict=True)
+            for rank, (label, value) in enumerate(classes, start=1)
+        ]
+        return pd.DataFrame(rows, columns=["image", "rank", "class", "probability"])
+
+    def encode(self, images: LooseImage | Iterable[LooseImage]) -> npt.NDArray[np.float32]:
+        """Image features (N, D) of the adapted image side, of length 1; images as for `predict`."""
+        rows = [self._image_features(pixels).float().cpu().numpy() for pixels in self._pixels(as_list(images))]
+        return np.concatenate(rows)
+
+    @property
+    def class_weights(self) -> npt.NDArray[np.float32]:
+        """Class weights (K, D): logits of frozen image features v are `logit_scale * v @ class_weights.T + bias_K`.
+
+        Raises:
+            CheckpointError: the image side is adapted too, so that no class weights say it all.
+        """
+        if not self.is_linear:
+            raise CheckpointError(
+                "class weights must be asked of a model whose image side is the frozen backbone",
+                got="prompts in the image tower",
+                next_step="Use predict, or export a bundle.",
+            )
+        return self.text_KD.float().cpu().numpy()
+
+    def export(self, out: str | Path) -> list[Path]:
+        """Write class weights where they say it all, else a bundle with the backbone; returns the files.
+
+        Raises:
+            UsageError: `out` holds something already, or is a file.
+        """
+        if self.source is None:
+            raise CheckpointError("a model must have been opened from a file to be exported", got="one made otherwise")
+        return export_adapted(self.source, self, Path(out).expanduser())
+
+    def _pixels(self, images: Sequence[LooseImage]) -> Iterator[Tensor]:
+        backbone = self.image_backbone
+        return pixels_in_batches(images, backbone.preprocessing, backbone.device)
 
     @property
     def image_backbone(self) -> Backbone:
@@ -81,18 +157,20 @@ class AdaptedModel:
     def probabilities(self, pixels_B3SS: Tensor) -> Tensor:
         """Class probabilities (B, K) fp32 of preprocessed images."""
         backbone = self.image_backbone
-        if self.classifier is None:
-            image_BD = backbone.encode_images(pixels_B3SS)
-        else:
-            frozen = self.meta["config"]["tuning"] == "features"
-            inputs = backbone.encode_images(pixels_B3SS) if frozen else pixels_B3SS
-            image_BD = self.classifier.encode_images(inputs)
-            if self.adapters:
-                image_BD = self.classifier.adapt_images(image_BD, "main")
+        image_BD = self._image_features(pixels_B3SS)
         logits_BK = self.learned_share * self.logit_scale * image_BD.float() @ self.text_KD.T + self.bias_K
         if self.frozen_KD is not None:
             logits_BK = logits_BK + self.logit_scale * backbone.encode_images(pixels_B3SS) @ self.frozen_KD.T
         return logits_BK.softmax(-1)
+
+    @torch.no_grad()
+    def _image_features(self, pixels_B3SS: Tensor) -> Tensor:
+        if self.classifier is None:
+            return self.image_backbone.encode_images(pixels_B3SS)
+        frozen = self.meta["config"]["tuning"] == "features"
+        inputs = self.image_backbone.encode_images(pixels_B3SS) if frozen else pixels_B3SS
+        image_BD = self.classifier.encode_images(inputs)
+        return self.classifier.adapt_images(image_BD, "main") if self.adapters else image_BD
 
 
 def open_adapted(
@@ -148,9 +226,9 @@ def open_adapted(
         weights = {name: tensors[name].to(at) for name in ("class_weights", "bias")}
         return AdaptedModel(
             frozen, tuple(meta["class_names"]), weights["class_weights"], meta["logit_scale"], weights["bias"],
-            None, False, meta,
+            None, False, meta, source=path,
         )  # fmt: skip
-    return _from_learned(frozen, tensors, meta, path)
+    return replace(_from_learned(frozen, tensors, meta, path), source=path)
 
 
 def _nameless(where: object) -> CheckpointError:

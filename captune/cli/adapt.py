@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from captune import interruption
-from captune.algorithms import ALGORITHMS, method_named, paper_config
+from captune.adapting import adapt_once, check_out, configuration
+from captune.algorithms import ALGORITHMS
 from captune.cli import options
-from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
+from captune.config import TaskConfig, TrialConfig
 from captune.data.catalog import DATASETS, check_dataset_name, published_results
-from captune.data.labelling import PREDICTIONS_CSV
 from captune.data.paradigms import NO_LABELS
 from captune.errors import UsageError
-from captune.records import Role, atomic_write
 
-_PAPER_BUDGET = {"epochs": 50, "steps_per_epoch": 50}
+if TYPE_CHECKING:
+    from captune.training.trial import TrialRun
 
 
 @options.with_options("task", "trial")
@@ -61,7 +56,9 @@ def adapt(
     if preset == "paper" and "protocol" not in task_values and _has_paper_protocol(dataset):
         task_values["protocol"] = "paper"
     task = TaskConfig.parse(task_values, where=options.COMMAND_LINE)
-    name, trial_config = _trial_config(task, method, config, preset, settings)
+    name, trial_config = configuration(
+        task, method=method, config=config, settings=settings, paper=preset == "paper", where=options.COMMAND_LINE
+    )
     numbers = _seed_list(seeds, seed)
     with console.status("Loading PyTorch"):
         from captune.training.context import cell_notes
@@ -70,29 +67,36 @@ def adapt(
         limit_threads(threads)
     notes = list(cell_notes(task))
     options.say_notes(console, notes)
-    for number in numbers:
-        _refuse_other_contents(out / f"seed{number}" if len(numbers) > 1 else out)
+    places = {number: out / f"seed{number}" if len(numbers) > 1 else out for number in numbers}
+    for place in places.values():
+        check_out(place)
     results = [
-        _one(
-            task, name, trial_config, number, out / f"seed{number}" if len(numbers) > 1 else out, device, console, notes
-        )
-        for number in numbers
+        _train(console, task, name, trial_config, place, seed=number, device=device, notes=notes)
+        for number, place in places.items()
     ]
     _say(console, task, results, out)
 
 
-def _trial_config(
-    task: TaskConfig, method: str | None, file: Path | None, preset: str | None, given: dict[str, Any]
-) -> tuple[str, TrialConfig]:
-    values = read_yaml(file) if file is not None else {}
-    named = str(values.pop("method", method or "cap"))
-    if method is not None and method != named:
-        raise UsageError("--method must be the one --config was made for", got=f"'{method}' and '{named}'", where=file)
-    base = paper_config(named, task, given.get("tuning", values.get("tuning"))).model_dump()
-    if preset == "paper":
-        base |= _PAPER_BUDGET | {"flip_probability": 1.0}
-    where = file if file is not None else "the command line"
-    return named, method_named(named).config_class.parse({**base, **values, **given}, where=where)
+def _train(
+    console: Console, task: TaskConfig, method: str, config: TrialConfig, out: Path, *, seed: int, device: str,
+    notes: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(f"{method} seed {seed}", total=None)
+
+        def opened(run: TrialRun) -> None:
+            # What only the weight file and the class names themselves tell, such as the activation.
+            more = [note for note in run.context.notes if note not in notes]
+            options.say_notes(console, more)
+            notes.extend(more)
+            progress.update(bar, total=run.num_epochs, completed=run.epoch)
+
+        def trained(run: TrialRun, record: dict[str, Any]) -> None:
+            progress.update(bar, completed=run.epoch, description=f"{method} seed {seed}, loss {record['loss']:.3f}")
+
+        return adapt_once(
+            task, method, config, out, seed=seed, device=device, notes=notes, opened=opened, trained=trained
+        )
 
 
 def _has_paper_protocol(dataset: str) -> bool:
@@ -109,83 +113,6 @@ def _seed_list(seeds: str | None, seed: int) -> list[int]:
     if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0:
         raise UsageError("--seeds must be different numbers from 0, as '0,1,2'", got=f"'{seeds}'")
     return numbers
-
-
-def _refuse_other_contents(directory: Path) -> None:
-    if (directory / "metrics.json").exists():
-        raise UsageError(
-            "--out must not hold a finished adaptation",
-            got="a metrics.json",
-            where=directory,
-            next_step="Give another --out.",
-        )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError("--out must be writable", got=error.strerror, where=directory) from None
-    if not os.access(directory, os.W_OK):
-        raise UsageError("--out must be writable", got="no permission", where=directory)
-
-
-def _one(
-    task: TaskConfig,
-    method: str,
-    config: TrialConfig,
-    seed: int,
-    out: Path,
-    device: str,
-    console: Console,
-    notes: list[str],
-) -> dict[str, Any]:
-    from captune.training.evaluation import evaluate_trial
-    from captune.training.labelling import write_predictions
-    from captune.training.trial import CHECKPOINT, EPOCHS, TrialRun
-
-    work = out / ".trial"
-    run = TrialRun.open(
-        task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role=Role.REPORT, device=device
-    )
-    # What only the weight file and the class names themselves tell, such as the activation.
-    more = [note for note in run.context.notes if note not in notes]
-    options.say_notes(console, more)
-    notes += more
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"{method} seed {seed}", total=run.num_epochs, completed=run.epoch)
-        while not run.finished:
-            record = run.run_epoch()
-            interruption.check()
-            progress.update(bar, completed=run.epoch, description=f"{method} seed {seed}, loss {record['loss']:.3f}")
-    outcome = run.finish()
-    metrics = evaluate_trial(task, Role.REPORT, work)
-    write_predictions([work], task, Role.REPORT, out / PREDICTIONS_CSV)
-    _write_epochs(work / EPOCHS, out / "epochs.csv")
-    (work / CHECKPOINT).replace(out / CHECKPOINT)
-    (work / "config.yaml").replace(out / "config.yaml")
-    report = {
-        "dataset": task.dataset,
-        "paradigm": task.paradigm,
-        "paradigm_means": PARADIGMS[task.paradigm],
-        "method": method,
-        "seed": seed,
-        **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in metrics.items()},
-        "num_parameters": outcome["num_parameters"],
-        "class_names": list(run.context.task.class_names),
-        "notes": notes,
-    }
-    atomic_write(out / "metrics.json", json.dumps(report, indent=2) + "\n")
-    shutil.rmtree(work)
-    return report
-
-
-def _write_epochs(source: Path, target: Path) -> None:
-    rows = [json.loads(line) for line in source.read_text().splitlines()] if source.exists() else []
-    for row in rows:
-        row.update({f"score_{name}": value for name, value in row.pop("scores").items()})
-    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["epoch"]
-    with target.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _say(console: Console, task: TaskConfig, results: list[dict[str, Any]], out: Path) -> None:

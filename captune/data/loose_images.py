@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
-from captune.data.decode import Unreadable
+from captune.data.decode import Pixels, Unreadable, decode_array, resize_image
 from captune.data.image_store import decode_many
 from captune.data.tree import Tree, name_some
 from captune.data.views import Normalise, centre_crop
-from captune.errors import DataError
+from captune.errors import DataError, UsageError
 from captune.preprocessing import Preprocessing
 
 _BATCH = 64
+LooseImage = str | Path | Image.Image | npt.NDArray[Any]
+"""An image as a person has it: a file (or a folder of them), a Pillow image, or an array (H, W), (H, W, 1 or 3)."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +83,65 @@ def preprocessed_batches(
             paths, crops = [], []
     if paths:
         yield batch()
+
+
+def as_list(images: LooseImage | Iterable[LooseImage]) -> list[LooseImage]:
+    """Images one by one: folders become their files, a stack of arrays (N, H, W, 3) its images.
+
+    Raises:
+        DataError: a file or folder that is not there, or no image at all.
+    """
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, (str, Path, Image.Image, np.ndarray)):
+        images = [images]
+    found: list[LooseImage] = []
+    for image in images:
+        found += image_files([Path(image).expanduser()]) if isinstance(image, (str, Path)) else [image]
+    if not found:
+        raise DataError("there must be an image", got="none")
+    return found
+
+
+def pixels_in_batches(
+    images: Sequence[LooseImage], preprocessing: Preprocessing, device: torch.device
+) -> Iterator[Tensor]:
+    """Weak views (B, 3, S, S) of images, normalised, on the device, in order.
+
+    Raises:
+        DataError: an image that cannot be read, with the reason.
+        UsageError: an array that is no image.
+    """
+    normalise = Normalise(preprocessing, device)
+    size = preprocessing.image_size
+    for start in range(0, len(images), _BATCH):
+        part = images[start : start + _BATCH]
+        crops_BSS3 = np.zeros((len(part), size, size, 3), np.uint8)
+        for place, pixels in enumerate(_resized(part, preprocessing)):
+            if isinstance(pixels, Unreadable):
+                raise DataError("an image must be readable", got=str(pixels), where=part[place])
+            centre_crop(pixels, crops_BSS3[place])
+        yield normalise(torch.from_numpy(crops_BSS3).to(device).permute(0, 3, 1, 2).float())
+
+
+def _resized(images: Sequence[LooseImage], preprocessing: Preprocessing) -> Iterator[Pixels | Unreadable]:
+    files = [str(image) for image in images if isinstance(image, (str, Path))]
+    decoded = iter(decode_many(files, preprocessing))
+    for image in images:
+        if isinstance(image, (str, Path)):
+            yield next(decoded)[1]
+        elif isinstance(image, Image.Image):
+            yield resize_image(image, preprocessing)
+        else:
+            yield decode_array(_checked(np.asarray(image)), preprocessing)
+
+
+def _checked(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
+        raise UsageError(
+            "an image array must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3)",
+            got=f"{pixels.dtype} of shape {pixels.shape}",
+            next_step="Scale values to 0-255 and put channels last.",
+        )
+    return pixels

@@ -1,0 +1,169 @@
+"""One adaptation without Ray: train a configuration once, predict, read the test labels, write what came of it.
+
+`captune adapt` and `captune.adapt` are both this.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captune import interruption
+from captune.algorithms import ALGORITHMS, method_named, paper_config
+from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
+from captune.data.labelling import PREDICTIONS_CSV
+from captune.errors import UsageError
+from captune.records import Role, atomic_write
+
+if TYPE_CHECKING:
+    from captune.training.trial import TrialRun
+
+METRICS = "metrics.json"
+_PAPER_BUDGET = {"epochs": 50, "steps_per_epoch": 50}
+
+
+def configuration(
+    task: TaskConfig,
+    *,
+    method: str | None = None,
+    config: Path | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    paper: bool = False,
+    where: object = "settings",
+) -> tuple[str, TrialConfig]:
+    """The method and the configuration to train: its published one, with what a file and the caller say on top.
+
+    Args:
+        task: the cell.
+        method: a key of ALGORITHMS; the file's, else cap, if None.
+        config: best_config.yaml of a study, any file of trial settings, or such settings themselves.
+        settings: settings that take precedence over it.
+        paper: train at the paper's budget of 50 × 50 steps and with its flips.
+        where: what messages call the place of the settings.
+
+    Raises:
+        UsageError: unknown settings, or a method other than the file's.
+    """
+    values = dict(config) if isinstance(config, Mapping) else read_yaml(config) if config is not None else {}
+    place = config if isinstance(config, Path) else where
+    named = str(values.pop("method", method or "cap"))
+    if method is not None and method != named:
+        raise UsageError(
+            "the method must be the one the configuration was made for", got=f"'{method}' and '{named}'", where=place
+        )
+    given = dict(settings or {})
+    base = paper_config(named, task, given.get("tuning", values.get("tuning"))).model_dump()
+    if paper:
+        base |= _PAPER_BUDGET | {"flip_probability": 1.0}
+    return named, method_named(named).config_class.parse({**base, **values, **given}, where=place)
+
+
+def check_out(directory: Path) -> None:
+    """Make the directory of an adaptation and see that it can be written before anything is trained.
+
+    Raises:
+        UsageError: it holds a finished adaptation, or may not be written.
+    """
+    if (directory / METRICS).exists():
+        raise UsageError(
+            "the directory of an adaptation must not hold a finished one",
+            got=f"a {METRICS}",
+            where=directory,
+            next_step="Give another --out.",
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError("--out must be writable", got=error.strerror, where=directory) from None
+    if not os.access(directory, os.W_OK):
+        raise UsageError("--out must be writable", got="no permission", where=directory)
+
+
+def adapt_once(
+    task: TaskConfig,
+    method: str,
+    config: TrialConfig,
+    out: Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    notes: list[str] | None = None,
+    opened: Callable[[TrialRun], None] = lambda _: None,
+    trained: Callable[[TrialRun, dict[str, Any]], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Train one configuration with one seed and write checkpoint, predictions, epochs and metrics.
+
+    An adaptation that was interrupted in `out` goes on from its last epoch.
+
+    Args:
+        task: the cell.
+        method: a key of ALGORITHMS.
+        config: the method's configuration.
+        out: the directory, as `check_out` leaves it.
+        seed: of the training.
+        device: auto, cpu, cuda or cuda:N.
+        notes: what a person should know, for metrics.json; what only the weights tell is added.
+        opened: called with the trial before its first epoch.
+        trained: called with the trial and the epoch's record after each epoch.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        DataError, ModelError: the cell cannot be opened.
+        TrainingFailed: the loss became NaN.
+        KeyboardInterrupt: a first Ctrl-C or SIGTERM, after the epoch it came in.
+    """
+    from captune.training.evaluation import evaluate_trial
+    from captune.training.labelling import write_predictions
+    from captune.training.trial import CHECKPOINT, EPOCHS, TrialRun
+
+    work = out / ".trial"
+    run = TrialRun.open(
+        task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role=Role.REPORT, device=device
+    )
+    # What only the weight file and the class names themselves tell, such as the activation, stands in the trial.
+    told = list(dict.fromkeys([*(notes or []), *run.context.notes]))
+    opened(run)
+    while not run.finished:
+        record = run.run_epoch()
+        interruption.check()
+        trained(run, record)
+    outcome = run.finish()
+    metrics = evaluate_trial(task, Role.REPORT, work)
+    write_predictions([work], task, Role.REPORT, out / PREDICTIONS_CSV)
+    _write_epochs(work / EPOCHS, out / "epochs.csv")
+    (work / CHECKPOINT).replace(out / CHECKPOINT)
+    (work / "config.yaml").replace(out / "config.yaml")
+    report = {
+        "dataset": task.dataset,
+        "paradigm": task.paradigm,
+        "paradigm_means": PARADIGMS[task.paradigm],
+        "method": method,
+        "seed": seed,
+        **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in metrics.items()},
+        "num_parameters": outcome["num_parameters"],
+        "class_names": list(run.context.task.class_names),
+        "notes": told,
+    }
+    atomic_write(out / METRICS, json.dumps(report, indent=2) + "\n")
+    shutil.rmtree(work)
+    return report
+
+
+def _write_epochs(source: Path, target: Path) -> None:
+    rows = [json.loads(line) for line in source.read_text().splitlines()] if source.exists() else []
+    for row in rows:
+        row.update({f"score_{name}": value for name, value in row.pop("scores").items()})
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["epoch"]
+    with target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
