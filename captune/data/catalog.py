@@ -231,7 +231,9 @@ def _own_dataset(task: TaskConfig, kind: str, place: Path, given: GivenNames | N
     if kind == "folder" and not place.is_dir():
         raise DataError("folder:DIR must be a folder", got="none" if not place.exists() else "a file", where=place)
     if kind == "folder":
-        listing = read_folder(place, given, labels=labels)
+        skip = [name.strip() for name in (task.pass_over or "").split(",") if name.strip()]
+        root, links = task.data_root, task.follow_links
+        listing = read_folder(place, given, labels=labels, root=root, follow_links=links, pass_over=skip)
     else:
         names = (task.image_column, task.label_column, task.split_column)
         columns = Columns(*(name or default for name, default in zip(names, astuple(Columns()), strict=True)))

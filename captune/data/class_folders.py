@@ -15,7 +15,15 @@ from captune.errors import DataError
 _NO_LABELS = "If the folders are no classes, name the classes by --class-names and add --labels none."
 
 
-def read_folder(folder: Path, given: GivenNames | None = None, *, labels: bool = True) -> Listing:
+def read_folder(
+    folder: Path,
+    given: GivenNames | None = None,
+    *,
+    labels: bool = True,
+    root: Path | None = None,
+    follow_links: bool = False,
+    pass_over: Sequence[str] = (),
+) -> Listing:
     """A folder of images in the shape it has:
 
     - `DIR/<class>/…/<image>`: each class is cut 50/20/30 % by a fixed seeded shuffle of its sorted files.
@@ -29,12 +37,15 @@ def read_folder(folder: Path, given: GivenNames | None = None, *, labels: bool =
         folder: DIR.
         given: `--class-names`.
         labels: False to read no labels, whatever the folders are called.
+        root: a folder around DIR that links may lead into.
+        follow_links: links may lead anywhere.
+        pass_over: folders that are not read.
 
     Raises:
         DataError: no images, images beside class folders, classes that differ between splits, folders beside train
             and test, a link that leads out, images without labels and without class names.
     """
-    tree = Tree(folder)
+    tree = Tree(folder, root=root, follow_links=follow_links, skip=pass_over)
     parts = _inside_wrappers(tree)
     where = printable("/".join([tree.base, *parts]))
     notes = (f"the images lie in {'/'.join(parts)}, the only folder there",) if parts else ()
@@ -43,9 +54,8 @@ def read_folder(folder: Path, given: GivenNames | None = None, *, labels: bool =
         listing = _split_folders(tree, parts, by_split, given, where, labels=labels)
     else:
         listing = _folders(tree, parts, given, where, labels=labels)
-    return Listing(
-        listing.class_names, listing.splits, None, where, listing.layout, (*notes, *listing.notes), listing.cut
-    )
+    notes = (*notes, *listing.notes, *tree.notes())
+    return Listing(listing.class_names, listing.splits, None, where, listing.layout, notes, listing.cut)
 
 
 def _inside_wrappers(tree: Tree) -> list[str]:

@@ -14,7 +14,7 @@ from captune.data.dataset import UNKNOWN
 from captune.data.layouts import SPLIT_NAMES, as_words, cut_by_class
 from captune.data.listing import SPLITS, Items, Listing
 from captune.data.overrides import GivenNames, spelling
-from captune.data.tree import name_some, printable
+from captune.data.tree import lies_in, name_some, printable
 from captune.errors import DataError, did_you_mean
 
 _UNKNOWN_LABELS = ("", "-1")
@@ -238,7 +238,7 @@ def _located(rows: list[_Row], file: Path, root: Path, *, follow_links: bool) ->
         paths.append(path)
         if not os.path.isfile(path):  # noqa: PTH113
             (special if os.path.exists(path) else missing).append(row.path)  # noqa: PTH110
-        elif not _below(path, str(root)) or not (follow_links or _below(os.path.realpath(path), real_root)):
+        elif not lies_in(path, str(root)) or not (follow_links or lies_in(os.path.realpath(path), real_root)):
             outside.append(path)
     if missing:
         raise DataError(
@@ -258,10 +258,6 @@ def _located(rows: list[_Row], file: Path, root: Path, *, follow_links: bool) ->
             next_step=f"Say --data-root {printable(common)} if they are meant (for links: --follow-links).",
         )
     return paths
-
-
-def _below(path: str, root: str) -> bool:
-    return path.startswith(root.rstrip(os.sep) + os.sep)
 
 
 def _once(rows: list[_Row], paths: list[str], file: Path) -> tuple[list[_Row], list[str]]:
