@@ -240,6 +240,17 @@ class TaskConfig(Config):
     image_column: Annotated[str | None, OWN] = Field(None, description="csv: column of the image files; default path")
     label_column: Annotated[str | None, OWN] = Field(None, description="csv: column of the labels; default label")
     split_column: Annotated[str | None, OWN] = Field(None, description="csv: column of the splits; default split")
+    allow_duplicates: Annotated[bool, OWN] = Field(
+        False, description="allow images that are in the test split and in the training images as well"
+    )
+    max_unreadable: Annotated[float, OWN] = Field(
+        0.01, ge=0, le=1, description="fraction of the images that may be unreadable; they are left out and counted"
+    )
+    pixels: Annotated[Literal["auto", "viewer", "open_clip"], OWN] = Field(
+        "auto",
+        description="how images are read: viewer turns them as EXIF says, scales 16-bit grey and puts transparency on "
+        "white; open_clip does not; auto: viewer for folder: and csv:, open_clip for the named datasets",
+    )
     follow_links: Annotated[bool, OWN] = Field(
         False, description="follow links that lead out of the data root, as DVC, git-annex and caches make them"
     )

@@ -55,8 +55,11 @@ def load_dataset(task: TaskConfig) -> Dataset:
     else:
         dataset = _catalogue_dataset(dataset_row(task.dataset), task)
     dataset = apply_overrides(dataset, task, given)
-    if place and kind in _OWN:
+    own = bool(place) and kind in _OWN
+    if own:
         _refuse_equal_names(dataset)
+    reading = ("viewer" if own else "open_clip") if task.pixels == "auto" else task.pixels
+    dataset = replace(dataset, reading=reading, max_unreadable=task.max_unreadable)
     return hide_classes(dataset, task) if task.open_set_fraction else dataset
 
 

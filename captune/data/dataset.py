@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,8 @@ class Dataset:
         layout: the folder shape it was read in, for people.
         licence: what its owners allow, for people.
         notes: what a person should know of how it was read, one sentence each.
+        reading: how pixels are read, "open_clip" or "viewer" (`captune.data.decode`).
+        max_unreadable: fraction of the images that may be unreadable; these are left out.
     """
 
     key: str
@@ -68,6 +71,8 @@ class Dataset:
     layout: str = ""
     licence: str = ""
     notes: tuple[str, ...] = ()
+    reading: Literal["open_clip", "viewer"] = "open_clip"
+    max_unreadable: float = 0.01
 
     @property
     def num_images(self) -> int:

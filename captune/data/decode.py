@@ -1,17 +1,39 @@
-"""Decoding: an image file to the pixels that open_clip's preprocessing has just before its centre crop."""
+"""Decoding: an image file to the pixels that open_clip's preprocessing has just before its centre crop.
+
+Two readings: "open_clip" is its own to the last bit, for benchmark datasets; "viewer" is what a person sees: turned as
+EXIF says, 16- and 32-bit grey scaled to 8 bits, transparency on white. Large JPEGs are decoded at a half, quarter or
+eighth of their size in the viewer's reading.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
+from captune.data.file_kinds import HEIC_HELP, HEIC_SUFFIXES, reads_heic
 from captune.preprocessing import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
+Reading = Literal["viewer", "open_clip"]
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+MAX_ASPECT = 8
+"""Of an image longer than this many times its short side only the middle is kept: a rule or divider of 4000 × 2 pixels
+would become 448,000 × 224. The centre crop sees the same pixels."""
+# Decoded large JPEGs stay at least this many times as large as what they are resized to.
+_DRAFT_GAP = 2
+_MAX_BYTES = 200 * 2**20
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 class Unreadable(Exception):
@@ -35,7 +57,14 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
     return size, int(size * width / height)
 
 
-def decode_file(path: str | Path, preprocessing: Preprocessing) -> Pixels:
+def stored_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Height and width of what is kept of an image: resized, the middle of one far longer than wide."""
+    most = MAX_ASPECT * preprocessing.image_size
+    height, width = resized_size(height, width, preprocessing)
+    return min(height, most), min(width, most)
+
+
+def decode_file(path: str | Path, preprocessing: Preprocessing, reading: Reading = "viewer") -> Pixels:
     """Decode and resize one file.
 
     Returns:
@@ -45,26 +74,144 @@ def decode_file(path: str | Path, preprocessing: Preprocessing) -> Pixels:
         Unreadable: empty, truncated, too large, or no image.
     """
     try:
-        with Image.open(path) as image:
-            return resize_image(image, preprocessing)
+        if str(path).lower().endswith(HEIC_SUFFIXES) and not reads_heic():
+            raise Unreadable(HEIC_HELP)
+        try:
+            image = Image.open(path)
+        except Image.DecompressionBombError:
+            if reading == "open_clip":
+                raise
+            return _decode_huge(path, preprocessing)
+        with image:
+            return resize_image(image, preprocessing, reading)
     except Image.DecompressionBombError:
         raise Unreadable(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from None
     except UnidentifiedImageError:
-        reason = "empty file" if Path(path).stat().st_size == 0 else "no image format that Pillow knows"
-        raise Unreadable(reason) from None
-    except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
+        raise Unreadable(_what_else(Path(path))) from None
+    except (OSError, ValueError, SyntaxError, MemoryError, EOFError, IndexError, KeyError, TypeError) as error:
         # Pillow's decoders answer damaged files with any of these.
         raise Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
 
 
+def _decode_huge(path: str | Path, preprocessing: Preprocessing) -> Pixels:
+    """A JPEG of more pixels than Pillow opens: it is decoded small, so that it never is that large in memory."""
+    with open(path, "rb") as file:  # noqa: PTH123 - the plug-in wants a file
+        if file.read(3) != b"\xff\xd8\xff":
+            raise Image.DecompressionBombError
+        file.seek(0)
+        with JpegImagePlugin.JpegImageFile(file) as image:
+            if "progressive" in image.info:  # whose coefficients are all kept in memory
+                raise Image.DecompressionBombError
+            _draft(image, preprocessing)
+            if image.width * image.height * len(image.getbands()) > _MAX_BYTES:
+                raise Image.DecompressionBombError
+            return resize_image(image, preprocessing, "viewer")
+
+
+def _what_else(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            return "no regular file"
+        head = path.read_bytes()[:64] if path.stat().st_size < 1000 else b""
+    except OSError as error:
+        return error.strerror or str(error)
+    if path.stat().st_size == 0:
+        return "empty file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer in place of the image (fetch it: git lfs pull)"
+    return "no image format that Pillow knows"
+
+
 def decode_array(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
     """Resize one uint8 array (H, W, 1 or 3); one channel stands for grey."""
-    return resize_image(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), preprocessing)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return resize_image(image, preprocessing, "open_clip")
 
 
-def resize_image(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+def resize_image(image: Image.Image, preprocessing: Preprocessing, reading: Reading = "open_clip") -> Pixels:
     """Resize, then convert to RGB: in that order, as open_clip does (greyscale and CMYK resize in their own mode)."""
-    height, width = resized_size(image.height, image.width, preprocessing)
-    if (image.height, image.width) != (height, width):
-        image = image.resize((width, height), _RESAMPLING[preprocessing.interpolation])
+    turn = None
+    if reading == "viewer":
+        _draft(image, preprocessing)
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        image = _eight_bits_on_white(image)
+    lies = turn is not None and turn in (
+        Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90
+    )  # fmt: skip
+    sides = (image.width, image.height) if lies else (image.height, image.width)
+    height, width = resized_size(*sides, preprocessing)
+    if lies:
+        height, width = width, height
+    image = _resized(image, height, width, preprocessing)
+    if turn is not None:
+        image = image.transpose(turn)
     return np.asarray(image.convert("RGB"))
+
+
+def _resized(image: Image.Image, height: int, width: int, preprocessing: Preprocessing) -> Image.Image:
+    """The image at a size; of one far longer than wide only the middle."""
+    resampling = _RESAMPLING[preprocessing.interpolation]
+    kept = [min(length, MAX_ASPECT * preprocessing.image_size) for length in (height, width)]
+    if kept == [height, width]:
+        return image if (image.height, image.width) == (height, width) else image.resize((width, height), resampling)
+    size, box = preprocessing.image_size, []
+    for full, part, source in ((width, kept[1], image.width), (height, kept[0], image.height)):
+        # The centre crop of the part is that of the whole; both round half to even.
+        start = 0 if part == full else round((full - size) / 2) - round((part - size) / 2)
+        box.append((start * source / full, (start + part) * source / full))
+    (left, right), (top, bottom) = box
+    return image.resize((kept[1], kept[0]), resampling, (left, top, right, bottom))
+
+
+def _draft(image: Image.Image, preprocessing: Preprocessing) -> None:
+    """Ask a JPEG's decoder for a smaller image; others stay as they are."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return
+    # Whichever way it will be turned.
+    height, width = resized_size(image.height, image.width, preprocessing)
+    image.draft(image.mode, (_DRAFT_GAP * width, _DRAFT_GAP * height))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data raises whatever its parser stumbles over
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _eight_bits_on_white(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits scaled to 8, transparency on white; other images as they are."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_scaled(np.asarray(image)))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        seen = image.convert("RGBA")
+        white = Image.new("RGBA", seen.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, seen).convert("RGB")
+    return image
+
+
+def _scaled(values_HW: npt.NDArray[np.generic]) -> Pixels:
+    """Grey of 16 or 32 bits or floating point as 8 bits.
+
+    16 bits by their full range, as viewers do. Wider types do not say what white is: values of at most 1 (floating
+    point), 255 and 65,535 are taken for those ranges, any other for their own range. What is not finite is black.
+    """
+    if values_HW.dtype == np.uint16 or values_HW.dtype == np.dtype(">u2"):
+        wide_HW: npt.NDArray[np.uint16] = values_HW.astype(np.uint16, copy=False)
+        # v / 257 rounded, without a wider copy of what may be a large image.
+        scaled: Pixels = (wide_HW // 257 + (wide_HW % 257 > 128)).astype(np.uint8)
+        return scaled
+    grey_HW = values_HW.astype(np.float32)
+    finite_HW = np.isfinite(grey_HW)
+    if not finite_HW.any():
+        raise ValueError("no finite grey value")
+    low, high = float(grey_HW[finite_HW].min()), float(grey_HW[finite_HW].max())
+    if low >= 0:
+        ranges = (1.0, 255.0, 65535.0) if np.issubdtype(values_HW.dtype, np.floating) else (255.0, 65535.0)
+        white = next((most for most in ranges if high <= most), None)
+        low, high = (low, high) if white is None else (0.0, white)
+    grey_HW = np.where(finite_HW, (grey_HW - low) / max(high - low, 1e-30), 0)
+    return np.rint(255 * grey_HW.clip(0, 1)).astype(np.uint8)

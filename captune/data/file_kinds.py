@@ -20,7 +20,7 @@ HIDDEN = "hidden files"
 DEVICE = "devices, pipes and sockets"
 BROKEN_LINK = "links that lead nowhere"
 
-_HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 _RAW_SUFFIXES = frozenset((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".pef", ".srw", ".raf"))
 _JUNK_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
 _JUNK_FOLDERS = frozenset(("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found"))
@@ -47,7 +47,7 @@ def reason_not_to_read(path: str, name: str) -> str | None:
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each of a million files costs seconds
     if suffix in _RAW_SUFFIXES:
         return RAW
-    if suffix in _HEIC_SUFFIXES:
+    if suffix in HEIC_SUFFIXES:
         return None if reads_heic() else HEIC_HELP
     if suffix in IMAGE_SUFFIXES:
         return None

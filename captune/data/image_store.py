@@ -2,7 +2,7 @@
 
 On disk a store is a folder `images-<key>` with `pixels.u8` (the images one behind another, HWC), `index.npy` (offset,
 height, width of each) and `meta.json`. The key stands for the files (path, size, time of change) and the resize, so a
-changed file or another backbone makes another store.
+changed file or another backbone makes another store. An unreadable image is black there and named in `meta.json`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -18,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from captune.data.build_once import build_once
 from captune.data.dataset import Dataset, IntArray
-from captune.data.decode import Pixels, Unreadable, decode_array, decode_file
+from captune.data.decode import Pixels, Reading, Unreadable, decode_array, decode_file, stored_size
 from captune.data.tree import name_some, printable
 from captune.errors import DataError
 from captune.preprocessing import Preprocessing
@@ -29,6 +32,9 @@ from captune.preprocessing import Preprocessing
 Progress = Callable[[int, int], None]
 _FORMAT = 1
 _THREADS = min(8, os.cpu_count() or 1)
+# From here on a person wants to know before it is built.
+_LARGE = 200e6
+_SAMPLED = 64
 
 
 class ImageStore:
@@ -38,13 +44,16 @@ class ImageStore:
         key: content address, 32 hex digits.
         sizes_N2: height and width of each stored image.
         offsets_N: where each begins in `flat()`.
+        unreadable: index → reason of the images that could not be decoded.
     """
 
     def __init__(self, directory: Path, key: str) -> None:
         """Open a whole store; `open_or_build` is the usual way in."""
         index_N3 = np.load(directory / "index.npy")
+        meta = json.loads((directory / "meta.json").read_text())
         self.key = key
         self.directory = directory
+        self.unreadable: dict[int, str] = {int(index): why for index, why in meta.get("unreadable", {}).items()}
         self.sizes_N2: IntArray = index_N3[:, 1:]
         self.offsets_N: IntArray = index_N3[:, 0]
         # np.memmap refuses empty files, and an empty dataset has one.
@@ -73,16 +82,23 @@ class ImageStore:
             progress: called with (images done, images in all) while building.
 
         Raises:
-            DataError: unreadable images (counted, three named), or a cache directory that cannot be written.
+            DataError: more unreadable images than the dataset allows (counted, three named), a disk too small, or a
+                cache directory that cannot be written.
         """
         key = store_key(dataset, preprocessing)
         directory = cache_dir / f"images-{key}"
 
         def build(part: Path) -> None:
-            _write(part, _decoded(dataset, preprocessing), dataset.num_images, progress)
+            _check_room(dataset, preprocessing, part)
+            _write(part, dataset, preprocessing, progress)
 
         build_once(directory, is_whole=lambda at: _is_whole(at, dataset.num_images), build=build)
-        return cls(directory, key)
+        store = cls(directory, key)
+        if len(store.unreadable) > dataset.max_unreadable * len(store):  # built where more were allowed
+            paths = dataset.paths
+            broken = [(paths[index], why) for index, why in store.unreadable.items()]
+            raise unreadable_images(broken, dataset.key, len(store))
+        return store
 
     def __len__(self) -> int:
         return len(self.offsets_N)
@@ -133,6 +149,8 @@ def store_key(dataset: Dataset, preprocessing: Preprocessing) -> str:
     digest = hashlib.sha256(
         json.dumps([_FORMAT, preprocessing.image_size, preprocessing.resize_mode, preprocessing.interpolation]).encode()
     )
+    if dataset.reading != "open_clip":
+        digest.update(dataset.reading.encode())
     if dataset.images_NHWC is not None:
         digest.update(repr(dataset.images_NHWC.shape).encode())
         digest.update(np.ascontiguousarray(dataset.images_NHWC).tobytes())
@@ -150,27 +168,58 @@ def store_key(dataset: Dataset, preprocessing: Preprocessing) -> str:
     return digest.hexdigest()[:32]
 
 
-def _decoded(dataset: Dataset, preprocessing: Preprocessing) -> Iterator[Pixels]:
+def _decoded(dataset: Dataset, preprocessing: Preprocessing) -> Iterator[tuple[str, Pixels | Unreadable]]:
     """All images in index order, decoded by a few threads (Pillow lets go of the interpreter lock while decoding)."""
     if dataset.images_NHWC is not None:
-        yield from (decode_array(pixels, preprocessing) for pixels in dataset.images_NHWC)
+        return (("", decode_array(pixels, preprocessing)) for pixels in dataset.images_NHWC)
+    return decode_many(dataset.paths, preprocessing, dataset.reading)
+
+
+def _check_room(dataset: Dataset, preprocessing: Preprocessing, part: Path) -> None:
+    """Say how large the store will be where it is large, and see that the disk holds it.
+
+    Raises:
+        DataError: the disk is too small.
+    """
+    if dataset.images_NHWC is not None or not dataset.paths:
         return
-    broken: list[tuple[str, str]] = []
-    for path, pixels in decode_many(dataset.paths, preprocessing):
-        if isinstance(pixels, Unreadable):
-            broken.append((path, str(pixels)))
-        elif not broken:  # once one is broken, the rest is only read to be counted
-            yield pixels
-    if broken:
-        raise unreadable_images(broken, dataset.key)
+    each = _bytes_an_image(dataset.paths, preprocessing)
+    needed, free = each * len(dataset.paths), shutil.disk_usage(part).free
+    if needed > free:
+        raise DataError(
+            "the store of decoded images must fit on the disk",
+            got=f"{needed / 1e9:,.1f} GB for {len(dataset.paths):,} images of {each / 1e3:,.0f} kB, {free / 1e9:,.1f} "
+            "GB free",
+            where=part.parent,
+            next_step="Free space, or name another disk by --cache-dir or $CAPTUNE_CACHE.",
+        )
+    if needed > _LARGE:
+        sys.stderr.write(
+            f"decoding {len(dataset.paths):,} images once for all trials: {each / 1e3:,.0f} kB each, "
+            f"{needed / 1e9:,.1f} GB in {part.parent}\n"
+        )
 
 
-def decode_many(paths: Sequence[str], preprocessing: Preprocessing) -> Iterator[tuple[str, Pixels | Unreadable]]:
+def _bytes_an_image(paths: Sequence[str], preprocessing: Preprocessing) -> float:
+    """Mean bytes of a stored image, from the headers of some files spread over all."""
+    sizes = []
+    for path in paths[:: max(1, len(paths) // _SAMPLED)]:
+        try:
+            with Image.open(path) as image:
+                sizes.append(stored_size(image.height, image.width, preprocessing))
+        except Exception:  # told when it is decoded
+            continue
+    return float(np.mean([3 * height * width for height, width in sizes])) if sizes else 0.0
+
+
+def decode_many(
+    paths: Sequence[str], preprocessing: Preprocessing, reading: Reading = "viewer"
+) -> Iterator[tuple[str, Pixels | Unreadable]]:
     """Decode files in order with a few threads; an unreadable one comes as its `Unreadable`."""
 
     def attempt(path: str) -> Pixels | Unreadable:
         try:
-            return decode_file(path, preprocessing)
+            return decode_file(path, preprocessing, reading)
         except Unreadable as reason:
             return reason
 
@@ -190,29 +239,40 @@ def decode_many(paths: Sequence[str], preprocessing: Preprocessing) -> Iterator[
                 pending.cancel()
 
 
-def unreadable_images(broken: Sequence[tuple[str, str]], dataset: str) -> DataError:
+def unreadable_images(broken: Sequence[tuple[str, str]], dataset: str, num_images: int) -> DataError:
     """The error that counts broken images and names three."""
     named = "; ".join(f"{printable(path)} ({reason})" for path, reason in broken[:3])
     return DataError(
-        "every image must be readable",
-        got=f"{len(broken)} broken: {named}{'; …' if len(broken) > 3 else ''}",
+        "every image must be readable, or all but a few",
+        got=f"{len(broken)} of {num_images} broken: {named}{'; …' if len(broken) > 3 else ''}",
         where=dataset,
-        next_step=f"`captune datasets --check {dataset}` lists all of them; replace them, "
-        "or take them out of the split file.",
+        next_step=f"`captune datasets --check {dataset}` lists all of them; replace them, take them out, "
+        "or leave them out by --max-unreadable.",
     )
 
 
-def _write(part: Path, images: Iterator[Pixels], num_images: int, progress: Progress | None) -> None:
+def _write(part: Path, dataset: Dataset, preprocessing: Preprocessing, progress: Progress | None) -> None:
     index: list[tuple[int, int, int]] = []
-    offset = 0
+    broken: list[tuple[str, str]] = []
+    unreadable: dict[int, str] = {}
+    offset, num_images = 0, dataset.num_images
+    black = np.zeros((preprocessing.image_size, preprocessing.image_size, 3), np.uint8)
     with (part / "pixels.u8").open("wb") as file:
-        for number, pixels in enumerate(images, start=1):
-            index.append((offset, pixels.shape[0], pixels.shape[1]))
-            offset += file.write(np.ascontiguousarray(pixels).data)
+        for number, (path, pixels) in enumerate(_decoded(dataset, preprocessing)):
+            if isinstance(pixels, Unreadable):
+                broken.append((path, str(pixels)))
+                unreadable[number] = str(pixels)
+                pixels = black
+            if len(broken) <= dataset.max_unreadable * num_images:  # else the rest is only read to be counted
+                index.append((offset, pixels.shape[0], pixels.shape[1]))
+                offset += file.write(np.ascontiguousarray(pixels).data)
             if progress is not None:
-                progress(number, num_images)
+                progress(number + 1, num_images)
+    if len(broken) > dataset.max_unreadable * num_images:
+        raise unreadable_images(broken, dataset.key, num_images)
     np.save(part / "index.npy", np.array(index, np.int64).reshape(-1, 3))
-    (part / "meta.json").write_text(json.dumps({"format": _FORMAT, "num_images": len(index), "num_bytes": offset}))
+    meta = {"format": _FORMAT, "num_images": len(index), "num_bytes": offset, "unreadable": unreadable}
+    (part / "meta.json").write_text(json.dumps(meta))
 
 
 def _is_whole(directory: Path, num_images: int) -> bool:

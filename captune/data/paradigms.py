@@ -6,7 +6,7 @@ a pool, held-out or test image; those go into `SealedLabels`, which one module o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -113,6 +113,26 @@ class Task:
     def estimated_class_size(self) -> int:
         """Pool images a pseudolabelled class, were they equally many; at least 1."""
         return max(1, len(self.pool) // max(1, int(self.pseudolabelled_K.sum())))
+
+
+def without_images(task: Task, unreadable: IntArray) -> Task:
+    """The task without some images, whatever they are in it."""
+
+    def kept(images: IntArray) -> IntArray:
+        return _frozen(images[~np.isin(images, unreadable)])
+
+    def kept_labelled(labelled: Labelled) -> Labelled:
+        stays_N = ~np.isin(labelled.indices_N, unreadable)
+        return Labelled(_frozen(labelled.indices_N[stays_N]), _frozen(labelled.labels_N[stays_N]))
+
+    return replace(
+        task,
+        labelled=kept_labelled(task.labelled),
+        pool=kept(task.pool),
+        holdout=kept(task.holdout),
+        validation=kept_labelled(task.validation),
+        test=kept(task.test),
+    )
 
 
 def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:

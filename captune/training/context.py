@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from captune.config import TaskConfig
 from captune.data.catalog import cache_directory, default_backbone, load_dataset
 from captune.data.feature_bank import FeatureBank
 from captune.data.image_store import ImageStore
-from captune.data.paradigms import IntArray, SealedLabels, Task, build_task
+from captune.data.paradigms import IntArray, SealedLabels, Task, build_task, without_images
+from captune.data.tree import name_some
 from captune.data.views import FeatureViews, ImageViews
 from captune.errors import DataError
 from captune.model.backbone import Backbone, load_backbone
@@ -45,6 +46,7 @@ class Context:
         device: where training runs.
         recorded: whether steps are recorded as CUDA graphs there.
         notes: what the weights and class names themselves tell, and a person should know.
+        unreadable: file → reason of the images that are left out of the task.
     """
 
     task: Task
@@ -56,6 +58,7 @@ class Context:
     device: torch.device
     recorded: bool = True
     notes: tuple[str, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def remembered(self) -> dict[Hashable, Any]:
@@ -137,6 +140,7 @@ def _open(
     task, sealed = build_task(config, role=role)
     dataset = load_dataset(config)
     notes: list[str] = []
+    unreadable: dict[str, str] = {}
     if dataset.image_features_MD is not None:
         backbone, views = None, None
         image_features_MD = torch.as_tensor(np.asarray(dataset.image_features_MD, dtype=np.float32), device=device)
@@ -161,12 +165,15 @@ def _open(
         cache = cache_directory(config)
         store = ImageStore.open_or_build(dataset, backbone.preprocessing, cache, progress=progress)
         resident = False if plain else None
+        if store.unreadable:
+            task = without_images(task, np.array(list(store.unreadable), np.int64))
+            unreadable = {dataset.paths[index]: reason for index, reason in store.unreadable.items()}
         views = ImageViews(store, backbone.preprocessing, device, backbone.view_dtype, resident=resident)
         image_features_MD = torch.as_tensor(_bank(store, views, backbone, cache), device=device)
         logit_scale = backbone.logit_scale
     context = Context(
         task, backbone, views, image_features_MD, text_features_KD.float(), logit_scale, device,
-        recorded=not plain, notes=tuple(notes),
+        recorded=not plain, notes=(*notes, *_unreadable_note(unreadable)), unreadable=unreadable,
     )  # fmt: skip
     return context, sealed
 
@@ -188,6 +195,12 @@ def _text_features(backbone: Backbone, task: Task, config: TaskConfig, notes: li
     prompts = class_prompts(task.class_names, task.template, config.prompt_form)
     notes += [*backbone.notes, *prompts_that_fit(backbone, task.class_names, prompts)]
     return backbone.encode_texts(prompts)
+
+
+def _unreadable_note(unreadable: dict[str, str]) -> list[str]:
+    """How many images were left out because they cannot be read, and three of them; nothing where none was."""
+    named = [f"{path} ({reason})" for path, reason in unreadable.items()]
+    return [f"{len(named)} unreadable images are left out: {name_some(named)}"] if named else []
 
 
 def _bank(store: ImageStore, views: ImageViews, backbone: Backbone, cache: Path) -> np.ndarray:

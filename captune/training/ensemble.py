@@ -42,6 +42,8 @@ def write_ensemble(
     if averaged is None:
         return None
     stored = {name: tensor.half().contiguous() for name, tensor in averaged.items()}
+    if "test_images" in stored:  # indices, equal in all
+        stored["test_images"] = averaged["test_images"].long()
     directory.mkdir(parents=True, exist_ok=True)
     atomic_write(directory / PREDICTIONS, safetensors.torch.save(stored))
     scores: dict[str, float] = {}

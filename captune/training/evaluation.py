@@ -43,7 +43,10 @@ def evaluate_trial(config: TaskConfig, role: Role, directory: Path) -> dict[str,
     path = directory / PREDICTIONS
     if not path.exists():
         raise RecordError("a finished trial must have its predictions", got="none", where=path)
-    probs_NK = safetensors.torch.load_file(path)["test_probs"].float().numpy()
+    stored = safetensors.torch.load_file(path)
+    probs_NK = stored["test_probs"].float().numpy()
+    if "test_images" in stored:  # unreadable ones were left out
+        labels_N = labels_N[np.isin(task.test, stored["test_images"].numpy())]
     if probs_NK.shape != (len(labels_N), task.num_classes):
         raise RecordError(
             "predictions must be of the test images and classes as they are now",

@@ -30,11 +30,14 @@ def write_predictions(runs: Sequence[Path], config: TaskConfig, role: Role, file
     """
     stored = [path / PREDICTIONS for path in runs if (path / PREDICTIONS).exists()]
     task, _ = build_task(config, role=role)
-    probs = [safetensors.torch.load_file(path)["test_probs"].float() for path in stored]
-    probs = [probs_NK for probs_NK in probs if probs_NK.shape == (len(task.test), task.num_classes)]
+    tables = [safetensors.torch.load_file(path) for path in stored]
+    # Unreadable images were left out; all runs of a machine leave out the same ones.
+    test = task.test if not tables or "test_images" not in tables[0] else tables[0]["test_images"].numpy()
+    probs = [table["test_probs"].float() for table in tables]
+    probs = [probs_NK for probs_NK in probs if probs_NK.shape == (len(test), task.num_classes)]
     if not probs:
         return 0
     mean_NK = torch.stack(probs).mean(0).numpy()
-    found = predictions(image_names(load_dataset(config), task.test), mean_NK, task.class_names)
+    found = predictions(image_names(load_dataset(config), test), mean_NK, task.class_names)
     atomic_write(file, predictions_csv(found))
     return len(found)

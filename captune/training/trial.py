@@ -181,6 +181,8 @@ class TrialRun:
             "holdout_probs": holdout_NK.half(),
             "validation_probs": validation_NK.half(),
         }
+        if self.context.unreadable:  # else the task alone tells which images these are
+            tensors["test_images"] = torch.tensor(task.test)
         atomic_write(
             self.directory / PREDICTIONS,
             safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}),

@@ -90,7 +90,7 @@ def test_unreadable_images_are_counted_and_three_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         ImageStore.open_or_build(_dataset(paths), _PREPROCESSING, tmp_path / "cache")
     text = str(caught.value)
-    assert "4 broken" in text and "01.jpg (empty file)" in text and "03.jpg (" in text and "05.jpg" in text
+    assert "4 of 8 broken" in text and "01.jpg (empty file)" in text and "03.jpg (" in text and "05.jpg" in text
     assert "07.jpg" not in text and "captune datasets --check" in text
     assert not [path for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")]
 
