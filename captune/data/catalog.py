@@ -14,6 +14,7 @@ from captune.data.class_folders import read_folder
 from captune.data.dataset import UNKNOWN, Dataset, Split
 from captune.data.difficulties import hide_classes
 from captune.data.digits import CLASS_NAMES, TEMPLATE, digits_splits, load_digits_arrays
+from captune.data.duplicates import keep_copies_together
 from captune.data.feature_bank import read_feature_file
 from captune.data.listing import Layout, Listing
 from captune.data.manifests import Columns, read_manifest
@@ -242,6 +243,9 @@ def _own_dataset(task: TaskConfig, kind: str, place: Path, given: GivenNames | N
         columns = Columns(*(name or default for name, default in zip(names, astuple(Columns()), strict=True)))
         root, links = task.data_root, task.follow_links
         listing = read_manifest(place, given, labels=labels, columns=columns, root=root, follow_links=links)
+    listing = keep_copies_together(
+        listing, cache_directory(task), allow=task.allow_duplicates, shared_test=task.paradigm == "tft"
+    )
     splits = listing.located()
     return Dataset(
         key=task.dataset,

@@ -11,6 +11,7 @@ import numpy as np
 
 from captune.data.digits import stratified_split
 from captune.data.listing import SPLITS, Items, Listing
+from captune.data.tree import is_text
 from captune.errors import DataError
 from captune.seeding import numpy_generator
 
@@ -29,30 +30,53 @@ def read_coop_split(split_file: Path, image_folder: Path) -> Listing:
     values = read_json(split_file)
     names: dict[int, str] = {}
     splits: dict[str, Items] = {}
-    try:
-        for split in SPLITS:
-            items: Items = []
-            for path, label, name in values[split]:
-                if names.setdefault(int(label), str(name)) != str(name):
-                    raise DataError(
-                        "a label must have one class name",
-                        got=f"'{names[int(label)]}' and '{name}' for label {label}",
-                        where=split_file,
-                    )
-                items.append((str(path), int(label)))
-            splits[split] = items
-    except (KeyError, TypeError, ValueError):
-        raise DataError(
-            'a split file must hold {"train": [[path, label, class name], …], "val": …, "test": …}',
-            got="another shape",
-            where=split_file,
-            next_step="Use the split_zhou_*.json file that CoOp publishes for this dataset.",
-        ) from None
-    gaps = sorted(set(range(max(names, default=-1) + 1)) - set(names))
-    if gaps:
-        raise DataError("labels must run from 0 without gaps", got=f"no label {gaps[0]}", where=split_file)
+    where_of: dict[str, str] = {}
+    for split in SPLITS:
+        items = values.get(split) if isinstance(values, dict) else None
+        if not isinstance(items, list) or not all(_is_item(item) for item in items):
+            raise DataError(
+                'a split file must hold {"train": [[path, label, class name], …], "val": …, "test": …}',
+                got=_odd_item(split, items),
+                where=split_file,
+                next_step="Use the split_zhou_*.json file that CoOp publishes for this dataset.",
+            )
+        for path, label, name in items:
+            if names.setdefault(label, name) != name:
+                raise DataError(
+                    "a label must have one class name",
+                    got=f"'{names[label]}' and '{name}' for label {label}",
+                    where=split_file,
+                )
+            if where_of.setdefault(path, split) != split:
+                raise DataError(
+                    "an image must stand in one split, or test images are trained on",
+                    got=f"'{path}' in {where_of[path]} and {split}",
+                    where=split_file,
+                )
+        splits[split] = [(path, label) for path, label, _ in items]
+    gaps = next((label for label in range(len(names)) if label not in names), None)
+    if gaps is not None:
+        raise DataError("labels must run from 0 without gaps", got=f"no label {gaps}", where=split_file)
     class_names = tuple(as_words(names[label]) for label in range(len(names)))
     return Listing(class_names, splits, image_folder, str(split_file))
+
+
+def _is_item(item: Any) -> bool:
+    """Whether a split file's entry is [path, label, class name]: text that can be written, a label from 0."""
+    if not isinstance(item, list) or len(item) != 3:
+        return False
+    path, label, name = item
+    is_label = isinstance(label, int) and not isinstance(label, bool) and label >= 0
+    return is_label and all(
+        isinstance(text, str) and text and is_text(text) and "\0" not in text for text in (path, name)
+    )
+
+
+def _odd_item(split: str, items: Any) -> str:
+    if not isinstance(items, list):
+        return f"another shape: no list '{split}'"
+    odd = next(item for item in items if not _is_item(item))
+    return f"another shape in {split}: {ascii(odd)[:100]}"
 
 
 def cut_by_class(names: Sequence[str], files: Sequence[Sequence[str]], *, where: str) -> Listing:
@@ -99,7 +123,7 @@ def read_json(file: Path) -> Any:
         raise DataError("a split file must be readable", got=error.strerror, where=file) from None
     except UnicodeDecodeError as error:
         raise DataError("a split file must be UTF-8 text", got=f"byte {error.start} is not", where=file) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError("a split file must be JSON", got=str(error), where=file) from None
 
 

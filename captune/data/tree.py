@@ -129,7 +129,7 @@ class Tree:
         """
         folder = self._enter(list(parts))
         names = [] if folder is None else self._folders_in(folder, list(parts))
-        unreadable = [name for name in names if not _is_text(name)]
+        unreadable = [name for name in names if not is_text(name)]
         if unreadable:
             raise DataError(
                 "names of class folders must be UTF-8 text",
@@ -324,7 +324,8 @@ def _refuse_outside(outside: Sequence[str], base: str) -> None:
         )
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: no bytes that are none, no half surrogates."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

@@ -30,7 +30,10 @@ class Miniature:
 
 def write_image(path: Path, colour: int = 0, size: tuple[int, int] = (12, 10)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (colour * 37 % 256, colour * 91 % 256, 50)).save(path, "JPEG")
+    image = Image.new("RGB", size, (colour * 37 % 256, colour * 91 % 256, 50))
+    # No two files have the same bytes: those would be one image twice.
+    image.info["comment"] = "/".join(path.parts[-3:]).encode("utf-8", "surrogateescape")
+    image.save(path, "JPEG", comment=image.info["comment"])
 
 
 def coop(folder: str, split_name: str, prefix: str = "") -> Callable[[Path], Miniature]:

@@ -1,0 +1,219 @@
+"""The same image twice: one file by two names, or two files with the same bytes.
+
+A test image that is also trained on makes every number on it worthless. So where captune cuts the splits itself,
+copies stay on one side; across splits that were given they are refused or, if allowed, counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from captune.data.dataset import UNKNOWN
+from captune.data.listing import SPLITS, Items, Listing
+from captune.data.tree import name_some, printable
+from captune.errors import DataError
+from captune.records import atomic_write
+
+_HEAD = 2**16
+# Fewer files than this are read again each time; of more the answer is kept beside the stores.
+_KEPT_FROM = 500
+
+
+def equal_files(paths: Sequence[str], cache: Path | None = None) -> list[list[int]]:
+    """Groups of positions whose files are one file (links, another spelling) or hold the same bytes; rising.
+
+    Files are read only where another has the same size, and whole only where the first 64 KiB agree too.
+
+    Args:
+        paths: files that are there.
+        cache: a folder that keeps the answer for many files, by their paths, sizes and times of change.
+    """
+    by_file: dict[tuple[int, int], list[int]] = defaultdict(list)
+    by_size: dict[int, list[int]] = defaultdict(list)
+    digest = hashlib.sha256()
+    for position, path in enumerate(paths):
+        status = os.stat(path)  # noqa: PTH116 - a Path for each of a million files costs seconds
+        same = by_file[status.st_dev, status.st_ino]
+        if not same and status.st_size:
+            by_size[status.st_size].append(position)
+        same.append(position)
+        digest.update(os.fsencode(path) + b"\0%d\0%d\n" % (status.st_size, status.st_mtime_ns))
+    alike = [positions for positions in by_size.values() if len(positions) > 1]
+    kept = None
+    if cache is not None and sum(map(len, alike)) >= _KEPT_FROM:
+        kept = cache / "equal-files" / f"{digest.hexdigest()[:32]}.json"
+    groups = _recall(kept)
+    if groups is None:
+        groups = _equal_bytes(paths, alike)
+        if kept is not None:
+            _remember(kept, groups)
+    names = {positions[0]: positions for positions in by_file.values()}
+    joined = [sorted(other for first in group for other in names[first]) for group in groups]
+    inside = {position for group in joined for position in group}
+    joined += [positions for positions in by_file.values() if len(positions) > 1 and positions[0] not in inside]
+    return sorted(joined)
+
+
+def _equal_bytes(paths: Sequence[str], alike: Iterable[Sequence[int]]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for positions in alike:
+        for begun in _grouped(positions, lambda position: _digest(paths[position], _HEAD)):
+            found += _grouped(begun, lambda position: _digest(paths[position], None))
+    # Stubs and error pages are alike without being an image: decoding tells what they are.
+    return sorted(group for group in found if _opens(paths[group[0]]))
+
+
+def _opens(path: str) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # whatever damaged files make Pillow raise
+        return False
+
+
+def _grouped(positions: Sequence[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for position in positions:
+        groups[key(position)].append(position)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _digest(path: str, length: int | None) -> Hashable:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            if length is not None:
+                return file.read(length)
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:  # told when it is decoded; it is like no other
+        return path
+
+
+def _recall(file: Path | None) -> list[list[int]] | None:
+    try:
+        return None if file is None else [list(map(int, group)) for group in json.loads(file.read_text())]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _remember(file: Path, groups: list[list[int]]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(groups))
+    except OSError:
+        return  # it is only found again next time
+
+
+def keep_copies_together(listing: Listing, cache: Path | None, *, allow: bool, shared_test: bool) -> Listing:
+    """The listing with copies on one side of captune's own cut, and a note of copies across splits that were given.
+
+    Args:
+        listing: absolute files that are there, and their labels.
+        cache: see `equal_files`.
+        allow: copies across given splits are allowed.
+        shared_test: the test images are trained on anyway (tft).
+
+    Raises:
+        DataError: copies with two labels, or test images that are training images too and not allowed to be.
+    """
+    placed = [(split, path, label) for split in SPLITS for path, label in listing.splits.get(split, [])]
+    groups = equal_files([path for _, path, _ in placed], cache)
+    _refuse_two_labels([[placed[at] for at in group] for group in groups], listing)
+    across = [group for group in groups if len({placed[at][0] for at in group}) > 1]
+    notes = []
+    if groups:
+        copies = sum(len(group) - 1 for group in groups)
+        notes.append(f"{copies} of {len(placed)} images are copies of another (the same file or the same bytes)")
+    if listing.cut:
+        side = {at: placed[group[0]][0] for group in across for at in group}
+        splits: dict[str, Items] = {split: [] for split in SPLITS}
+        for at, (split, path, label) in enumerate(placed):
+            splits[side.get(at, split)].append((path, label))
+        return _with(listing, splits, notes)
+    pairs = [pair for group in across if (pair := _leak([placed[at] for at in group])) is not None]
+    measured = any(label != UNKNOWN for _, label in listing.splits.get("test", []))
+    if pairs and measured and not shared_test:
+        if not allow:
+            raise DataError(
+                "a test image must not be a training image too, or what is measured on it is learned by heart",
+                got=f"{len(pairs)} that are: {name_some(pairs)}",
+                where=listing.where,
+                next_step="Take them out of one side, or say --allow-duplicates, which every output then records.",
+            )
+        notes.append(
+            f"--allow-duplicates: {len(pairs)} test images are in the training images too, so their accuracy is "
+            f"partly learned by heart: {name_some(pairs)}"
+        )
+    return _with(listing, listing.splits, notes)
+
+
+def _with(listing: Listing, splits: dict[str, Items], notes: Sequence[str]) -> Listing:
+    return Listing(
+        listing.class_names, splits, listing.image_folder, listing.where, listing.layout, (*listing.notes, *notes),
+        listing.cut,
+    )  # fmt: skip
+
+
+def _refuse_two_labels(groups: Sequence[Sequence[tuple[str, str, int]]], listing: Listing) -> None:
+    unclear = []
+    for group in groups:
+        labels = {label: path for _, path, label in group if label != UNKNOWN}
+        if len(labels) > 1:
+            unclear.append(
+                " and ".join(f"{printable(path)} ({listing.class_names[label]})" for label, path in labels.items())
+            )
+    if unclear:
+        raise DataError(
+            "an image must have one label",
+            got=f"{len(unclear)} with two, as copies: {'; '.join(unclear[:3])}{'; …' if len(unclear) > 3 else ''}",
+            where=listing.where,
+            next_step="Take the wrong ones away.",
+        )
+
+
+def _leak(group: Sequence[tuple[str, str, int]]) -> str | None:
+    """A test image and the training or validation image it equals."""
+    test = next((path for split, path, _ in group if split == "test"), None)
+    other = next((path for split, path, _ in group if split != "test"), None)
+    return None if test is None or other is None else f"{printable(test)} = {printable(other)}"
+
+
+def nearest_across(
+    pool_ND: np.ndarray, test_TD: np.ndarray, *, threshold: float = 0.99, num_pairs: int = 10, block: int = 1024
+) -> tuple[int, list[tuple[int, int, float]]]:
+    """Test images that are nearly a pool image, by cosine of their frozen features.
+
+    Blockwise: never more than block × block similarities at once.
+
+    Args:
+        pool_ND: normalised features (N, D).
+        test_TD: normalised features (T, D).
+        threshold: cosine from which two images count as near duplicates.
+        num_pairs: closest pairs that are returned.
+        block: rows of either side at a time.
+
+    Returns:
+        how many test images have a pool image at `threshold` or above; and the closest pairs of all (row of the pool,
+        row of the test, cosine), each test image once, falling.
+    """
+    best_T = np.full(len(test_TD), -np.inf, np.float32)
+    nearest_T = np.zeros(len(test_TD), np.int64)
+    for start in range(0, len(test_TD), block):
+        rows = slice(start, start + block)
+        for first in range(0, len(pool_ND), block):
+            cosine_BB = test_TD[rows] @ pool_ND[first : first + block].T
+            at_B = cosine_BB.argmax(1)
+            value_B = cosine_BB[np.arange(len(at_B)), at_B]
+            better_B = value_B > best_T[rows]
+            nearest_T[rows] = np.where(better_B, at_B + first, nearest_T[rows])
+            best_T[rows] = np.where(better_B, value_B, best_T[rows])
+    order = np.argsort(-best_T, kind="stable")[:num_pairs]
+    pairs = [(int(nearest_T[row]), int(row), float(best_T[row])) for row in order if np.isfinite(best_T[row])]
+    return int((best_T >= threshold).sum()), pairs
