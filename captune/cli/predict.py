@@ -44,7 +44,8 @@ def predict(
     with Console(stderr=True).status("Loading PyTorch"):
         from captune.adapted import open_adapted, top_k
         from captune.data.loose_images import image_files, preprocessed_batches
-    files = image_files(images)
+    notes: list[str] = []
+    files = image_files(images, notes)
     if out is not None:
         options.check_writable(out)
     if copy_to is not None:
@@ -52,7 +53,7 @@ def predict(
     model = open_adapted(checkpoint, **given.task, device=device)
     frozen = model.image_backbone
     console = Console(stderr=True)
-    options.say_notes(console, frozen.notes)
+    options.say_notes(console, [*notes, *frozen.notes])
     listed: list[list[object]] = []
     found: list[Prediction] = []
     broken: list[tuple[Path, str]] = []

@@ -38,18 +38,31 @@ class Batch:
     pixels_B3SS: Tensor
 
 
-def image_files(places: Sequence[Path]) -> list[Path]:
+def image_files(places: Sequence[Path], notes: list[str] | None = None) -> list[Path]:
     """Files as given, and all images below folders in order of their names.
 
+    Args:
+        places: files and folders.
+        notes: takes up what was passed over in the folders, one sentence each.
+
     Raises:
-        DataError: a place that is not there, or no image anywhere.
+        DataError: a place that is not there or no file or folder, or no image anywhere.
     """
     missing = [str(place) for place in places if not place.exists()]
     if missing:
         raise DataError("every image or folder must be there", got=f"{len(missing)} missing: {name_some(missing)}")
+    special = [str(place) for place in places if not (place.is_file() or place.is_dir())]
+    if special:
+        raise DataError("every place must be a file or a folder", got=name_some(special))
     files: list[Path] = []
     for place in places:
-        files += [Path(path) for path in Tree(place).images()] if place.is_dir() else [place]
+        if not place.is_dir():
+            files.append(place)
+            continue
+        tree = Tree(place)
+        files += [Path(path) for path in tree.images()]
+        if notes is not None:
+            notes += tree.notes()
     if not files:
         raise DataError("there must be an image", got=f"none in {name_some([str(place) for place in places])}")
     return files
