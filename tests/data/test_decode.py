@@ -20,7 +20,7 @@ from captune.data.image_store import ImageStore
 from captune.data.views import centre_crop
 from captune.errors import DataError
 from captune.preprocessing import Preprocessing
-from captune.training.context import open_context, unreadable_note
+from captune.training.context import open_context
 from tests.data.miniatures import write_image
 
 _SMALL = Preprocessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -172,7 +172,7 @@ def test_one_unreadable_image_is_left_out_of_a_study_and_counted(tmp_path: Path)
     config = TaskConfig.parse({**values, "cache_dir": tmp_path / "cache"})
     context = open_context(config, "report")
     assert len(context.task.pool) == len(context.task.test) == 120
-    (note,) = unreadable_note(context)
+    (note,) = [note for note in context.notes if "unreadable" in note]
     assert note.startswith("1 unreadable images are left out") and "bad.jpg" in note
     strict = TaskConfig.parse({**values, "cache_dir": tmp_path / "cache", "max_unreadable": 0.001})
     with pytest.raises(DataError, match=r"1 of 121 broken: .*bad\.jpg.*--max-unreadable"):
