@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captune.config import TaskConfig
 from captune.data.paradigms import IntArray, Task
+from captune.decisions.neighbours import neighbour_gain_error
 from captune.records import Role
 from captune.seeding import derive_seed
 from captune.training.context import Context, open_context
@@ -17,7 +18,6 @@ from captune.training.selection import (
     Reference,
     feature_clusters,
     label_free_scores,
-    neighbour_gain_error,
     validation_score,
 )
 

@@ -17,6 +17,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from captune.data.paradigms import Task
+from captune.decisions.neighbours import neighbour_consistency
 from captune.equations.prior import half_sinkhorn
 from captune.metrics import harmonic_mean
 
@@ -86,56 +87,6 @@ def label_free_scores(
     if clusters_N is not None:
         scores["ami"] = float(adjusted_mutual_info_score(clusters_N, predicted_N.cpu().numpy()))
     return scores
-
-
-def neighbour_consistency(predicted_N: Tensor, neighbours_Nk: Tensor, num_classes: int) -> float:
-    """How much more often than by chance an image is predicted as its nearest neighbours are (1: always; 0: by chance).
-
-    (o - e) / (1 - e) as Cohen's kappa (Cohen 1960, Eq. 1): o is the share of equal (image, neighbour) predictions, e
-    the share for unrelated images with the same class counts, the sum of squared class shares. A model that collapses
-    to one class has e = 1 and scores 0.
-    """
-    if neighbours_Nk.numel() == 0:
-        return 0.0
-    observed = float((predicted_N[:, None] == predicted_N[neighbours_Nk]).float().mean())
-    shares_K = torch.bincount(predicted_N, minlength=num_classes).double() / len(predicted_N)
-    expected = float(shares_K.square().sum())
-    return (observed - expected) / (1 - expected) if expected < 1 else 0.0
-
-
-def neighbour_gain_error(
-    predicted_N: Tensor, baseline_N: Tensor, neighbours_Nk: Tensor, num_classes: int
-) -> float | None:
-    """Jackknife standard error, over images, of how much two models on the same images differ in `neighbours`.
-
-    √((N − 1)/N · Σ_i (θ_(i) − θ̄)²), θ_(i) the difference without image i, neither judged nor a neighbour (Efron &
-    Stein, The jackknife estimate of variance, 1981, Eq. 1.4). An image counts wherever it is a neighbour, so that it is
-    not the images' own agreements, which hang together, that are taken for independent.
-
-    Returns:
-        The error, or None of fewer than three images.
-    """
-    num_images = len(predicted_N)
-    if num_images < 3 or neighbours_Nk.numel() == 0:
-        return None
-    gain_N = _without_each(predicted_N, neighbours_Nk, num_classes) - _without_each(
-        baseline_N, neighbours_Nk, num_classes
-    )
-    return float(((num_images - 1) * gain_N.var(correction=0)).sqrt())
-
-
-def _without_each(predicted_N: Tensor, neighbours_Nk: Tensor, num_classes: int) -> Tensor:
-    """`neighbour_consistency` without each image in turn (N,), double."""
-    num_images, num_neighbours = neighbours_Nk.shape
-    equal_Nk = (predicted_N[:, None] == predicted_N[neighbours_Nk]).double()
-    into = neighbours_Nk.reshape(-1)
-    hits_N = equal_Nk.sum(1).index_add(0, into, equal_Nk.reshape(-1))
-    pairs_N = num_neighbours + torch.bincount(into, minlength=num_images)
-    observed_N = (equal_Nk.sum() - hits_N) / (neighbours_Nk.numel() - pairs_N).clamp(min=1)
-    counts_K = torch.bincount(predicted_N, minlength=num_classes).double()
-    expected_N = (counts_K.square().sum() - 2 * counts_K[predicted_N] + 1) / (num_images - 1) ** 2
-    corrected_N = (observed_N - expected_N) / (1 - expected_N)
-    return torch.where(expected_N < 1, corrected_N, 0.0)
 
 
 def feature_clusters(features_ND: Tensor, num_classes: int, seed: int) -> np.ndarray:

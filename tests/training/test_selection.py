@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from captune.decisions.neighbours import neighbour_consistency, neighbour_gain_error
 from captune.training import selection
-from captune.training.selection import neighbour_consistency, neighbour_gain_error
 
 
 def reference(zero_shot: list[int], balanced: list[int]) -> selection.Reference:
@@ -48,17 +48,15 @@ def test_no_held_out_images_give_no_scores() -> None:
 def test_neighbours_count_what_chance_does_not_explain() -> None:
     # Two clusters of two, each image its cluster-mate's neighbour. Predictions 0 0 1 1: o = 1, e = 1/4 + 1/4, kappa 1.
     mates_41 = torch.tensor([[1], [0], [3], [2]])
-    assert selection.neighbour_consistency(torch.tensor([0, 0, 1, 1]), mates_41, 2) == pytest.approx(1.0)
+    assert neighbour_consistency(torch.tensor([0, 0, 1, 1]), mates_41, 2) == pytest.approx(1.0)
     # 0 1 0 1: never as the neighbour, o = 0, kappa (0 - 1/2) / (1/2) = -1.
-    assert selection.neighbour_consistency(torch.tensor([0, 1, 0, 1]), mates_41, 2) == pytest.approx(-1.0)
+    assert neighbour_consistency(torch.tensor([0, 1, 0, 1]), mates_41, 2) == pytest.approx(-1.0)
     # 0 0 1 0: o = 1/2, e = 9/16 + 1/16, kappa (1/2 - 5/8) / (3/8) = -1/3.
-    assert selection.neighbour_consistency(torch.tensor([0, 0, 1, 0]), mates_41, 2) == pytest.approx(-1 / 3)
+    assert neighbour_consistency(torch.tensor([0, 0, 1, 0]), mates_41, 2) == pytest.approx(-1 / 3)
 
 
 def test_a_collapsed_model_has_no_neighbour_consistency() -> None:
-    assert (
-        selection.neighbour_consistency(torch.zeros(4, dtype=torch.long), torch.tensor([[1], [0], [3], [2]]), 2) == 0.0
-    )
+    assert neighbour_consistency(torch.zeros(4, dtype=torch.long), torch.tensor([[1], [0], [3], [2]]), 2) == 0.0
 
 
 def test_references_come_from_the_frozen_features() -> None:

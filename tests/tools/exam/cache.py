@@ -10,14 +10,16 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from captune.data.paradigms import build_task
+from captune.decisions.advice import measure_knowledge
 from captune.errors import CaptuneError
+from captune.seeding import torch_generator
 from captune.training.context import Context, open_context
 from tests.tools.exam.candidates import Candidate, failure, predictions
 from tests.tools.exam.worlds import World
@@ -36,7 +38,7 @@ class Facts:
         neighbours_Nk: nearest others among them, by cosine, nearest first.
         similarity_Nk: their cosines.
         holdout_N: which of them were held out of training.
-        text_similarity_KK: cosines of the class texts.
+        knowledge: the fields of `captune.decisions.advice.Knowledge`, in order.
         pool_labels_N, test_labels_M: the truth, for the judge alone (-1: unknown).
         test_in_pool_M: row of each test image among the unlabelled ones, -1 where it is none of them.
     """
@@ -45,7 +47,7 @@ class Facts:
     neighbours_Nk: np.ndarray
     similarity_Nk: np.ndarray
     holdout_N: np.ndarray
-    text_similarity_KK: np.ndarray
+    knowledge: np.ndarray
     pool_labels_N: np.ndarray
     test_labels_M: np.ndarray
     test_in_pool_M: np.ndarray
@@ -125,13 +127,16 @@ def _facts(world: World, context: Context, unlabelled: np.ndarray) -> Facts:
     similarity_NN = features_ND @ features_ND.T
     similarity_NN.fill_diagonal_(float("-inf"))
     nearest = similarity_NN.topk(min(NUM_NEIGHBOURS, len(unlabelled) - 1), dim=-1)
+    knowledge = measure_knowledge(
+        features_ND, context.text_features_KD, nearest.indices, torch_generator(world.seed, "knowledge")
+    )
     row_of = {int(image): row for row, image in enumerate(unlabelled)}
     return Facts(
         logits_NK=context.zero_shot_logits(unlabelled).numpy().astype(np.float16),
         neighbours_Nk=nearest.indices.numpy().astype(np.int16),
         similarity_Nk=nearest.values.numpy().astype(np.float16),
         holdout_N=np.isin(unlabelled, task.holdout),
-        text_similarity_KK=(context.text_features_KD @ context.text_features_KD.T).numpy().astype(np.float16),
+        knowledge=np.array([getattr(knowledge, field.name) for field in fields(knowledge)]),
         pool_labels_N=np.array([labels[int(image)] for image in unlabelled], np.int16),
         test_labels_M=truth["test"].astype(np.int16),
         test_in_pool_M=np.array([row_of.get(int(image), -1) for image in task.test], np.int32),
