@@ -58,6 +58,22 @@ def fill(
     print(f"{written} files written")
 
 
+@app.command()
+def judge(
+    cache: Annotated[Path, typer.Option(help="Folder of cached predictions.")],
+    out: Annotated[Path, typer.Option(help="Folder of the tables and the figure.")] = Path("analysis/measurements"),
+    without: Annotated[str, typer.Option(help="Candidates that are left out, a,b.")] = "",
+    learned: Annotated[Path | None, typer.Option(help="Also write what was learned to this module.")] = None,
+) -> None:
+    """Judge every rule, the advice by leaving whole datasets out; write advice_exam.csv, advice_cases.csv and a figure.
+
+    With --learned captune/decisions/learned.py the gain model is fitted on all of them and written there.
+    """
+    from tests.tools.exam.report import report
+
+    report(cache, out, without=tuple(name for name in without.split(",") if name), learned=learned)
+
+
 def _fill_one(job: tuple) -> int:  # type: ignore[type-arg]
     import torch
 
