@@ -26,6 +26,7 @@ from captune.config import TrialConfig
 from captune.data.loose_images import LooseImage, as_list, pixels_in_batches
 from captune.errors import CheckpointError, UsageError
 from captune.model.backbone import Backbone, load_backbone, save_backbone
+from captune.model.class_prompts import learned_template
 from captune.model.classifier import Classifier, build_classifier
 from captune.model.sources import is_published_name
 from captune.records import atomic_write
@@ -317,7 +318,7 @@ def _from_learned(
     classifier = build_classifier(
         backbone,
         names,
-        meta["template"],
+        learned_template(meta["template"], meta["task"].get("prompt_form", "template")),
         config,
         seed=0,
         text_features_KD=frozen_KD if features else None,

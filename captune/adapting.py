@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from captune.training.trial import TrialRun
 
 METRICS = "metrics.json"
-_PAPER_BUDGET = {"epochs": 50, "steps_per_epoch": 50}
 
 
 def configuration(
@@ -45,7 +44,7 @@ def configuration(
         method: a key of ALGORITHMS; the file's, else cap, if None.
         config: best_config.yaml of a study, any file of trial settings, or such settings themselves.
         settings: settings that take precedence over it.
-        paper: train at the paper's budget of 50 × 50 steps and with its flips.
+        paper: all published settings, budget included (`captune.algorithms.preset`).
         where: what messages call the place of the settings.
 
     Raises:
@@ -59,9 +58,8 @@ def configuration(
             "the method must be the one the configuration was made for", got=f"'{method}' and '{named}'", where=place
         )
     given = dict(settings or {})
-    base = paper_config(named, task, given.get("tuning", values.get("tuning"))).model_dump()
-    if paper:
-        base |= _PAPER_BUDGET | {"flip_probability": 1.0}
+    preset = "paper" if paper else None
+    base = paper_config(named, task, given.get("tuning", values.get("tuning")), preset).model_dump()
     return named, method_named(named).config_class.parse({**base, **values, **given}, where=place)
 
 

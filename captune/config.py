@@ -325,6 +325,9 @@ class StudyConfig(Config):
     fixed: Annotated[dict[str, Any], NO_OPTION] = Field(
         default_factory=dict, description="trial settings fixed from the command line"
     )
+    preset: Literal["paper"] | None = Field(
+        None, description="paper: the published settings, prompts, splits and budget (--show prints them)"
+    )
     trials: int = Field(12, ge=1, description="configurations to try, the published one included")
     seed: int = Field(0, ge=0, description="root seed of the study")
     sampler: Literal["tpe", "random", "gp", "qmc", "cmaes", "nsga2"] = Field(

@@ -23,6 +23,7 @@ from captune.algorithms.configs import (
     TransClipConfig,
     ZeroShotConfig,
 )
+from captune.algorithms.preset import CAP_SETTINGS, preset_trial
 from captune.config import TaskConfig, TrialConfig
 from captune.data.catalog import default_settings
 from captune.errors import UsageError, did_you_mean
@@ -107,13 +108,6 @@ ALGORITHMS: dict[str, Method] = {
 }  # fmt: skip
 
 
-# Where CAP's authors leave their own defaults (k, tau and m of their published settings).
-CAP_SETTINGS: dict[str, dict[str, Any]] = {
-    "flowers102": {"num_main_samples": 6},
-    "fgvc_aircraft": {"confidence_threshold": 0.5, "margin_scale": 14.0},
-}
-
-
 def method_named(name: str) -> Method:
     """A row of ALGORITHMS.
 
@@ -125,16 +119,19 @@ def method_named(name: str) -> Method:
     return ALGORITHMS[name]
 
 
-def paper_config(method: str, task: TaskConfig, tuning: str | None = None) -> TrialConfig:
+def paper_config(method: str, task: TaskConfig, tuning: str | None = None, preset: str | None = None) -> TrialConfig:
     """The method's published configuration at the dataset's training budget and with the dataset's settings.
 
     Args:
         method: a key of ALGORITHMS.
         task: the cell.
         tuning: "prompts" or "features" where that is asked for; else the dataset's default.
+        preset: "paper" for every published setting, budget included (`captune.algorithms.preset`).
     """
     config_class = method_named(method).config_class
     settings = default_settings(task, tuning)
     if issubclass(config_class, CapConfig):
         settings = CAP_SETTINGS.get(task.dataset, {}) | settings
+    if preset is not None:
+        settings = settings | preset_trial(config_class, task.dataset)
     return config_class.parse(settings, where=f"defaults of {method}")

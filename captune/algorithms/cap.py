@@ -20,9 +20,11 @@ from captune.algorithms.common import (
     encode_in_chunks,
     epoch_batches,
     inputs,
+    passes,
     predict_features,
     predict_probs,
     predict_strong_probs,
+    ragged_feed,
 )
 from captune.algorithms.configs import CapConfig
 from captune.algorithms.main_samples import (
@@ -53,8 +55,8 @@ class Cap:
     def __init__(self, context: Context, config: CapConfig, seed: int) -> None:
         self.context, self.config, self.seed = context, config, seed
         task, device = context.task, context.device
-        self.classifier = adapted_classifier(context, config, seed)
-        self.views = inputs(context, config)
+        self.classifier = adapted_classifier(context, config, seed, random_adapters=config.adapter_start == "random")
+        self.views = inputs(context, config, originals=config.crop_source == "original")
         self.num_classes = task.num_classes
         self.chooses = device.type == "cpu"
         self.pseudolabelled_K = context.pseudolabelled_K
@@ -68,17 +70,40 @@ class Cap:
     def start_epoch(self, epoch: int) -> None:
         """Margin, weights and the epoch's batches."""
         config, task = self.config, self.context.task
-        generator = torch_generator(self.seed, "batches", epoch)
         self.margin_KK = self._margin()
         self.weights_K = class_weights(
             self.counts_K, strength=config.reweighting_strength, pseudolabelled_K=self.pseudolabelled_K
         )
         self.main_M2 = as_table(self.boards) if config.main_samples else np.zeros((0, 2), np.int64)
-        self.pool_SB = task.pool[epoch_batches(len(task.pool), config, generator)]
-        self.main_SB = epoch_batches(len(self.main_M2), config, generator)
-        self.labelled_SB = epoch_batches(len(task.labelled.indices_N), config, generator)
+        pool_S, self.main_S, self.labelled_S = self._batches(epoch)
+        self.pool_SB = task.pool[np.stack(pool_S)]
         self.feeds = self._feeds(torch_generator(self.seed, "views", epoch))
         self.seen: list[Batch] = []
+
+    def _batches(self, epoch: int) -> list[list[IntArray]]:
+        """Positions into the pool, the main samples and the labelled images, for every step."""
+        config = self.config
+        counts = {
+            "pool": len(self.context.task.pool),
+            "main": len(self.main_M2),
+            "labelled": len(self.context.task.labelled),
+        }
+        if config.batching == "full":
+            generator = torch_generator(self.seed, "batches", epoch)
+            return [list(epoch_batches(count, config, generator)) for count in counts.values()]
+        # A renewal of the boards, after epochs 0, g, 2g …, starts a new loader of main samples.
+        renewed = (epoch - 1) // config.epochs_between_renewals * config.epochs_between_renewals + 1 if epoch else 0
+        began = {"pool": 0, "main": renewed, "labelled": 0}
+        return [
+            passes(
+                count,
+                config,
+                (epoch - began[name]) * config.steps_per_epoch,
+                lambda number, name=name: torch_generator(self.seed, "batches", name, began[name], number),  # type: ignore[misc]
+                drop_last=name == "pool",
+            )
+            for name, count in counts.items()
+        ]
 
     def _margin(self) -> Tensor:
         if self.config.margin_scale == 0:
@@ -118,14 +143,21 @@ class Cap:
     def _feeds(self, generator: torch.Generator) -> dict[str, Feed]:
         """What the epoch's steps read: labelled images, then main samples, with their labels; the pool's images."""
         config, labelled, device, views = self.config, self.context.task.labelled, self.context.device, self.views
-        images_SB = np.concatenate([labelled.indices_N[self.labelled_SB], self.main_M2[self.main_SB, 0]], axis=1)
-        labels_SB = np.concatenate([labelled.labels_N[self.labelled_SB], self.main_M2[self.main_SB, 1]], axis=1)
-        feeds = {"pool": upload(self.pool_SB, device).__getitem__, "weak": views.feed(self.pool_SB)}
-        if images_SB.size:
+        steps = list(zip(self.labelled_S, self.main_S, strict=True))
+        images_S = [np.concatenate([labelled.indices_N[own], self.main_M2[main, 0]]) for own, main in steps]
+        labels_S = [np.concatenate([labelled.labels_N[own], self.main_M2[main, 1]]) for own, main in steps]
+
+        def uploaded(rows_SB: IntArray) -> Feed:
+            return upload(rows_SB, device).__getitem__
+
+        feeds = {"pool": uploaded(self.pool_SB), "weak": views.feed(self.pool_SB)}
+        if len(images_S[0]):
             feeds |= {
-                "images": upload(images_SB, device).__getitem__,
-                "labels": upload(labels_SB, device).__getitem__,
-                "trusted": views.feed(images_SB),
+                "images": ragged_feed(images_S, uploaded),
+                "labels": ragged_feed(labels_S, uploaded),
+                "trusted": ragged_feed(images_S, views.feed),
+                # Its length is what a step needs to know of it.
+                "labelled": ragged_feed(self.labelled_S, uploaded),
             }
         if config.self_training:
             draws = views.draw(
@@ -175,7 +207,7 @@ class Cap:
         self._remember(batch["pool"], weak_BD)
         loss = text_KD.sum() * 0.0
 
-        num_labelled, num_trusted = self.labelled_SB.shape[1], len(batch.get("images", ()))
+        num_labelled, num_trusted = len(batch.get("labelled", ())), len(batch.get("images", ()))
         if num_trusted:
             trusted_BD, labels_B = classifier.adapt_images(raw_BD[:num_trusted], "main"), batch["labels"]
             logits_BK = scale * trusted_BD @ text_KD.T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -10,17 +11,23 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from captune.config import TrialConfig
+from captune.data.catalog import load_dataset
+from captune.data.original_crops import OriginalCrops
 from captune.data.paradigms import IntArray
-from captune.data.views import FeatureViews, ImageViews
+from captune.data.views import FeatureViews, Feed, ImageViews
 from captune.errors import ModelError
+from captune.model.class_prompts import learned_template
 from captune.model.classifier import Classifier, build_classifier
 from captune.training.context import Context
 from captune.training.loop import batches
 
+Views = ImageViews | FeatureViews | OriginalCrops
 _PREDICT_BATCH = 128
 
 
-def adapted_classifier(context: Context, config: TrialConfig, seed: int) -> Classifier:
+def adapted_classifier(
+    context: Context, config: TrialConfig, seed: int, *, random_adapters: bool = False
+) -> Classifier:
     """A fresh classifier to train: prompts on the towers, or residuals on frozen features.
 
     Raises:
@@ -38,19 +45,56 @@ def adapted_classifier(context: Context, config: TrialConfig, seed: int) -> Clas
     return build_classifier(
         context.backbone,
         task.class_names,
-        task.template,
+        learned_template(task.template, task.config.prompt_form),
         config,
         seed=seed,
+        zero_adapters=not random_adapters,
         text_features_KD=context.text_features_KD if frozen else None,
         logit_scale=context.logit_scale if frozen else None,
     ).to(context.device)
 
 
-def inputs(context: Context, config: TrialConfig) -> ImageViews | FeatureViews:
-    """What the classifier sees of an image: pixels, or the frozen feature."""
+def inputs(context: Context, config: TrialConfig, *, originals: bool = False) -> Views:
+    """What the classifier sees of an image: pixels (strong views of the originals where asked for), or the frozen
+    feature.
+    """
     if config.tuning == "features" or context.image_views is None:
         return context.feature_views
+    if originals and context.backbone is not None:
+        return OriginalCrops(context.image_views, load_dataset(context.task.config), context.backbone.preprocessing)
     return context.image_views
+
+
+def passes(
+    count: int, config: TrialConfig, first_step: int, generator_of: Callable[[int], torch.Generator], *, drop_last: bool
+) -> list[IntArray]:
+    """Positions into `count` items for the steps of an epoch, as shuffling loaders that run on through epochs draw
+    them: pass after pass, each a permutation, the last batch of a pass smaller or (`drop_last`) left out.
+
+    Args:
+        first_step: steps that the loader has already made.
+        generator_of: the generator of a pass, by its number.
+    """
+    size = config.batch_size
+    num_batches = count // size if drop_last else -(-count // size)
+    orders: dict[int, IntArray] = {}
+    steps: list[IntArray] = []
+    for step in range(first_step, first_step + config.steps_per_epoch):
+        if num_batches == 0:
+            steps.append(np.zeros(0, dtype=np.int64))
+            continue
+        number, place = divmod(step, num_batches)
+        if number not in orders:
+            orders[number] = torch.randperm(count, generator=generator_of(number)).numpy()
+        steps.append(orders[number][place * size : (place + 1) * size])
+    return steps
+
+
+def ragged_feed(rows_S: list[IntArray], make: Callable[[IntArray], Feed]) -> Feed:
+    """What `make` makes of the rows of every step, whether they are equally many or not."""
+    if len({len(rows) for rows in rows_S}) == 1:
+        return make(np.stack(rows_S))
+    return lambda step: make(rows_S[step][None])(0)
 
 
 def epoch_batches(count: int, config: TrialConfig, generator: torch.Generator) -> IntArray:
@@ -81,7 +125,7 @@ def encode_in_chunks(classifier: Classifier, inputs_B: Tensor, size: int | None)
 
 @torch.no_grad()
 def predict_features(
-    classifier: Classifier, views: ImageViews | FeatureViews, indices: IntArray, *, adapter: Literal["main", "pseudo"]
+    classifier: Classifier, views: Views, indices: IntArray, *, adapter: Literal["main", "pseudo"]
 ) -> Tensor:
     """Normalised features (N, D) of weak views through an adapter."""
     parts = [
@@ -94,9 +138,7 @@ def predict_features(
 
 
 @torch.no_grad()
-def predict_probs(
-    classifier: Classifier, views: ImageViews | FeatureViews, indices: IntArray, *, adapters: bool
-) -> Tensor:
+def predict_probs(classifier: Classifier, views: Views, indices: IntArray, *, adapters: bool) -> Tensor:
     """Class probabilities (N, K) fp32 of weak views, at the classifier's own logit scale."""
     text_KD = _texts(classifier, adapters)
     rows = [
@@ -109,7 +151,7 @@ def predict_probs(
 @torch.no_grad()
 def predict_strong_probs(
     classifier: Classifier,
-    views: ImageViews | FeatureViews,
+    views: Views,
     indices: IntArray,
     generator: torch.Generator,
     config: TrialConfig,

@@ -26,6 +26,17 @@ class CapConfig(TrialConfig):
     )
     leaderboard: Literal["published", "exclusive"] = Field("published", description="rule of the first boards")
     contest: Literal["class_order", "confidence"] = Field("class_order", description="who gets a contested image")
+    adapter_start: Literal["identity", "random"] = Field(
+        "identity", description="adapters before training: the identity, or random as a linear layer's (published)"
+    )
+    crop_source: Literal["store", "original"] = Field(
+        "store", description="strong views are cropped from the resized copies, or from the originals (published)"
+    )
+    batching: Literal["full", "published"] = Field(
+        "full",
+        description="full: every batch is full and every epoch shuffles anew; published: passes run on through epochs, "
+        "and a pass over labelled or main images ends with a smaller batch",
+    )
     pseudolabel_classes: Literal["all", "unseen"] = Field(
         "all", description="TRZSL: classes a pool image is predicted over; published: all, seen ones passed over after"
     )

@@ -12,9 +12,11 @@ from rich.progress import Progress
 
 from captune.adapting import adapt_once, check_out, configuration
 from captune.algorithms import ALGORITHMS
+from captune.algorithms.preset import preset_task
 from captune.cli import options
+from captune.cli.paper import check_show, datasets_shown, show_preset
 from captune.config import TaskConfig, TrialConfig
-from captune.data.catalog import DATASETS, check_dataset_name, published_results
+from captune.data.catalog import check_dataset_name, published_results
 from captune.data.paradigms import NO_LABELS
 from captune.errors import UsageError
 
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
 def adapt(
     given: options.Given,
     out: Annotated[
-        Path, typer.Option(help="Directory for checkpoint.safetensors, metrics.json and epochs.csv.", metavar="DIR")
-    ],
+        Path | None,
+        typer.Option(help="Directory for checkpoint.safetensors, metrics.json and epochs.csv.", metavar="DIR"),
+    ] = None,
     method: Annotated[str | None, typer.Option(help=f"Method: {', '.join(ALGORITHMS)}; default cap.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the training.", min=0)] = 0,
     seeds: Annotated[
@@ -36,7 +39,10 @@ def adapt(
     config: Annotated[
         Path | None, typer.Option(help="best_config.yaml of a study, or any trial configuration.", metavar="FILE")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="'paper': the published settings, budget and protocol.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="paper: the published settings, prompts, splits and budget.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", metavar="", help="Print the preset's settings and end.")] = False,
     device: options.Device = "auto",
     threads: options.Threads = None,
     set_: options.Set = None,
@@ -48,13 +54,17 @@ def adapt(
     console = Console()
     if preset not in (None, "paper"):
         raise UsageError("--preset must be 'paper'", got=f"'{preset}'")
+    if show:
+        check_show(preset)
+        show_preset(datasets_shown(given.task), console)
+        return
     options.required(given.task, "dataset", "paradigm")
+    if out is None:
+        raise UsageError("--out must name a directory", got="none")
     dataset = given.task["dataset"]
     check_dataset_name(dataset)
     settings = options.settings(given.trial, set_)
-    task_values = dict(given.task)
-    if preset == "paper" and "protocol" not in task_values and _has_paper_protocol(dataset):
-        task_values["protocol"] = "paper"
+    task_values = preset_task(dataset, given.task) if preset == "paper" else dict(given.task)
     task = TaskConfig.parse(task_values, where=options.COMMAND_LINE)
     name, trial_config = configuration(
         task, method=method, config=config, settings=settings, paper=preset == "paper", where=options.COMMAND_LINE
@@ -97,10 +107,6 @@ def _train(
         return adapt_once(
             task, method, config, out, seed=seed, device=device, notes=notes, opened=opened, trained=trained
         )
-
-
-def _has_paper_protocol(dataset: str) -> bool:
-    return dataset in DATASETS and "paper" in DATASETS[dataset].protocols
 
 
 def _seed_list(seeds: str | None, seed: int) -> list[int]:

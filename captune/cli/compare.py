@@ -12,6 +12,7 @@ from rich.table import Table
 
 from captune.algorithms import ALGORITHMS, method_named, paper_config
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
+from captune.cli.paper import check_show, datasets_shown, run_paper_table, show_preset
 from captune.config import PARADIGMS, MachineConfig, Paradigm, StudyConfig, TaskConfig
 from captune.data.catalog import check_dataset_name
 from captune.errors import CaptuneError
@@ -37,14 +38,26 @@ def compare(
     ] = "all",
     out: Annotated[Path, typer.Option(help="Folder of the studies and of the comparison.")] = Path("comparison"),
     resume: Annotated[bool, typer.Option("--resume", metavar="", help="Continue the studies in the folder.")] = False,
+    show: Annotated[bool, typer.Option("--show", metavar="", help="Print the preset's settings and end.")] = False,
     set_: Set = None,
 ) -> None:
     """Run a study of every method on every cell with one search budget; write who won, by how much, and how sure.
+
+    With --preset paper there is no search: the published settings of six datasets and three paradigms are run over the
+    published seeds, and the paper's main table is printed with the published number beside every cell.
 
     Example: captune compare --dataset digits --paradigm ul --methods cap,fpl,transclip --trials 6
     """
     console = Console(file=sys.stdout)
     out = out.expanduser().absolute()
+    preset = given.study.get("preset")
+    if show:
+        check_show(preset)
+        show_preset(datasets_shown(given.task), console)
+        return
+    if preset is not None:
+        run_paper_table(given.task, settings(given.trial, set_), methods, out, console)
+        return
     required(given.task, "dataset")
     check_dataset_name(given.task["dataset"])
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)

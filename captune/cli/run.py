@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 
 from captune.algorithms import ALGORITHMS, method_named, paper_config
+from captune.algorithms.preset import preset_task
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
+from captune.cli.paper import check_show, datasets_shown, show_preset
 from captune.config import PARADIGMS, MachineConfig, StudyConfig, TaskConfig, read_yaml
 from captune.data.catalog import DATASETS, check_dataset_name
 from captune.errors import ConfigError, UsageError
@@ -66,6 +68,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Show what would be run; run nothing.", rich_help_panel=_PLACE)
     ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", metavar="", help="Print the preset's settings and end.", rich_help_panel=_PLACE)
+    ] = False,
     set_: Set = None,
 ) -> None:  # fmt: skip
     """Search for the configuration that adapts best, confirm it over seeds, report on sealed labels.
@@ -73,6 +78,10 @@ def run(
     Example: captune run --dataset digits --paradigm ul
     """
     console = Console(file=sys.stdout)
+    if show:
+        check_show(given.study.get("preset"))
+        show_preset(datasets_shown(given.task), console)
+        return
     file = StudyFile.read(_one_file(study_file, config))
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
     loggers = check_loggers(machine.logger)
@@ -172,9 +181,11 @@ def _studies(file: StudyFile, given: Given, fixed: dict[str, Any]) -> list[Study
     studies = []
     for dataset, paradigm, method in cells:
         check_dataset_name(dataset)
-        task = TaskConfig.parse(task_values | {"dataset": dataset, "paradigm": paradigm}, where=where)
+        preset = study_values.get("preset")
+        here = preset_task(dataset, task_values) if preset else task_values
+        task = TaskConfig.parse(here | {"dataset": dataset, "paradigm": paradigm}, where=where)
         fixed_here = {**(file.values.get("fixed") or {}), **fixed}
-        paper_config(method, task, fixed_here.get("tuning")).with_values(fixed_here, where=where)
+        paper_config(method, task, fixed_here.get("tuning"), preset).with_values(fixed_here, where=where)
         values = study_values | {"task": task.model_dump(), "method": method, "fixed": fixed_here}
         studies.append(StudyConfig.parse(values, where=where))
     return studies

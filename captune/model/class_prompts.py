@@ -57,3 +57,10 @@ def prompts_that_fit(backbone: Backbone, class_names: Sequence[str], prompts: Se
         f"{len(cut)} class names do not fit the {tokens_KL.shape[1]} tokens that {backbone.name} reads, so their ends "
         f"are cut off: {named}"
     ]
+
+
+def learned_template(template: str, form: Literal["template", "published"]) -> str:
+    """The template that prompts are learned in: with `form="published"` it ends in a full stop, which the published
+    code's zero-shot prompts lack.
+    """
+    return template if form == "template" else template.rstrip(". ") + "."

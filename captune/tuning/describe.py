@@ -39,7 +39,7 @@ def describe_cell(study: StudyConfig) -> CellInfo:
     """
     task_config = study.task
     criterion = resolve_criterion(study.select_by, task_config.paradigm)
-    published = paper_config(study.method, task_config, study.fixed.get("tuning"))
+    published = paper_config(study.method, task_config, study.fixed.get("tuning"), study.preset)
     base = published.with_values(study.fixed, where="the command line")
     screen_base = _screen_base(study, base)
     score, _ = build_task(task_config, role=Role.SCORE)

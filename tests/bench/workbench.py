@@ -239,7 +239,7 @@ class Workbench:
         cap = fast.cap
         assert cap.classifier is not None  # for the type checker
         model = PlainModel(self._backbone, cap.classifier, self.context.task.template)
-        main_B2 = cap.main_M2[cap.main_SB[0]]
+        main_B2 = cap.main_M2[cap.main_S[0]]
         pool_B, config = cap.pool_SB[0], cap.config
         batch = PlainBatch(
             weak_B3SS=self.views.weak(pool_B),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from captune.config import TaskConfig, TrialConfig
-from captune.data.catalog import cache_directory, data_root, default_backbone, default_settings, load_dataset
-from captune.data.published import published_results
+from captune.data.catalog import DATASETS, cache_directory, data_root, default_backbone, default_settings, load_dataset
+from captune.data.published import published, published_results
 
 
 def _task(dataset: str = "digits", **values: object) -> TaskConfig:
@@ -82,10 +82,30 @@ def test_real_subsets_are_read_in_coop_layout(dataset: str, counts: tuple[int, .
         assert found.class_names[:5] == ("face", "leopard", "motorbike", "accordion", "airplane")
 
 
-def test_published_numbers_stand_beside_what_they_were_measured_on() -> None:
-    lines = published_results(_task("caltech101"), "cap")
-    assert lines[0].startswith("published (ViT-B/32, UL, balanced pool of at most 100 images a class): CAP 94.36 %")
-    assert "zero-shot 90.30 %" in lines[0]
-    assert "CAP 89.72 ± 3.51 %" in published_results(_task("caltech101", pool_imbalance=10), "cap")[0]
-    for other in ({"paradigm": "ssl"}, {"backbone": "ViT-L-14"}, {"dataset": "dtd"}, {"pool_imbalance": 50}):
-        assert published_results(_task(**{"dataset": "caltech101", **other}), "cap") == []
+def test_published_numbers_stand_beside_the_protocol_they_belong_to() -> None:
+    lines = published_results(_task("dtd", protocol="paper"), "grip")
+    assert lines[0] == "published (ViT-B/32, ul, the paper's splits): grip 46.1 %, zero_shot 43.2 %"
+    assert "menghini-neurips23-code" in lines[1]
+    for other in (
+        {"protocol": "coop"},
+        {"backbone": "ViT-L-14"},
+        {"pool_imbalance": 10},
+        {"paradigm": "tft"},
+        {"template": "a {}."},
+        {"paradigm": "ssl", "shots": 4},
+        {"dataset": "cub200"},
+    ):
+        assert published_results(_task(**{"dataset": "dtd", "protocol": "paper", **other}), "grip") == [], other
+
+
+def test_a_published_number_has_a_source_and_a_plausible_value() -> None:
+    numbers = [
+        published(dataset, paradigm, method)
+        for dataset in DATASETS
+        for paradigm in ("ssl", "ul", "trzsl", "tft")
+        for method in ("zero_shot", "fpl", "grip", "cpl", "cap")
+    ]
+    known = [number for number in numbers if number is not None]
+    assert len(known) == 2 * 5 * 3
+    assert all(0 < number.value < 100 and number.source for number in known)
+    assert published("cub200", "ul", "cap") is None

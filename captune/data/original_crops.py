@@ -1,0 +1,106 @@
+"""Strong views cropped from the images as they are on disk, not from the store's smaller copies.
+
+The published code crops the original and resizes the crop; a crop of the stored copy is softer where it is enlarged.
+Every crop costs a decoding, so this is for reproduction and for images that are small anyway.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captune.data.dataset import Dataset, IntArray
+from captune.data.decode import Pixels
+from captune.data.views import Feed, ImageViews, Normalise, sample_boxes, upload
+from captune.preprocessing import Preprocessing
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class OriginalCrops:
+    """Views whose weak side is the store's and whose strong side is cut from the original images.
+
+    The interface is that of `ImageViews`.
+    """
+
+    def __init__(self, views: ImageViews, dataset: Dataset, preprocessing: Preprocessing) -> None:
+        """Views of the images of `dataset`, in its order."""
+        self.device, self.dtype = views.device, views.dtype
+        self.weak, self.feed, self.weak_of = views.weak, views.feed, views.weak_of
+        self._dataset, self._size = dataset, preprocessing.image_size
+        self._resampling = _RESAMPLING[preprocessing.interpolation]
+        self._normalise = Normalise(preprocessing, views.device, views.dtype)
+        self._sizes: dict[int, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return self._dataset.num_images
+
+    def strong(
+        self,
+        indices: IntArray,
+        generator: torch.Generator,
+        *,
+        flip_probability: float,
+        crop_scale_min: float,
+        feature_dropout: float = 0.0,
+    ) -> Tensor:
+        """Random resized crops, flipped or not: (B, 3, S, S); see `ImageViews.strong`."""
+        draws_1B5 = self.draw(
+            indices[None], generator, flip_probability=flip_probability, crop_scale_min=crop_scale_min
+        )
+        return self.strong_of(self.feed_crops(indices[None], draws_1B5)(0), draws_1B5[0])
+
+    def draw(
+        self,
+        indices_SB: IntArray,
+        generator: torch.Generator,
+        *,
+        flip_probability: float,
+        crop_scale_min: float,
+        feature_dropout: float = 0.0,
+    ) -> Tensor:
+        """Boxes in the originals and flips, (S, B, 5) int64; see `ImageViews.draw`."""
+        sizes_N2 = np.array([self._size_of(int(index)) for index in indices_SB.reshape(-1)])
+        boxes = sample_boxes(sizes_N2, crop_scale_min, generator)
+        flip_N = torch.rand(indices_SB.size, generator=generator) < flip_probability
+        columns = (boxes.top_B, boxes.left_B, boxes.height_B, boxes.width_B, flip_N.long())
+        return torch.stack(columns, dim=1).reshape(*indices_SB.shape, 5)
+
+    def feed_crops(self, indices_SB: IntArray, draws_SB5: Tensor) -> Feed:
+        """For each of S steps the crops, resized and flipped, uint8 (B, S, S, 3)."""
+        return lambda step: upload(
+            torch.from_numpy(
+                np.stack(
+                    [self._crop(int(i), d) for i, d in zip(indices_SB[step], draws_SB5[step].tolist(), strict=True)]
+                )
+            ),
+            self.device,
+        )
+
+    def strong_of(self, fed: Tensor, draws_B5: Tensor) -> Tensor:
+        """The crops a feed gave, normalised: (B, 3, S, S)."""
+        return self._normalise(fed.permute(0, 3, 1, 2).float())
+
+    def _open(self, index: int) -> Image.Image:
+        if self._dataset.images_NHWC is not None:
+            pixels = self._dataset.images_NHWC[index]
+            return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return Image.open(os.fspath(self._dataset.paths[index]))
+
+    def _size_of(self, index: int) -> tuple[int, int]:
+        if index not in self._sizes:
+            with self._open(index) as image:
+                self._sizes[index] = image.height, image.width
+        return self._sizes[index]
+
+    def _crop(self, index: int, draw: Sequence[int]) -> Pixels:
+        top, left, height, width, flipped = draw
+        with self._open(index) as image:
+            crop = image.convert("RGB").crop((left, top, left + width, top + height))
+        crop = crop.resize((self._size, self._size), self._resampling)
+        return np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else crop)

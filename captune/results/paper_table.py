@@ -1,0 +1,116 @@
+"""The paper's main table: accuracies over the published seeds, each beside the number that was published for it."""
+
+from __future__ import annotations
+
+import html
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import pandas as pd
+
+from captune.data.published import published
+from captune.records import atomic_write
+
+COLUMNS = (
+    "dataset", "paradigm", "method", "metric", "num_seeds", "mean", "sd", "published", "published_sd", "difference",
+    "within_published_sd", "source",
+)  # fmt: skip
+
+
+def paper_table(runs: Path, cells: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
+    """One row a (dataset, paradigm, method), all in percent; what has not been run has no mean.
+
+    Args:
+        runs: the folder that holds `<dataset>-<paradigm>-<method>/seed*/metrics.json`.
+        cells: the rows, in order.
+    """
+    rows = []
+    for dataset, paradigm, method in cells:
+        files = sorted((runs / f"{dataset}-{paradigm}-{method}").glob("seed*/metrics.json"))
+        values = [100 * float(json.loads(file.read_text())["metric"]) for file in files]
+        mean = statistics.mean(values) if values else None
+        known = published(dataset, paradigm, method)
+        difference = None if known is None or mean is None else mean - known.value
+        within = None if difference is None or known is None or known.sd is None else abs(difference) <= known.sd
+        rows.append(
+            {
+                "dataset": dataset,
+                "paradigm": paradigm,
+                "method": method,
+                "metric": "harmonic_mean" if paradigm == "trzsl" else "accuracy",
+                "num_seeds": len(values),
+                "mean": mean,
+                "sd": statistics.stdev(values) if len(values) > 1 else None,
+                "published": None if known is None else known.value,
+                "published_sd": None if known is None else known.sd,
+                "difference": difference,
+                "within_published_sd": within,
+                "source": None if known is None else known.source,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def cell_text(row: pd.Series) -> str:
+    """A cell as it is printed: ours, and in brackets the published number and the difference."""
+    if pd.isna(row["mean"]):
+        ours = "not run"
+    else:
+        ours = f"{row['mean']:.1f}" + ("" if pd.isna(row["sd"]) else f" ± {row['sd']:.1f}")
+    if pd.isna(row["published"]):
+        return ours
+    beside = f"{row['published']:.1f}" + ("" if pd.isna(row["published_sd"]) else f" ± {row['published_sd']:.1f}")
+    if not pd.isna(row["difference"]):
+        beside += f", {row['difference']:+.1f}"
+    if row["within_published_sd"] is not None and not pd.isna(row["within_published_sd"]):
+        beside += ", within its sd" if row["within_published_sd"] else ", outside its sd"
+    return f"{ours} ({beside})"
+
+
+def grid(table: pd.DataFrame, paradigm: str) -> pd.DataFrame:
+    """The cells of a paradigm as text: a row a method, a column a dataset, in the table's order."""
+    part = table[table["paradigm"] == paradigm]
+    methods, datasets = (list(dict.fromkeys(part[name])) for name in ("method", "dataset"))
+    texts = {(row["method"], row["dataset"]): cell_text(row) for _, row in part.iterrows()}
+    rows = [[texts.get((method, dataset), "") for dataset in datasets] for method in methods]
+    return pd.DataFrame(rows, index=methods, columns=datasets)
+
+
+def write_paper_table(table: pd.DataFrame, out: Path, missing: Sequence[str], notes: Sequence[str]) -> list[Path]:
+    """`paper_table.csv` and `paper_table.html` in a folder; returns the files."""
+    files = [out / "paper_table.csv", out / "paper_table.html"]
+    atomic_write(files[0], table.to_csv(index=False))
+    atomic_write(files[1], _page(table, missing, notes))
+    return files
+
+
+def _page(table: pd.DataFrame, missing: Sequence[str], notes: Sequence[str]) -> str:
+    style = resources.files("captune.results").joinpath("page.css").read_text(encoding="utf-8")
+    parts = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>The paper\'s table</title><style>{style}</style></head>',
+        "<body><main><h1>The paper's table</h1>",
+        "<p>Accuracy on the test images in percent (trzsl: harmonic mean of seen and unseen classes), mean ± standard "
+        "deviation over the published seeds. In brackets the published number and the difference; a cell without "
+        "brackets has no published number that could be read at its source.</p>",
+    ]
+    for paradigm in dict.fromkeys(table["paradigm"]):
+        cells = grid(table, str(paradigm))
+        head = "".join(f"<th>{html.escape(str(name))}</th>" for name in ["", *cells.columns])
+        parts.append(f"<h2>{html.escape(str(paradigm))}</h2><table><thead><tr>{head}</tr></thead><tbody>")
+        for method, row in cells.iterrows():
+            texts = "".join(f"<td>{html.escape(str(text))}</td>" for text in row)
+            parts.append(f"<tr><th>{html.escape(str(method))}</th>{texts}</tr>")
+        parts.append("</tbody></table>")
+    for title, lines in (
+        ("Not on disk", missing),
+        ("Notes", notes),
+        ("Sources", [source for source in dict.fromkeys(table["source"]) if isinstance(source, str)]),
+    ):
+        if lines:
+            items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+            parts.append(f"<h2>{title}</h2><ul>{items}</ul>")
+    return "\n".join([*parts, "</main></body></html>"]) + "\n"

@@ -1,0 +1,142 @@
+"""`--preset paper`: one setting for every command, its table, and the paper's whole table on miniatures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms.preset import PAPER_DATASETS, PAPER_METHODS, PAPER_PARADIGMS, preset_rows, preset_task
+from captune.cli.main import main
+from captune.config import TaskConfig
+from captune.data import catalog
+from captune.data.digits import load_digits_arrays
+from captune.data.rows import DATASETS
+from captune.results.paper_table import cell_text, grid, paper_table
+from tests.data.miniatures import MINIATURES, eurosat_grip
+
+LAYOUTS = {"flowers102": 1, "resisc45": 0, "dtd": 1, "cub200": 0, "fgvc_aircraft": 2}
+
+
+def captune(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def miniatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The six layouts of the paper side by side, with digits for images, so that predictions differ."""
+    root, (digits_NHW, _) = tmp_path / "data", load_digits_arrays()
+    root.mkdir()
+    built = {key: MINIATURES[key, number](root) for key, number in LAYOUTS.items()}
+    # As the published code has it: no list of training images, whole class folders.
+    built["eurosat"] = eurosat_grip(with_train_list=False)(root)
+    for number, file in enumerate(sorted(root.rglob("*.jpg"))):
+        pixels = np.kron(digits_NHW[number * 7 % len(digits_NHW)], np.ones((4, 4), np.uint8))
+        Image.fromarray(pixels).convert("RGB").save(file)
+    for key, miniature in built.items():
+        monkeypatch.setitem(catalog.DATASETS, key, replace(DATASETS[key], num_classes=len(miniature.class_names)))
+    return root
+
+
+SMALL = ("--backbone", "tiny", "--tuning", "prompts", "--epochs", "1", "--steps-per-epoch", "2", "--batch-size", "2")
+
+
+@pytest.mark.parametrize("command", ["adapt", "run", "compare"])
+def test_show_prints_every_published_setting_and_ends(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert captune(command, "--preset", "paper", "--show", "--dataset", "fgvc_aircraft,dtd") == 0
+    shown = words(capsys.readouterr().out)
+    assert "--preset paper: fgvc_aircraft" in shown and "--preset paper: dtd" in shown
+    for setting in ("margin_features", "pseudolabel_classes", "crop_source", "batching", "adapter_start"):
+        assert setting in shown
+
+
+def test_show_without_a_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert captune("adapt", "--show", "--dataset", "dtd") == 2
+    assert "--show must be used with --preset" in words(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("dataset", PAPER_DATASETS)
+def test_the_table_says_what_the_configuration_holds(dataset: str) -> None:
+    task = TaskConfig.parse(preset_task(dataset, {"dataset": dataset, "paradigm": "trzsl"}))
+    assert (task.protocol, task.prompt_form, task.split_seed) == ("paper", "published", 500)
+    config = paper_config("cap", task, None, "paper")
+    shown = {row.setting: row.ours for row in preset_rows(dataset)}
+    for name, value in config.model_dump().items():
+        if name in shown:
+            assert shown[name] == (f"{value:g}" if isinstance(value, float) else str(value).lower()), name
+    assert (config.epochs, config.steps_per_epoch, config.flip_probability) == (50, 50, 1.0)
+    k, tau, margin, ratio = {
+        "flowers102": (6, 0.85, 12, 0.8),
+        "fgvc_aircraft": (16, 0.5, 14, 0.6),
+    }.get(dataset, (16, 0.85, 12, 0.8))
+    held = config.num_main_samples, config.confidence_threshold, config.margin_scale, config.max_main_ratio  # type: ignore[attr-defined]
+    assert held == (k, tau, margin, ratio)
+
+
+@pytest.mark.parametrize("method", ALGORITHMS)
+def test_every_method_takes_the_preset(method: str) -> None:
+    task = TaskConfig.parse({"dataset": "dtd", "paradigm": "ul"})
+    paper_config(method, task, None, "paper")
+
+
+def test_what_is_typed_comes_before_the_preset() -> None:
+    assert preset_task("dtd", {"protocol": "coop"})["protocol"] == "coop"
+    assert preset_task("caltech101", {}) == {}
+
+
+def test_two_datasets_of_the_table_are_run_and_the_missing_ones_named(
+    miniatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (miniatures / "DTD").rename(tmp_path / "elsewhere")
+    out = tmp_path / "out"
+    asked = ("--dataset", "flowers102,eurosat,dtd", "--paradigm", "ul,trzsl", "--methods", "zero_shot,cap")
+    assert captune("compare", "--preset", "paper", "--data-root", miniatures, "--out", out, *asked, *SMALL) == 0
+    said = words(capsys.readouterr().out)
+    assert "not on disk, left out: dtd" in said
+    table = pd.read_csv(out / "paper_table.csv")
+    assert len(table) == 3 * 2 * 2
+    ran = table[table["dataset"] != "dtd"]
+    assert ran["num_seeds"].tolist() == [3] * 8 and ran["mean"].between(0, 100).all()
+    assert table[table["dataset"] == "dtd"]["mean"].isna().all()
+    beside = table[(table["dataset"] == "flowers102") & (table["method"] == "zero_shot")]
+    assert beside["published"].tolist() == [63.7, 63.4]
+    np.testing.assert_allclose(beside["difference"], beside["mean"] - beside["published"])
+    page = (out / "paper_table.html").read_text()
+    assert "Not on disk" in page and "menghini-neurips23-code" in page and "63.7" in page
+    # A second call finds everything done.
+    assert captune("compare", "--preset", "paper", "--data-root", miniatures, "--out", out, *asked, *SMALL) == 0
+    assert "seed 1:" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_whole_table_runs_on_miniatures(miniatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert captune("compare", "--preset", "paper", "--data-root", miniatures, "--out", out, *SMALL) == 0
+    table = pd.read_csv(out / "paper_table.csv")
+    assert len(table) == len(PAPER_DATASETS) * len(PAPER_PARADIGMS) * len(PAPER_METHODS)
+    assert table["num_seeds"].tolist() == [3] * len(table)
+    assert table["mean"].between(0, 100).all()
+
+
+def test_a_cell_shows_the_difference_and_whether_it_lies_within_the_published_deviation(tmp_path: Path) -> None:
+    for seed, value in ((1, 0.70), (2, 0.71), (3, 0.72)):
+        folder = tmp_path / "flowers102-ul-grip" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(f'{{"metric": {value}}}')
+    table = paper_table(tmp_path, [("flowers102", "ul", "grip"), ("flowers102", "ul", "cap")])
+    assert cell_text(table.iloc[0]) == "71.0 ± 1.0 (69.8, +1.2)"
+    assert cell_text(table.iloc[1]) == "not run"
+    table.loc[0, ["published_sd", "within_published_sd"]] = [2.0, True]
+    assert cell_text(table.iloc[0]) == "71.0 ± 1.0 (69.8 ± 2.0, +1.2, within its sd)"
+    assert grid(table, "ul").shape == (2, 1)
