@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 
 import numpy as np
@@ -12,10 +13,12 @@ from captune.config import TaskConfig
 from captune.equations.alignment import choose_description, choose_descriptions_together, nearest_images
 from captune.equations.mismatch import MismatchReport, detect_mismatch
 from captune.equations.pseudolabels import Leaderboard
+from captune.errors import ConfigError
 from captune.model.concepts import class_key, load_descriptions, match_descriptions
 from captune.seeding import derive_seed
 from captune.training.context import Context
 
+LOG = logging.getLogger(__name__)
 # The classes the authors list, for reproduction.
 PUBLISHED_MISMATCHED: dict[str, tuple[str, ...]] = {
     "resisc45": ("chaparral", "terrace"),
@@ -51,18 +54,20 @@ def align_concepts(context: Context, which: str, threshold: int | None, k: int, 
     descriptions = class_descriptions(context)
     if not descriptions:
         return {}
-    report = mismatch_report(context, threshold)
     if which == "published":
         listed = {class_key(name) for name in PUBLISHED_MISMATCHED.get(task.dataset, ())}
         mismatched = [label for label, name in enumerate(task.class_names) if class_key(name) in listed]
     else:
-        mismatched = report.mismatched
+        mismatched = mismatch_report(context, threshold).mismatched
     features = {
         label: context.backbone.encode_texts(descriptions[label])
         for label in mismatched
         if label in descriptions and task.pseudolabelled_K[label]
     }
-    chosen = _chosen_descriptions(context, report, features, choice)
+    # Where there is nothing to choose, as in the authors' own lists, the clusters need not be found.
+    several = any(len(features_nD) > 1 for features_nD in features.values())
+    centres = mismatch_report(context, threshold).centres if several else {}
+    chosen = _chosen_descriptions(context, centres, features, choice)
     boards: Leaderboard = {}
     pool_ND = _pool_features(context)
     for label, features_nD in features.items():
@@ -73,10 +78,10 @@ def align_concepts(context: Context, which: str, threshold: int | None, k: int, 
 
 
 def _chosen_descriptions(
-    context: Context, report: MismatchReport, features: dict[int, Tensor], choice: str
+    context: Context, found: dict[int, Tensor], features: dict[int, Tensor], choice: str
 ) -> dict[int, int]:
-    """Label → index of its description."""
-    centres = {label: centre_D.to(context.device) for label, centre_D in report.centres.items()}
+    """Label → index of its description, by the centres of the clusters that were found."""
+    centres = {label: centre_D.to(context.device) for label, centre_D in found.items()}
     if choice == "together" and len(features) <= len(centres):
         return {label: pair[0] for label, pair in choose_descriptions_together(features, centres).items()}
     # A class of the authors' list that detection matched has no cluster left: its name's own feature stands in.
@@ -87,7 +92,11 @@ def _chosen_descriptions(
 
 
 def class_descriptions(context: Context) -> dict[int, list[str]]:
-    """Label → descriptions of the classes that have any (the user's file, else ours)."""
+    """Label → descriptions of the classes that have any (the user's file, else ours).
+
+    Raises:
+        ConfigError: a sentence of the user's file is longer than the text tower's context, which would cut its end off.
+    """
     task = context.task
     if "descriptions" not in context.remembered:
         source = task.config.descriptions or task.dataset
@@ -97,9 +106,32 @@ def class_descriptions(context: Context) -> dict[int, list[str]]:
             where=source,
             extra_ok=task.config.descriptions is None or task.config.open_set_fraction > 0,
         )
+        _check_length(context, matched)
         context.remembered["descriptions"] = matched
     found: dict[int, list[str]] = context.remembered["descriptions"]
     return found
+
+
+def _check_length(context: Context, descriptions: dict[int, list[str]]) -> None:
+    """By tokens, not words: what counts is what the tower reads."""
+    if context.backbone is None:
+        return
+    named = [(label, sentence) for label, sentences in descriptions.items() for sentence in sentences]
+    cut = context.backbone.cut_texts([sentence for _, sentence in named])
+    if not cut:
+        return
+    length = context.backbone.tokenize([""]).shape[1]
+    label, sentence = named[cut[0]]
+    got = f"{len(cut)} longer, the first of '{context.task.class_names[label]}': {sentence!r}"
+    if context.task.config.descriptions is None:
+        LOG.warning("descriptions are cut to the %d tokens that %s reads: %s", length, context.backbone.name, got)
+        return
+    raise ConfigError(
+        f"every description must fit the {length} tokens that {context.backbone.name} reads",
+        got=got,
+        where=context.task.config.descriptions,
+        next_step="Shorten it: what is past the last token would be cut off.",
+    )
 
 
 def mismatch_report(context: Context, threshold: int | None = None) -> MismatchReport:

@@ -19,9 +19,6 @@ from captune.errors import ConfigError, did_you_mean
 DESCRIPTIONS_DIR: Final = Path(__file__).parent / "descriptions"
 """The folder of our own descriptions: `<dataset key>.yaml`."""
 
-MAX_WORDS: Final = 40
-"""Longest description in words. CLIP's text tower cuts at 77 tokens without a word; 40 words are about 55 tokens."""
-
 
 def described_datasets() -> list[str]:
     """The dataset keys that have descriptions of ours, sorted."""
@@ -40,7 +37,8 @@ def load_descriptions(dataset_or_path: str | Path) -> dict[str, list[str]]:
 
     Raises:
         ConfigError: the file is missing or is not YAML; a class appears twice, has no sentence, or one that is empty,
-            repeated or longer than `MAX_WORDS`. All errors of a file are told at once, each with its key.
+            or repeated. All errors of a file are told at once, each with its key. Whether a sentence fits a text
+            tower is asked where there is one (`captune.algorithms.concepts.class_descriptions`).
     """
     if isinstance(dataset_or_path, Path) or dataset_or_path.endswith((".yaml", ".yml")):
         path = Path(dataset_or_path)
@@ -66,7 +64,7 @@ def load_descriptions(dataset_or_path: str | Path) -> dict[str, list[str]]:
         seen[key] = name
     if problems:
         raise ConfigError(
-            f"every class must have sentences of 1 to {MAX_WORDS} words, none twice",
+            "every class must have sentences, none empty and none twice",
             got="".join(f"\n  {path.name}: {problem}" for problem in problems),
             where=path,
             next_step="Put names and sentences that hold ': ' or begin with a sign into quotes.",
@@ -145,8 +143,6 @@ def _problems(name: object, sentences: object) -> list[str]:
         if not isinstance(sentence, str) or not sentence.strip():
             kind = "empty" if sentence is None or isinstance(sentence, str) else f"a {type(sentence).__name__}"
             problems.append(f"{name}: sentence {number} must be text, but is {kind}")
-        elif len(sentence.split()) > MAX_WORDS:
-            problems.append(f"{name}: sentence {number} has {len(sentence.split())} words")
         elif sentence in sentences[: number - 1]:
             problems.append(f"{name}: sentence {number} repeats another of this class")
     return problems
