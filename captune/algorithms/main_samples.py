@@ -1,4 +1,4 @@
-"""CAP's main samples: which images stand for a class at the start, and how their boards grow (METHOD 3, 4, 8)."""
+"""CAP's main samples: which images stand for a class at the start, and how their boards grow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leaderboards by plain loops over Python lists, as METHOD sections 4 and 8 are worded."""
+"""Leaderboards by plain loops over Python lists, as the equations README words them (4 and 8)."""
 
 from __future__ import annotations
 
