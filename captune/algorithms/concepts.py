@@ -124,7 +124,7 @@ def _check_length(context: Context, descriptions: dict[int, list[str]]) -> None:
     label, sentence = named[cut[0]]
     got = f"{len(cut)} longer, the first of '{context.task.class_names[label]}': {sentence!r}"
     if context.task.config.descriptions is None:
-        LOG.warning("descriptions are cut to the %d tokens that %s reads: %s", length, context.backbone.name, got)
+        LOG.info("descriptions are cut to the %d tokens that %s reads: %s", length, context.backbone.name, got)
         return
     raise ConfigError(
         f"every description must fit the {length} tokens that {context.backbone.name} reads",
