@@ -139,6 +139,19 @@ def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.expanduser().absolute()
 
 
+def parse_duration(value: Any) -> Any:
+    """Seconds of a time such as 45s, 90m, 6h, 2d or 1h30m; anything but a text is left as it is."""
+    if not isinstance(value, str):
+        return value
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", value.strip())
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != value.strip() or seconds <= 0:
+        raise ValueError("must be a time such as 45s, 90m, 6h, 2d or 1h30m")
+    return seconds
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
 PathField = Annotated[Path | None, AfterValidator(_absolute)]
 
 
@@ -383,6 +396,14 @@ class MachineConfig(Config):
         None, ge=0, description="GPUs per trial (0.25: four trials share one); default 1 where there are GPUs"
     )
     memory_per_trial: float | None = Field(None, ge=0.1, description="GB of memory per trial; default: as measured")
+    time_budget: Duration | None = Field(
+        None, description="time for all studies of the command, resumes included, such as 90m, 6h or 2d; the search "
+        "ends early enough to confirm and report within it",
+    )  # fmt: skip
+    gpu_hours: float | None = Field(None, gt=0, description="GPU hours for all studies of the command, counted alike")
+    trial_timeout: Duration | None = Field(
+        None, description="time after which a trial that has not ended fails, such as 30m"
+    )
     allow_cpu: bool = Field(False, description="train on the CPU where a GPU cannot be used, instead of refusing")
     address: str | None = Field(None, description="a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
     dashboard: bool = Field(True, description="start Ray's dashboard")

@@ -6,6 +6,7 @@ capped at the class size loses the values that would freeze the model at zero-sh
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,16 @@ class Parameter:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return (value - low) / (high - low) if high > low else 0.0
 
+    def values(self, most: int) -> tuple[Any, ...] | None:
+        """All its values in order, or None where there are more than `most` or no end of them."""
+        if self.kind == "categorical":
+            return self.choices if len(self.choices) <= most else None
+        step = self.step or (1.0 if self.kind == "int" else None)
+        if step is None or (self.high - self.low) / step + 1 > most + 1e-9:
+            return None
+        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        return tuple(dict.fromkeys(self.clip(self.low + step * index) for index in range(count)))
+
     def describe(self) -> dict[str, Any]:
         """The parameter as plain data, for records and for the comparison of two studies."""
         if self.kind == "categorical":
@@ -114,6 +125,15 @@ class Space:
         """All parameters as plain data, the fixed ones with role and value."""
         searched = {parameter.name: parameter.describe() for parameter in self.parameters}
         return searched | {name: {"role": "fixed", "value": value} for name, value in self.fixed.items()}
+
+    def points(self, most: int) -> list[dict[str, Any]] | None:
+        """Every point of the space, or None where there are more than `most` or no end of them."""
+        columns = [parameter.values(most) for parameter in self.parameters]
+        known = [column for column in columns if column is not None]
+        if len(known) < len(columns) or math.prod(map(len, known)) > most:
+            return None
+        names = [parameter.name for parameter in self.parameters]
+        return [dict(zip(names, point, strict=True)) for point in itertools.product(*known)]
 
     def clip(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The nearest point of the space to (a part of) a configuration; absent fields are left out."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from captune.records import Journal, read_journal
-from captune.records.events import event_from_json
 from captune.records.lenient import jsonable
+from captune.records.lines import event_from_json
 
 
 def journal_lines(path: Path) -> list[dict[str, Any]]:

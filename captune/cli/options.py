@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 import yaml
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
@@ -144,7 +145,9 @@ def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any, 
 def _typed(annotation: Any) -> tuple[type, tuple[str, ...]]:
     """The type of a field's option, and what it may be where that is a list. Pydantic checks the value itself."""
     if get_origin(annotation) is Annotated:
-        return _typed(get_args(annotation)[0])
+        kind, *marks = get_args(annotation)
+        # What a validator reads first is typed as text.
+        return (str, ()) if any(isinstance(mark, BeforeValidator) for mark in marks) else _typed(kind)
     if get_origin(annotation) in (Union, types.UnionType):
         return _typed(next(part for part in get_args(annotation) if part is not type(None)))
     if get_origin(annotation) is Literal:

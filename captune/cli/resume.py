@@ -22,6 +22,14 @@ def resume(
         int | None,
         typer.Option(help="Extend the search to this many trials.", min=1, rich_help_panel=StudyConfig.panel),
     ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Hand failed trials out again, once their cause is gone.",
+            rich_help_panel=MachineConfig.panel,
+        ),
+    ] = False,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -45,4 +53,8 @@ def resume(
     for directory in runs:
         directory = directory.expanduser().absolute()
         plans.append(plan_to_continue(directory, trials=trials, storage=storage))
-    execute(plans, Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=True), console)
+    execute(
+        plans,
+        Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=True, retry_failed=retry_failed),
+        console,
+    )

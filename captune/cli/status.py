@@ -21,15 +21,28 @@ from captune.tuning.runs import CellInfo
 from captune.tuning.study import read_study
 from captune.tuning.telemetry import published_standings
 
+_WATCH_SECONDS = 5.0
+
 
 def status(
     what: Annotated[list[str], typer.Argument(help="Directories of runs (or their parent), or a Ray address.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every five seconds, until Ctrl-C.")] = False,
 ) -> None:
     """Show how far studies are.
 
-    Example: captune status runs/digits-ul-cap
+    Example: captune status runs/digits-ul-cap --watch
     """
     console = Console()
+    while True:
+        _show_all(what, console)
+        if not watch:
+            return
+        time.sleep(_WATCH_SECONDS)
+        if console.is_terminal:
+            console.clear()
+
+
+def _show_all(what: list[str], console: Console) -> None:
     for name in what:
         path = Path(name).expanduser()
         if path.is_dir():

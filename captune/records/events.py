@@ -12,10 +12,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from captune.records.enums import Phase, Role, State
-from captune.records.lenient import CONVERTERS, mapping, number_or_none
+from captune.records.lenient import CONVERTERS, number_or_none
 
 SCHEMA_VERSION = 2
-"""Of the journal. `upgrade` says what changed since 1 (captune 0.1)."""
+"""Of the journal. `captune.records.lines.upgrade` says what changed since 1 (captune 0.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,22 @@ class WarmStarts(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchEnded(Event):
+    """The search ends before its last trial, or may go on again.
+
+    Attributes:
+        reason: why; null: it goes on.
+        trials: how many it would have had.
+        confirm: whether its best configurations are still confirmed.
+    """
+
+    kind: ClassVar[str] = "search_ended"
+    reason: str | None = None
+    trials: int | None = None
+    confirm: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Planned(Event):
     """A trial is to be run.
 
@@ -118,7 +134,8 @@ class Planned(Event):
         key: its name in this study, and that of its directory.
         number: its place in the search or in the screen.
         config_id: the search number of its configuration.
-        origin: where the configuration comes from: paper, warm_start, screen, sampler, plateau, reference, ensemble.
+        origin: where the configuration comes from: paper, warm_start, screen, sampler, walk (of all points of a small
+            space), plateau, reference, ensemble.
         params: the searched values.
         config: all settings of the trial.
         task_overrides: how the cell is changed for a stress trial.
@@ -142,12 +159,13 @@ class Planned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """A worker begins a trial or goes on with it; `attempt` counts from 1."""
+    """A worker begins a trial or goes on with it; `attempt` counts from 1, `gpus` is its share of them."""
 
     kind: ClassVar[str] = "started"
     key: str
     node: str | None = None
     attempt: int | None = None
+    gpus: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +283,14 @@ class Finished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retried(Event):
+    """A failed trial is handed out again, because the user asked for it (`--retry-failed`)."""
+
+    kind: ClassVar[str] = "retried"
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settled(Event):
     """Scores that are only known once all trials have ended; they replace those given at each trial's end.
 
@@ -344,39 +370,12 @@ class Other(Event):
 EVENTS: dict[str, type[Event]] = {
     one.kind: one
     for one in (
-        StudyOpened, PhaseBegun, WarmStarts, Planned, Started, Epoch, Crashed, Preempted, Finished, GivenUp, Settled,
+        StudyOpened, PhaseBegun, WarmStarts, Planned, Started, Epoch, Crashed, Preempted, Finished, Retried,
+        SearchEnded, GivenUp, Settled,
         Mismatch, Chosen, SealOpened, Reported,
     )
 }  # fmt: skip
 """Every kind of event by its name in the journal, in the order in which they come up."""
-
-
-def upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """A line of any older journal as today's captune writes it.
-
-    Schema 1 (captune 0.1) wrote the opening of the seal and giving up as phases.
-    """
-    if values.get("event") == "phase":
-        if values.get("name") == "sealed_opened":
-            return {"event": SealOpened.kind, "time": values.get("time")}
-        if values.get("name") == "aborted":
-            reason = mapping(values.get("detail")).get("reason")
-            return {"event": GivenUp.kind, "reason": reason, "time": values.get("time")}
-    return values
-
-
-def event_from_json(values: dict[str, Any]) -> Event:
-    """The event of one line of a journal, new or old."""
-    values = upgrade(values)
-    name = str(values.get("event"))
-    known = EVENTS.get(name)
-    if known is not None:
-        try:
-            return known.from_json(values)
-        except ValueError:
-            pass
-    others = {key: value for key, value in values.items() if key not in ("event", "time")}
-    return Other(name=name, values=others, time=number_or_none(values.get("time")))
 
 
 _FIELDS: dict[type[Event], tuple[tuple[str, Callable[[Any], Any], bool], ...]] = {

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from captune.errors import RecordError, StudyError
-from captune.records.events import Event, event_from_json
+from captune.records.events import Event
 from captune.records.lenient import jsonable
+from captune.records.lines import event_from_json
 
 
 class Journal:

@@ -24,7 +24,9 @@ from captune.records.events import (
     Planned,
     Preempted,
     Reported,
+    Retried,
     SealOpened,
+    SearchEnded,
     Settled,
     Started,
     StudyOpened,
@@ -53,6 +55,7 @@ class StudyRecord:
         phase: the phase that was begun last.
         given_up: why it was given up.
         warm_starts: what the study before this one found.
+        search_ended: why its search ended before its last trial, if it did.
         choice, mismatch, settled: the last event of each kind.
         settled_at: place of the last `settled` event in the journal, from 1; 0 without one.
         sealed_opened: whether test labels may have been read; before that no metric may be shown.
@@ -72,6 +75,7 @@ class StudyRecord:
         self.phase: Phase | None = None
         self.given_up: str | None = None
         self.warm_starts: WarmStarts | None = None
+        self.search_ended: SearchEnded | None = None
         self.choice: Chosen | None = None
         self._choice_at = 0
         self.settled_at = 0
@@ -95,7 +99,7 @@ class StudyRecord:
             self._ordered = None
             trial = self.by_key[event.key] = Trial.from_plan(event)
             return trial
-        if isinstance(event, (Epoch, Started, Finished, Reported, Crashed, Preempted)):
+        if isinstance(event, (Epoch, Started, Finished, Retried, Reported, Crashed, Preempted)):
             trial = self._trial(event.key)
             trial.apply(event)
             if isinstance(event, Finished):
@@ -116,6 +120,8 @@ class StudyRecord:
             self.given_up = event.reason or "no reason recorded"
         elif isinstance(event, WarmStarts):
             self.warm_starts = event
+        elif isinstance(event, SearchEnded):
+            self.search_ended = event if event.reason is not None else None
         elif isinstance(event, Settled):
             self._settle(event)
         elif isinstance(event, Chosen):

@@ -16,6 +16,7 @@ from captune.records.events import (
     Planned,
     Preempted,
     Reported,
+    Retried,
     Started,
 )
 from captune.records.lenient import number_or_none
@@ -119,6 +120,8 @@ class Trial:
             self.crashes += 1
         elif isinstance(event, Finished):
             self._finish(event)
+        elif isinstance(event, Retried):
+            self.state, self.reason, self.crashes = State.RUNNING, None, 0
         elif isinstance(event, Reported):
             self.report = event.metrics
 

@@ -16,6 +16,7 @@ from captune.records.layout import REPORT
 from captune.results.report import report_studies
 from captune.studies.closing import close_study
 from captune.studies.planning import Plan
+from captune.tuning.budget import Budget
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, connected
 from captune.tuning.engine import run_cells
@@ -23,6 +24,7 @@ from captune.tuning.nodes import check_gpus, check_nodes
 from captune.tuning.packing import Allotment, allot
 from captune.tuning.runs import RunSpec
 from captune.tuning.samplers import check_sampler
+from captune.tuning.stopping import StopRequests
 from captune.tuning.study import OpenStudy
 from captune.tuning.telemetry import logger_callbacks, telemetry
 from captune.tuning.trainable import OpenRun
@@ -37,6 +39,9 @@ class Settings:
         concurrency: trials at once; None: what fits.
         cpus_per_trial, gpus_per_trial: of each trial; None: 1 CPU, and a GPU where there is one.
         memory_per_trial: gigabytes; None: as measured.
+        time_budget, gpu_hours: seconds and GPU hours that all studies together may use, over all their resumes.
+        trial_timeout: seconds after which a trial that has not ended fails.
+        retry_failed: hand failed trials out again.
         allow_cpu: train on the CPU where torch does not see the GPUs that Ray has.
         dashboard, dashboard_host: whether Ray's dashboard is started, and where it listens.
         loggers: where curves go: tensorboard, mlflow, wandb.
@@ -49,6 +54,10 @@ class Settings:
     cpus_per_trial: float | None = None
     gpus_per_trial: float | None = None
     memory_per_trial: float | None = None
+    time_budget: float | None = None
+    gpu_hours: float | None = None
+    trial_timeout: float | None = None
+    retry_failed: bool = False
     allow_cpu: bool = False
     dashboard: bool = True
     dashboard_host: str | None = None
@@ -142,7 +151,14 @@ def _run_trials(
             studies.append(opened)
         chain(studies)
         cells = [opened.cell for opened in studies]
-        finished = all(cell.finished for cell in cells) or _run_on_ray(cells, plans, settings, watcher)
+        budget = Budget(cells, seconds=settings.time_budget, gpu_hours=settings.gpu_hours)
+        budget.reopen()
+        if settings.retry_failed:
+            for cell in cells:
+                cell.retry_failed()
+        finished = all(cell.finished for cell in cells) or _run_on_ray(cells, plans, settings, watcher, budget)
+        for opened in studies:
+            opened.note_spent(budget.spent_seconds, budget.spent_gpu_hours, shared_by=len(studies))
     except BaseException as error:
         for opened in studies:
             opened.withdraw()
@@ -178,7 +194,7 @@ def chain(studies: Sequence[OpenStudy]) -> None:
         opened.cell.after = cells[earlier]
 
 
-def _run_on_ray(cells: list[Cell], plans: Sequence[Plan], settings: Settings, watcher: Watcher) -> bool:
+def _run_on_ray(cells: list[Cell], plans: Sequence[Plan], settings: Settings, watcher: Watcher, budget: Budget) -> bool:
     """Run all trials; False when interrupted."""
     threads = max(1, int(settings.cpus_per_trial or 1))
     with connected(
@@ -206,6 +222,7 @@ def _run_on_ray(cells: list[Cell], plans: Sequence[Plan], settings: Settings, wa
         with watcher.watching(cells, concurrency=allotment.concurrency) as refresh, publishing as publish:
 
             def step() -> None:
+                budget.check(concurrency=allotment.concurrency, gpus=allotment.gpus)
                 publish()
                 refresh()
 
@@ -215,6 +232,8 @@ def _run_on_ray(cells: list[Cell], plans: Sequence[Plan], settings: Settings, wa
                 allotment,
                 open_run=settings.open_run,
                 allow_cpu=settings.allow_cpu,
+                trial_timeout=settings.trial_timeout,
+                should_stop=StopRequests([cell.directory for cell in cells]).came,
                 callbacks=logger_callbacks(settings.loggers, cells),
                 on_step=step,
             )

@@ -7,6 +7,7 @@ is asked for once, and written down before it is used.
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +15,9 @@ from captune.config import StudyConfig, TrialConfig
 from captune.decisions.choosing import best_configuration
 from captune.decisions.confirming import RACE_AFTER, candidates, losers
 from captune.records import Phase, Role, StudyRecord
-from captune.records.events import Planned
+from captune.records.events import Planned, SearchEnded
 from captune.records.trial import split_key, trial_key
+from captune.seeding import derive_seed
 from captune.space import Space
 from captune.tuning.runs import CellInfo
 from captune.tuning.search import Search
@@ -85,18 +87,47 @@ class Agenda:
         self._screening = screening
         self.warm_starts = warm_starts
         self._chosen: tuple[int, dict[int, str]] | None = None
+        # A space of few points is walked: a sampler would propose the same ones again and again.
+        self._points = space.points(study.trials) if space.parameters and screening is None else None
 
     @property
     def num_trials(self) -> int:
         """Search trials to be run (one where nothing is searched)."""
-        return self._study.trials if self._space.parameters else 1
+        if not self._space.parameters:
+            return 1
+        if self.ended is not None:
+            return min(max(len(self._search.trials), 1), self._study.trials)
+        walk = self._walk()
+        most = self._study.trials if walk is None else 1 + len(self.warm_starts) + len(walk)
+        return max(min(self._study.trials, most), len(self._search.trials))
+
+    @property
+    def ended(self) -> SearchEnded | None:
+        """Why the search ends before its last trial, if it does; more trials than it had then let it go on."""
+        ended = self._record.search_ended
+        return None if ended is None or self._study.trials > (ended.trials or 0) else ended
+
+    def _walk(self) -> list[dict[str, Any]] | None:
+        """The points of a small space that are still to be tried after paper and warm starts, in a drawn order."""
+        if self._points is None:
+            return None
+        paper = _values_of(self._info.base, self._space)
+        known = [paper, *(paper | values for values in self.warm_starts)]
+        points = [point for point in self._points if point not in known]
+        random.Random(derive_seed(self._study.seed, "walk")).shuffle(points)
+        return points
+
+    def outcome_changes(self) -> None:
+        """A trial that had ended is run again: what follows from the search is worked out anew."""
+        self._chosen = None
 
     @property
     def num_screened(self) -> int:
         """Screening trials to be run. Once the search has begun it is too late for more."""
         if self._screening is None:
             return 0
-        return len(self._screening.trials) if self._search.trials else self._study.num_screen_trials
+        began = self._search.trials or self.ended is not None
+        return len(self._screening.trials) if began else self._study.num_screen_trials
 
     @property
     def search_done(self) -> bool:
@@ -153,6 +184,10 @@ class Agenda:
         if number <= len(warm_starts):
             start = Proposal(replace(plan, origin="warm_start"), base, space.fixed, space.source)
             return start.with_values(paper | warm_starts[number - 1])
+        walk = self._walk()
+        if walk is not None:
+            point = walk[number - 1 - len(warm_starts)]
+            return Proposal(replace(plan, origin="walk"), base, space.fixed, space.source).with_values(point)
         if self._screening is not None:
             if not self._screening.done(0):
                 return None
@@ -178,7 +213,9 @@ class Agenda:
         return key, self._space.at(place)
 
     def _after_search(self) -> Planned | None:
-        return (self._confirm() or self._stress()) if self.search_done else None
+        if not self.search_done or (self.ended is not None and not self.ended.confirm):
+            return None
+        return self._confirm() or self._stress()
 
     def _confirm(self) -> Planned | None:
         chosen = self._candidates()

@@ -22,6 +22,8 @@ from captune.records.events import (
     PhaseBegun,
     Planned,
     Preempted,
+    Retried,
+    SearchEnded,
     Started,
     StudyOpened,
     WarmStarts,
@@ -128,6 +130,8 @@ class Cell:
         elif isinstance(event, Epoch) and trial is not None and search is not None:
             if trial.num_epochs > num_epochs:
                 search.epoch(trial)
+        elif isinstance(event, Retried):
+            self._agenda.outcome_changes()
         elif isinstance(event, Finished) and trial is not None:
             self.active.discard(trial.key)
             self._note_outcome(trial)
@@ -188,6 +192,27 @@ class Cell:
         trial = self.trials[self.waiting.popleft()]
         self.active.add(trial.key)
         return trial
+
+    def end_search(self, reason: str, *, confirm: bool = True) -> None:
+        """Plan no more search trials; with `confirm` off, nothing more at all."""
+        ended = self._agenda.ended
+        if not self.finished and (ended is None or (ended.confirm and not confirm)):
+            self.write(SearchEnded(reason=reason, trials=self.study.trials, confirm=confirm))
+
+    def reopen_search(self) -> None:
+        """Let a search that ended early go on."""
+        if self._agenda.ended is not None:
+            self.write(SearchEnded())
+
+    def retry_failed(self) -> list[str]:
+        """Hand failed trials out again; their keys, what decides most first: the paper's, references, confirmations."""
+        order = (Phase.REFERENCE, Phase.CONFIRM, *Phase)
+        failed = [trial for trial in self.trials.values() if trial.state is State.FAILED]
+        failed.sort(key=lambda trial: (trial.origin != "paper", order.index(trial.phase)))
+        for trial in failed:
+            self.write(Retried(key=trial.key))
+        self.waiting.extendleft(trial.key for trial in reversed(failed))
+        return [trial.key for trial in failed]
 
     def _plan(self) -> Planned | None:
         step = self._agenda.next(may_search=self._may_search())
@@ -252,11 +277,11 @@ class Cell:
 
     # What workers report
 
-    def start(self, key: str, node: str | None) -> None:
-        """A trial begins, or begins again."""
+    def start(self, key: str, node: str | None, gpus: float = 0.0) -> None:
+        """A trial begins, or begins again, on its share of GPUs."""
         trial = self.trials[key]
         if not trial.ended:
-            self.write(Started(key=key, node=node, attempt=trial.attempts + 1))
+            self.write(Started(key=key, node=node, attempt=trial.attempts + 1, gpus=gpus))
 
     def deliver(self, key: str, payload: dict[str, Any]) -> bool:
         """Take in what a worker reports of a trial; whether the trial should stop.
@@ -337,6 +362,13 @@ class Cell:
                 self._finish(trial, State.FAILED, node=node, reason=f"its process died {times}: {reason}")
                 return
         self.waiting.append(key)
+
+    def fail(self, key: str, reason: str, *, node: str | None = None) -> None:
+        """A trial is ended from outside, with its reason; it is not tried again by itself."""
+        trial = self.trials[key]
+        self.active.discard(key)
+        if not trial.ended:
+            self._finish(trial, State.FAILED, node=node, reason=reason)
 
     def give_back(self, key: str) -> None:
         """A trial was taken off its worker unfinished; it waits to go on."""

@@ -28,19 +28,30 @@ def run_cells(
     *,
     open_run: Callable[[RunSpec], OpenRun] | None = None,
     allow_cpu: bool = False,
+    trial_timeout: float | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
     callbacks: Sequence[Any] = (),
     on_step: Callable[[], None] = lambda: None,
 ) -> bool:
     """Run all cells until they are finished; False when interrupted (what is done is kept).
 
     Ctrl-C and SIGTERM end the study in order; a second one ends it at once. A trial that was given a GPU fails where
-    torch finds none, unless `allow_cpu` is said.
+    torch finds none, unless `allow_cpu` is said; a trial that takes more than `trial_timeout` seconds fails too.
+    `should_stop` is asked at every turn of Ray's loop, and ends the study in order once it says so.
 
     Raises:
         StudyError: Ray cannot go on.
         KeyboardInterrupt: a signal came twice, or before the first run.
     """
-    planner = Planner(cells, threads=allotment.threads)
+    planner = Planner(cells, threads=allotment.threads, gpus=allotment.gpus, timeout=trial_timeout)
+    scheduler = StudyScheduler(planner)
+
+    def step() -> None:
+        scheduler.end_overdue()
+        if should_stop():
+            planner.interrupt()
+        on_step()
+
     trainable: Any = StudyTrainable
     if open_run is None and allow_cpu:
         open_run = open_trial_anywhere
@@ -50,7 +61,7 @@ def run_cells(
         tune.with_resources(trainable, allotment.resources()),
         tune_config=TuneConfig(
             search_alg=planner,
-            scheduler=StudyScheduler(planner),
+            scheduler=scheduler,
             num_samples=-1,
             max_concurrent_trials=allotment.concurrency,
             reuse_actors=True,
@@ -62,7 +73,7 @@ def run_cells(
             storage_path=str(cluster.storage),
             stop=StopOnInterrupt(planner),
             verbose=0,
-            callbacks=[StudyCallback(planner, on_step), *callbacks],
+            callbacks=[StudyCallback(planner, step), *callbacks],
             # The planner retries: a lost run is handed out again as another trial of Tune's.
             failure_config=FailureConfig(max_failures=0, fail_fast=False),
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),

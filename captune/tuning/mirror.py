@@ -97,6 +97,7 @@ class Mirror:
         self._orders: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._study: optuna.Study | None = None
         self._ids: dict[str, int] = {}
+        self._ended: set[str] = set()
         self._thread: threading.Thread | None = None
 
     def start(self, trials: list[Trial]) -> None:
@@ -151,6 +152,7 @@ class Mirror:
             else:
                 self._ids[trial.key] = optuna_internals.identity(copy)
                 if copy.state.is_finished():
+                    self._ended.add(trial.key)
                     continue
             known = copy.intermediate_values if copy is not None else {}
             for epoch in trial.epochs:
@@ -171,10 +173,13 @@ class Mirror:
         self._ids[trial.key] = optuna_internals.add_trial(self._opened(), copy)
 
     def _report(self, key: str, epoch: int, score: float) -> None:
-        if len(self._directions) == 1:
+        if len(self._directions) == 1 and key not in self._ended:
             optuna_internals.set_intermediate_value(self._opened(), self._ids[key], epoch, score)
 
     def _finish(self, trial: Trial) -> None:
+        if trial.key in self._ended:
+            return  # it had failed and was tried again; an Optuna trial ends once
+        self._ended.add(trial.key)
         attributes = {"reason": trial.reason, "node": trial.node, "step": trial.score_epoch, "seconds": trial.seconds}
         single = len(self._directions) == 1
         state = OPTUNA_STATES[trial.state]

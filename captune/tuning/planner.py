@@ -21,6 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from captune.errors import StudyError
 from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
 from captune.tuning.trainable import PAYLOAD, RUN
@@ -35,13 +36,20 @@ class Planner(Searcher):
     Args:
         cells: opened studies.
         threads: CPU threads of a run.
+        gpus: its share of them.
+        timeout: seconds after which a run that has not ended is ended as failed.
     """
 
-    def __init__(self, cells: Sequence[Cell], *, threads: int = 1) -> None:
+    def __init__(
+        self, cells: Sequence[Cell], *, threads: int = 1, gpus: float = 0.0, timeout: float | None = None
+    ) -> None:
         super().__init__()
         self.cells = list(cells)
         self.interrupted = False
         self._threads = threads
+        self._gpus = gpus
+        self._timeout = timeout
+        self._began: dict[str, float] = {}
         self._trials: dict[str, tuple[Cell, str]] = {}
         self._handed_out = dict.fromkeys((cell.name for cell in cells), 0)
         self.last_heard = time.monotonic()
@@ -89,11 +97,31 @@ class Planner(Searcher):
     def started(self, trial_id: str, node: str | None) -> None:
         """A run was given to an actor."""
         cell, key = self._trials[trial_id]
-        cell.start(key, node)
+        self._began[trial_id] = time.monotonic()
+        cell.start(key, node, self._gpus)
+
+    def overdue(self) -> dict[str, StudyError]:
+        """Tune's trials that have had more than their time, with the error to end them by."""
+        if self._timeout is None:
+            return {}
+        now = time.monotonic()
+        seconds = {trial_id: now - self._began.get(trial_id, now) for trial_id in self._trials}
+        return {
+            trial_id: StudyError(
+                f"a trial must end within --trial-timeout ({self._timeout:.0f} s)",
+                got=f"{spent:.0f} s so far",
+                next_step="A data directory or a GPU that hangs looks like this. Give more time if trials need it.",
+            )
+            for trial_id, spent in seconds.items()
+            if spent > self._timeout
+        }
 
     def lost(self, trial_id: str, error: BaseException | None, node_ip: str | None) -> None:
         """A run's process is gone."""
         cell, key = self._trials.pop(trial_id)
+        if isinstance(error, StudyError):
+            cell.fail(key, str(error), node=node_ip)
+            return
         preempted = isinstance(error, RayActorError) and (error.preempted or _node_gone(error, node_ip))
         preempted = preempted and cell.trials[key].preemptions < _MOST_PREEMPTIONS
         cell.crash(key, _reason(error), node=node_ip, preempted=preempted)
@@ -159,6 +187,14 @@ class StudyScheduler(FIFOScheduler):
     def __init__(self, planner: Planner) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._planner = planner
+        self._controller: Any = None
+
+    def end_overdue(self) -> None:
+        """End the trials that have had more than their time."""
+        for trial_id, error in self._planner.overdue().items():
+            trial = None if self._controller is None else self._controller.get_trial(trial_id)
+            if trial is not None:
+                ray_internals.fail_trial(self._controller, trial, error)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """An epoch was reported."""
@@ -175,6 +211,7 @@ class StudyScheduler(FIFOScheduler):
         Tune gives a free actor to the chosen trial and throws away the one that trial was waiting for. Were that the
         oldest, runs shorter than the start of a process would keep a second actor from ever coming up.
         """
+        self._controller = tune_controller
         pending = {t.trial_id: t for t in tune_controller.get_live_trials() if t.status == Trial.PENDING}
         waiting = [pending[trial_id] for trial_id in self._planner.handed_out() if trial_id in pending]
         starting = ray_internals.trials_with_an_actor(tune_controller)

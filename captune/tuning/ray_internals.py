@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import ray
 import ray._private.ray_constants
 import ray._private.services
 import ray._private.utils
@@ -80,6 +81,18 @@ def values_of(prefix: str, *, namespace: str) -> dict[str, str]:
     keys = internal_kv._internal_kv_list(prefix, namespace=namespace)
     found = {key: internal_kv._internal_kv_get(key, namespace=namespace) for key in keys}
     return {key.decode(): value.decode() for key, value in found.items() if value is not None}
+
+
+def fail_trial(tune_controller: Any, trial: Any, error: Exception) -> None:
+    """End a Tune trial as failed with an error, and its process at once, whatever it waits for.
+
+    Uses `TuneController._process_trial_failure`, which tells scheduler and searcher, and the trial's actor. Tune's own
+    way asks the process to end itself and waits ten minutes for it.
+    """
+    actor = trial.temporary_state.ray_actor
+    tune_controller._process_trial_failure(trial, error)
+    if actor is not None:
+        ray.kill(actor)
 
 
 def trials_with_an_actor(tune_controller: Any) -> Any:

@@ -109,11 +109,14 @@ class Sampler:
     def report(self, number: int, percent: int, score: float | None) -> None:
         """Enter an intermediate score at a share of the budget (percent, so that budgets compare)."""
         if score is not None and self._single:
-            trial_id = optuna_internals.identity(self._trial(number))
-            optuna_internals.set_intermediate_value(self._study, trial_id, percent, score)
+            trial = self._trial(number)
+            if not trial.state.is_finished():  # else it failed and is tried again
+                optuna_internals.set_intermediate_value(self._study, optuna_internals.identity(trial), percent, score)
 
     def tell(self, number: int, state: State, values: Sequence[float] | None) -> None:
         """Enter the outcome of a search trial."""
+        if self._trial(number).state.is_finished():
+            return  # a trial that had failed and was tried again: the sampler keeps what it was told first
         values = values if state == State.COMPLETE or (state == State.PRUNED and self._single) else None
         with _quiet():
             if state == State.PRUNED and self._single:

@@ -39,6 +39,24 @@ def seconds_left(cell: Cell, *, concurrency: int = 1) -> float | None:
     return sum(epochs * rates[tuning] for tuning, epochs in left.items()) / max(concurrency, 1)
 
 
+def seconds_to_close(cell: Cell) -> tuple[float, float]:
+    """Seconds of training until a study ends if its search ended now: all of it, and its longest single trial.
+
+    Running trials come to their end and the best are confirmed. Zero where nothing has been measured yet.
+    """
+    trials = [trial for trial in cell.trials.values() if trial.phase != Phase.REFERENCE]
+    rates = _seconds_an_epoch(trials)
+    seconds = [
+        max(_budget(trial) - trial.num_epochs, 0.0) * rates.get(_tuning(trial.config), 0.0)
+        for trial in trials if trial.key in cell.active
+    ]  # fmt: skip
+    base = cell.info.base.model_dump()
+    confirmed = sum(trial.phase == Phase.CONFIRM for trial in trials)
+    whole = max((_budget(trial) for trial in cell.search), default=_epochs(base)) * rates.get(_tuning(base), 0.0)
+    seconds += [whole] * max(num_confirmations(cell) - confirmed, 0)
+    return sum(seconds), max(seconds, default=0.0)
+
+
 def _to_be_planned(cell: Cell) -> list[tuple[Phase, int, dict[str, Any]]]:
     """Phase, number and published configuration of the runs that nobody has planned yet."""
     base = cell.info.base.model_dump()

@@ -21,9 +21,9 @@ from captune.records.events import (
     Planned,
     Reported,
     SealOpened,
-    event_from_json,
 )
 from captune.records.layout import STUDY
+from captune.records.lines import event_from_json
 from captune.results.concepts import concepts_table
 from captune.results.load import load_study
 from captune.results.report import tables_of

@@ -23,10 +23,11 @@ parameters:
 
 
 class FakeRun:
-    """A smooth function of the configuration, known at every epoch; `pause` seconds an epoch."""
+    """A smooth function of the configuration, known at every epoch; an epoch takes `pause` and says `seconds`."""
 
-    def __init__(self, spec: RunSpec, *, pause: float = 0.0, fail: str = "") -> None:
+    def __init__(self, spec: RunSpec, *, pause: float = 0.0, fail: str = "", seconds: float | None = None) -> None:
         self.spec = spec
+        self.seconds = pause if seconds is None else seconds
         self.pause, self.fail = pause, fail
         self.num_epochs = 0 if spec.method in ("zero_shot", "balanced") else int(spec.config["epochs"])
         self.state = spec.path / "resume.json"
@@ -51,7 +52,7 @@ class FakeRun:
         row = {
             "epoch": self.epoch, "fidelity": self.epoch / self.num_epochs, "score": score, "scores": {"fake": score},
             "loss": 1 - score, "num_confident": 10, "balance": 0.9, "learning_rate": 0.1,
-            "seconds": self.pause, "images": 64,
+            "seconds": self.seconds, "images": 64,
         }  # fmt: skip
         with (self.spec.path / "epochs.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")

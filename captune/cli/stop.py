@@ -1,0 +1,52 @@
+"""captune stop: end running studies in order, from another shell or another machine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from captune.errors import StudyError
+from captune.records.layout import STUDY
+from captune.tuning.lock import is_alive, read_lock
+from captune.tuning.stopping import request_stop
+
+_LOOK_SECONDS = 0.5
+
+
+def stop(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of running studies.")],
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the end; 0: do not wait.")] = 120.0,
+) -> None:
+    """Ask running studies to stop: what is finished is kept, and `captune resume` goes on with the rest.
+
+    Studies that one command runs stop together.
+
+    Example: captune stop runs/digits-ul-cap
+    """
+    console = Console()
+    for directory in (path.expanduser().absolute() for path in runs):
+        if not (directory / STUDY).exists():
+            raise StudyError(f"the directory of a study must hold {STUDY}", got="none", where=directory)
+        holder = read_lock(directory)
+        if holder is None or not is_alive(holder):
+            console.print(f"{directory.name}: nobody runs it.", highlight=False, soft_wrap=True)
+            continue
+        request_stop(directory)
+        ended = _ends(directory, wait)
+        told = "stopped" if ended else "asked to stop; trials end with the epoch they are in"
+        console.print(f"{directory.name} on {holder['host']}: {told}.", highlight=False, soft_wrap=True)
+        console.print(f"Continue with: captune resume {directory}", highlight=False, soft_wrap=True)
+
+
+def _ends(directory: Path, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        holder = read_lock(directory)
+        if holder is None or not is_alive(holder):
+            return True
+        time.sleep(_LOOK_SECONDS)
+    return False

@@ -1,0 +1,218 @@
+"""Budgets, early ends, and trials tried again: counted from journals, driven without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from captune.config import MachineConfig
+from captune.errors import ConfigError, StudyError
+from captune.records import JOURNAL, StudyRecord, read_journal
+from captune.records.events import Finished, Planned, SearchEnded, Started, StudyOpened
+from captune.space import Parameter, Space
+from captune.tuning.budget import Budget, Usage, covered
+from captune.tuning.cell import Cell
+from captune.tuning.planner import Planner
+from captune.tuning.stopping import StopRequests, request_stop
+from tests.tuning.fakes import FakeRun, info, study
+from tests.tuning.simulate import advance, drive, make_cell, outcomes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("45s", 45.0), ("90m", 5400.0), ("6h", 21600.0), ("2d", 172800.0), ("1h30m", 5400.0)]
+)
+def test_a_time_is_typed_as_people_say_it(text: str, seconds: float) -> None:
+    assert MachineConfig.parse({"time_budget": text}).time_budget == seconds
+
+
+@pytest.mark.parametrize("text", ["6", "six hours", "0h", "-1h", "6h later"])
+def test_a_time_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="must be a time such as"):
+        MachineConfig.parse({"time_budget": text})
+
+
+def test_hours_side_by_side_count_once() -> None:
+    # [0, 10] and [5, 12] cover 12, [20, 21] one more.
+    assert covered([(5.0, 12.0), (0.0, 10.0), (20.0, 21.0)]) == 13.0
+
+
+def test_usage_counts_sessions_and_the_gpus_of_trials_over_drivers_that_died() -> None:
+    usage = Usage(
+        [
+            StudyOpened(time=100.0),
+            Started(key="t0000", time=110.0, gpus=0.5),
+            Started(key="t0001", time=110.0, gpus=0.5),
+            Finished(key="t0000", state="COMPLETE", time=150.0),
+            # The driver dies; the study goes on half an hour later.
+            StudyOpened(time=2000.0),
+            Started(key="t0001", time=2010.0, gpus=0.5),
+        ]
+    )
+    assert usage.sessions(2050.0) == [(100.0, 150.0), (2000.0, 2050.0)]
+    # t0000 and t0001 forty seconds each, t0001 forty more by now, on half a GPU.
+    assert usage.gpu_seconds(2050.0) == pytest.approx(0.5 * (40 + 40 + 40))
+
+
+class Clock:
+    """Unix seconds, as the test says."""
+
+    def __init__(self, start: float) -> None:
+        self.now = start
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def epochs_of(cell: Cell, clock: Clock, budget: Budget, *, seconds: float) -> None:
+    """Train one run after another, `seconds` an epoch, with the budget watched after each."""
+    while (trial := cell.next_trial()) is not None:
+        worker = FakeRun(cell.spec(trial, threads=1), seconds=seconds)
+        cell.start(trial.key, "node")
+        while not advance(cell, trial.key, worker):
+            clock.now += seconds
+            budget.check(concurrency=1, gpus=0.0)
+        budget.check(concurrency=1, gpus=0.0)
+
+
+def opened_at(cell: Cell) -> Clock:
+    return Clock(float(read_journal(cell.directory / JOURNAL)[0].time or 0.0))
+
+
+def test_a_time_budget_ends_the_search_early_enough_to_confirm_inside_it(tmp_path: Path) -> None:
+    cell = make_cell(tmp_path, study(trials=200, confirm_top=2, confirm_seeds=2, scheduler="none"))
+    clock = opened_at(cell)
+    began = clock.now
+    budget = Budget([cell], seconds=1000.0, clock=clock)
+    epochs_of(cell, clock, budget, seconds=5.0)
+    assert cell.finished
+    phases = [event.phase for event in read_journal(tmp_path / JOURNAL) if isinstance(event, Planned)]
+    assert 4 < phases.count("search") < 200
+    assert phases.count("confirm") >= 4, "the best are confirmed"
+    assert 600 < clock.now - began <= 1000
+    (ended,) = [event for event in read_journal(tmp_path / JOURNAL) if isinstance(event, SearchEnded)]
+    assert ended.reason == "the time budget of 1000 s"
+
+
+def test_a_study_whose_budget_ended_it_is_finished_and_goes_on_with_more_trials_or_more_time(tmp_path: Path) -> None:
+    cell = make_cell(tmp_path, study(trials=200, confirm_top=1, confirm_seeds=1, scheduler="none"))
+    clock = opened_at(cell)
+    epochs_of(cell, clock, Budget([cell], seconds=300.0, clock=clock), seconds=5.0)
+    done = len(cell.search)
+    cell.close()
+    again = make_cell(tmp_path, study(trials=200, confirm_top=1, confirm_seeds=1, scheduler="none"))
+    assert again.finished and len(again.search) == done
+    Budget([again], seconds=250.0, clock=Clock(clock.now)).reopen()
+    again.close()
+    more_trials = make_cell(tmp_path, study(trials=201, confirm_top=1, confirm_seeds=1, scheduler="none"))
+    assert not more_trials.finished
+    more_trials.close()
+    more_time = make_cell(tmp_path, study(trials=200, confirm_top=1, confirm_seeds=1, scheduler="none"))
+    assert more_time.finished
+    Budget([more_time], seconds=1e9, clock=Clock(clock.now)).reopen()
+    assert not more_time.finished
+    assert StudyRecord(tmp_path, read_journal(tmp_path / JOURNAL)).search_ended is None
+
+
+def test_gpu_hours_end_the_search_too(tmp_path: Path) -> None:
+    cell = make_cell(tmp_path, study(trials=50, confirm_top=0, scheduler="none"))
+    clock = opened_at(cell)
+    budget = Budget([cell], gpu_hours=0.001, clock=clock)
+    trial = cell.next_trial()
+    assert trial is not None
+    cell.start(trial.key, "node", gpus=0.5)
+    clock.now += 10.0
+    assert budget.spent_gpu_hours == pytest.approx(5.0 / 3600, rel=0.2)
+    budget.check(concurrency=1, gpus=0.5)
+    assert cell.record.search_ended is not None and "GPU hours" in str(cell.record.search_ended.reason)
+
+
+# ── spaces of few points ──────────────────────────────────────────────────────────────────────────
+
+
+def two_values(tmp_path: Path, trials: int) -> Cell:
+    choices = Parameter("learning_rate", "categorical", "scientific", choices=(0.01, 0.02))
+    steps = Parameter("weight_decay", "categorical", "nuisance", choices=(0.01, 0.02))
+    facts = info()
+    cell = Cell(tmp_path, study(trials=trials, confirm_top=0), facts, Space((choices, steps)))
+    return cell
+
+
+def test_a_space_of_few_points_is_walked_and_no_point_is_tried_twice(tmp_path: Path) -> None:
+    from captune.records import Journal
+
+    cell = two_values(tmp_path, trials=8)
+    cell.open(Journal(tmp_path / JOURNAL, durable=False), StudyOpened())
+    drive(cell)
+    tried = [tuple(sorted(trial.params.items())) for trial in cell.search]
+    assert len(tried) == len(set(tried))
+    assert set(tried) >= {
+        (("learning_rate", rate), ("weight_decay", decay)) for rate in (0.01, 0.02) for decay in (0.01, 0.02)
+    }
+    assert cell.finished and len(tried) <= 5
+    cell.close()
+    again = two_values(tmp_path, trials=8)
+    again.replay(read_journal(tmp_path / JOURNAL))
+    assert again.num_trials == len(tried)
+
+
+def test_the_points_of_a_space_are_known_where_they_have_an_end() -> None:
+    whole = Parameter("epochs", "int", "nuisance", low=2, high=6, step=2)
+    assert whole.values(10) == (2, 4, 6)
+    assert whole.values(2) is None
+    assert Space((whole,)).points(3) == [{"epochs": 2}, {"epochs": 4}, {"epochs": 6}]
+    assert Space((whole, Parameter("learning_rate", "float", "scientific", 0.1, 0.2))).points(1000) is None
+
+
+# ── failed trials ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_failed_trials_are_tried_again_once_they_are_asked_for_the_papers_first(tmp_path: Path) -> None:
+    cell = make_cell(tmp_path, study(trials=4, confirm_top=1, confirm_seeds=1, scheduler="none"))
+    drive(cell, fail="t000")
+    failed = [end["key"] for end in outcomes(tmp_path) if end["state"] == "FAILED"]
+    assert failed
+    cell.close()
+    again = make_cell(tmp_path, study(trials=4, confirm_top=1, confirm_seeds=1, scheduler="none"))
+    order = again.retry_failed()
+    assert order[0] == "t0000" and sorted(order) == sorted(failed)
+    drive(again)
+    assert {trial.state for trial in again.trials.values()} == {"COMPLETE"}
+    again.close()
+    # What was told once stays readable: the journal of a retried study is replayed by every later command.
+    third = make_cell(tmp_path, study(trials=4, confirm_top=1, confirm_seeds=1, scheduler="none"))
+    assert third.finished and {trial.state for trial in third.trials.values()} == {"COMPLETE"}
+
+
+def test_a_trial_past_its_time_ends_with_its_reason_and_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = make_cell(tmp_path, study(trials=1, confirm_top=0))
+    planner = Planner([cell], timeout=60.0)
+    clock = Clock(0.0)
+    monkeypatch.setattr("captune.tuning.planner.time.monotonic", clock)
+    planner.suggest("tune-1")
+    planner.started("tune-1", None)
+    clock.now = 59.0
+    assert planner.overdue() == {}
+    clock.now = 61.0
+    (error,) = planner.overdue().values()
+    assert isinstance(error, StudyError)
+    planner.lost("tune-1", error, None)
+    (trial,) = [trial for trial in cell.trials.values() if trial.ended]
+    assert trial.state == "FAILED" and "--trial-timeout (60 s)" in str(trial.reason)
+    assert trial.key not in cell.waiting
+
+
+# ── asking to stop ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_request_to_stop_is_heard_once_and_one_of_another_day_not_at_all(tmp_path: Path) -> None:
+    request_stop(tmp_path)
+    requests = StopRequests([tmp_path])
+    assert not requests.came(), "the study was started after it"
+    request_stop(tmp_path)
+    requests._looked = 0.0
+    assert requests.came()
+    requests._looked = 0.0
+    assert not requests.came()
