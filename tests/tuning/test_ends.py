@@ -1,0 +1,63 @@
+"""Ends on a real Ray: a trial that hangs, a request to stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captune.tuning.cluster import connected
+from captune.tuning.engine import run_cells
+from captune.tuning.packing import Allotment
+from captune.tuning.stopping import StopRequests, request_stop
+from tests.tuning.fakes import FakeRun
+from tests.tuning.test_engine import new_cell
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Hanging(FakeRun):
+    """Hangs in its second epoch where it is t0001, as a read from a dead mount does: it hears no request to end."""
+
+    def run_epoch(self) -> dict[str, Any]:
+        if self.spec.key == "t0001" and self.epoch == 1:
+            while True:
+                time.sleep(3600)
+        return super().run_epoch()
+
+
+def test_a_trial_that_hangs_fails_with_its_reason_and_the_study_goes_on(tmp_path: Path) -> None:
+    cell = new_cell(tmp_path / "run", trials=4, confirm_top=0, scheduler="none")
+    began = time.monotonic()
+    with connected(None, threads=1, dashboard=False, cpus=2) as cluster:
+        assert run_cells([cell], cluster, Allotment(2), open_run=Hanging, trial_timeout=20.0)
+    ends = {key: trial.state for key, trial in cell.trials.items()}
+    assert ends.pop("t0001") == "FAILED"
+    assert set(ends.values()) == {"COMPLETE"}
+    assert "a trial must end within --trial-timeout (20 s)" in str(cell.trials["t0001"].reason)
+    assert time.monotonic() - began < 300, "its process is ended at once, not asked for ten minutes"
+
+
+def test_a_request_in_the_directory_ends_a_study_in_order(tmp_path: Path) -> None:
+    cell = new_cell(tmp_path / "run", trials=50, confirm_top=0, scheduler="none")
+    requests = StopRequests([tmp_path / "run"])
+
+    def ask() -> None:
+        while not cell.search:
+            time.sleep(0.2)
+        request_stop(tmp_path / "run")
+
+    asking = threading.Thread(target=ask)
+    with connected(None, threads=1, dashboard=False, cpus=2) as cluster:
+        asking.start()
+        finished = run_cells([cell], cluster, Allotment(2), open_run=slow, should_stop=requests.came)
+    asking.join()
+    assert not finished
+    assert not cell.finished and len(cell.search) < 50
+
+
+def slow(spec: Any) -> FakeRun:
+    return FakeRun(spec, pause=0.3)
