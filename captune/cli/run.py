@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,19 +16,20 @@ from captune.algorithms.preset import preset_task
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
 from captune.cli.paper import check_show, datasets_shown, show_preset
 from captune.config import PARADIGMS, MachineConfig, StudyConfig, TaskConfig, read_yaml
-from captune.data.catalog import DATASETS, check_dataset_name
+from captune.data.catalog import DATASETS, check_dataset_name, data_root, is_found, paper_datasets
 from captune.errors import ConfigError, UsageError
 from captune.records.layout import STUDY
 from captune.tuning.loggers import check_loggers
 
 _PLACE = "The study's directory"
 _SEVERAL = " (several: a,b or all)"
+_DATASETS = " (several: a,b; all; paper: the paper's six in its splits; found: what is on disk)"
 
 
 @with_options(
     "task", "study", "trial", "machine",
     notes={
-        "dataset": _SEVERAL,
+        "dataset": _DATASETS,
         "paradigm": _SEVERAL,
         "method": f": {', '.join(ALGORITHMS)}{_SEVERAL}",
     },
@@ -65,6 +67,13 @@ def run(
             rich_help_panel=StudyConfig.panel,
         ),
     ] = None,
+    skip_missing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-missing", metavar="", help="Leave out datasets that are not on disk, and say which.",
+            rich_help_panel=TaskConfig.panel,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Show what would be run; run nothing.", rich_help_panel=_PLACE)
     ] = False,
@@ -85,7 +94,10 @@ def run(
     file = StudyFile.read(_one_file(study_file, config))
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
     loggers = check_loggers(machine.logger)
-    studies = _studies(file, given, settings(given.trial, set_))
+    datasets, missing = _datasets({**(file.values.get("task") or {}), **given.task}, skip_missing)
+    if missing:
+        console.print(f"Not on disk and left out: {', '.join(missing)}.", highlight=False, soft_wrap=True)
+    studies = _studies(file, given, datasets, settings(given.trial, set_))
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.planning import show_cost, show_plan
         from captune.cli.studies import execute
@@ -167,12 +179,43 @@ def _one_file(argument: Path | None, option: Path | None) -> Path | None:
     return argument if argument is not None else option
 
 
-def _studies(file: StudyFile, given: Given, fixed: dict[str, Any]) -> list[StudyConfig]:
+def _datasets(task_values: dict[str, Any], skip_missing: bool) -> tuple[list[str], list[str]]:
+    """The datasets that are asked for, and those of them that are missing and left out.
+
+    Raises:
+        UsageError: nothing is left.
+    """
+    required(task_values, "dataset", "paradigm")
+    text = str(task_values["dataset"])
+    words = {"all": tuple(DATASETS), "found": tuple(DATASETS), "paper": paper_datasets()}
+    keys = list(words.get(text) or names_in(text, "--dataset"))
+    if not skip_missing and text != "found":
+        return keys, []
+    root = task_values.get("data_root")
+    place = data_root() if root is None else Path(root).expanduser().absolute()
+    found = [key for key in keys if is_found(key, place, _protocol(task_values))]
+    missing = [key for key in keys if key not in found]
+    if not found:
+        raise UsageError(
+            "a dataset must be on disk", got=f"none of {', '.join(keys)}", where=place,
+            next_step="Give --data-root, or run `captune datasets` to see what is looked for and how to get it.",
+        )  # fmt: skip
+    return found, missing
+
+
+def _protocol(task_values: dict[str, Any]) -> str:
+    """The protocol that is asked for; the paper's datasets come in the paper's unless another is."""
+    default = "paper" if task_values.get("dataset") == "paper" else "coop"
+    return str(task_values.get("protocol") or default)
+
+
+def _studies(file: StudyFile, given: Given, datasets: list[str], fixed: dict[str, Any]) -> list[StudyConfig]:
     """The settings of every study that is asked for, checked as far as that needs neither data nor PyTorch."""
     task_values: dict[str, Any] = {**(file.values.get("task") or {}), **given.task}
+    if task_values["dataset"] == "paper":
+        task_values["protocol"] = _protocol(task_values)
     study_values = {key: value for key, value in file.values.items() if key not in ("task", "fixed")} | given.study
-    required(task_values, "dataset", "paradigm")
-    cells = _matrix(str(task_values["dataset"]), str(task_values["paradigm"]), str(study_values.get("method", "cap")))
+    cells = _matrix(datasets, str(task_values["paradigm"]), str(study_values.get("method", "cap")))
     if study_values.get("space") is not None:
         if len({name for _, _, name in cells}) > 1:
             raise UsageError("--space must be given for one method", got=f"--method {study_values['method']}")
@@ -191,9 +234,8 @@ def _studies(file: StudyFile, given: Given, fixed: dict[str, Any]) -> list[Study
     return studies
 
 
-def _matrix(dataset: str, paradigm: str, method: str) -> list[tuple[str, str, str]]:
+def _matrix(datasets: Sequence[str], paradigm: str, method: str) -> list[tuple[str, str, str]]:
     """Every asked combination, once, in the order asked."""
-    datasets = list(DATASETS) if dataset == "all" else names_in(dataset, "--dataset")
     paradigms = (
         list(PARADIGMS) if paradigm == "all" else [resolve_paradigm(name) for name in names_in(paradigm, "--paradigm")]
     )

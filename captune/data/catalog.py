@@ -152,6 +152,17 @@ def default_settings(task: TaskConfig, tuning: str | None = None) -> dict[str, A
     return settings | (dict(row.feature_settings) if tuning == "features" else {})
 
 
+def paper_datasets() -> tuple[str, ...]:
+    """The six datasets of the paper: those that come in its own splits."""
+    return tuple(key for key, row in DATASETS.items() if "paper" in row.protocols)
+
+
+def is_found(key: str, root: Path, protocol: str = "coop") -> bool:
+    """Whether a dataset of the catalogue is on disk, or needs none; a path is taken to be there."""
+    row = DATASETS.get(key)
+    return row is None or not row.layouts or find_layout(row, root, protocol) is not None
+
+
 def find_layout(row: DatasetRow, root: Path, protocol: str = "coop") -> tuple[Layout, tuple[Path, ...]] | None:
     """The first folder shape of a dataset that is on disk, those of the protocol first.
 

@@ -14,6 +14,7 @@ from captune.errors import StudyError, UsageError
 from captune.records import StudyRecord
 from captune.records.layout import REPORT
 from captune.results.report import report_studies
+from captune.studies.aside import ClosingAside
 from captune.studies.closing import close_study
 from captune.studies.planning import Plan
 from captune.tuning.budget import Budget
@@ -112,12 +113,17 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     records: list[StudyRecord] = []
     failures: list[StudyError] = []
     with contextlib.ExitStack() as stack:
-        studies = _run_trials(plans, settings, watcher, stack)
+        studies, aside = _run_trials(plans, settings, watcher, stack)
         cells = [opened.cell for opened in studies]
         try:
             for opened in studies:
                 opened.settle()
+                if opened.directory in aside.records:
+                    records.append(aside.records[opened.directory])
+                    continue
                 try:
+                    if opened.directory in aside.failures:
+                        raise aside.failures[opened.directory]
                     record, files = close_study(opened.directory)
                 except StudyError as error:
                     failures.append(error)
@@ -138,8 +144,8 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
 
 def _run_trials(
     plans: Sequence[Plan], settings: Settings, watcher: Watcher, stack: contextlib.ExitStack
-) -> list[OpenStudy]:
-    """Open the studies and run their trials; what is opened is closed with the stack."""
+) -> tuple[list[OpenStudy], ClosingAside]:
+    """Open the studies and run their trials, closing each of several as it ends; all are given up with the stack."""
     studies: list[OpenStudy] = []
     try:
         for plan in plans:
@@ -153,10 +159,12 @@ def _run_trials(
         cells = [opened.cell for opened in studies]
         budget = Budget(cells, seconds=settings.time_budget, gpu_hours=settings.gpu_hours)
         budget.reopen()
+        # A single study is closed by this process, which has nothing else to do then.
+        aside = ClosingAside(studies if len(studies) > 1 else [], watcher.closed)
         if settings.retry_failed:
             for cell in cells:
                 cell.retry_failed()
-        finished = all(cell.finished for cell in cells) or _run_on_ray(cells, plans, settings, watcher, budget)
+        finished = all(cell.finished for cell in cells) or _run_on_ray(cells, plans, settings, watcher, budget, aside)
         for opened in studies:
             opened.note_spent(budget.spent_seconds, budget.spent_gpu_hours, shared_by=len(studies))
     except BaseException as error:
@@ -171,7 +179,7 @@ def _run_trials(
     if not finished:
         watcher.interrupted(cells)
         raise KeyboardInterrupt
-    return studies
+    return studies, aside
 
 
 def chain(studies: Sequence[OpenStudy]) -> None:
@@ -194,7 +202,14 @@ def chain(studies: Sequence[OpenStudy]) -> None:
         opened.cell.after = cells[earlier]
 
 
-def _run_on_ray(cells: list[Cell], plans: Sequence[Plan], settings: Settings, watcher: Watcher, budget: Budget) -> bool:
+def _run_on_ray(
+    cells: list[Cell],
+    plans: Sequence[Plan],
+    settings: Settings,
+    watcher: Watcher,
+    budget: Budget,
+    aside: ClosingAside,
+) -> bool:
     """Run all trials; False when interrupted."""
     threads = max(1, int(settings.cpus_per_trial or 1))
     with connected(
@@ -225,8 +240,9 @@ def _run_on_ray(cells: list[Cell], plans: Sequence[Plan], settings: Settings, wa
                 budget.check(concurrency=allotment.concurrency, gpus=allotment.gpus)
                 publish()
                 refresh()
+                aside.look()
 
-            return run_cells(
+            finished = run_cells(
                 cells,
                 cluster,
                 allotment,
@@ -237,3 +253,5 @@ def _run_on_ray(cells: list[Cell], plans: Sequence[Plan], settings: Settings, wa
                 callbacks=logger_callbacks(settings.loggers, cells),
                 on_step=step,
             )
+        aside.wait()
+        return finished

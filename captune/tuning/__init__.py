@@ -17,8 +17,6 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # A busy machine needs more than the half minute that Ray gives its own processes to start.
-    "RAY_raylet_start_wait_time_s": "180",
     # Its C++ handler would take SIGTERM from ours and abort.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }

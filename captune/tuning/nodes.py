@@ -6,17 +6,20 @@ import contextlib
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from captune.config import TaskConfig
 from captune.errors import CaptuneError, StudyError
 from captune.tuning.gpus import GpuProof, prove_gpus
 from captune.tuning.machine import BROKEN, Finding, examine
+
+T = TypeVar("T")
 
 
 def check_nodes(
@@ -91,6 +94,38 @@ def on_each_node(
         except RayError as error:
             answers[name] = f"does not answer: {str(error).strip().splitlines()[0]}"
     return answers
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """What a function that runs in a process of Ray's will have said."""
+
+    _reference: Any
+
+    def ready(self) -> bool:
+        """Whether it has ended."""
+        return bool(ray.wait([self._reference], timeout=0)[0])
+
+    def get(self) -> T:
+        """Its result, waited for; what it raised is raised here.
+
+        Raises:
+            StudyError: its process died.
+        """
+        try:
+            result: T = ray.get(self._reference)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayError as error:
+            raise StudyError("a process beside the trials must end", got=str(error).strip().splitlines()[0]) from None
+        return result
+
+
+def start_here(work: Callable[..., T], *arguments: Any) -> Answer[T]:
+    """Run a function in a process of Ray's on this machine, beside trials: it takes no CPU and no GPU from them."""
+    here = ray.get_runtime_context().get_node_id()
+    where = NodeAffinitySchedulingStrategy(here, soft=True)
+    return Answer(ray.remote(num_cpus=0, max_retries=1)(work).options(scheduling_strategy=where).remote(*arguments))
 
 
 def check_gpus(*, allow_cpu: bool = False) -> bool:

@@ -10,10 +10,12 @@ import typer
 from rich.console import Console
 
 from captune.cli.main import main
+from captune.cli.options import Given
 from captune.cli.planning import first_configurations
-from captune.cli.run import _matrix
+from captune.cli.run import StudyFile, _datasets, _matrix, _studies
 from captune.cli.status import read_standing
 from captune.cli.studies import execute
+from captune.data.catalog import DATASETS
 from captune.errors import UsageError
 from captune.space import load_space
 from captune.studies.planning import Plan, best_configs
@@ -156,13 +158,42 @@ def test_a_dry_run_tells_the_configurations_that_will_be_run(tmp_path: Path) -> 
     assert first_configurations(space, facts.base, "tpe", 0, count=3) == run
 
 
+def eurosat_on_disk(root: Path) -> None:
+    """As much of EuroSAT as is looked for before it is read."""
+    layout = DATASETS["eurosat"].layouts[0]
+    for need in layout.needs:
+        path = root / need
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}") if path.suffix else path.mkdir(exist_ok=True)
+
+
+def test_found_datasets_are_those_on_disk_and_the_others_are_told(tmp_path: Path) -> None:
+    eurosat_on_disk(tmp_path)
+    values = {"dataset": "found", "paradigm": "ul", "data_root": str(tmp_path)}
+    found, missing = _datasets(values, False)
+    assert found == ["digits", "eurosat"]
+    assert set(found) | set(missing) == set(DATASETS)
+    listed = {**values, "dataset": "eurosat,dtd"}
+    assert _datasets(listed, False) == (["eurosat", "dtd"], []), "what is asked for by name must be there"
+    assert _datasets(listed, True) == (["eurosat"], ["dtd"])
+    with pytest.raises(UsageError, match="a dataset must be on disk, but got none of dtd"):
+        _datasets({**values, "dataset": "dtd"}, True)
+
+
+def test_the_papers_datasets_are_its_six_in_its_protocol() -> None:
+    keys, _ = _datasets({"dataset": "paper", "paradigm": "ul"}, False)
+    assert sorted(keys) == ["cub200", "dtd", "eurosat", "fgvc_aircraft", "flowers102", "resisc45"]
+    given = Given(task={"dataset": "paper", "paradigm": "ul"})
+    assert {study.task.protocol for study in _studies(StudyFile(), given, keys, {})} == {"paper"}
+
+
 def test_a_matrix_is_every_combination_once() -> None:
-    assert _matrix("digits,eurosat", "ul,transductive,tft", "cap") == [
+    assert _matrix(["digits", "eurosat"], "ul,transductive,tft", "cap") == [
         ("digits", "ul", "cap"), ("digits", "tft", "cap"), ("eurosat", "ul", "cap"), ("eurosat", "tft", "cap"),
     ]  # fmt: skip
-    assert len(_matrix("digits", "all", "all")) >= 4
+    assert len(_matrix(["digits"], "all", "all")) >= 4
     with pytest.raises(UsageError, match="--dataset must name something"):
-        _matrix(",", "ul", "cap")
+        _matrix(["digits"], ",", "cap")
 
 
 def test_a_fork_starts_from_the_best_of_the_study_beside_it(tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""Closing studies beside those that still train: in a process of Ray's, while the driver goes on handing out trials."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from captune.errors import StudyError
+from captune.records import StudyRecord
+from captune.studies.closing import close_study
+from captune.tuning.nodes import Answer, start_here
+from captune.tuning.study import OpenStudy
+
+Closed = tuple[StudyRecord, list[Path]]
+_EVERY_SECONDS = 1.0
+
+
+class ClosingAside:
+    """Closes each study as its last trial ends.
+
+    Args:
+        studies: all that the driver runs; each keeps its lock until the driver ends.
+        closed: told of each study that is closed, with the files of its report.
+
+    Attributes:
+        records: the closed studies, by directory.
+        failures: why a study could not be closed, by directory.
+    """
+
+    def __init__(self, studies: Sequence[OpenStudy], closed: Callable[[StudyRecord, Sequence[Path]], None]) -> None:
+        self._studies = list(studies)
+        self._closed = closed
+        self._running: dict[Path, Answer[Closed]] = {}
+        self._looked = 0.0
+        self.records: dict[Path, StudyRecord] = {}
+        self.failures: dict[Path, StudyError] = {}
+
+    def look(self) -> None:
+        """Start to close what has ended, take in what is closed; called at every turn of Ray's loop."""
+        if time.monotonic() - self._looked < _EVERY_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for opened in self._studies:
+            if opened.cell.finished and not self._begun(opened.directory):
+                opened.settle()
+                self._running[opened.directory] = start_here(close_study, opened.directory)
+        for directory, answer in list(self._running.items()):
+            if answer.ready():
+                self._take(directory, answer)
+
+    def wait(self) -> None:
+        """Take in what is being closed still."""
+        for directory, answer in list(self._running.items()):
+            self._take(directory, answer)
+
+    def _begun(self, directory: Path) -> bool:
+        return directory in self._running or directory in self.records or directory in self.failures
+
+    def _take(self, directory: Path, answer: Answer[Closed]) -> None:
+        del self._running[directory]
+        try:
+            record, files = answer.get()
+        except StudyError as error:
+            self.failures[directory] = error
+        else:
+            self.records[directory] = record
+            self._closed(record, files)
