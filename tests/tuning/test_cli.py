@@ -192,7 +192,7 @@ def test_a_matrix_is_every_combination_once() -> None:
         ("digits", "ul", "cap"), ("digits", "tft", "cap"), ("eurosat", "ul", "cap"), ("eurosat", "tft", "cap"),
     ]  # fmt: skip
     assert len(_matrix(["digits"], "all", "all")) >= 4
-    with pytest.raises(UsageError, match="--dataset must name something"):
+    with pytest.raises(UsageError, match="--paradigm must name something"):
         _matrix(["digits"], ",", "cap")
 
 
