@@ -97,7 +97,7 @@ def run(
     datasets, missing = _datasets({**(file.values.get("task") or {}), **given.task}, skip_missing)
     if missing:
         console.print(f"Not on disk and left out: {', '.join(missing)}.", highlight=False, soft_wrap=True)
-    studies = _studies(file, given, datasets, settings(given.trial, set_))
+    studies = _studies(file, given, settings(given.trial, set_), datasets)
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.planning import show_cost, show_plan
         from captune.cli.studies import execute
@@ -209,9 +209,16 @@ def _protocol(task_values: dict[str, Any]) -> str:
     return str(task_values.get("protocol") or default)
 
 
-def _studies(file: StudyFile, given: Given, datasets: list[str], fixed: dict[str, Any]) -> list[StudyConfig]:
-    """The settings of every study that is asked for, checked as far as that needs neither data nor PyTorch."""
+def _studies(
+    file: StudyFile, given: Given, fixed: dict[str, Any], datasets: Sequence[str] | None = None
+) -> list[StudyConfig]:
+    """The settings of every study that is asked for, checked as far as that needs neither data nor PyTorch.
+
+    `datasets` are those that are there; by default all that are named.
+    """
     task_values: dict[str, Any] = {**(file.values.get("task") or {}), **given.task}
+    if datasets is None:
+        datasets, _ = _datasets(task_values, skip_missing=False)
     if task_values["dataset"] == "paper":
         task_values["protocol"] = _protocol(task_values)
     study_values = {key: value for key, value in file.values.items() if key not in ("task", "fixed")} | given.study

@@ -181,10 +181,10 @@ def test_found_datasets_are_those_on_disk_and_the_others_are_told(tmp_path: Path
 
 
 def test_the_papers_datasets_are_its_six_in_its_protocol() -> None:
-    keys, _ = _datasets({"dataset": "paper", "paradigm": "ul"}, False)
-    assert sorted(keys) == ["cub200", "dtd", "eurosat", "fgvc_aircraft", "flowers102", "resisc45"]
-    given = Given(task={"dataset": "paper", "paradigm": "ul"})
-    assert {study.task.protocol for study in _studies(StudyFile(), given, keys, {})} == {"paper"}
+    studies = _studies(StudyFile(), Given(task={"dataset": "paper", "paradigm": "ul"}), {})
+    keys = sorted(study.task.dataset for study in studies)
+    assert keys == ["cub200", "dtd", "eurosat", "fgvc_aircraft", "flowers102", "resisc45"]
+    assert {study.task.protocol for study in studies} == {"paper"}
 
 
 def test_a_matrix_is_every_combination_once() -> None:

@@ -1,0 +1,92 @@
+"""Each of several studies is closed as it ends, beside those that still train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captune.errors import StudyError
+from captune.studies import aside as aside_module
+from captune.studies.aside import ClosingAside
+
+
+class Answer:
+    """What `nodes.start_here` gives, without Ray: ends when the test says so."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work, self.ended = work, False
+
+    def ready(self) -> bool:
+        return self.ended
+
+    def get(self) -> Any:
+        return self.work()
+
+
+class Cell:
+    finished = False
+
+
+class Study:
+    """As much of an `OpenStudy` as closing needs."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.cell, self.settled = directory, Cell(), 0
+
+    def settle(self) -> None:
+        self.settled += 1
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Answer]:
+    started: dict[Path, Answer] = {}
+
+    def start_here(_work: Callable[..., Any], directory: Path) -> Answer:
+        assert directory not in started, "a study is closed once"
+
+        def close() -> Any:
+            if directory.name == "broken":
+                raise StudyError("a study must have finished trials")
+            return f"record of {directory.name}", [directory / "report.html"]
+
+        started[directory] = Answer(close)
+        return started[directory]
+
+    monkeypatch.setattr(aside_module, "start_here", start_here)
+    monkeypatch.setattr(aside_module, "_EVERY_SECONDS", 0.0)
+    return started
+
+
+def test_a_study_that_ends_is_closed_while_the_others_go_on(answers: dict[Path, Answer], tmp_path: Path) -> None:
+    first, second = Study(tmp_path / "first"), Study(tmp_path / "second")
+    told: list[Any] = []
+    aside = ClosingAside([first, second], lambda record, files: told.append((record, files)))  # type: ignore[list-item]
+    aside.look()
+    assert not answers
+    first.cell.finished = True
+    aside.look()
+    aside.look()
+    assert list(answers) == [first.directory] and first.settled == 1 and second.settled == 0
+    assert told == [], "its report is still being written, and nobody waits for it"
+    answers[first.directory].ended = True
+    aside.look()
+    assert told == [("record of first", [first.directory / "report.html"])]
+    second.cell.finished = True
+    aside.look()
+    aside.wait()
+    assert list(aside.records) == [first.directory, second.directory]
+
+
+def test_a_study_that_cannot_be_closed_keeps_its_reason_and_stops_no_other(
+    answers: dict[Path, Answer], tmp_path: Path
+) -> None:
+    broken, fine = Study(tmp_path / "broken"), Study(tmp_path / "fine")
+    broken.cell.finished = fine.cell.finished = True
+    aside = ClosingAside([broken, fine], lambda _record, _files: None)  # type: ignore[list-item]
+    aside.look()
+    aside.wait()
+    assert list(aside.failures) == [broken.directory] and list(aside.records) == [fine.directory]
+    assert len(answers) == 2
