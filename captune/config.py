@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from captune.durations import Duration
 from captune.errors import ConfigError, did_you_mean
 
 Paradigm = Literal["ul", "ssl", "trzsl", "tft"]
@@ -139,19 +140,6 @@ def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.expanduser().absolute()
 
 
-def parse_duration(value: Any) -> Any:
-    """Seconds of a time such as 45s, 90m, 6h, 2d or 1h30m; anything but a text is left as it is."""
-    if not isinstance(value, str):
-        return value
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", value.strip())
-    seconds = sum(float(number) * units[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != value.strip() or seconds <= 0:
-        raise ValueError("must be a time such as 45s, 90m, 6h, 2d or 1h30m")
-    return seconds
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration)]
 PathField = Annotated[Path | None, AfterValidator(_absolute)]
 
 

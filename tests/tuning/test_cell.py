@@ -130,7 +130,7 @@ def test_a_study_in_which_everything_fails_the_same_way_gives_up_and_says_why(tm
     assert cell.finished
     assert cell.aborted is not None and "the loss must stay finite" in cell.aborted
     assert len(outcomes(tmp_path)) == 3
-    assert journal_lines(tmp_path / JOURNAL)[-1]["name"] == "aborted"
+    assert journal_lines(tmp_path / JOURNAL)[-1]["event"] == "given_up"
 
 
 def test_a_resumed_study_that_had_given_up_tries_again(tmp_path: Path) -> None:

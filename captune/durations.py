@@ -1,0 +1,23 @@
+"""Times as people type them: 45s, 90m, 6h, 2d, 1h30m."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+
+def parse_duration(value: Any) -> Any:
+    """Seconds of a time such as 45s, 90m, 6h, 2d or 1h30m; anything but a text is left as it is."""
+    if not isinstance(value, str):
+        return value
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", value.strip())
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != value.strip() or seconds <= 0:
+        raise ValueError("must be a time such as 45s, 90m, 6h, 2d or 1h30m")
+    return seconds
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
