@@ -385,13 +385,10 @@ class MachineConfig(Config):
     )
     memory_per_trial: float | None = Field(None, ge=0.1, description="GB of memory per trial; default: as measured")
     time_budget: Duration | None = Field(
-        None, description="time for all studies of the command, resumes included, such as 90m, 6h or 2d; the search "
-        "ends early enough to confirm and report within it",
-    )  # fmt: skip
-    gpu_hours: float | None = Field(None, gt=0, description="GPU hours for all studies of the command, counted alike")
-    trial_timeout: Duration | None = Field(
-        None, description="time after which a trial that has not ended fails, such as 30m"
+        None, description="time for all studies of the command with their resumes (90m, 6h, 2d), confirmation included"
     )
+    gpu_hours: float | None = Field(None, gt=0, description="GPU hours for all studies of the command, counted alike")
+    trial_timeout: Duration | None = Field(None, description="time after which a trial that has not ended fails (30m)")
     allow_cpu: bool = Field(False, description="train on the CPU where a GPU cannot be used, instead of refusing")
     address: str | None = Field(None, description="a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
     dashboard: bool = Field(True, description="start Ray's dashboard")
