@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("cap_forms.csv"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--budget", type=int, nargs=2, metavar=("EPOCHS", "STEPS"), help="default: the cell's own")
     parser.add_argument("--only", default="", help="cells whose name begins so")
     options = parser.parse_args()
     limit_threads(1)
@@ -73,6 +74,8 @@ def main() -> None:
         for name, (cell, values) in cells(options.data_root.absolute()).items():
             if not name.startswith(options.only):
                 continue
+            if options.budget:
+                values = {**values, "epochs": options.budget[0], "steps_per_epoch": options.budget[1]}
             for setting, (paradigm, choices) in QUESTIONS.items():
                 metrics: dict[str, list[float]] = {choice: [] for choice in choices}
                 for seed in range(options.seeds):
