@@ -15,15 +15,27 @@ from captune.config import TaskConfig
 from captune.data.catalog import DATASETS, load_dataset
 from captune.data.catalog import data_root as default_data_root
 from captune.data.download import DOWNLOADS, download
+from captune.data.duplicates import nearest_across
+from captune.data.labelling import image_names
 from captune.data.survey import Status, broken_images, survey
 from captune.data.tree import printable
 from captune.errors import UsageError
+from captune.records import Role
+
+_CHECKED = (
+    "data_root", "cache_dir", "protocol", "class_names", "labels", "pass_over", "image_column", "label_column",
+    "split_column", "allow_duplicates", "pixels", "follow_links", "backbone", "pretrained",
+)  # fmt: skip
 
 
-@options.with_options("task", only=("data_root", "protocol"))
+@options.with_options("task", only=_CHECKED)
 def datasets(
     given: options.Given,
     check: Annotated[str | None, typer.Option(help="Read every image of a dataset and list the broken ones.")] = None,
+    duplicates: Annotated[
+        bool,
+        typer.Option("--duplicates", help="With --check: also find test images that nearly equal a training one."),
+    ] = False,
     fetch: Annotated[str | None, typer.Option("--download", help=f"Fetch a dataset: {', '.join(DOWNLOADS)}.")] = None,
 ) -> int:
     """List every dataset: found or not, where, layout, classes, images of each split, licence, how to get it.
@@ -34,10 +46,13 @@ def datasets(
     console = Console()
     if check is not None and fetch is not None:
         raise UsageError("--check and --download must be used one at a time")
+    if duplicates and check is None:
+        raise UsageError("--duplicates must come with --check", got="none")
     if fetch is not None:
         return _download(console, fetch, _root(data_root))
     if check is not None:
-        return _check(console, _task(check, data_root, protocol))
+        task = TaskConfig.parse({"dataset": check, "paradigm": "ul", **given.task}, where=options.COMMAND_LINE)
+        return max(_check(console, task), _near_duplicates(console, task) if duplicates else 0)
     return _list(console, data_root, protocol)
 
 
@@ -72,7 +87,9 @@ def _list(console: Console, root: Path | None, protocol: str) -> int:
                 text += f" Or: captune datasets --download {status.row.key}"
         console.print(f"{status.row.key}: {text}", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        "Your own: folder:DIR (class folders), csv:FILE (path, label, split), features:FILE.npz.", highlight=False
+        "Your own: folder:DIR (class folders, or images alone with --class-names), csv:FILE (path, label, split), "
+        "features:FILE.npz.",
+        highlight=False,
     )
     return 1 if any(status.problem is not None for status in statuses) else 0
 
@@ -86,8 +103,32 @@ def _cells(status: Status) -> tuple[str, ...]:
     return row.key, "yes", dataset.layout, str(dataset.num_classes), counts, licence
 
 
+def _near_duplicates(console: Console, task: TaskConfig) -> int:
+    """Show the test images that are nearest to a training image by the backbone's features; always 0."""
+    from captune.training.context import open_context
+
+    dataset = load_dataset(task)
+    if not len(dataset.test):
+        console.print("no test split: there is nothing that a training image could give away", highlight=False)
+        return 0
+    features_MD = open_context(task, Role.REPORT).image_features_MD.cpu().numpy()
+    train, test = dataset.indices("train", "val"), dataset.indices("test")
+    count, pairs = nearest_across(features_MD[train], features_MD[test])
+    console.print(
+        f"{count} of {len(test)} test images are nearly a training image (cosine of the frozen features at least 0.99)"
+        + ("; the closest pairs:" if pairs else ""),
+        highlight=False,
+    )
+    named = [(image_names(dataset, train[[row]])[0], image_names(dataset, test[[at]])[0], c) for row, at, c in pairs]
+    for trained, tested, cosine in named:
+        line = f"  {cosine:.4f} {printable(tested)} (test), {printable(trained)}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
 def _check(console: Console, task: TaskConfig) -> int:
     dataset = load_dataset(task)
+    options.say_notes(console, dataset.notes)
     if not dataset.paths:
         console.print(f"{task.dataset}: {dataset.num_images} images in memory, nothing to read", highlight=False)
         return 0

@@ -58,7 +58,7 @@ def read_manifest(
         given: `--class-names`; needed where no row has a label.
         labels: False to read no labels.
         columns: what the columns are called.
-        root: images must lie below it; default the list's own folder.
+        root: images must lie below it or below the list's own folder.
         follow_links: links may lead out of it.
 
     Raises:
@@ -227,6 +227,7 @@ def _numbers_in_order(label: str) -> tuple[int, int, str]:
 
 def _located(rows: list[_Row], file: Path, root: Path, *, follow_links: bool) -> list[str]:
     base, real_root = str(file.parent.absolute()), os.path.realpath(root)
+    real_base = os.path.realpath(base)
     paths: list[str] = []
     missing: list[str] = []
     outside: list[str] = []
@@ -238,7 +239,9 @@ def _located(rows: list[_Row], file: Path, root: Path, *, follow_links: bool) ->
         paths.append(path)
         if not os.path.isfile(path):  # noqa: PTH113
             (special if os.path.exists(path) else missing).append(row.path)  # noqa: PTH110
-        elif not lies_in(path, str(root)) or not (follow_links or lies_in(os.path.realpath(path), real_root)):
+        elif not any(lies_in(path, around) for around in (base, str(root))) or not (
+            follow_links or any(lies_in(os.path.realpath(path), around) for around in (real_base, real_root))
+        ):
             outside.append(path)
     if missing:
         raise DataError(

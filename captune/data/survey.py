@@ -55,7 +55,7 @@ def broken_images(dataset: Dataset, *, progress: Callable[[int, int], None] | No
         progress: called with (images done, images in all).
     """
     broken = []
-    for number, (path, pixels) in enumerate(decode_many(dataset.paths, _SMALL), start=1):
+    for number, (path, pixels) in enumerate(decode_many(dataset.paths, _SMALL, dataset.reading), start=1):
         if isinstance(pixels, Unreadable):
             broken.append((path, str(pixels)))
         if progress is not None:

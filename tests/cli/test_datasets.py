@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from captune.cli.datasets import datasets
+from captune.cli.datasets import _CHECKED, datasets
 from captune.data.rows import DATASETS
 from captune.errors import UsageError
 from tests.data.miniatures import MINIATURES, write_image
 
 
 def _run(capsys: pytest.CaptureFixture[str], **arguments: object) -> tuple[int, str]:
-    values = {"check": None, "fetch": None, "data_root": None, "protocol": "coop", **arguments}
+    values = {"check": None, "fetch": None, "duplicates": False, **dict.fromkeys(_CHECKED), **arguments}
     code = datasets(**values)  # type: ignore[arg-type]
     return code, capsys.readouterr().out
 
@@ -71,3 +73,35 @@ def test_check_and_download_exclude_each_other(tmp_path: Path, capsys: pytest.Ca
 def test_download_of_what_is_there_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     MINIATURES[("eurosat", 2)](tmp_path)
     assert _run(capsys, fetch="eurosat", data_root=tmp_path) == (0, "eurosat is already there\n")
+
+
+def test_check_counts_what_is_passed_over_and_takes_images_without_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        write_image(tmp_path / f"{number}.jpg", number)
+    (tmp_path / "notes.txt").write_text("x")
+    code, text = _run(capsys, check=f"folder:{tmp_path}", class_names="ring,bar")
+    assert code == 0 and "5 of 5 images readable" in text
+    assert "passed over: 1 files that are no images: notes.txt" in text
+
+
+def test_near_duplicates_across_the_splits_are_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = generator.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+                Image.fromarray(pixels).resize((32, 32)).save(tmp_path / split / name / f"{number}.png")
+    with Image.open(tmp_path / "train" / "a" / "1.png") as image:
+        image.save(tmp_path / "test" / "a" / "same.png", compress_level=0)  # the same pixels in other bytes
+    settings = {"backbone": "tiny", "cache_dir": tmp_path / "cache"}
+    code, text = _run(capsys, check=f"folder:{tmp_path}", duplicates=True, **settings)
+    assert code == 0 and "of 7 test images are nearly a training image" in text
+    first = text[text.index("the closest pairs:") :].splitlines()[1]
+    assert first.startswith("  1.0000") and "same.png (test)" in first and "train/a/1.png" in first
+    with pytest.raises(UsageError, match=r"--duplicates must come with --check"):
+        _run(capsys, duplicates=True)
