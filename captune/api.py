@@ -6,15 +6,171 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captune.config import Config, TaskConfig
+from captune.config import Config, MachineConfig, StudyConfig, TaskConfig
 from captune.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from captune.adapted import AdaptedModel
+    from captune.records import StudyRecord
 
-__all__ = ["adapt", "datasets", "load"]
+__all__ = ["Study", "adapt", "datasets", "load", "open_study", "run"]
+
+
+class Study:
+    """A study on disk, finished or not, as tables.
+
+    Attributes:
+        directory: where it lies.
+    """
+
+    def __init__(self, record: StudyRecord) -> None:
+        self._record = record
+        self.directory = record.directory
+
+    def __repr__(self) -> str:
+        return f"<captune.Study {self._record.name}: {self.advice or 'no choice yet'}>"
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return self._record.name
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per reference, screening and search trial: its settings, selection score, report metric."""
+        from captune.results.tables import trials_table
+
+        return trials_table([self._record])
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """One row per trial and epoch."""
+        from captune.results.tables import epochs_table
+
+        return epochs_table([self._record])
+
+    @property
+    def candidates(self) -> pd.DataFrame:
+        """What the choice compared, best first: name, config_id, mean_score, sd, num_seeds; empty before the choice."""
+        import pandas as pd
+
+        chosen = self._record.choice
+        columns = ["name", "config_id", "mean_score", "sd", "num_seeds"]
+        table = pd.DataFrame(list(chosen.candidates) if chosen is not None else [], columns=columns)
+        return table.sort_values("mean_score", ascending=False, kind="stable", ignore_index=True)
+
+    @property
+    def choice(self) -> dict[str, Any] | None:
+        """What the study chose before it read a test label: `advice`, `name`, `config_id`, `config`, `reason`."""
+        chosen = self._record.choice
+        if chosen is None:
+            return None
+        return {name: getattr(chosen, name) for name in ("advice", "name", "config_id", "config", "reason")}
+
+    @property
+    def advice(self) -> str | None:
+        """What to do, in words; None before the choice."""
+        return None if self._record.choice is None else self._record.choice.advice
+
+    @property
+    def best_config(self) -> dict[str, Any] | None:
+        """The chosen configuration with its method, as `captune.adapt(config=…)` takes it; None before the choice."""
+        chosen = self._record.choice
+        return None if chosen is None or not chosen.config else {"method": self._record.method, **chosen.config}
+
+    def report(self) -> Path:
+        """Write every table and figure again; returns the page, report.html."""
+        from captune.results.report import report_study
+
+        return report_study(self._record)[-1]
+
+
+def run(
+    images: str | Path | None = None,
+    class_names: Sequence[str] | str | Path | None = None,
+    *,
+    dataset: str | None = None,
+    paradigm: str = "ul",
+    method: str = "cap",
+    trials: int = 12,
+    out: str | Path | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Study:
+    """Run a study: search configurations, confirm the best over seeds, choose, read the test labels, report.
+
+    Args:
+        images: a folder of images; short for `dataset="folder:DIR"`.
+        class_names: names of the classes, or a file of them.
+        dataset: a dataset's name, or folder:DIR, csv:FILE, features:FILE, as on the command line.
+        paradigm: ul, ssl, trzsl or tft.
+        method: a method's name.
+        trials: configurations to try, the published one included.
+        out: the study's directory; runs/NAME if None.
+        resume: go on with the study in the directory.
+        options: any other option of `captune run` by its name, or any setting of the method, which is then fixed:
+            `confirm_top`, `concurrency`, `dashboard`, `backbone`, `epochs`, `margin_scale`, …
+
+    Returns:
+        The finished study.
+
+    Raises:
+        UsageError: an unknown option (the nearest is named), or a directory that holds another study.
+        StudyError: every trial failed.
+        KeyboardInterrupt: what is finished is kept; `resume=True` goes on.
+
+    Example:
+        >>> import captune
+        >>> study = captune.run(dataset="digits", trials=4, epochs=2)  # doctest: +SKIP
+        >>> study.trials[["key", "score", "metric"]]  # doctest: +SKIP
+        >>> model = captune.adapt(dataset="digits", config=study.best_config)  # doctest: +SKIP
+    """
+    from captune.algorithms import method_named, paper_config
+    from captune.tuning.loggers import check_loggers
+
+    place = _dataset(images, dataset)
+    config_class = method_named(method).config_class
+    cell, search, machine, fixed = split_options(options, TaskConfig, StudyConfig, MachineConfig, config_class)
+    if class_names is not None:
+        cell["class_names"] = _names(class_names)
+    task = TaskConfig.parse({**cell, "dataset": place, "paradigm": paradigm}, where="run")
+    fixed = {**search.pop("fixed", {}), **fixed}
+    paper_config(method, task, fixed.get("tuning")).with_values(fixed, where="run")
+    values = {**search, "task": task.model_dump(), "method": method, "trials": trials, "fixed": fixed}
+    study = StudyConfig.parse(values, where="run")
+    how = MachineConfig.parse(machine, where="run")
+    loggers = check_loggers(how.logger)
+
+    from captune.studies.planning import plan_study
+    from captune.studies.running import Settings, run_studies
+    from captune.tuning.describe import cell_name
+
+    name = cell_name(task.dataset, task.paradigm, method)
+    directory = Path("runs", name) if out is None else Path(out).expanduser()
+    settings = Settings(**how.model_dump(exclude={"logger"}), loggers=loggers, resume=resume)
+    (record,) = run_studies([plan_study(study, directory.absolute())], settings)
+    return Study(record)
+
+
+def open_study(path: str | Path) -> Study:
+    """Open a study on disk, finished, running or interrupted; nothing in it is changed.
+
+    Args:
+        path: the directory that `captune run` or `captune.run` wrote.
+
+    Raises:
+        RecordError: no study is there.
+
+    Example:
+        >>> import captune
+        >>> study = captune.open_study("runs/digits-ul-cap")  # doctest: +SKIP
+        >>> study.trials.nlargest(3, "score")  # doctest: +SKIP
+    """
+    from captune.results.load import load_study
+
+    return Study(load_study(Path(path).expanduser()))
 
 
 def load(
@@ -90,12 +246,8 @@ def adapt(
     """
     from captune.adapting import adapt_once, check_out, configuration
     from captune.algorithms import method_named
-    from captune.data.catalog import check_dataset_name
 
-    if (images is None) == (dataset is None):
-        raise UsageError("either images or dataset must be given", got="both" if images is not None else "neither")
-    known = dataset if dataset is not None else f"folder:{Path(str(images)).expanduser()}"
-    check_dataset_name(known)
+    known = _dataset(images, dataset)
     source = dict(config) if isinstance(config, Mapping) else None if config is None else Path(config).expanduser()
     named = method or (source.get("method") if isinstance(source, dict) else None) or "cap"
     cell, settings = split_options(options, TaskConfig, method_named(named).config_class)
@@ -166,6 +318,16 @@ def split_options(options: Mapping[str, Any], *classes: type[Config]) -> tuple[d
             )
         parts[owner][name] = value
     return parts
+
+
+def _dataset(images: str | Path | None, dataset: str | None) -> str:
+    from captune.data.catalog import check_dataset_name
+
+    if (images is None) == (dataset is None):
+        raise UsageError("either images or dataset must be given", got="both" if images is not None else "neither")
+    name = dataset if dataset is not None else f"folder:{Path(str(images)).expanduser()}"
+    check_dataset_name(name)
+    return name
 
 
 def _names(names: Sequence[str] | str | Path) -> str:

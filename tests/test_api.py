@@ -16,13 +16,16 @@ from PIL import Image
 import captune
 from captune import api
 from captune.data.digits import load_digits_arrays
-from captune.errors import DataError, UsageError
+from captune.errors import CaptuneError, DataError, UsageError
+from tests.tuning.test_study import run_study
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_public_names_are_these() -> None:
-    assert captune.__all__ == ["AdaptedModel", "CaptuneError", "__version__", "adapt", "datasets", "load"]
+    assert set(captune.__all__) == {
+        "AdaptedModel", "CaptuneError", "Study", "__version__", "adapt", "datasets", "load", "open_study", "run",
+    }  # fmt: skip
     for name in captune.__all__:
         assert getattr(captune, name) is not None
         assert name in dir(captune)
@@ -143,6 +146,33 @@ def test_the_catalogue_is_a_table(tmp_path: Path) -> None:
     table = captune.datasets(data_root=tmp_path).set_index("name")
     assert bool(table.loc["digits", "found"]) and table.loc["digits", "test"] == 539
     assert not table.loc["eurosat", "found"] and table["how_to_get"].notna().all()
+
+
+def test_a_finished_study_opens_as_tables(tmp_path: Path) -> None:
+    run_study(tmp_path / "run", trials=4, confirm_top=1, confirm_seeds=2)
+    study = captune.open_study(tmp_path / "run")
+    assert study.name == "run" and study.directory == tmp_path / "run"
+    searched = study.trials[study.trials["phase"] == "search"]
+    assert len(searched) == 4 and searched["score"].notna().any()
+    assert set(study.epochs["key"]) >= set(searched["key"])
+    # Trials have ended, nothing has been chosen yet.
+    assert study.choice is None and study.advice is None and study.best_config is None
+    assert study.candidates.empty and "no choice yet" in repr(study)
+
+
+def test_wrong_options_of_a_study_are_refused_before_ray(tmp_path: Path) -> None:
+    for options, said in (
+        ({"trails": 3}, "Did you mean 'trials'|unknown|trails"),
+        ({"sampler": "tpr"}, "Did you mean 'tpe'"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"margin_scale": -1}, "margin_scale"),
+        ({"logger": "tensorbord"}, "Did you mean 'tensorboard'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            captune.run(dataset="digits", out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(CaptuneError, match="journal"):
+        captune.open_study(tmp_path)
 
 
 @pytest.mark.slow
