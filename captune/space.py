@@ -57,12 +57,6 @@ class Parameter:
             value = self.low + self.step * min(round((value - self.low) / self.step), steps)
         return round(value) if self.kind == "int" else value
 
-    def contains(self, value: Any) -> bool:
-        """Whether a value lies in the domain (steps aside)."""
-        if self.kind == "categorical":
-            return value in self.choices
-        return isinstance(value, (int, float)) and self.low <= value <= self.high
-
     def at(self, unit: float) -> Any:
         """The value at a place in [0, 1]: the inverse of `unit`, up to the steps of the domain."""
         if self.kind == "categorical":

@@ -105,12 +105,19 @@ def test_a_method_without_a_shipped_space_asks_for_one() -> None:
         space_file(None, "nothing")
 
 
+def contains(parameter: Parameter, value: object) -> bool:
+    """Whether a value lies in a parameter's domain (steps aside)."""
+    if parameter.kind == "categorical":
+        return value in parameter.choices
+    return isinstance(value, (int, float)) and parameter.low <= value <= parameter.high
+
+
 @pytest.mark.parametrize("method", [name for name in ALGORITHMS if shipped_space(name) is not None])
 @pytest.mark.parametrize("paradigm", ["ul", "trzsl"])
 def test_every_shipped_space_is_valid_and_holds_the_methods_own_configuration(method: str, paradigm: str) -> None:
     base = paper_config(method, TaskConfig.parse({"dataset": "digits", "paradigm": paradigm}))
     space = load_space(space_file(None, method), base, class_size=40)
-    outside = [p.name for p in space.parameters if not p.contains(getattr(base, p.name))]
+    outside = [p.name for p in space.parameters if not contains(p, getattr(base, p.name))]
     assert outside == []
 
 
@@ -139,7 +146,7 @@ def test_clipping_lands_in_the_domain_and_twice_is_once(
         low, width = float(int(low) + 1), float(int(width))
     parameter = Parameter("x", kind, "nuisance", low, low + width, log, None if log else step)  # type: ignore[arg-type]
     clipped = parameter.clip(value)
-    assert parameter.contains(clipped)
+    assert contains(parameter, clipped)
     assert parameter.clip(clipped) == pytest.approx(clipped)
     assert 0 <= parameter.unit(clipped) <= 1
 

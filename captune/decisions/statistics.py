@@ -76,14 +76,6 @@ def t_interval(values: Sequence[float], level: float = LEVEL, *, fractions: bool
     return Interval(centre - half, centre + half)
 
 
-def one_sided_margin(values: Sequence[float], level: float = LEVEL) -> float | None:
-    """How far below the mean the one-sided t bound lies; None of fewer than two values."""
-    spread = standard_deviation(values)
-    if spread is None:
-        return None
-    return float(stats.t.ppf(level, len(values) - 1)) * spread / math.sqrt(len(values))
-
-
 def student_quantile(level: float, freedom: int) -> float:
     """The one-sided quantile of Student's t."""
     return float(stats.t.ppf(level, freedom))

@@ -63,18 +63,6 @@ def reset_peaks() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def available_bytes() -> int:
-    """Memory of this machine that new processes could have; 0 where the kernel does not say."""
-    found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
-    return 1024 * int(found[1]) if found else 0
-
-
-def gpus_here() -> tuple[int, int]:
-    """How many GPUs this machine has, and the memory of the smallest in bytes."""
-    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
-    return len(sizes), min(sizes, default=0)
-
-
 def _read(path: str) -> str:
     with contextlib.suppress(OSError):
         return Path(path).read_text()

@@ -11,7 +11,7 @@ from captune.errors import UsageError
 # What a trial on frozen features needs, process and libraries included (captune/tuning/README.md says how measured).
 TRIAL_BYTES = 1_250_000_000
 # A measured peak is not the highest there will be; a process on a GPU holds the driver's context and libraries besides.
-_MARGIN, _GPU_CONTEXT_BYTES = 1.1, 600_000_000
+_MARGIN = 1.1
 _GB = 1e9
 
 
@@ -117,35 +117,3 @@ def allot(
         )
     at_once = 1 if deterministic else concurrency or room
     return Allotment(at_once, cpus=cpus, gpus=gpus, memory_bytes=memory)
-
-
-def packing(
-    node: Node, *, cpus: float, trial_bytes: int, gpu_bytes: int = 0, trial_gpu_bytes: int = 0
-) -> tuple[str, ...]:
-    """How measured trials pack on a machine, and the options that say so, in sentences.
-
-    Args:
-        node: the machine.
-        cpus: of a trial.
-        trial_bytes: memory of its process.
-        gpu_bytes: memory of one GPU, 0 without one.
-        trial_gpu_bytes: what a trial was measured to allocate there.
-    """
-    wanted = math.ceil(_MARGIN * trial_bytes / _GB * 10) / 10
-    rooms = {"CPUs": math.floor(node.cpus / cpus + 1e-9)}
-    if node.memory_bytes:
-        rooms["memory"] = math.floor(node.memory_bytes / (wanted * _GB))
-    options = f"--memory-per-trial {wanted:g}"
-    if gpu_bytes:
-        on_one = min(
-            math.floor(gpu_bytes / (_MARGIN * trial_gpu_bytes + _GPU_CONTEXT_BYTES)), max(1, min(rooms.values()))
-        )
-        rooms["GPU memory"] = on_one * int(node.gpus)
-        if on_one:
-            # Rounded down: shares that add up to more than one GPU would leave the last trial out.
-            options = f"--gpus-per-trial {math.floor(1000 / on_one) / 1000:g} " + options
-    fit = min(rooms.values())
-    limits = ", ".join(f"{name} for {room}" for name, room in rooms.items())
-    if fit < 1:
-        return (f"Packing: no trial fits this machine ({limits}).",)
-    return (f"Packing: {fit} at a time on this machine ({limits}): {options} --concurrency {fit}.",)

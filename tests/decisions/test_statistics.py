@@ -38,12 +38,7 @@ def test_t_interval_by_hand() -> None:
     assert interval.half_width == pytest.approx(6.5724, abs=1e-3)
 
 
-def test_one_sided_margin_by_hand() -> None:
-    """t(.95, 2) = 2.9200 times 1.5275 is 4.4603."""
-    assert s.one_sided_margin([1, 2, 6]) == pytest.approx(4.4603, abs=1e-3)
-
-
-@pytest.mark.parametrize("function", [s.standard_deviation, s.t_interval, s.one_sided_margin, s.wilcoxon_p])
+@pytest.mark.parametrize("function", [s.standard_deviation, s.t_interval, s.wilcoxon_p])
 def test_one_value_has_no_spread_and_no_interval(function: object) -> None:
     assert callable(function) and function([0.5]) is None and function([]) is None
 
@@ -69,7 +64,7 @@ def test_constant_values_have_zero_spread(value: float, count: int) -> None:
 def test_order_of_seeds_changes_nothing(sample: list[float], shuffler: object) -> None:
     mixed = list(sample)
     shuffler.shuffle(mixed)  # type: ignore[attr-defined]
-    for function in (s.mean, s.standard_deviation, s.interquartile_mean, s.one_sided_margin):
+    for function in (s.mean, s.standard_deviation, s.interquartile_mean):
         assert function(mixed) == pytest.approx(function(sample), abs=1e-12)
     assert s.probability_of_improvement(mixed, [0.5]) == s.probability_of_improvement(sample, [0.5])
 
@@ -90,12 +85,6 @@ def test_students_interval_covers_at_its_nominal_rate(num_seeds: int, at_least: 
     samples = rng().normal(size=(2000, num_seeds))
     held = [interval.low <= 0 <= interval.high for row in samples if (interval := s.t_interval(row.tolist()))]
     assert at_least <= float(np.mean(held)) <= 0.97
-
-
-def test_one_sided_margin_is_exceeded_by_chance_one_time_in_twenty() -> None:
-    samples = rng().normal(size=(4000, 3))
-    fooled = [row.mean() > (s.one_sided_margin(row.tolist()) or 0) for row in samples]
-    assert 0.04 <= float(np.mean(fooled)) <= 0.06
 
 
 def test_bootstrap_covers_with_many_seeds_and_too_little_with_three() -> None:

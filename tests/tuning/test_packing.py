@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from captune.errors import UsageError
-from captune.tuning.packing import TRIAL_BYTES, Node, allot, packing
+from captune.tuning.packing import TRIAL_BYTES, Node, allot
 
 GB = 1e9
 
@@ -63,29 +63,3 @@ def test_a_deterministic_study_runs_one_at_a_time() -> None:
 def test_a_trial_that_does_not_fit_is_refused(asked: dict[str, float], said: str) -> None:
     with pytest.raises(UsageError, match="a trial must fit into a node of the cluster, but got " + said):
         allot([Node(2, 0, 4 * GB), Node(2, 0, 4 * GB)], **asked)
-
-
-def test_measured_trials_are_packed_by_what_is_shortest() -> None:
-    (by_memory,) = packing(Node(16, 0, 8 * GB), cpus=1, trial_bytes=1_800_000_000)
-    assert by_memory == (
-        "Packing: 4 at a time on this machine (CPUs for 16, memory for 4): --memory-per-trial 2 --concurrency 4."
-    )
-    # 1.1 · 17 + 0.6 = 19.3 GB of 80: four, a quarter of each of two GPUs.
-    (on_gpus,) = packing(
-        Node(16, 2, 100 * GB), cpus=2, trial_bytes=3_000_000_000, gpu_bytes=80 * 10**9, trial_gpu_bytes=17 * 10**9
-    )
-    assert "CPUs for 8, memory for 30, GPU memory for 8" in on_gpus
-    assert on_gpus.endswith("--gpus-per-trial 0.25 --memory-per-trial 3.3 --concurrency 8.")
-
-
-def test_the_share_of_a_gpu_that_is_proposed_lets_all_of_them_in() -> None:
-    for trial_gpu_bytes in range(10**9, 40 * 10**9, 10**9):
-        node = Node(64, 1, 500 * GB)
-        (said,) = packing(node, cpus=1, trial_bytes=2 * 10**9, gpu_bytes=80 * 10**9, trial_gpu_bytes=trial_gpu_bytes)
-        share, at_once = float(said.split("--gpus-per-trial ")[1].split()[0]), int(said.rsplit(" ", 1)[1].rstrip("."))
-        assert allot([node], gpus=share).concurrency == at_once
-
-
-def test_a_machine_that_is_too_small_is_told() -> None:
-    (said,) = packing(Node(2, 0, 1 * GB), cpus=1, trial_bytes=2_000_000_000)
-    assert said == "Packing: no trial fits this machine (CPUs for 2, memory for 0)."
