@@ -168,6 +168,7 @@ def build_classifier(
     seed: int,
     text_features_KD: Tensor | None = None,
     logit_scale: float | None = None,
+    zero_adapters: bool = True,
 ) -> Classifier:
     """A fresh classifier for a trial.
 
@@ -179,6 +180,7 @@ def build_classifier(
         seed: of the initial values.
         text_features_KD: frozen text features, for frozen-feature tuning; default: the backbone's.
         logit_scale: s; default: the backbone's.
+        zero_adapters: whether adapters start as the identity.
 
     Raises:
         ModelError: prompts cannot enter the backbone, or there is neither a backbone nor text features.
@@ -217,6 +219,7 @@ def build_classifier(
             config.adapter_hidden,
             config.adapter_residual,
             generator=torch_generator(seed, "adapters", which),
+            zero_last=zero_adapters,
         )
         for which in ("main", "pseudo", "text")
     }
