@@ -3,7 +3,7 @@
 Two questions: class means in the margin from remembered features or from main samples encoded anew
 (`margin_features`), and in trzsl the pool predicted over all classes or over the unseen ones (`pseudolabel_classes`).
 
-python analysis/cap_forms.py --data-root ../shared/data --out cap_forms.csv
+python -m tests.tools.cap_forms --data-root ../shared/data --out cap_forms.csv
 """
 
 from __future__ import annotations
