@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ from captune.config import StudyConfig, TaskConfig
 from captune.studies import closing
 from captune.studies.planning import Plan, plan_study
 from captune.tuning.study import OpenStudy
-from captune.tuning.trainable import open_trial_anywhere
-from tests.tuning.simulate import advance
+from captune.tuning.trainable import PAYLOAD, RUN, StudyTrainable, open_trial_anywhere
 
 QUICK = {"epochs": 2, "steps_per_epoch": 2, "tuning": "features"}
 
@@ -28,9 +28,11 @@ def run_trials(plan: Plan, *, resume: bool = False) -> OpenStudy:
     opened = OpenStudy(plan.directory, plan.study, plan.info, plan.space, resume=resume, durable=False)
     while (trial := opened.cell.next_trial()) is not None:
         opened.cell.start(trial.key, "node")
-        worker = open_trial_anywhere(opened.cell.spec(trial, threads=1))
-        while not advance(opened.cell, trial.key, worker):  # type: ignore[arg-type]
+        worker = StudyTrainable.__new__(StudyTrainable)
+        worker.setup({RUN: opened.cell.spec(trial, threads=1).to_json()}, open_run=open_trial_anywhere)
+        while not opened.cell.deliver(trial.key, json.loads(worker.step()[PAYLOAD])):
             continue
+        worker.cleanup()
     assert opened.cell.finished
     return opened
 

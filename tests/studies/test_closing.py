@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +138,7 @@ def test_oracle_scores_are_the_sealed_metric_and_every_output_is_stamped(tmp_pat
 def test_mismatched_classes_are_recorded_once_and_marked_in_concepts(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul"))
     (event,) = events(directory, "mismatch")
-    names = json.loads(json.dumps(load_study(directory).opened["class_names"]))
+    names = load_study(directory).opened.class_names
     report_study(directory)
     import pandas as pd
 

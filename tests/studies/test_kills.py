@@ -31,7 +31,7 @@ from tests.studies.lives import run_trials, search, settings
 from tests.tuning.test_study import open_study, run_study
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a copy of the process")
-_WALL_CLOCK = {"time", "seconds", "node", *WALL_CLOCK_COLUMNS}
+_WALL_CLOCK = {"time", "seconds", "node", "memory_bytes", "gpu_memory_bytes", *WALL_CLOCK_COLUMNS}
 _WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
 
