@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import astuple, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,49 @@ _PAPER_TEMPLATE = "a photo of a {}"
 _OWN = ("folder", "csv", "features")
 
 
+# Settings of the pool, the labels and the model: they do not change which images and names a dataset has.
+_OF_THE_CELL = (
+    "backbone", "pretrained", "precision", "kernels", "cache_dir", "descriptions", "shots", "pool_imbalance",
+    "pool_fraction", "shot_noise", "holdout_fraction", "unseal_pool",
+)  # fmt: skip
+
+
 def load_dataset(task: TaskConfig) -> Dataset:
     """Read the dataset of a cell: names, splits and where its images are; no image is opened.
+
+    A process reads a dataset once, and again if files or folders of it have changed.
 
     Raises:
         UsageError: no such dataset, or overrides that do not fit.
         DataError: not on disk (what is missing, where to put it, what works now), or not as it should be.
     """
+    plain = {name: TaskConfig.model_fields[name].default for name in _OF_THE_CELL}
+    return _read_dataset(task.model_copy(update=plain), _state_on_disk(task))
+
+
+def _state_on_disk(task: TaskConfig) -> tuple[tuple[str, int, int], ...]:
+    """Changes whenever a file or folder is added to the dataset, removed or renamed, or its list is written anew."""
+    kind, _, place = task.dataset.partition(":")
+    own = bool(place) and kind in _OWN
+    root = Path(place).expanduser().absolute() if own else data_root(task)
+    places: list[Path] = [root, task.class_names] if isinstance(task.class_names, Path) else [root]
+    folders = [root]
+    for _ in range(3 if own else 2):
+        folders = [below for folder in folders for below in _folders_in(folder)]
+        places += folders
+    found = [(str(path), path.stat()) for path in places if path.exists()]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
+    except OSError:  # no folder, or not for us: reading says so better
+        return []
+
+
+@lru_cache(maxsize=4)
+def _read_dataset(task: TaskConfig, _state: tuple[tuple[str, int, int], ...]) -> Dataset:
     kind, _, place = task.dataset.partition(":")
     given = read_class_names(task.class_names)
     if place and kind in _OWN:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from captune.config import TaskConfig, TrialConfig
+from captune.data import catalog
 from captune.data.catalog import DATASETS, cache_directory, data_root, default_backbone, default_settings, load_dataset
+from captune.data.paradigms import build_task
 from captune.data.published import published, published_results
+from captune.records import Role
 
 
 def _task(dataset: str = "digits", **values: object) -> TaskConfig:
@@ -109,3 +113,25 @@ def test_a_published_number_has_a_source_and_a_plausible_value() -> None:
     assert len(known) == 2 * 5 * 3
     assert all(0 < number.value < 100 and number.source for number in known)
     assert published("cub200", "ul", "cap") is None
+
+
+def test_a_process_reads_a_dataset_once_and_again_once_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read = catalog._own_dataset
+    monkeypatch.setattr(catalog, "_own_dataset", lambda task, *rest: reads.append(task) or read(task, *rest))
+    for name in ("cat", "dog", "owl"):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
+    task = TaskConfig(dataset=f"folder:{tmp_path}", paradigm="ul")
+    for changes in ({}, {"pool_imbalance": 2.0}, {"backbone": "tiny"}, {"shots": 2}):
+        assert load_dataset(task.model_copy(update=changes)).class_names == ("cat", "dog", "owl")
+    build_task(task, role=Role.SCORE)
+    assert len(reads) == 1
+    before = len(load_dataset(task).train.labels_N)
+    for number in range(6, 12):
+        Image.new("RGB", (8, 8)).save(tmp_path / "dog" / f"{number}.png")
+    assert len(load_dataset(task).train.labels_N) > before and len(reads) == 2
+    assert load_dataset(task.model_copy(update={"open_set_fraction": 0.3})).class_names != ("cat", "dog", "owl")
