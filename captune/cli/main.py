@@ -56,7 +56,7 @@ def _root(
 COMMANDS = {
     "run": "Search for the configuration that adapts best, confirm it over seeds, report on sealed labels.",
     "resume": (
-        "Go on with studies: nothing that finished is lost or run twice, running trials go on from their last epoch."
+        "Go on with studies: nothing that finished is lost or repeated, running trials go on from their last epoch."
     ),
     "status": "Show how far studies are.",
     "stop": "Ask running studies to stop: what is finished is kept, and `captune resume` goes on with the rest.",

@@ -1,4 +1,4 @@
-"""captune report: the CSVs, figures and page of one run or of many, made again from their journals."""
+"""captune report: the CSVs, figures and page of one study or of many, made again from their journals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captune.errors import UsageError
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold them.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where to write; for several runs needed, for one run its own directory.")
+        Path | None, typer.Option(help="Where to write; needed for several studies; for one, its own directory.")
     ] = None,
 ) -> None:
     """Write every table, figure and page the records support: one run, many, finished or not.
@@ -34,8 +34,8 @@ def report(
     records = load_studies(runs)
     if out is None and len(records) > 1:
         raise UsageError(
-            "--out must say where the report of several runs goes",
-            got=f"{len(records)} runs and no --out",
+            "--out must say where the report of several studies goes",
+            got=f"{len(records)} studies and no --out",
             next_step="Add --out DIR.",
         )
     written = report_study(records[0].directory) if out is None else report_studies(runs, out)

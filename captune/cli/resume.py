@@ -38,7 +38,7 @@ def resume(
         ),
     ] = None,
 ) -> None:
-    """Go on with studies: nothing that finished is lost or run twice, running trials go on from their last epoch.
+    """Go on with studies: nothing that finished is lost or repeated, running trials go on from their last epoch.
 
     Example: captune resume runs/digits-ul-cap
     """

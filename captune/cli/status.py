@@ -17,7 +17,7 @@ from captune.tuning.cell import Cell
 from captune.tuning.cluster import connected
 from captune.tuning.lock import is_alive, read_lock
 from captune.tuning.progress import Standing, duration, standing, standings_table
-from captune.tuning.runs import CellInfo
+from captune.tuning.specs import CellInfo
 from captune.tuning.study import read_study
 from captune.tuning.telemetry import published_standings
 
@@ -56,7 +56,7 @@ def _show_all(what: list[str], console: Console) -> None:
 def _show_directories(path: Path, console: Console) -> None:
     directories = [path] if (path / STUDY).exists() else sorted(file.parent for file in path.glob(f"*/{STUDY}"))
     if not directories:
-        raise StudyError(f"a directory of runs must hold {STUDY}, itself or one below", got="none", where=path)
+        raise StudyError(f"a directory of studies must hold {STUDY}, itself or one below", got="none", where=path)
     standings = []
     for directory in directories:
         now, record = read_standing(directory)

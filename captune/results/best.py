@@ -19,7 +19,7 @@ UNDERPOWERED_SEEDS = 3
 
 
 def report_trials(run: StudyRecord, name: str) -> list[Trial]:
-    """The runs that measure a configuration on the test: report role (whole pool) where there are any, else score role.
+    """The trials that measure a configuration on the test: in the report role where there are any, else in the other.
 
     For a name of the search (`t0003`) its single trial. Empty before the seal was opened.
     """
@@ -37,7 +37,7 @@ def metrics_by_seed(run: StudyRecord, name: str) -> dict[int | None, float]:
 
 
 def reference_metric(run: StudyRecord, name: str) -> float | None:
-    """Report metric of a reference, once the seal was opened; of its report-role run where there is one."""
+    """Report metric of a reference, once the seal was opened; of its report-role trial where there is one."""
     return statistics.mean([trial.metric for trial in report_trials(run, name) if trial.metric is not None])
 
 
@@ -53,7 +53,7 @@ def paper_name(run: StudyRecord) -> str | None:
 
 
 def recorded_choice(run: StudyRecord) -> Choice:
-    """The choice the study wrote down; for a run that has none yet, the one the rule gives now."""
+    """The choice the study wrote down; for a study that has none yet, the one the rule gives now."""
     if run.choice is None:
         return choose(run)
     fresh, recorded = choose(run), run.choice
@@ -155,7 +155,7 @@ def _best_row(run: StudyRecord) -> dict[str, Any]:
 
 
 def _oracle_gap(run: StudyRecord, config_id: int | None) -> tuple[str | None, float | None]:
-    """The search trial that sealed labels would have picked, and what not looking cost: single runs of one role, like
+    """The search trial that sealed labels would have picked, and what not looking cost: single trials of one role, like
     with like.
     """
     if not run.sealed_opened:

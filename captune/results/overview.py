@@ -1,4 +1,4 @@
-"""runs.csv: what each run was, how far it got, what cannot be said about it, and what to try next."""
+"""runs.csv: what each study was, how far it got, what cannot be said about it, and what to try next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pay.
 
 
 def runs_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a run; see analysis/README.md for each column."""
+    """One row per study; see analysis/README.md for each column."""
     return pd.DataFrame([_row(run) for run in runs], columns=list(_COLUMNS))
 
 

@@ -178,7 +178,7 @@ def epochs_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def confirm_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a confirmation or stress run (a configuration, a seed, a role), sealed metrics once the seal is open."""
+    """One row per confirmation or stress trial (configuration, seed, role); test metrics once the seal is open."""
     rows = []
     for run in runs:
         for trial in [*run.of_phase(Phase.CONFIRM), *run.of_phase(Phase.STRESS)]:
@@ -205,7 +205,7 @@ def confirm_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
 def write_csv(table: pd.DataFrame, path: Path, runs: Iterable[StudyRecord] = ()) -> Path:
     """Write a table whole or not at all: 8 significant digits, an empty cell for what is not known.
 
-    A run that was selected by sealed labels stamps every table that holds it.
+    A study that was selected by sealed labels stamps every table that holds it.
     """
     atomic_write(path, csv_text(table, runs))
     return path

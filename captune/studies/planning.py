@@ -13,7 +13,7 @@ from captune.records import JOURNAL, Phase, StudyRecord, read_journal
 from captune.space import Space, load_space, space_file
 from captune.tuning.agenda import WARM_STARTS
 from captune.tuning.describe import describe_cell
-from captune.tuning.runs import CellInfo
+from captune.tuning.specs import CellInfo
 from captune.tuning.study import read_study, with_storage
 
 

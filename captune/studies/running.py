@@ -23,7 +23,6 @@ from captune.tuning.cluster import Cluster, connected
 from captune.tuning.engine import run_cells
 from captune.tuning.nodes import check_gpus, check_nodes
 from captune.tuning.packing import Allotment, allot
-from captune.tuning.runs import RunSpec
 from captune.tuning.samplers import check_sampler
 from captune.tuning.stopping import StopRequests
 from captune.tuning.study import OpenStudy
@@ -64,7 +63,7 @@ class Settings:
     dashboard_host: str | None = None
     loggers: tuple[str, ...] = ("tensorboard",)
     resume: bool = False
-    open_run: Callable[[RunSpec], OpenRun] | None = field(default=None)
+    open_run: Callable[[TrialSpec], OpenRun] | None = field(default=None)
 
 
 class Watcher:

@@ -22,7 +22,7 @@ from captune.training.trial import PREDICTIONS
 def write_ensemble(
     config: TaskConfig, role: Role, members: Sequence[Sequence[Path]], directory: Path, *, criterion: str
 ) -> dict[str, Any] | None:
-    """Average the stored probabilities of finished runs into a directory of predictions; no label is read but those
+    """Average the stored probabilities of finished trials into a directory of predictions; no label is read but those
     the selection score may see.
 
     Args:
@@ -33,7 +33,7 @@ def write_ensemble(
         criterion: what the study selects by.
 
     Returns:
-        The outcome of a run (`score`, `scores`, `gain_errors`, `prediction_balance`, `num_parameters`), or None where
+        The outcome of a trial (`score`, `scores`, `gain_errors`, `prediction_balance`, `num_parameters`), or None where
         fewer than two configurations left predictions of one shape.
     """
     groups = [[path / PREDICTIONS for path in group if (path / PREDICTIONS).exists()] for group in members]

@@ -60,10 +60,10 @@ def evaluate_trial(config: TaskConfig, role: Role, directory: Path) -> dict[str,
 
 
 def oracle_score(config: TaskConfig, role: Role, directory: Path) -> float:
-    """The sealed report metric of a finished run, for the criterion `oracle` alone: research, never a result.
+    """The sealed report metric of a finished trial, for the criterion `oracle` alone: research, never a result.
 
-    Called where runs are judged, never where they train: no run can learn from it. What it selects is stamped in every
-    table, figure and page.
+    Called where trials are judged, never where they train: none can learn from it. What it selects is stamped in
+    every table, figure and page.
     """
     return float(evaluate_trial(config, role, directory)["metric"])
 

@@ -1,4 +1,4 @@
-"""Stored predictions of finished runs as predictions.csv; no label is read."""
+"""Stored predictions of finished trials as predictions.csv; no label is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captune.training.trial import PREDICTIONS
 
 
 def write_predictions(runs: Sequence[Path], config: TaskConfig, role: Role, file: Path) -> int:
-    """Write what finished runs together (the mean of their probabilities) say of the cell's reported images.
+    """Write what finished trials together (the mean of their probabilities) say of the cell's reported images.
 
     Args:
         runs: their directories; all ran in one role.
@@ -26,12 +26,12 @@ def write_predictions(runs: Sequence[Path], config: TaskConfig, role: Role, file
         file: predictions.csv.
 
     Returns:
-        how many images were classified; 0, and no file, where no run left predictions of these images.
+        how many images were classified; 0, and no file, where no trial left predictions of these images.
     """
     stored = [path / PREDICTIONS for path in runs if (path / PREDICTIONS).exists()]
     task, _ = build_task(config, role=role)
     tables = [safetensors.torch.load_file(path) for path in stored]
-    # Unreadable images were left out; all runs of a machine leave out the same ones.
+    # Unreadable images were left out; all trials of a machine leave out the same ones.
     test = task.test if not tables or "test_images" not in tables[0] else tables[0]["test_images"].numpy()
     probs = [table["test_probs"].float() for table in tables]
     probs = [probs_NK for probs_NK in probs if probs_NK.shape == (len(test), task.num_classes)]

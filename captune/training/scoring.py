@@ -1,4 +1,4 @@
-"""Selection scores of a run from its probabilities: while it trains, at its end, and for an ensemble of runs."""
+"""Selection scores of a trial from its probabilities: while it trains, at its end, and for an ensemble of trials."""
 
 from __future__ import annotations
 

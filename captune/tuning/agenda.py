@@ -19,8 +19,8 @@ from captune.records.events import Planned, SearchEnded
 from captune.records.trial import split_key, trial_key
 from captune.seeding import derive_seed
 from captune.space import Space
-from captune.tuning.runs import CellInfo
 from captune.tuning.search import Search
+from captune.tuning.specs import CellInfo
 
 STRESSES: dict[str, dict[str, Any]] = {
     "imbalance10": {"pool_imbalance": 10.0},

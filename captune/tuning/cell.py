@@ -32,8 +32,8 @@ from captune.records.layout import trial_directory
 from captune.seeding import derive_seed
 from captune.space import Space
 from captune.tuning.agenda import WARM_STARTS, Agenda, Proposal
-from captune.tuning.runs import CellInfo, RunSpec
 from captune.tuning.search import Search
+from captune.tuning.specs import CellInfo, TrialSpec
 
 # A study whose first trials all fail the same way will not get better by running more of them.
 _SAME_FAILURES, _ANY_FAILURES = 3, 6
@@ -229,10 +229,10 @@ class Cell:
             self.write(WarmStarts(configs=tuple(self.after.best_configs(WARM_STARTS))))
         return True
 
-    def spec(self, trial: Trial, *, threads: int) -> RunSpec:
+    def spec(self, trial: Trial, *, threads: int) -> TrialSpec:
         """The order a worker gets for a trial."""
         task = self.study.task.model_dump(mode="json") | trial.task_overrides
-        return RunSpec(
+        return TrialSpec(
             cell=self.name,
             key=trial.key,
             directory=str(trial_directory(self.directory, trial.key)),

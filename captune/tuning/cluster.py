@@ -84,7 +84,7 @@ def connected(
 
     Args:
         address: `auto`, `host:port`, `ray://…`, or None for a cluster of one's own.
-        threads: CPU threads of a run, set before its process imports torch.
+        threads: CPU threads of a trial, set before its process imports torch.
         dashboard: whether an own cluster shows Ray's dashboard.
         dashboard_host: where that listens; None is loopback.
         cpus: CPUs of an own cluster (default: the machine's).

@@ -15,7 +15,7 @@ from captune.decisions.criteria import CRITERIA, resolve_criterion
 from captune.errors import UsageError
 from captune.records import Role
 from captune.training.context import cell_notes
-from captune.tuning.runs import CellInfo
+from captune.tuning.specs import CellInfo
 
 # Cheap, and without them no gain can be shown.
 _REFERENCES = ("zero_shot", "balanced")
@@ -24,7 +24,7 @@ SCREEN_BUDGET = 0.25
 
 
 def cell_name(dataset: str, paradigm: Paradigm, method: str) -> str:
-    """The name of a run's directory, `<dataset>-<paradigm>-<method>`, safe for every file system."""
+    """The name of a trial's directory, `<dataset>-<paradigm>-<method>`, safe for every file system."""
     kind, _, rest = dataset.partition(":")
     readable = f"{kind}-{Path(rest).stem}" if rest else kind
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{readable}-{paradigm}-{method}")

@@ -17,7 +17,7 @@ from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster
 from captune.tuning.packing import Allotment
 from captune.tuning.planner import Planner, StopOnInterrupt, StudyCallback, StudyScheduler
-from captune.tuning.runs import RunSpec
+from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import RUN, OpenRun, StudyTrainable, open_trial_anywhere
 
 
@@ -26,7 +26,7 @@ def run_cells(
     cluster: Cluster,
     allotment: Allotment,
     *,
-    open_run: Callable[[RunSpec], OpenRun] | None = None,
+    open_run: Callable[[TrialSpec], OpenRun] | None = None,
     allow_cpu: bool = False,
     trial_timeout: float | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -41,7 +41,7 @@ def run_cells(
 
     Raises:
         StudyError: Ray cannot go on.
-        KeyboardInterrupt: a signal came twice, or before the first run.
+        KeyboardInterrupt: a signal came twice, or before the first trial.
     """
     planner = Planner(cells, threads=allotment.threads, gpus=allotment.gpus, timeout=trial_timeout)
     scheduler = StudyScheduler(planner)
@@ -95,7 +95,7 @@ def run_cells(
 
 
 def _trial_name(trial: Any) -> str:
-    order = RunSpec.from_json(trial.config[RUN])
+    order = TrialSpec.from_json(trial.config[RUN])
     return f"{order.cell}-{order.key}"
 
 

@@ -35,7 +35,7 @@ HIDDEN = "…"
 
 
 def open_storage(directory: Path, storage: str | None) -> BaseStorage:
-    """The storage of a mirror: a journal file in the run's directory, or a database by its address.
+    """The storage of a mirror: a journal file in the trial's directory, or a database by its address.
 
     Raises:
         UsageError: the database cannot be opened.

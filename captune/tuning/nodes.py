@@ -25,7 +25,7 @@ T = TypeVar("T")
 def check_nodes(
     runs: Sequence[tuple[Path, TaskConfig]], *, custom: bool = False, prepare: bool = True, here: bool = False
 ) -> None:
-    """See from every node that runs can be written there, and build what its trials share, before the first trial.
+    """See from every node that studies can be written there, and build what its trials share, before the first trial.
 
     Args:
         runs: each study's directory and cell.
@@ -34,7 +34,7 @@ def check_nodes(
         here: there is no node but this machine, without a GPU; it is checked in this process, which saves a start.
 
     Raises:
-        StudyError: names the nodes that cannot see the runs' directories, the data or the weights, and why.
+        StudyError: names the nodes that cannot see the studies' directories, the data or the weights, and why.
     """
     token = secrets.token_hex(8)
     tasks = [(str(directory), task.model_dump(mode="json")) for directory, task in runs]
@@ -49,7 +49,7 @@ def check_nodes(
                 path.unlink(missing_ok=True)
     if problems:
         raise StudyError(
-            "every node must see the runs' directory, the data and the weights",
+            "every node must see the directories of the studies, the data and the weights",
             got="\n  " + "\n  ".join(problems),
             next_step="Put them on storage that all nodes share (--out, --data-root, --pretrained), or leave it out.",
         )

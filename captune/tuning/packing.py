@@ -1,4 +1,4 @@
-"""How many runs fit: what a run asks of Ray, what nodes have, and what a measured trial says of both."""
+"""How many trials fit: what a trial asks of Ray, what nodes have, and what a measured trial says of both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GB = 1e9
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a cluster: its CPUs and GPUs, and the memory that runs may have (0 where unknown)."""
+    """A machine of a cluster: its CPUs and GPUs, and the memory that trials may have (0 where unknown)."""
 
     cpus: float
     gpus: float = 0.0
@@ -26,11 +26,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Allotment:
-    """What runs get.
+    """What trials get.
 
     Attributes:
-        concurrency: runs at once, over all cells.
-        cpus, gpus: of one run; parts of a GPU share it.
+        concurrency: trials at once, over all studies.
+        cpus, gpus: of one trial; a part of a GPU is shared.
         memory_bytes: of one run, or None.
     """
 
@@ -77,16 +77,16 @@ def allot(
 
     Args:
         nodes: of the cluster.
-        concurrency: runs at once; as many as fit if None.
-        cpus: of a run; one if None.
-        gpus: of a run; a whole one, where there is one, if None.
+        concurrency: trials at once; as many as fit if None.
+        cpus: of a trial; one if None.
+        gpus: of a trial; a whole one, where there is one, if None.
         memory_bytes: of a run. If None, what runs of these studies were measured to need, at least TRIAL_BYTES, but no
             more than a node has: a guess must not keep a study from running.
-        measured_bytes: the most a run of these studies was measured to need before.
-        deterministic: one run at a time.
+        measured_bytes: the most a trial of these studies was measured to need before.
+        deterministic: one trial at a time.
 
     Raises:
-        UsageError: a run asks for more than any node has, or for more than one GPU, which it could not use.
+        UsageError: a trial asks for more than any node has, or for more than one GPU, which it could not use.
     """
     cpus = cpus or 1.0
     if gpus is not None and gpus > 1:

@@ -1,8 +1,9 @@
 """The planner: one Ray Tune searcher and scheduler over any number of studies.
 
-Tune asks it for the next run whenever there is room and tells it what workers report; it asks the cell whose turn it
+Tune asks it for the next trial whenever there is room and tells it what workers report; it asks the cell whose turn it
 is.
-Retries are the planner's too: to Tune a lost run is over, and the same run is handed out again as a new trial.
+Retries are the planner's too: to Tune a lost trial is over, and captune's trial is handed out again as a new one of
+Tune's.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
 from captune.tuning.trainable import PAYLOAD, RUN
 
-# A run that takes its node with it every time would otherwise be handed out for ever.
+# A trial that takes its node with it every time would otherwise be handed out for ever.
 _MOST_PREEMPTIONS = 20
 
 
 class Planner(Searcher):
-    """Hands out the runs of all cells in fair shares.
+    """Hands out the trials of all cells in fair shares.
 
     Args:
         cells: opened studies.
@@ -63,7 +64,7 @@ class Planner(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """The next run, FINISHED when every cell is, None while all must wait."""
+        """The next trial, FINISHED when every cell is, None while all must wait."""
         if self.interrupted:
             return None
         turns = sorted(self.cells, key=lambda cell: (len(cell.active), self._handed_out[cell.name]))
@@ -89,13 +90,13 @@ class Planner(Searcher):
         return list(self._trials)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take in an epoch; whether the run should stop."""
+        """Take in an epoch; whether the trial should stop."""
         self.last_heard = time.monotonic()
         cell, key = self._trials[trial_id]
         return cell.deliver(key, json.loads(result[PAYLOAD]))
 
     def started(self, trial_id: str, node: str | None) -> None:
-        """A run was given to an actor."""
+        """A trial was given to an actor."""
         cell, key = self._trials[trial_id]
         self._began[trial_id] = time.monotonic()
         cell.start(key, node, self._gpus)
@@ -117,7 +118,7 @@ class Planner(Searcher):
         }
 
     def lost(self, trial_id: str, error: BaseException | None, node_ip: str | None) -> None:
-        """A run's process is gone."""
+        """A trial's process is gone."""
         cell, key = self._trials.pop(trial_id)
         if isinstance(error, StudyError):
             cell.fail(key, str(error), node=node_ip)
@@ -219,7 +220,7 @@ class StudyScheduler(FIFOScheduler):
 
 
 class StudyCallback(Callback):
-    """Notes when a run is given to an actor, and calls back once a step of Tune's loop."""
+    """Notes when a trial is given to an actor, and calls back once a step of Tune's loop."""
 
     def __init__(self, planner: Planner, on_step: Callable[[], None]) -> None:
         self._planner = planner
@@ -230,7 +231,7 @@ class StudyCallback(Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A run begins."""
+        """A trial begins."""
         self._planner.started(trial.trial_id, None)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:

@@ -1,4 +1,4 @@
-"""Early stopping: asynchronous successive halving on a run's share of its own budget.
+"""Early stopping: asynchronous successive halving on a trial's share of its own budget.
 
 Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020, Algorithm 2, in its stopping form. The
 rule is a pure function of the scores that came to a rung, in the order of the journal, so replaying the journal
@@ -14,12 +14,12 @@ import numpy as np
 # Two thirds of the warm-up's noise lie behind a quarter of the budget; before that, scores say little.
 RUNGS = (0.25, 0.5)
 REDUCTION = 2
-# With fewer runs a rung's quantile is a lottery.
+# With fewer trials a rung's quantile is a lottery.
 MIN_RUNS = 4
 
 
 def at_rung(epoch: int, num_epochs: int) -> bool:
-    """Whether a run is compared after this epoch (from 1): it has just come to a rung."""
+    """Whether a trial is compared after this epoch (from 1): it has just come to a rung."""
     return any(epoch >= rung * num_epochs - 1e-9 > epoch - 1 for rung in RUNGS)
 
 
@@ -27,7 +27,7 @@ class Halving:
     """The rungs of one cell.
 
     Args:
-        rungs: shares of a run's budget at which it is compared, rising.
+        rungs: shares of a trial's budget at which it is compared, rising.
         reduction: one of this many runs goes on.
     """
 
@@ -38,9 +38,9 @@ class Halving:
         self._passed: dict[str, int] = {}
 
     def hopeless(self, key: str, fidelity: float, score: float | None) -> bool:
-        """Whether a run should stop: its score is below the (1 − 1/reduction) quantile of those that came to its rung.
+        """Whether a trial should stop: its score is below the (1 − 1/reduction) quantile of those at its rung.
 
-        A rung judges once four runs have come to it; a run without a score is never stopped.
+        A rung judges once four trials have come to it; a trial without a score is never stopped.
         """
         rung = self._reached(key, fidelity)
         if rung is None or score is None:
@@ -49,7 +49,7 @@ class Halving:
         return len(others) >= MIN_RUNS and score < float(np.quantile(others, 1 - 1 / self.reduction))
 
     def enter(self, key: str, fidelity: float, score: float | None) -> None:
-        """Enter a run's score in the highest rung it has come to and not been entered in (higher is better)."""
+        """Enter a trial's score in the highest rung it has come to and not been entered in (higher is better)."""
         rung = self._reached(key, fidelity)
         if rung is not None and score is not None:
             self._passed[key] = rung

@@ -26,7 +26,7 @@ from captune.space import Parameter, Space
 from captune.tuning.cell import Cell
 from captune.tuning.lock import DriverLock
 from captune.tuning.mirror import HIDDEN, Mirror, open_storage, without_password
-from captune.tuning.runs import CellInfo
+from captune.tuning.specs import CellInfo
 
 # What may change when a study goes on: how much is done, and where things lie on this machine.
 _FREE = ("trials", "confirm_top", "confirm_seeds", "stress", "max_failures", "storage", "space")

@@ -19,7 +19,7 @@ from captune.records.layout import TENSORBOARD
 from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
 from captune.tuning.progress import Standing, standing
-from captune.tuning.runs import RunSpec
+from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import PAYLOAD, RUN
 
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -60,7 +60,7 @@ def _readable(callback: type[Any]) -> type[Any]:
 
     class Readable(callback):
         def log_trial_start(self, trial: Any) -> None:
-            order = RunSpec.from_json(trial.config[RUN])
+            order = TrialSpec.from_json(trial.config[RUN])
             whole, trial.config = trial.config, order.hyperparameters()
             try:
                 super().log_trial_start(trial)

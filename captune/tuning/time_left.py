@@ -17,10 +17,10 @@ def num_confirmations(cell: Cell) -> int:
 
 
 def seconds_left(cell: Cell, *, concurrency: int = 1) -> float | None:
-    """Seconds until a study ends, `concurrency` runs at a time; None until an epoch of each kind left was measured.
+    """Seconds until a study ends, `concurrency` trials at a time; None until an epoch of each kind left was measured.
 
-    Frozen-feature epochs and prompt epochs cost differently and are counted apart. A run that is still to be planned is
-    taken to have the mean budget of those like it, and to be stopped as early as they were.
+    Frozen-feature epochs and prompt epochs cost differently and are counted apart. A trial that is still to be
+    planned is taken to have the mean budget of those like it, and to be stopped as early as they were.
     """
     trials = [trial for trial in cell.trials.values() if trial.phase != Phase.REFERENCE]
     rates = _seconds_an_epoch(trials)
@@ -58,7 +58,7 @@ def seconds_to_close(cell: Cell) -> tuple[float, float]:
 
 
 def _to_be_planned(cell: Cell) -> list[tuple[Phase, int, dict[str, Any]]]:
-    """Phase, number and published configuration of the runs that nobody has planned yet."""
+    """Phase, number and published configuration of the trials that nobody has planned yet."""
     base = cell.info.base.model_dump()
     screen_base = base if cell.info.screen_base is None else cell.info.screen_base.model_dump()
     screened = 0 if cell.screening is None else len(cell.screening.trials)
@@ -83,7 +83,7 @@ def _seconds_an_epoch(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def _mean_epochs(alike: Sequence[Trial], otherwise: float) -> float:
-    """Epochs a run like these comes to: the trained ones of those that have ended, else its budget."""
+    """Epochs a trial like these comes to: the trained ones of those that have ended, else its budget."""
     ended = [float(trial.num_epochs or 1) for trial in alike if trial.ended]
     budgets = ended or [_budget(trial) for trial in alike] or [otherwise]
     return sum(budgets) / len(budgets)

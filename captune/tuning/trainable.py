@@ -1,6 +1,6 @@
-"""The Ray Tune trainable: one actor that trains run after run.
+"""The Ray Tune trainable: one actor that trains trial after trial.
 
-It reports epochs and an outcome; what they mean is decided by the driver. A run's own files are the only thing it
+It reports epochs and an outcome; what they mean is decided by the driver. A trial's own files are the only thing it
 needs to go on after its process died, so Tune's checkpoints stay off.
 """
 
@@ -22,8 +22,8 @@ from ray.tune import Trainable
 
 from captune.errors import CaptuneError, StudyError
 from captune.tuning.gpus import require_gpu
-from captune.tuning.runs import RunSpec
 from captune.tuning.schedulers import at_rung
+from captune.tuning.specs import TrialSpec
 
 RUN = "run"
 PAYLOAD = "captune"
@@ -35,7 +35,7 @@ _REPORT_SECONDS = 1.0
 
 
 class OpenRun(Protocol):
-    """A run that trains: `captune.training.trial.TrialRun`, or a quick stand-in in tests."""
+    """A trial that trains: `captune.training.trial.TrialRun`, or a quick stand-in in tests."""
 
     num_epochs: int
 
@@ -50,8 +50,8 @@ class OpenRun(Protocol):
         """Write what is to be kept; the outcome."""
 
 
-def open_trial(spec: RunSpec) -> OpenRun:
-    """Open a run by captune's own training code, on the GPU that Ray gave it where it gave one.
+def open_trial(spec: TrialSpec) -> OpenRun:
+    """Open a trial by captune's own training code, on the GPU that Ray gave it where it gave one.
 
     Raises:
         StudyError: torch does not see that GPU.
@@ -61,7 +61,7 @@ def open_trial(spec: RunSpec) -> OpenRun:
     return open_trial_anywhere(spec)
 
 
-def open_trial_anywhere(spec: RunSpec) -> OpenRun:
+def open_trial_anywhere(spec: TrialSpec) -> OpenRun:
     """The same, on whatever there is (training code is imported here: the driver needs none of it)."""
     from captune.algorithms import method_named
     from captune.config import TaskConfig
@@ -83,21 +83,21 @@ def open_trial_anywhere(spec: RunSpec) -> OpenRun:
 
 
 class StudyTrainable(Trainable):
-    """Trains the run its configuration names; an actor is used for one run after another."""
+    """Trains the trial its configuration names; an actor is used for one trial after another."""
 
-    def setup(self, config: dict[str, Any], open_run: Callable[[RunSpec], OpenRun] = open_trial) -> None:
-        """Take the first run."""
+    def setup(self, config: dict[str, Any], open_run: Callable[[TrialSpec], OpenRun] = open_trial) -> None:
+        """Take the first trial."""
         self._open_run = open_run
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next run."""
+        """Take the next trial."""
         self._release()
         self._take(new_config)
         return True
 
     def _take(self, config: dict[str, Any]) -> None:
-        self._spec = RunSpec.from_json(config[RUN])
+        self._spec = TrialSpec.from_json(config[RUN])
         self._run: OpenRun | None = None
         self._lock: IO[str] | None = None
 
@@ -125,13 +125,13 @@ class StudyTrainable(Trainable):
         return {**numbers, PAYLOAD: json.dumps(payload), "done": done}
 
     def _advance(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Open the run or train on, adding records to `rows`; the outcome once it has ended."""
+        """Open the trial or train on, adding records to `rows`; the outcome once it has ended."""
         began = time.perf_counter()
         run = self._run
         if run is None:
             self._lock = _lock(self._spec.path)
             run = self._run = self._open_run(self._spec)
-            # Epochs that were trained but not reported when a process died: their records lie in the run's directory.
+            # Epochs that were trained but not reported when a process died: their records lie in the trial's directory.
             rows += [row for row in _known_rows(self._spec.path) if self._spec.reported < row["epoch"] <= run.epoch]
             if rows and run.epoch < run.num_epochs:
                 return None
@@ -145,7 +145,7 @@ class StudyTrainable(Trainable):
         return {**outcome, "seconds": time.perf_counter() - started}
 
     def cleanup(self) -> None:
-        """Let go of the run."""
+        """Let go of the trial."""
         self._release()
 
     def _release(self) -> None:
@@ -156,7 +156,7 @@ class StudyTrainable(Trainable):
 
 
 def _known_rows(directory: Path) -> list[dict[str, Any]]:
-    """The records of a run's epochs, the last of each."""
+    """The records of a trial's epochs, the last of each."""
     path = directory / "epochs.jsonl"
     if not path.exists():
         return []
@@ -166,7 +166,7 @@ def _known_rows(directory: Path) -> list[dict[str, Any]]:
 
 
 def _lock(directory: Path) -> IO[str]:
-    """Keep other processes out of a run's directory, waiting for a dying one.
+    """Keep other processes out of a trial's directory, waiting for a dying one.
 
     Raises:
         StudyError: another process keeps it.
@@ -191,7 +191,7 @@ def _lock(directory: Path) -> IO[str]:
 
 
 def _memory() -> dict[str, int]:
-    """Peak memory of the run's process while it ran, and of its GPU, where it has one."""
+    """Peak memory of the trial's process while it ran, and of its GPU, where it has one."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}

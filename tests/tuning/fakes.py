@@ -11,7 +11,7 @@ from typing import Any
 
 from captune.config import StudyConfig, TaskConfig, TrialConfig
 from captune.errors import TrainingFailed
-from captune.tuning.runs import CellInfo, RunSpec
+from captune.tuning.specs import CellInfo, TrialSpec
 
 SPACE = """
 method: fake
@@ -25,7 +25,7 @@ parameters:
 class FakeRun:
     """A smooth function of the configuration, known at every epoch; an epoch takes `pause` and says `seconds`."""
 
-    def __init__(self, spec: RunSpec, *, pause: float = 0.0, fail: str = "", seconds: float | None = None) -> None:
+    def __init__(self, spec: TrialSpec, *, pause: float = 0.0, fail: str = "", seconds: float | None = None) -> None:
         self.spec = spec
         self.seconds = pause if seconds is None else seconds
         self.pause, self.fail = pause, fail
@@ -67,11 +67,11 @@ class FakeRun:
         return {"score": score, "scores": {"fake": score}, "num_parameters": 3, "prediction_balance": 0.9}
 
 
-def open_fake(spec: RunSpec) -> FakeRun:
+def open_fake(spec: TrialSpec) -> FakeRun:
     return FakeRun(spec)
 
 
-def open_slow(spec: RunSpec) -> FakeRun:
+def open_slow(spec: TrialSpec) -> FakeRun:
     return FakeRun(spec, pause=0.05)
 
 

@@ -11,7 +11,7 @@ from captune.records import JOURNAL, Journal, read_journal
 from captune.records.events import StudyOpened
 from captune.space import load_space
 from captune.tuning.cell import Cell
-from captune.tuning.runs import CellInfo
+from captune.tuning.specs import CellInfo
 from tests.journals import journal_lines
 from tests.tuning.fakes import FakeRun, info, space_path, study
 

@@ -21,7 +21,7 @@ from captune.tuning.cluster import Cluster, connected
 from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.nodes import check_nodes
 from captune.tuning.progress import standing
-from captune.tuning.runs import RunSpec
+from captune.tuning.specs import TrialSpec
 from captune.tuning.telemetry import published_standings, telemetry
 from tests.journals import journal_lines
 from tests.tuning.fakes import FakeRun, info, open_fake, space_path, study
@@ -50,7 +50,7 @@ def without_node(directory: Path) -> list[dict[str, Any]]:
 class Doomed(FakeRun):
     """Its process is killed at the end of epoch 2, or while it finishes, the first `times` times."""
 
-    def __init__(self, spec: RunSpec, *, victim: str, times: int, finishing: bool = False) -> None:
+    def __init__(self, spec: TrialSpec, *, victim: str, times: int, finishing: bool = False) -> None:
         super().__init__(spec)
         self.victim, self.times, self.finishing = victim, times, finishing
 

@@ -23,7 +23,7 @@ from captune.tuning.cell import Cell
 from captune.tuning.describe import describe_cell
 from captune.tuning.mirror import KEY, open_storage
 from captune.tuning.progress import standing
-from captune.tuning.runs import CellInfo
+from captune.tuning.specs import CellInfo
 from captune.tuning.study import OpenStudy, read_study
 from tests.journals import journal_lines
 from tests.tuning.fakes import info, space_path, study

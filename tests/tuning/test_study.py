@@ -27,7 +27,7 @@ from captune.studies.running import chain
 from captune.tuning import lock as lock_module
 from captune.tuning.lock import STALE_SECONDS, DriverLock, is_alive, read_lock
 from captune.tuning.mirror import KEY, open_storage
-from captune.tuning.runs import CellInfo
+from captune.tuning.specs import CellInfo
 from captune.tuning.study import OpenStudy, git_revision, read_study, with_storage
 from tests.journals import journal_lines
 from tests.tuning.fakes import info, space_path, study

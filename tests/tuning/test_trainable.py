@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from captune.tuning.runs import RunSpec
 from captune.tuning.schedulers import Halving, at_rung
+from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import PAYLOAD, RUN, StudyTrainable
 from tests.tuning.fakes import FakeRun, info
 
 
 def actor(directory: Path, *, epochs: int, **manners: Any) -> StudyTrainable:
-    spec = RunSpec(
+    spec = TrialSpec(
         cell="fake", key="t0001", directory=str(directory), method="fake", task={}, seed=0, role="score",
         config=info(epochs=epochs).base.model_dump(mode="json"), select_by="auto", reported=0, attempt=1, threads=1,
     )  # fmt: skip

@@ -16,15 +16,15 @@ class CellInfo:
     """What a study must know of its cell before anything is trained; no label in it.
 
     Attributes:
-        name: the run directory's name, `<dataset>-<paradigm>-<method>`.
+        name: the name of the study's directory, `<dataset>-<paradigm>-<method>`.
         base: the method's published configuration at the cell's budget, with what the command line fixed.
-        references: runs without training beside the search: key, method, configuration.
+        references: trials without training beside the search: key, method, configuration.
         num_classes, class_names, num_pool, num_test: of the cell as it is reported.
         num_scored: images the selection score is measured on.
         class_size: estimated pool images a class in a search trial.
         metric_name: the report metric.
         criterion, criterion_help: what the search selects by.
-        both_roles: score runs hide classes or test images, so that the report metric needs runs of its own.
+        both_roles: score trials hide classes or test images, so that the report metric needs trials of its own.
         notes: what a person should know of the backbone, in sentences.
         screen_base: the published configuration for the trials that screen, where the study screens.
     """
@@ -47,8 +47,8 @@ class CellInfo:
 
 
 @dataclass(frozen=True)
-class RunSpec:
-    """An order for a worker: everything a run needs, as plain data."""
+class TrialSpec:
+    """An order for a worker: everything a trial needs, as plain data."""
 
     cell: str
     key: str
@@ -68,17 +68,17 @@ class RunSpec:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> RunSpec:
+    def from_json(cls, text: str) -> TrialSpec:
         """The order that `to_json` wrote."""
         values = json.loads(text)
         return cls(**values | {"role": Role(values["role"])})
 
     def hyperparameters(self) -> dict[str, Any]:
-        """What the run is, for people who look at it elsewhere."""
+        """What the trial is, for people who look at it elsewhere."""
         what = {"cell": self.cell, "key": self.key, "method": self.method, "seed": self.seed, "role": self.role}
         return self.config | what
 
     @property
     def path(self) -> Path:
-        """The run's own directory."""
+        """The trial's own directory."""
         return Path(self.directory)
