@@ -24,6 +24,7 @@ from captune.tuning.engine import run_cells
 from captune.tuning.nodes import check_gpus, check_nodes
 from captune.tuning.packing import Allotment, allot
 from captune.tuning.samplers import check_sampler
+from captune.tuning.specs import TrialSpec
 from captune.tuning.stopping import StopRequests
 from captune.tuning.study import OpenStudy
 from captune.tuning.telemetry import logger_callbacks, telemetry

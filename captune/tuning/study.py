@@ -71,8 +71,7 @@ class OpenStudy:
         _make_directory(directory)
         self._lock = DriverLock(directory)
         try:
-            for place in (directory, *(directory / TRIALS).iterdir()):
-                remove_leftovers(place)
+            _clean(directory)
             events = _known_events(directory)
             known = StudyRecord(directory, events)
             header = study_header(study, info, space, study_id=known.opened.study_id)
@@ -182,6 +181,15 @@ def _make_directory(directory: Path) -> None:
             "the directory of a study must be writable", got=error.strerror, where=directory,
             next_step="Give another --out.",
         ) from None  # fmt: skip
+
+
+def _clean(directory: Path) -> None:
+    """Remove what killed processes left. The lock of the driver must be held."""
+    for place in (directory, *(directory / TRIALS).iterdir()):
+        remove_leftovers(place)
+    # Optuna's own lock on the copy, which only this study's driver writes; an old one holds it up for half a minute.
+    for path in directory.glob(f"{OPTUNA_COPY}.lock*"):
+        path.unlink(missing_ok=True)
 
 
 def _known_events(directory: Path) -> list[Event]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -121,17 +122,22 @@ def test_a_process_reads_a_dataset_once_and_again_once_it_has_changed(
     reads = []
     read = catalog._own_dataset
     monkeypatch.setattr(catalog, "_own_dataset", lambda task, *rest: reads.append(task) or read(task, *rest))
+    noise = np.random.default_rng(0)
+
+    def photograph(name: str, numbers: range) -> None:
+        for number in numbers:
+            pixels = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+
     for name in ("cat", "dog", "owl"):
         (tmp_path / name).mkdir()
-        for number in range(6):
-            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
+        photograph(name, range(6))
     task = TaskConfig(dataset=f"folder:{tmp_path}", paradigm="ul")
     for changes in ({}, {"pool_imbalance": 2.0}, {"backbone": "tiny"}, {"shots": 2}):
         assert load_dataset(task.model_copy(update=changes)).class_names == ("cat", "dog", "owl")
     build_task(task, role=Role.SCORE)
     assert len(reads) == 1
     before = len(load_dataset(task).train.labels_N)
-    for number in range(6, 12):
-        Image.new("RGB", (8, 8)).save(tmp_path / "dog" / f"{number}.png")
+    photograph("dog", range(6, 12))
     assert len(load_dataset(task).train.labels_N) > before and len(reads) == 2
     assert load_dataset(task.model_copy(update={"open_set_fraction": 0.3})).class_names != ("cat", "dog", "owl")
