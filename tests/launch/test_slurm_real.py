@@ -27,7 +27,7 @@ MISSING = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['P
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(5400),
     pytest.mark.skipif(bool(MISSING), reason=f"Slurm is not installed: {', '.join(MISSING)}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="Slurm's daemons are started by root"),
 ]
@@ -184,12 +184,12 @@ def test_a_preempted_study_stops_in_order_comes_back_and_ends(slurm: Slurm, tmp_
     run = tmp_path / "run"
     words = ["--dataset", "digits", "--paradigm", "ul", "--trials", "6", "--confirm-top", "0", "--epochs", "8"]
     job = _submit_study(slurm, run, *words, "--logger", "none")
-    _wait(lambda: "digits-ul-cap: searching" in slurm.log(job), 600)
+    _wait(lambda: "digits-ul-cap: searching" in slurm.log(job), 1500)
     assert "2 node(s), 2 CPUs and 0 GPUs each" in slurm.log(job)
     urgent = slurm.submit(
         "--partition=high", "--nodes=3", "--cpus-per-task=4", "--wrap", "sleep 1", "--output=/dev/null"
     )
-    _wait(lambda: slurm.told(urgent, "JobState") in ("RUNNING", "COMPLETED"), 300)
+    _wait(lambda: slurm.told(urgent, "JobState") in ("RUNNING", "COMPLETED"), 600)
     assert "preempted: asking the study to stop" in slurm.log(job)
     assert "captune ended with exit code 130" in slurm.log(job), "in order, before the grace time was over"
     assert "queued again" in slurm.log(job)
@@ -198,7 +198,7 @@ def test_a_preempted_study_stops_in_order_comes_back_and_ends(slurm: Slurm, tmp_
     slurm.run(
         "scontrol", "update", f"jobid={job}", "StartTime=now"
     )  # Slurm lets a job that is queued again wait for two minutes
-    _wait(lambda: slurm.told(job, "JobState") in ("COMPLETED", "FAILED", "CANCELLED"), 900)
+    _wait(lambda: slurm.told(job, "JobState") in ("COMPLETED", "FAILED", "CANCELLED"), 1800)
     assert slurm.told(job, "JobState") == "COMPLETED", slurm.log(job)
     assert slurm.told(job, "Restarts") == "1"
     assert "start 1 of this job; 1 study(ies)" in slurm.log(job)
@@ -224,7 +224,7 @@ PYTHON""",
     )
     jobs = [_submit_study(slurm, tmp_path / name, "--dataset", "digits", "--paradigm", "ul") for name in ("a", "b")]
     for job in jobs:
-        _wait(lambda job=job: "CPUS" in slurm.log(job), 300)
+        _wait(lambda job=job: "CPUS" in slurm.log(job), 1200)
         assert "CPUS 4.0" in slurm.log(job), "its own two nodes, not the other job's"
     assert slurm.told(jobs[0], "NodeList") == slurm.told(jobs[1], "NodeList")
     slurm.run("scancel", jobs[0])
