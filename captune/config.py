@@ -16,7 +16,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -30,6 +29,7 @@ from pydantic import (
 
 from captune.durations import Duration
 from captune.errors import ConfigError, did_you_mean
+from captune.plain_yaml import dump_yaml, parse_yaml
 
 Paradigm = Literal["ul", "ssl", "trzsl", "tft"]
 PARADIGMS: dict[str, str] = {
@@ -79,9 +79,7 @@ class Config(BaseModel):
 
     def to_yaml(self) -> str:
         """The configuration as YAML, paths as text, fields in the order they are declared."""
-        # libyaml's emitter, where PyYAML has it, writes the same ten times as fast: every trial writes one.
-        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        return str(yaml.dump(self.model_dump(mode="json"), Dumper=dumper, sort_keys=False))
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def _problems(error: ValidationError, cls: type[BaseModel]) -> list[str]:
@@ -122,11 +120,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or is no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError("a configuration file must be readable", got=error.strerror, where=path) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("a configuration file must be valid YAML", got=str(error), where=path) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError("a configuration file must be UTF-8 text", got=f"byte {error.start}", where=path) from None
+    values = parse_yaml(text, where=path, what="a configuration file")
     if not isinstance(values, dict):
         raise ConfigError("a configuration file must hold `key: value` pairs", got=type(values).__name__, where=path)
     return values

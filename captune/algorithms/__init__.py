@@ -119,6 +119,21 @@ def method_named(name: str) -> Method:
     return ALGORITHMS[name]
 
 
+def refuse_unsealed(method: str, task: TaskConfig) -> None:
+    """See, before anything is loaded, that a method that trains on the pool's true labels may have them.
+
+    Raises:
+        UsageError: it may not; no such method.
+    """
+    if method_named(method).unsealed and not task.unseal_pool:
+        raise UsageError(
+            f"--method {method} trains on the pool's true labels, which stay sealed here",
+            where="--method",
+            next_step=f"It is the ceiling beside other methods: captune compare --dataset {task.dataset} "
+            f"--paradigm {task.paradigm} --methods cap,{method}.",
+        )
+
+
 def paper_config(method: str, task: TaskConfig, tuning: str | None = None, preset: str | None = None) -> TrialConfig:
     """The method's published configuration at the dataset's training budget and with the dataset's settings.
 

@@ -14,6 +14,7 @@ from captune.adapting import adapt_once, check_out, configuration
 from captune.algorithms import ALGORITHMS
 from captune.algorithms.preset import preset_task
 from captune.cli import options
+from captune.cli.console import plain_console
 from captune.cli.paper import check_show, datasets_shown, show_preset
 from captune.config import TaskConfig, TrialConfig
 from captune.data.catalog import check_dataset_name, published_results
@@ -51,7 +52,7 @@ def adapt(
 
     Example: captune adapt --dataset digits --paradigm ssl --seed 0 --out adapted
     """
-    console = Console()
+    console = plain_console()
     if preset not in (None, "paper"):
         raise UsageError("--preset must be 'paper'", got=f"'{preset}'")
     if show:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from captune.cli.console import plain_console
 from captune.cli.options import Device, Threads
 from captune.errors import UsageError
 from captune.records import atomic_write
@@ -34,7 +34,7 @@ def bench(
     Example: captune bench --backbone tiny --classes 10
     """
     counts = _counts(classes)
-    console = Console()
+    console = plain_console()
     with console.status("Loading PyTorch") as status:
         from captune.cost.speed import measure_speed, precisions_in
         from captune.training.trial import limit_threads

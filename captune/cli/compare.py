@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from captune.algorithms import ALGORITHMS, method_named, paper_config
+from captune.cli.console import plain_console
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
 from captune.cli.paper import check_show, datasets_shown, run_paper_table, show_preset
 from captune.config import PARADIGMS, MachineConfig, Paradigm, StudyConfig, TaskConfig
@@ -48,7 +49,7 @@ def compare(
 
     Example: captune compare --dataset digits --paradigm ul --methods cap,fpl,transclip --trials 6
     """
-    console = Console(file=sys.stdout)
+    console = plain_console(file=sys.stdout)
     out = out.expanduser().absolute()
     preset = given.study.get("preset")
     if show:

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from captune.cli import options
+from captune.cli.console import plain_console
 from captune.config import TaskConfig
 from captune.data.catalog import DATASETS, load_dataset
 from captune.data.catalog import data_root as default_data_root
@@ -43,7 +45,7 @@ def datasets(
     Example: captune datasets --data-root ~/data
     """
     data_root, protocol = given.task.get("data_root"), given.task.get("protocol", "coop")
-    console = Console()
+    console = plain_console()
     if check is not None and fetch is not None:
         raise UsageError("--check and --download must be used one at a time")
     if duplicates and check is None:
@@ -134,7 +136,7 @@ def _check(console: Console, task: TaskConfig) -> int:
         return 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        item = bar.add_task(f"reading {task.dataset}", total=len(dataset.paths))
+        item = bar.add_task(f"reading {escape(task.dataset)}", total=len(dataset.paths))
         broken = broken_images(dataset, progress=lambda done, _total: bar.update(item, completed=done))
     for path, reason in broken:
         console.print(f"{printable(path)}: {reason}", highlight=False, markup=False, soft_wrap=True)

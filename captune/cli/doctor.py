@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from captune.cli.console import plain_console
 from captune.cli.options import Given, with_options
 from captune.errors import UsageError
 from captune.tuning.cluster import Cluster, connected, ensure_token
@@ -31,7 +32,7 @@ def doctor(
 
     Example: captune doctor --address auto --shared /shared/runs
     """
-    console = Console(file=sys.stdout)
+    console = plain_console(file=sys.stdout)
     directories = [str(path.expanduser().absolute()) for path in shared or ()]
     address = given.machine.get("address")
     if address is None:

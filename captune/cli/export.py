@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from captune.cli import options
+from captune.cli.console import plain_console
 
 
 @options.with_options("task", only=("backbone", "pretrained"))
@@ -32,7 +32,7 @@ def export(
         if model.is_linear
         else "a bundle: the image tower is prompted, so open it with `captune predict` or captune.adapted"
     )
-    console = Console()
+    console = plain_console()
     console.print(what, highlight=False)
     for file in files:
         console.print(f"written: {file}", highlight=False, soft_wrap=True)

@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand
 
 from captune import __version__, interruption
+from captune.cli.console import labelled, plain_console
 from captune.errors import CaptuneError
 
 # What the parser raises for wrong usage: click's own class, or that of the copy that newer versions of typer bring.
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if debug:
         arguments.remove("--debug")
         os.environ["CAPTUNE_DEBUG"] = "1"
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     arguments = _seeds_joined(arguments)
     try:
         with interruption.handled():
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CaptuneError as error:
         if debug:
             raise
-        console.print(f"[bold red]error[/]: {_escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(labelled("error", str(error), "bold red"), soft_wrap=True)
         sys.exit(error.exit_code)
     except _WRONG_USAGE as error:
         error.show()  # type: ignore[attr-defined]
@@ -127,9 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         console.print(
-            f"[bold red]error[/]: {type(error).__name__}: {_escape(str(error))}\n"
-            "This is not an error captune foresaw; run again with --debug to see where it comes from.",
-            highlight=False,
+            labelled(
+                "error",
+                f"{type(error).__name__}: {error}\n"
+                "This is not an error captune foresaw; run again with --debug to see where it comes from.",
+                "bold red",
+            ),
             soft_wrap=True,
         )
         sys.exit(1)
@@ -144,7 +147,3 @@ def _seeds_joined(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

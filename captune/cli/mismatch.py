@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from captune.cli import options
+from captune.cli.console import plain_console
 from captune.config import TaskConfig
 from captune.data.catalog import check_dataset_name
 from captune.data.tree import name_some
@@ -41,7 +42,7 @@ def mismatch(
     task = TaskConfig.parse(given.task, where=options.COMMAND_LINE)
     if out is not None:
         options.check_writable(out)
-    console = Console()
+    console = plain_console()
     with console.status("Loading PyTorch"):
         from captune.algorithms.concepts import class_descriptions
         from captune.training.context import cell_notes, open_context

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-import yaml
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 from rich.console import Console
-from rich.markup import escape
 
+from captune.cli.console import labelled
 from captune.config import (
     PARADIGM_ALIASES,
     PARADIGMS,
@@ -33,6 +32,7 @@ from captune.config import (
     TrialConfig,
 )
 from captune.errors import UsageError, did_you_mean
+from captune.plain_yaml import parse_yaml
 
 COMMAND_LINE = "the command line"
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MachineConfig.panel)]
@@ -171,10 +171,7 @@ def settings(given: Mapping[str, Any], pairs: Iterable[str] | None) -> dict[str,
             raise UsageError("--set must be SETTING=VALUE", got=f"'{pair}'", next_step="Say --set margin_scale=8.")
         if name in values:
             raise UsageError("a setting must be given once", got=f"'{name}' twice", where=COMMAND_LINE)
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UsageError("--set must be SETTING=VALUE", got=f"'{pair}', whose value cannot be read") from None
+        values[name] = parse_yaml(text, where=f"--set {name}", what="the value of a setting")
     return values
 
 
@@ -195,7 +192,7 @@ def check_writable(file: Path) -> None:
 def say_notes(console: Console, notes: Iterable[str]) -> None:
     """Print, once each, what a person should know before reading numbers."""
     for note in dict.fromkeys(notes):
-        console.print(f"[yellow]note[/]: {escape(note)}", highlight=False, soft_wrap=True)
+        console.print(labelled("note", note, "yellow"), soft_wrap=True)
 
 
 def names_in(text: str, option: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.text import Text
 
 from captune.algorithms import method_named
 from captune.config import TrialConfig
@@ -25,7 +26,7 @@ _PREVIEW = 3
 def show_plan(plan: Plan, console: Console) -> None:
     """A study as it would be run: settings, space, first configurations."""
     info, study = plan.info, plan.study
-    console.print(f"[bold]{info.name}[/] → {plan.directory}", highlight=False, soft_wrap=True)
+    console.print(Text.assemble((info.name, "bold"), f" → {plan.directory}"), soft_wrap=True)
     console.print(
         f"{info.num_classes} classes, pool {info.num_pool}, test {info.num_test}; selects by {info.criterion} "
         f"({info.criterion_help}) on {info.num_scored} images; reports {info.metric_name}",
@@ -88,4 +89,4 @@ def first_configurations(
 
 
 def _yaml(values: dict[str, Any]) -> str:
-    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).replace("[", r"\[")
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from captune.cli import options
+from captune.cli.console import plain_console
 from captune.data.labelling import Prediction, check_empty, predictions, predictions_csv, sort_into_folders
 from captune.data.tree import printable
 from captune.errors import DataError, UsageError
@@ -41,7 +41,7 @@ def predict(
     """
     if copy_to is None and (link or min_confidence):
         raise UsageError("--link and --min-confidence must come with --copy-to", got="none")
-    with Console(stderr=True).status("Loading PyTorch"):
+    with plain_console(stderr=True).status("Loading PyTorch"):
         from captune.adapted import open_adapted, top_k
         from captune.data.loose_images import image_files, preprocessed_batches
     notes: list[str] = []
@@ -52,7 +52,7 @@ def predict(
         _check_apart(copy_to, images)
     model = open_adapted(checkpoint, **given.task, device=device)
     frozen = model.image_backbone
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     options.say_notes(console, [*notes, *frozen.notes])
     listed: list[list[object]] = []
     found: list[Prediction] = []

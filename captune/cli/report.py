@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from captune.cli.console import plain_console
 from captune.decisions.criteria import ORACLE
 from captune.errors import UsageError
 
@@ -24,7 +24,7 @@ def report(
     Example: captune report runs/digits-ul-cap
     Example: captune report runs --out comparison
     """
-    console = Console()
+    console = plain_console()
     with console.status("Loading"):
         from captune.results.best import best_configs_table
         from captune.results.load import load_studies

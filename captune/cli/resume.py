@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from captune.cli.console import plain_console
 from captune.cli.options import COMMAND_LINE, Given, with_options
 from captune.config import MachineConfig, StudyConfig
 from captune.tuning.loggers import check_loggers
@@ -42,7 +42,7 @@ def resume(
 
     Example: captune resume runs/digits-ul-cap
     """
-    console = Console(file=sys.stdout)
+    console = plain_console(file=sys.stdout)
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
     loggers = check_loggers(machine.logger)
     with console.status("Loading PyTorch and Ray"):

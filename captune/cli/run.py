@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from captune.algorithms import ALGORITHMS, method_named, paper_config
+from captune.algorithms import ALGORITHMS, method_named, paper_config, refuse_unsealed
 from captune.algorithms.preset import preset_task
+from captune.cli.console import plain_console
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
 from captune.cli.paper import check_show, datasets_shown, show_preset
 from captune.config import PARADIGMS, MachineConfig, StudyConfig, TaskConfig, read_yaml
@@ -86,7 +86,7 @@ def run(
 
     Example: captune run --dataset digits --paradigm ul
     """
-    console = Console(file=sys.stdout)
+    console = plain_console(file=sys.stdout)
     if show:
         check_show(given.study.get("preset"))
         show_preset(datasets_shown(given.task), console)
@@ -98,6 +98,8 @@ def run(
     if missing:
         console.print(f"Not on disk and left out: {', '.join(missing)}.", highlight=False, soft_wrap=True)
     studies = _studies(file, given, settings(given.trial, set_), datasets)
+    for study in studies:
+        refuse_unsealed(study.method, study.task)
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.planning import show_cost, show_plan
         from captune.cli.studies import execute

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from captune.cli.console import plain_console
 from captune.config import TrialConfig, read_yaml
 from captune.errors import StudyError
 from captune.records import JOURNAL, StudyRecord, read_journal
@@ -32,7 +33,7 @@ def status(
 
     Example: captune status runs/digits-ul-cap --watch
     """
-    console = Console()
+    console = plain_console()
     while True:
         _show_all(what, console)
         if not watch:

@@ -10,7 +10,9 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from captune.cli.console import labelled
 from captune.cli.options import say_notes
 from captune.decisions.criteria import ORACLE
 from captune.records import Role, StudyRecord
@@ -56,7 +58,7 @@ class Screen(Watcher):
 
     def warn(self, text: str) -> None:
         """Print it."""
-        self._console.print(f"[yellow]warning[/]: {text}", highlight=False)
+        self._console.print(labelled("warning", text, "yellow"))
 
     def started(self, cells: Sequence[Cell], cluster: Cluster, allotment: Allotment) -> None:
         """Say where trials run, how many at once, and where to watch."""
@@ -85,7 +87,7 @@ class Screen(Watcher):
 def show_result(run: StudyRecord, files: Sequence[Path], console: Console) -> None:
     """The advice, the confirmed configurations beside the references, and where everything lies."""
     choice = run.choice or Chosen()
-    console.print(f"\n[bold]{run.name}[/]: [bold]{choice.advice}[/]. {choice.reason}", highlight=False)
+    console.print(Text.assemble("\n", (run.name, "bold"), ": ", (str(choice.advice), "bold"), f". {choice.reason}"))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("candidate", f"{run.select_by} (search)", f"{run.metric_name} (sealed test)", "seeds"):
         table.add_column(heading, overflow="fold")
@@ -103,7 +105,7 @@ def show_result(run: StudyRecord, files: Sequence[Path], console: Console) -> No
         )
     console.print(table)
     if run.select_by == ORACLE:
-        console.print(f"[bold red]{ORACLE_STAMP}[/]", highlight=False)
+        console.print(ORACLE_STAMP, style="bold red", highlight=False)
     config = choice.config
     searched = [name for name, entry in run.space.items() if entry.get("role") != "fixed" and name in config]
     if searched:
@@ -147,7 +149,7 @@ def _say_start(cells: Sequence[Cell], cluster: Cluster, allotment: Allotment, co
             highlight=False,
         )
     if cluster.warning:
-        console.print(f"[yellow]warning[/]: {cluster.warning}", highlight=False)
+        console.print(labelled("warning", str(cluster.warning), "yellow"))
 
 
 def _say_kept(cells: Sequence[Cell], console: Console) -> None:

@@ -151,7 +151,14 @@ def cache_directory(task: TaskConfig) -> Path:
 
 def _from_environment(variable: str, name: str) -> Path:
     value = os.environ.get(variable)
-    return Path(value).expanduser().absolute() if value else Path.home() / ".cache" / "captune" / name
+    try:
+        return Path(value).expanduser().absolute() if value else Path.home() / ".cache" / "captune" / name
+    except RuntimeError:  # an account without a home folder, and HOME is not set
+        raise UsageError(
+            f"${variable} must name a folder where the account has no home folder",
+            got="none",
+            next_step=f"Set {variable}, for example {variable}=/tmp/captune/{name}.",
+        ) from None
 
 
 def default_backbone(task: TaskConfig) -> tuple[str, str | None]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from captune.config import TaskConfig
 from captune.data.dataset import Dataset
 from captune.data.tree import name_some
 from captune.errors import ConfigError, UsageError, did_you_mean
+from captune.plain_yaml import parse_yaml
 
 _YAML = (".yaml", ".yml", ".json")
 
@@ -147,10 +146,7 @@ def _text(file: Path) -> str:
 
 
 def _yaml(text: str, file: Path) -> Any:
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError("a file of class names must be YAML", got=str(error), where=file) from None
+    values = parse_yaml(text, where=file, what="a file of class names", words=True)
     if not isinstance(values, (list, dict)):
         raise ConfigError(
             "a file of class names must hold a list, or a mapping with class_names and template",

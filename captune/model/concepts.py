@@ -8,13 +8,12 @@ the same grammar, which `descriptions/README.md` explains.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from captune.errors import ConfigError, did_you_mean
+from captune.plain_yaml import parse_yaml
 
 DESCRIPTIONS_DIR: Final = Path(__file__).parent / "descriptions"
 """The folder of our own descriptions: `<dataset key>.yaml`."""
@@ -150,7 +149,7 @@ def _problems(name: object, sentences: object) -> list[str]:
 
 def _read(path: Path) -> object:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             "a descriptions file must exist",
@@ -159,20 +158,4 @@ def _read(path: Path) -> object:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("a descriptions file must be readable UTF-8 text", got=error, where=path) from None
-    except yaml.YAMLError as error:
-        raise ConfigError("a descriptions file must be YAML", got=" ".join(str(error).split()), where=path) from None
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, but a key written twice is an error: plain YAML drops the first without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the class '{key_node.value}' is written twice", key_node.start_mark
-                    )
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)
+    return parse_yaml(text, where=path, what="a descriptions file", words=True)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from captune.decisions.criteria import ORACLE
+from captune.plain_yaml import dump_yaml
 from captune.records import StudyRecord, atomic_write
 from captune.records.files import remove_leftovers
 from captune.results import plots
@@ -122,7 +122,7 @@ def write_best_config(run: StudyRecord, path: Path) -> list[Path]:
     choice = recorded_choice(run)
     if not choice.config:
         return []
-    body = yaml.safe_dump({"method": run.method, **choice.config}, sort_keys=False, allow_unicode=True)
+    body = dump_yaml({"method": run.method, **choice.config})
     atomic_write(path, f"{_header(run, choice)}{body}")
     return [path]
 

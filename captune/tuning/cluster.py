@@ -14,6 +14,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from captune.tuning.packing import Node
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
+_START_SECONDS = 180.0
+_USUAL_START_SECONDS = 15.0
 _ANSWER_SECONDS = 4.0
 # How every gRPC client begins (RFC 9113, section 3.4): the preface and an empty SETTINGS frame; servers answer with
 # theirs.
@@ -127,13 +130,17 @@ def connected(
             _muted(),
             ray_internals.signals_kept(),
             ray_internals.on_loopback() if loopback else contextlib.nullcontext(),
+            ray_internals.patient_start(_START_SECONDS),
+            _said_if_slow(),
         ):
             context = ray.init(**options)
     except Exception as error:  # Ray raises plain ones too, where its processes are slow to start
         shutil.rmtree(scraps, ignore_errors=True)
         if address is None:
             raise StudyError(
-                "a Ray cluster must start on this machine", got=str(error).strip().splitlines()[0]
+                f"a Ray cluster must start on this machine within {_START_SECONDS:.0f} s",
+                got=(str(error).strip().splitlines() or [type(error).__name__])[0],
+                next_step="A machine under heavy load needs longer: try again, or join a cluster by --address.",
             ) from error
         raise _no_cluster(f"'{address}': {str(error).strip().splitlines()[0]}") from None
     except BaseException:
@@ -157,6 +164,22 @@ def connected(
         with interruption.noted(), _muted():
             ray.shutdown()
         shutil.rmtree(scraps, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _said_if_slow() -> Iterator[None]:
+    """A sentence of what is waited for, where Ray takes longer than usual to start."""
+    timer = threading.Timer(_USUAL_START_SECONDS, _say_that_ray_is_slow)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _say_that_ray_is_slow() -> None:
+    print(f"Waiting for Ray's node to start on this machine, up to {_START_SECONDS:.0f} s …", file=sys.__stderr__)
 
 
 def _say_that_ray_starts() -> None:
@@ -276,11 +299,20 @@ def ensure_token() -> Path | None:
         return None
     path = Path(token_file()).expanduser()
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(32))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(secrets.token_hex(32))
+        except OSError as error:
+            raise UsageError(
+                "the token of Ray's clusters must have a file that can be written",
+                got=error.strerror,
+                where=path,
+                next_step="This account's home folder is missing or read-only: name another file by "
+                "RAY_AUTH_TOKEN_PATH, for example RAY_AUTH_TOKEN_PATH=/tmp/ray-token-of-mine.",
+            ) from None
     if path.stat().st_mode & 0o077:
         path.chmod(0o600)
     return path

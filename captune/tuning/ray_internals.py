@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.experimental import internal_kv
 # Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
 # on, it knows it by its network address, and GCS, raylet, agents and metrics listen on every interface.
 NETWORK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
 
 
 @contextlib.contextmanager
@@ -56,6 +58,37 @@ def signals_kept() -> Iterator[None]:
         yield
     finally:
         private.set_sigterm_handler = before
+
+
+@contextlib.contextmanager
+def patient_start(seconds: float) -> Iterator[None]:
+    """Ray as it is started in the block waits this long for its own node to come up, instead of half a minute.
+
+    Replaces `ray._private.services.get_node`, which `ray._private.node.Node` asks until it knows the node or 30 s are
+    over, and sets the variable by which the wait for GCS is set. Without it a busy login node cannot start Ray.
+    """
+    services: Any = ray._private.services
+    before, variable = services.get_node, os.environ.get(_GCS_WAIT)
+    end = time.monotonic() + seconds
+
+    def get_node(*arguments: Any, **options: Any) -> Any:
+        while True:
+            try:
+                return before(*arguments, **options)
+            except RuntimeError:  # not known yet
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
+    services.get_node = get_node
+    if variable is None:
+        os.environ[_GCS_WAIT] = str(int(seconds))
+    try:
+        yield
+    finally:
+        services.get_node = before
+        if variable is None:
+            os.environ.pop(_GCS_WAIT, None)
 
 
 def address_of_this_machine() -> str | None:

@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import captune
 from captune.config import StudyConfig, read_yaml
 from captune.errors import RecordError, StudyError, UsageError
+from captune.plain_yaml import dump_yaml
 from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write, read_journal
 from captune.records.events import Finished, StudyOpened
 from captune.records.files import remove_leftovers, temporary_name
@@ -293,7 +292,7 @@ def _screen_header(info: CellInfo, space: Space) -> dict[str, Any] | None:
 def write_study(directory: Path, header: StudyOpened) -> None:
     """Write study.yaml: the opening, readable."""
     values = jsonable({name: value for name, value in header.as_json().items() if name not in ("event", "time")})
-    atomic_write(directory / STUDY, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    atomic_write(directory / STUDY, dump_yaml(values))
 
 
 def with_storage(study: StudyConfig, storage: str | None) -> StudyConfig:

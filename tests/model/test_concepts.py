@@ -188,10 +188,10 @@ def test_a_user_file_is_read_by_path_or_by_its_ending(tmp_path: Path):
         ("oak:\n- Bark is: grey.\n", "oak: sentence 1 must be text, but is a dict"),
         ("oak:\n- Grey.\n- Grey.\n", "oak: sentence 2 repeats"),
         ("7:\n- A seven.\n", "7: a class name must be text, but YAML reads a int"),
-        ("no:\n- A no.\n", "a class name must be text, but YAML reads a bool"),
+        ("true:\n- A truth.\n", "a class name must be text, but YAML reads a bool"),
         ("sea_lake:\n- Blue.\nSea Lake:\n- Wet.\n", "Sea Lake: the same class as 'sea_lake' above"),
-        ("oak:\n- One.\noak:\n- Two.\n", "the class 'oak' is written twice"),
-        ("oak: [\n", "must be YAML"),
+        ("oak:\n- One.\noak:\n- Two.\n", "line 3: 'oak' again, first in line 1"),
+        ("oak: [\n", "must be valid YAML"),
     ],
 )
 def test_a_wrong_user_file_is_refused_with_its_key(tmp_path: Path, text: str, message: str):
@@ -215,7 +215,7 @@ def test_a_file_cannot_make_python_objects(tmp_path: Path):
     path.write_text(
         f"oak: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{marker}']]\n"
     )
-    with pytest.raises(ConfigError, match="must be YAML"):
+    with pytest.raises(ConfigError, match="must be valid YAML"):
         load_descriptions(path)
     assert not marker.exists()
 
