@@ -12,6 +12,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -23,6 +24,9 @@ from captune.errors import DataError
 
 Progress = Callable[[str, int, int | None], None]
 _CHUNK = 1 << 20
+# Images hardly pack; annotations pack tenfold. What unpacks to far more is meant to fill the disk.
+_MAX_RATIO = 50
+_SMALL = 100 << 20
 _TIMEOUT_SECONDS = 60
 
 
@@ -271,7 +275,8 @@ def extract(archive: Path, folder: Path) -> None:
             _extract_zip(archive, folder)
         else:
             _extract_tar(archive, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zipfile.LargeZipFile) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zipfile.LargeZipFile, zlib.error, RuntimeError) as error:
+        # The last two: damaged deflate streams; encrypted members and compressions Python has not.
         raise DataError("an archive must be whole", got=str(error) or "a truncated file", where=archive) from None
     except OSError as error:
         if error.errno is None:  # gzip's own errors have no number; a full disk has
@@ -280,15 +285,28 @@ def extract(archive: Path, folder: Path) -> None:
 
 
 def _extract_zip(archive: Path, folder: Path) -> None:
+    limit = _unpacked_limit(archive)
     with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
+        members = file.infolist()
+        if sum(member.file_size for member in members) > limit:
+            raise _bomb(archive, sum(member.file_size for member in members))
+        for member in members:
             _refuse_climbing(member.filename, folder, archive)
-        file.extractall(folder)
+        done = 0
+        for member in members:
+            # zipfile ends a member at its declared size; the CRC then tells a lie about it.
+            done += Path(file.extract(member, folder)).stat().st_size if not member.is_dir() else 0
+            if done > limit:
+                raise _bomb(archive, done)
 
 
 def _extract_tar(archive: Path, folder: Path) -> None:
+    limit, declared = _unpacked_limit(archive), 0
     with tarfile.open(archive, "r:gz") as file:
         for member in file:
+            declared += member.size
+            if declared > limit:
+                raise _bomb(archive, declared)
             _refuse_climbing(member.name, folder, archive)
             if member.issym():
                 _refuse_climbing(str(Path(member.name).parent / member.linkname), folder, archive)
@@ -297,6 +315,19 @@ def _extract_tar(archive: Path, folder: Path) -> None:
             elif not (member.isfile() or member.isdir()):
                 raise DataError("an archive must hold files and folders only", got=member.name, where=archive)
             file.extract(member, folder, filter="data")
+
+
+def _unpacked_limit(archive: Path) -> int:
+    return max(_SMALL, _MAX_RATIO * archive.stat().st_size)
+
+
+def _bomb(archive: Path, num_bytes: int) -> DataError:
+    return DataError(
+        f"an archive of images must not unpack to more than {_MAX_RATIO} times its size",
+        got=f"{num_bytes} bytes out of {archive.stat().st_size}",
+        where=archive,
+        next_step="Do not unpack this file: it is meant to fill the disk.",
+    )
 
 
 def _refuse_climbing(name: str, folder: Path, archive: Path) -> None:

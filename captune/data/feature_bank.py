@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from captune.data.array_files import read_npz
 from captune.data.build_once import build_once
-from captune.data.dataset import Dataset, IntArray, Split
-from captune.data.overrides import checked_template
+from captune.data.dataset import UNKNOWN, Dataset, IntArray, Split
+from captune.data.overrides import checked_names, checked_template
 from captune.errors import DataError
 
 Features = npt.NDArray[np.float32]
 _FORMAT = 1
+_SMALLEST_NORM, _LARGEST_NORM = 1e-12, 1e15
 _KNOWN = ("image_features", "labels", "split", "text_features", "class_names", "logit_scale", "template")
 
 
@@ -101,7 +103,7 @@ def read_feature_file(file: Path, key: str, template: str) -> Dataset:
     Raises:
         DataError: missing or unknown arrays, shapes that disagree, NaN, labels without a class.
     """
-    arrays = _load(file)
+    arrays = read_npz(file)
     missing = [name for name in ("image_features", "labels", "split") if name not in arrays]
     if "text_features" not in arrays and "class_names" not in arrays:
         missing.append("text_features or class_names")
@@ -123,7 +125,7 @@ def read_feature_file(file: Path, key: str, template: str) -> Dataset:
             where=file,
             next_step="Were they made by the same model?",
         )
-    names = [str(name) for name in arrays["class_names"].reshape(-1)] if "class_names" in arrays else []
+    names = _names(arrays["class_names"], file) if "class_names" in arrays else []
     if text_KD is not None and names and len(names) != len(text_KD):
         raise DataError(
             "class_names and text_features must be of the same classes",
@@ -137,9 +139,7 @@ def read_feature_file(file: Path, key: str, template: str) -> Dataset:
     return Dataset(
         key=key,
         class_names=tuple(names),
-        template=checked_template(arrays["template"].reshape(-1)[0], f"{file}: template")
-        if "template" in arrays
-        else template,
+        template=_template(arrays["template"], file) if "template" in arrays else template,
         train=Split((), labels_M[parts["train"]]),
         val=Split((), labels_M[parts["val"]]),
         test=Split((), labels_M[parts["test"]]),
@@ -150,18 +150,6 @@ def read_feature_file(file: Path, key: str, template: str) -> Dataset:
         layout="precomputed features",
         licence="that of your own data",
     )
-
-
-def _load(file: Path) -> dict[str, npt.NDArray[np.generic]]:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise DataError("a feature file must be there", got="none", where=file) from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise DataError(
-            "a feature file must be an .npz of plain arrays", got=str(error) or type(error).__name__, where=file
-        ) from None
 
 
 def _features(values: npt.NDArray[np.generic], where: str) -> Features:
@@ -178,12 +166,33 @@ def _features(values: npt.NDArray[np.generic], where: str) -> Features:
             got=f"{int(wrong_N.sum())} rows with NaN or infinity, first row {int(wrong_N.argmax())}",
             where=where,
         )
-    zero_N = ~features.any(axis=1)
-    if zero_N.any():
+    # Their squares must be numbers of 32 bits, or dividing by the length leaves no direction.
+    norms_N = np.linalg.norm(features.astype(np.float64), axis=1)
+    wrong_N = (norms_N < _SMALLEST_NORM) | (norms_N > _LARGEST_NORM)
+    if wrong_N.any():
+        row = int(wrong_N.argmax())
         raise DataError(
-            "features must not be zero: they have no direction", got=f"row {int(zero_N.argmax())}", where=where
+            "features must not be zero: they have no direction"
+            if norms_N[row] == 0
+            else f"features must have a length between {_SMALLEST_NORM:g} and {_LARGEST_NORM:g}",
+            got=f"row {row}" if norms_N[row] == 0 else f"{norms_N[row]:.3g} in row {row}",
+            where=where,
         )
     return features
+
+
+def _names(values: npt.NDArray[np.generic], file: Path) -> list[str]:
+    if values.dtype.kind != "U" or values.ndim != 1:
+        raise DataError(
+            "class_names must be a row of text", got=f"{values.dtype} {values.shape}", where=f"{file}: class_names"
+        )
+    return list(checked_names(values.tolist(), f"{file}: class_names"))
+
+
+def _template(values: npt.NDArray[np.generic], file: Path) -> str:
+    if values.dtype.kind != "U" or values.size != 1:
+        raise DataError("template must be one text", got=f"{values.dtype} {values.shape}", where=f"{file}: template")
+    return checked_template(values.reshape(-1)[0], f"{file}: template")
 
 
 def _labels(values: npt.NDArray[np.generic], num_images: int, num_classes: int, file: Path) -> IntArray:
@@ -193,20 +202,26 @@ def _labels(values: npt.NDArray[np.generic], num_images: int, num_classes: int, 
             got=f"{values.dtype} {values.shape}",
             where=file,
         )
-    labels_M = values.astype(np.int64)
-    if labels_M.max() >= num_classes or labels_M.min() < -1:
+    lowest, highest = int(values.min()), int(values.max())  # before they are put into 64 bits
+    if highest >= num_classes or lowest < UNKNOWN:
         raise DataError(
             f"labels must lie between -1 (unknown) and {num_classes - 1}: there are {num_classes} classes",
-            got=f"{int(labels_M.min())} to {int(labels_M.max())}",
+            got=f"{lowest} to {highest}",
             where=file,
         )
-    return labels_M
+    return values.astype(np.int64)
+
+
+def _is_ascii(values: npt.NDArray[np.generic]) -> bool:
+    return values.dtype.kind == "U" or max(values.tobytes(), default=0) < 128
 
 
 def _split_rows(values: npt.NDArray[np.generic], num_images: int, file: Path) -> dict[str, IntArray]:
     if values.shape != (num_images,):
         raise DataError(f"split must be {num_images} names, one an image", got=f"shape {values.shape}", where=file)
-    names = values.astype(str)
+    if values.dtype.kind not in "US":
+        raise DataError("split must be text: train, val or test", got=str(values.dtype), where=file)
+    names = values.astype(str) if _is_ascii(values) else np.full(values.shape, "bytes that are no text")
     unknown = sorted(set(names.tolist()) - {"train", "val", "test"})
     if unknown:
         raise DataError("split must be train, val or test", got=f"'{unknown[0]}'", where=file)
@@ -216,10 +231,10 @@ def _split_rows(values: npt.NDArray[np.generic], num_images: int, file: Path) ->
 def _logit_scale(arrays: dict[str, npt.NDArray[np.generic]], file: Path) -> float | None:
     if "logit_scale" not in arrays:
         return None
-    try:
-        scale = float(arrays["logit_scale"].reshape(-1)[0])
-    except (ValueError, TypeError, IndexError):
-        scale = float("nan")
+    values = arrays["logit_scale"]
+    scale = (
+        float(values.astype(np.float64).reshape(-1)[0]) if values.size == 1 and values.dtype.kind in "fiu" else math.nan
+    )
     if not 0 < scale < float("inf"):
         raise DataError("logit_scale must be a number above 0 (exponentiated, CLIP's is 100)", got=scale, where=file)
     return scale

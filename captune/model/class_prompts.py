@@ -29,7 +29,7 @@ def class_prompts(
 
 
 def prompts_that_fit(backbone: Backbone, class_names: Sequence[str], prompts: Sequence[str]) -> list[str]:
-    """See that the text tower can tell the prompts apart; a note names those that are longer than its context.
+    """See that the text tower can tell the prompts apart; notes name those it cannot and those longer than its context.
 
     Args:
         backbone: the frozen CLIP.
@@ -37,26 +37,33 @@ def prompts_that_fit(backbone: Backbone, class_names: Sequence[str], prompts: Se
         prompts: K prompts.
 
     Raises:
-        DataError: two classes whose prompts are the same tokens, cut to the context or not.
+        DataError: two classes whose prompts differ, but not once they are cut to the context.
     """
     tokens_KL = backbone.tokenize(prompts)
-    cut = backbone.cut_texts(prompts)
-    first: dict[tuple[int, ...], str] = {}
+    length, cut, notes = tokens_KL.shape[1], backbone.cut_texts(prompts), []
+    first: dict[tuple[int, ...], int] = {}
+    alike: list[str] = []
     for label, row in enumerate(tokens_KL.tolist()):
-        name, other = class_names[label], first.setdefault(tuple(row), class_names[label])
-        if other != name or (label and name in class_names[:label]):
+        other = first.setdefault(tuple(row), label)
+        if other == label:
+            continue
+        both = f"'{class_names[other]}' and '{class_names[label]}'"
+        if label in cut and prompts[label] != prompts[other]:
             raise DataError(
-                f"class names must differ in the {tokens_KL.shape[1]} tokens that {backbone.name} reads",
-                got=f"'{other}' and '{name}'" + (", which are longer and equal once cut" if label in cut else ""),
-                next_step="Give shorter or other names by --class-names, or a shorter --template.",
+                f"class names must differ in the {length} tokens that {backbone.name} reads",
+                got=f"{both}, which are longer and equal once cut",
+                next_step="Give shorter names by --class-names, or a shorter --template.",
             )
-    if not cut:
-        return []
-    named = ", ".join(f"'{class_names[label]}'" for label in cut[:3]) + (", …" if len(cut) > 3 else "")
-    return [
-        f"{len(cut)} class names do not fit the {tokens_KL.shape[1]} tokens that {backbone.name} reads, so their ends "
-        f"are cut off: {named}"
-    ]
+        alike.append(both)
+    if alike:  # as in ImageNet's published names
+        notes.append(f"{backbone.name} cannot tell these classes apart by their prompts: {_some(alike)}")
+    if cut:
+        names = _some([f"'{class_names[label]}'" for label in cut])
+        notes.append(
+            f"{len(cut)} class names do not fit the {length} tokens that {backbone.name} reads, so their ends are cut "
+            f"off: {names}"
+        )
+    return notes
 
 
 def learned_template(template: str, form: Literal["template", "published"]) -> str:
@@ -64,3 +71,7 @@ def learned_template(template: str, form: Literal["template", "published"]) -> s
     code's zero-shot prompts lack.
     """
     return template if form == "template" else template.rstrip(". ") + "."
+
+
+def _some(texts: Sequence[str], most: int = 3) -> str:
+    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "")

@@ -319,3 +319,30 @@ def test_checksums_are_torchvisions() -> None:
         for archive in recipe.archives:
             assert archive.md5 is None or archive.md5 in text, archive.url
             assert archive.name in text or archive.name == "EuroSAT.zip"
+
+
+@pytest.mark.parametrize("form", ["zip", "zip that lies", "tar"])
+def test_an_archive_that_unpacks_to_far_more_is_refused(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captune.data.download._SMALL", 1 << 20)
+    zeros = bytes(32 << 20)
+    if form == "tar":
+        archive = tmp_path / "bomb.tar.gz"
+        with tarfile.open(archive, "w:gz") as file:
+            member = tarfile.TarInfo("zeros")
+            member.size = len(zeros)
+            file.addfile(member, io.BytesIO(zeros))
+    else:
+        archive = tmp_path / "bomb.zip"
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("zeros", zeros)
+        if form == "zip that lies":
+            content = bytearray(archive.read_bytes())
+            for mark, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+                at = content.index(mark) + offset
+                content[at : at + 4] = (1000).to_bytes(4, "little")
+            archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"50 times its size|must be whole"):
+        extract(archive, tmp_path / "out")
+    assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()) <= 1 << 20

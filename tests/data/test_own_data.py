@@ -360,7 +360,7 @@ def test_unreadable_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be readable"):
         _load("digits", class_names=tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("[a, b")
-    with pytest.raises(ConfigError, match="must be YAML"):
+    with pytest.raises(ConfigError, match="must be valid YAML"):
         _load("digits", class_names=tmp_path / "bad.yaml")
 
 

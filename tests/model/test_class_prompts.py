@@ -41,10 +41,10 @@ def test_names_equal_once_cut_are_refused() -> None:
         notes_of([f"{LONG} ring", "one", f"{LONG} bar"])
 
 
-@pytest.mark.parametrize("names", [["one", "One"], ["one_", "one"], ["one", "two", "one"]])
-def test_names_that_are_the_same_tokens_are_refused(names: list[str]) -> None:
-    with pytest.raises(DataError, match="class names must differ"):
-        notes_of(names)
+@pytest.mark.parametrize("names", [["one", "One"], ["one", "two", "one"], [LONG, LONG]])
+def test_names_that_are_the_same_tokens_are_named(names: list[str]) -> None:
+    # ImageNet's published names hold equal ones, so they cannot be refused.
+    assert f"cannot tell these classes apart by their prompts: '{names[0]}' and" in notes_of(names)[0]
 
 
 def test_a_tokenizer_that_cannot_be_asked_is_taken_at_its_word() -> None:

@@ -14,6 +14,8 @@ from captune.errors import DataError
 from captune.model.sources import TINY_DIR
 from captune.training.context import cell_notes, open_context
 
+LONG = "a very long name that goes on and on and on and on and on and on and on and on"
+
 
 def features(path: Path, **more: object) -> TaskConfig:
     generator = np.random.default_rng(0)
@@ -47,7 +49,7 @@ def test_what_the_weight_file_tells_is_a_note_of_the_context(tmp_path: Path) -> 
 
 def test_class_names_that_cannot_be_told_apart_stop_before_the_images(tmp_path: Path) -> None:
     names = tmp_path / "names.yaml"
-    names.write_text("\n".join(f"- {name}" for name in ["zero", "Zero", *"abcdefgh"]))
+    names.write_text("\n".join(f"- {name}" for name in [f"{LONG} zero", f"{LONG} one", *"abcdefgh"]))
     task = TaskConfig.parse(
         {"dataset": "digits", "paradigm": "ul", "cache_dir": str(tmp_path / "cache"), "class_names": str(names)}
     )
