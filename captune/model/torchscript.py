@@ -74,10 +74,11 @@ class _Mark:
 
 def is_torchscript(path: Path) -> bool:
     """Whether the file is a zip archive of TorchScript's form."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(Path(entry).name == "constants.pkl" for entry in archive.namelist())
+    except Exception:  # no archive, or one so damaged that torch's own reader must say what is wrong
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(Path(entry).name == "constants.pkl" for entry in archive.namelist())
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
