@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from captune.cli.console import plain_console
 from captune.errors import StudyError
 from captune.records.layout import STUDY
 from captune.tuning.lock import is_alive, read_lock
@@ -27,7 +27,7 @@ def stop(
 
     Example: captune stop runs/digits-ul-cap
     """
-    console = Console()
+    console = plain_console()
     for directory in (path.expanduser().absolute() for path in runs):
         if not (directory / STUDY).exists():
             raise StudyError(f"the directory of a study must hold {STUDY}", got="none", where=directory)

@@ -132,7 +132,7 @@ class OpenStudy:
         """Write into study.yaml what was used so far, over all resumes; studies of one command share it."""
         path = self.directory / STUDY
         spent = {"seconds": round(seconds, 1), "gpu_hours": round(gpu_hours, 4), "studies": shared_by}
-        atomic_write(path, yaml.safe_dump(read_yaml(path) | {"spent": spent}, sort_keys=False, allow_unicode=True))
+        atomic_write(path, dump_yaml(read_yaml(path) | {"spent": spent}))
 
     def settle(self) -> None:
         """Close journal and mirror but keep the lock: what is left to write is the choice and the report."""
