@@ -27,7 +27,7 @@ from captune.decisions.neighbours import jackknife_consistency, neighbour_consis
 
 ZERO_SHOT, BALANCED, BLEND = "zero_shot", "balanced", "blend"
 NUM_NEIGHBOURS = 10
-TEMPERATURE = 0.02
+TEMPERATURE = 0.01
 """Score difference at which a candidate weighs a factor of e less in the blend."""
 SMALLEST_WEIGHT = 0.02
 """Members below this share of the blend are left out."""
@@ -35,7 +35,7 @@ LEAST_GAIN = 1.0
 """Points that a blend must be expected to gain: below, the costs of a mistake outweigh it."""
 MOST_RISK = 0.3
 """Most chance of being worse than zero-shot that is still advised."""
-_CROWDED, _NO_LEAD, _UNSURE = 0.8, 0.085, 0.5
+_CROWDED, _NO_LEAD, _UNSURE = 0.8, 0.1, 0.5
 """When a backbone is said not to know the classes (`Knowledge.known`)."""
 
 
@@ -85,6 +85,15 @@ class Knowledge:
     num_classes: float
     random_num_classes: float
     of_classes: int
+
+    @property
+    def evidence(self) -> str:
+        """The numbers in words."""
+        return (
+            f"zero-shot's predictions agree with their nearest images as little ({self.consistency:.2f}) and crowd "
+            f"into as few classes ({self.num_classes:.0f} of {self.of_classes}) as those of random texts "
+            f"({self.random_consistency:.2f}, {self.random_num_classes:.0f})"
+        )
 
     def known(self, confidence: float) -> bool:
         """False where the texts say no more about the images than random ones would.
@@ -280,12 +289,7 @@ def advise(evidence: Evidence, model: GainModel = GAIN_MODEL) -> Advice:
     nothing = Expectation(0.0, 0.0, 0.0, 0.0)
     seen, confidence = evidence.knowledge, float(evidence.probs[ZERO_SHOT].float().max(-1).values.mean())
     if seen is not None and not seen.known(confidence):
-        reason = (
-            f"zero-shot's predictions agree with their nearest images as little ({seen.consistency:.2f}) and crowd "
-            f"into as few classes ({seen.num_classes:.0f} of {seen.of_classes}) as those of random texts "
-            f"({seen.random_consistency:.2f}, {seen.random_num_classes:.0f})"
-        )
-        return Advice({ZERO_SHOT: 1.0}, nothing, scores, reason, knows=False)
+        return Advice({ZERO_SHOT: 1.0}, nothing, scores, seen.evidence, knows=False)
     blended_NK = blend(evidence.probs, weights)
     differ = float((blended_NK.argmax(-1) != evidence.probs[ZERO_SHOT].argmax(-1)).float().mean())
     expectation = expected_gain(gain_facts(evidence, blended_NK), differ, model)
@@ -308,7 +312,7 @@ def measure_knowledge(
     neighbours_Nk: Tensor,
     generator: torch.Generator,
     *,
-    num_draws: int = 5,
+    num_draws: int = 10,
 ) -> Knowledge:
     """Compare zero-shot's predictions with those of the same texts turned at random about their mean.
 

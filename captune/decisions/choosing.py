@@ -65,11 +65,13 @@ class Choice:
         return Chosen(**{**asdict(self), "candidates": tuple(asdict(candidate) for candidate in self.candidates)})
 
 
-def choose(run: StudyRecord) -> Choice:
+def choose(run: StudyRecord, *, unknown: str | None = None) -> Choice:
     """The final choice from selection scores over confirmation seeds; sealed labels are not read.
 
     The best configuration is that of `best_candidate`. The advice is then, in this order:
 
+    0. "keep zero-shot" where the backbone does not know the classes: `unknown` says why. No method can be judged there,
+       as every label-free criterion rewards what is smooth, right or wrong.
     1. "adaptation changed nothing": its predictions agree with zero-shot's on more than 99 % of the held-out pool.
     2. "adapt": it beats zero-shot, in the part of the criterion that zero-shot has no part in by more than the noise
        (`noise_margin`), and is not below balanced zero-shot where that competes; "use the ensemble" when the ensemble
@@ -102,6 +104,8 @@ def choose(run: StudyRecord) -> Choice:
     def conclude(advice: Advice, name: str, reason: str) -> Choice:
         return Choice(advice, name, best.config_id, config, reason, listed)
 
+    if unknown is not None and not criterion_named(criterion).labels:
+        return conclude("keep zero-shot", ZERO_SHOT, unknown)
     agreement = statistics.mean(_criterion_values(run, groups[best.name], AGREE_ZERO_SHOT))
     if agreement is not None and agreement > NO_OP_AGREEMENT:
         reason = f"{best.name} agrees with zero-shot on {agreement:.4f} of the held-out pool: it is a no-op"

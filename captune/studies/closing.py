@@ -26,6 +26,7 @@ from captune.studies.seal import open_seal, report_trials
 from captune.training.context import open_context
 from captune.training.ensemble import write_ensemble
 from captune.training.evaluation import oracle_score
+from captune.training.knowledge import classes_unknown
 from captune.training.labelling import write_predictions
 from captune.tuning.votes import Votes
 
@@ -131,7 +132,8 @@ def find_mismatch(record: StudyRecord, write: Write) -> None:
 def record_choice(record: StudyRecord, write: Write) -> None:
     """Choose from what the search may see."""
     if not record.choice_is_current:
-        write(choose(record).as_event())
+        unknown = classes_unknown(open_context(_task(record), Role.REPORT))
+        write(choose(record, unknown=unknown).as_event())
 
 
 def write_study_predictions(record: StudyRecord) -> list[Path]:

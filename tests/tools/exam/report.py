@@ -16,6 +16,7 @@ from tests.tools.exam.judge import (
     highest_score,
     judge,
     learn,
+    portfolio,
     scored_blend,
     summary,
 )
@@ -29,6 +30,7 @@ RULES = {
     "always balanced": always("balanced"),
     "always cap": always("cap@quick"),
     "always transclip": always("transclip"),
+    "always anchored": always("anchored"),
     "mean of five": always(*FIVE),
     "five, gated by 0.05": gated(FIVE),
     "highest score": highest_score,
@@ -76,7 +78,7 @@ def report(cache: Path, out: Path, *, without: tuple[str, ...], learned: Path | 
         without: candidates that are left out.
         learned: the module to write, if any.
     """
-    table = cases(cache, without=without, need=("transclip", "mixture"), knowing=True)
+    table = cases(cache, without=without, need=("transclip", "anchored", "cap_mixture@quick"), knowing=True)
     judged = {name: judge(rule, table) for name, rule in RULES.items()}
     taught = learn(table)
     advised = iter(taught.advice)
@@ -87,6 +89,9 @@ def report(cache: Path, out: Path, *, without: tuple[str, ...], learned: Path | 
     out.mkdir(parents=True, exist_ok=True)
     rows.round(3).to_csv(out / "advice_exam.csv", index=False)
     _every_case(judged["the advice"], taught).to_csv(out / "advice_cases.csv", index=False)
+    found = portfolio(table)
+    found.round(3).to_csv(out / "advice_portfolio.csv", index=False)
+    print(found.round(2).to_string(index=False))
     by_kind = pd.DataFrame({name: frame.groupby("kind").gain.mean() for name, frame in judged.items()})
     print(by_kind.round(1).to_string())
     _figure({name: judged[name] for name in ("mean of five", "highest score", "the advice")}, out / "advice_exam.png")
@@ -124,14 +129,11 @@ def _figure(judged: dict[str, pd.DataFrame], file: Path) -> None:
 def _literal(taught: Learned) -> str:
     model = taught.model
     coefficients = "".join(f'        "{name}": {value},\n' for name, value in model.coefficients.items())
-    errors = "".join(
-        "        " + " ".join(f"{value}," for value in model.errors[start : start + 11]) + "\n"
-        for start in range(0, len(model.errors), 11)
-    )
+    errors = "".join(f"        {value},\n" for value in model.errors)
     return (
         f"GAIN_MODEL = GainModel(\n    coefficients={{\n{coefficients}    }},\n"
         f"    error_base={model.error_base},\n    error_slope={model.error_slope},\n"
-        f"    # fmt: off\n    errors=(\n{errors}    ),\n    # fmt: on\n"
+        f"    errors=(\n{errors}    ),\n"
         f"    seen=(\n"
         + "".join(f'        "{name}",\n' for name in model.seen)
         + f"    ),\n    worlds={model.worlds},\n)\n"
