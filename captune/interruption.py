@@ -29,7 +29,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """In the block Ctrl-C and SIGTERM interrupt; outside the main thread, which alone has signals, nothing changes."""
+    """While this block runs, Ctrl-C and SIGTERM raise KeyboardInterrupt; only the main thread can do this."""
     global _received
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _interrupt:
         yield
@@ -51,7 +51,10 @@ def check() -> None:
 
 @contextlib.contextmanager
 def noted(note: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """In the block a first signal calls `note` and raises nothing; a second one, wherever the first came, does."""
+    """While this block runs, the first Ctrl-C or SIGTERM calls `note` and does not raise.
+
+    The second raises KeyboardInterrupt, even if the first arrived before the block.
+    """
     with handled():
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -62,7 +62,7 @@ def mislabel(images: IntArray, labels_M: IntArray, classes: IntArray, noise: flo
     """
     generator = numpy_generator(seed, "shot-noise")
     order = generator.permutation(len(images))
-    # Steps round the circle of classes: every other class is as likely.
+    # Adding 1…K−1 modulo K gives each of the other classes with equal probability.
     steps = generator.integers(1, len(classes), size=len(images))
     noisy_M = labels_M.copy()
     for position in order[: round(noise * len(images))]:

@@ -142,7 +142,7 @@ class TrialRun:
         # The row first: a kill before the checkpoint leaves rows that the resumed epochs write again, identical.
         with (self.directory / EPOCHS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        # With another epoch as long as this one more would be at stake.
+        # Save now if one more epoch of this length would put more than SAVE_SECONDS of work at risk.
         if self.finished or time.perf_counter() - self._saved + seconds >= SAVE_SECONDS:
             self.save()
         return record

@@ -73,7 +73,7 @@ def allot(
     measured_bytes: int = 0,
     deterministic: bool = False,
 ) -> Allotment:
-    """Runs at once and what each gets: all CPUs are used and none is fought over, or all GPUs where there are any.
+    """How many trials run at once, and the CPUs, GPUs and memory of each: uses every CPU (or GPU) without sharing it.
 
     Args:
         nodes: of the cluster.
