@@ -4,15 +4,16 @@ Three forms that give the same predictions:
 
 - a checkpoint: what was learned; opened together with the backbone it was made on;
 - a bundle: a folder with the checkpoint and the backbone beside it, for prompts that enter the image tower;
-- class weights: one (K, D) tensor, where the image side is the frozen backbone (text prompts, frozen features).
+- class weights: one (K, D) tensor (of a blend: one per member), where the image side is the frozen backbone (text
+  prompts, frozen features).
 """
 
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,15 @@ import torch
 from torch import Tensor
 
 from captune.algorithms import method_named
+from captune.algorithms.blend import blend
+from captune.algorithms.configs import BlendConfig
 from captune.config import TrialConfig
 from captune.data.loose_images import LooseImage, as_list, pixels_in_batches
 from captune.errors import CheckpointError, UsageError
-from captune.model.backbone import Backbone, load_backbone, save_backbone
+from captune.model.backbone import Backbone, save_backbone
 from captune.model.class_prompts import learned_template
 from captune.model.classifier import Classifier, build_classifier
-from captune.model.sources import is_published_name
+from captune.model.recorded import no_backbone_recorded, recorded_backbone, refuse_links_outside
 from captune.records import atomic_write
 from captune.training.checkpoint import load_checkpoint, save_checkpoint, without_prefix
 from captune.training.trial import CHECKPOINT
@@ -55,6 +58,8 @@ class AdaptedModel:
         learned_share: share of what was learned in the logits (1 but for `cap_mixture`).
         frozen_KD: class weights on the frozen image features that are added, where the image side is adapted too.
         meta: the checkpoint's header.
+        members: of a blend, its members (whose part of the fields above is then unused), each with the number of its
+            group: seeds of one member make a group.
         source: the file it was opened from.
     """
 
@@ -68,6 +73,7 @@ class AdaptedModel:
     meta: dict[str, Any]
     learned_share: float = 1.0
     frozen_KD: Tensor | None = None
+    members: tuple[tuple[int, AdaptedModel], ...] = ()
     source: Path | None = None
 
     def predict(self, images: LooseImage | Iterable[LooseImage], *, top: int = 1) -> pd.DataFrame:
@@ -106,7 +112,11 @@ class AdaptedModel:
 
     def encode(self, images: LooseImage | Iterable[LooseImage]) -> npt.NDArray[np.float32]:
         """Image features (N, D) of the adapted image side, of length 1; images as for `predict`."""
-        rows = [self._image_features(pixels).float().cpu().numpy() for pixels in self._pixels(as_list(images))]
+        backbone = self.image_backbone
+        rows = [
+            self._image_features(pixels, partial(backbone.encode_images, pixels)).float().cpu().numpy()
+            for pixels in self._pixels(as_list(images))
+        ]
         return np.concatenate(rows)
 
     @property
@@ -119,7 +129,7 @@ class AdaptedModel:
         if not self.is_linear:
             raise CheckpointError(
                 "class weights must be asked of a model whose image side is the frozen backbone",
-                got="prompts in the image tower",
+                got="a blend of probabilities" if self.members else "prompts in the image tower",
                 next_step="Use predict, or export a bundle.",
             )
         return self.text_KD.float().cpu().numpy()
@@ -146,31 +156,44 @@ class AdaptedModel:
             CheckpointError: none was named for a checkpoint of precomputed features.
         """
         if self.backbone is None:
-            raise _nameless("this checkpoint")
+            raise no_backbone_recorded("this checkpoint")
         return self.backbone
 
     @property
     def is_linear(self) -> bool:
-        """Whether class weights on frozen image features say it all."""
-        return self.classifier is None
+        """Whether one set of class weights on frozen image features says it all."""
+        return self.classifier is None and not self.members
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether images go through the frozen towers alone: class weights, one set or several, say it all."""
+        return self.is_linear or (bool(self.members) and all(model.is_linear for _, model in self.members))
 
     @torch.no_grad()
     def probabilities(self, pixels_B3SS: Tensor) -> Tensor:
         """Class probabilities (B, K) fp32 of preprocessed images."""
-        backbone = self.image_backbone
-        image_BD = self._image_features(pixels_B3SS)
+        return self._probabilities(pixels_B3SS, cache(lambda: self.image_backbone.encode_images(pixels_B3SS)))
+
+    def _probabilities(self, pixels_B3SS: Tensor, frozen: Callable[[], Tensor]) -> Tensor:
+        """The same; `frozen` gives the frozen towers' features of the images, which members share."""
+        if self.members:
+            config = BlendConfig.parse(self.meta["config"])
+            groups: list[list[Tensor]] = [[] for _ in config.members]
+            for group, model in self.members:
+                groups[group].append(model._probabilities(pixels_B3SS, frozen))
+            return blend(groups, [member.weight for member in config.members], config.average)
+        image_BD = self._image_features(pixels_B3SS, frozen)
         logits_BK = self.learned_share * self.logit_scale * image_BD.float() @ self.text_KD.T + self.bias_K
         if self.frozen_KD is not None:
-            logits_BK = logits_BK + self.logit_scale * backbone.encode_images(pixels_B3SS) @ self.frozen_KD.T
+            logits_BK = logits_BK + self.logit_scale * frozen() @ self.frozen_KD.T
         return logits_BK.softmax(-1)
 
     @torch.no_grad()
-    def _image_features(self, pixels_B3SS: Tensor) -> Tensor:
+    def _image_features(self, pixels_B3SS: Tensor, frozen: Callable[[], Tensor]) -> Tensor:
         if self.classifier is None:
-            return self.image_backbone.encode_images(pixels_B3SS)
-        frozen = self.meta["config"]["tuning"] == "features"
-        inputs = self.image_backbone.encode_images(pixels_B3SS) if frozen else pixels_B3SS
-        image_BD = self.classifier.encode_images(inputs)
+            return frozen()
+        on_features = self.meta["config"]["tuning"] == "features"
+        image_BD = self.classifier.encode_images(frozen() if on_features else pixels_B3SS)
         return self.classifier.adapt_images(image_BD, "main") if self.adapters else image_BD
 
 
@@ -203,10 +226,12 @@ def open_adapted(
     # A bundle may be named by its folder or by the file in it.
     beside = path.parent / _BACKBONE
     if pretrained is None and beside.is_dir():
-        _refuse_links_outside(beside, path.parent)
+        refuse_links_outside(beside, path.parent)
         backbone, pretrained = None, f"local-dir:{beside.absolute()}"
     tensors, meta = load_checkpoint(path)
-    known = [tensors[name] for name in ("class_weights", "frozen.text_features") if name in tensors]
+    known = [
+        tensors[name] for name in ("class_weights", "member0.class_weights", "frozen.text_features") if name in tensors
+    ]
     if not known:
         raise CheckpointError(
             "a checkpoint must hold class features",
@@ -214,7 +239,7 @@ def open_adapted(
             where=path,
             next_step=f"Give the {CHECKPOINT} of a finished run or adaptation.",
         )
-    frozen = _backbone_of(meta, backbone, pretrained, device, path, images=images)
+    frozen = recorded_backbone(meta, backbone, pretrained, device, path, images=images)
     if frozen is not None and frozen.embed_dim != known[0].shape[1]:
         raise CheckpointError(
             "the backbone must be the one the checkpoint was made on",
@@ -229,75 +254,44 @@ def open_adapted(
             frozen, tuple(meta["class_names"]), weights["class_weights"], meta["logit_scale"], weights["bias"],
             None, False, meta, source=path,
         )  # fmt: skip
-    return replace(_from_learned(frozen, tensors, meta, path), source=path)
+    opened = (_from_members if "members" in meta else _from_learned)(frozen, tensors, meta, path)
+    return replace(opened, source=path)
 
 
-def _nameless(where: object) -> CheckpointError:
-    return CheckpointError(
-        "a checkpoint made on precomputed features must be given the backbone they came from",
-        where=where,
-        next_step="Name it by --backbone and --pretrained.",
-    )
+def _from_members(
+    backbone: Backbone | None, tensors: dict[str, Tensor], meta: dict[str, Any], path: Path
+) -> AdaptedModel:
+    """A blend: from the checkpoint of one, or from its exported sets of class weights.
 
-
-def _backbone_of(
-    meta: dict[str, Any], name: str | None, pretrained: str | None, device: str, path: Path, *, images: bool
-) -> Backbone | None:
-    recorded = meta.get("backbone")
-    if recorded is None and name is None and pretrained is None:
-        if images:
-            raise _nameless(path)
-        return None
-    recorded = recorded or [None, None]
-    if pretrained is None:
-        _refuse_recorded_paths(None if name else recorded[0], recorded[1], path)
-        name, pretrained = name or recorded[0], recorded[1]
-    elif name is None and recorded[0] is not None and is_published_name(recorded[0]):
-        name = recorded[0]
-    stretched = bool((meta.get("task") or {}).get("interpolate_positions", False))
-    opened = load_backbone(name, pretrained, device=device, interpolate_positions=stretched)
-    if meta.get("fingerprint") not in (None, opened.fingerprint):
-        raise CheckpointError(
-            "the backbone must be the one the checkpoint was made on",
-            got=f"weights {opened.fingerprint[:12]} of {opened.name}, not {meta['fingerprint'][:12]} of {recorded[0]}",
-            where=path,
-            next_step="Name the right ones by --backbone and --pretrained.",
-        )
-    return opened
-
-
-def _refuse_recorded_paths(name: str | None, pretrained: str | None, checkpoint: Path) -> None:
-    """A checkpoint may come from a stranger: a path in it is opened only if it lies in the checkpoint's own folder."""
-    folder = checkpoint.parent.resolve()
-    for text in (name, pretrained):
-        if text is None or is_published_name(text):
-            continue
-        place = Path(text.removeprefix("local-dir:")).expanduser()
-        if place.resolve().is_relative_to(folder):
-            _refuse_links_outside(place, folder)
-            continue
-        options = [
-            f"{option} {shlex.quote(value)}"
-            for option, value in (("--backbone", name), ("--pretrained", pretrained))
-            if value is not None
-        ]
-        raise CheckpointError(
-            "a path that a checkpoint records is opened only where you name it yourself",
-            got=text,
-            where=checkpoint,
-            next_step=f"If that file is yours, add {' '.join(options)}.",
-        )
-
-
-def _refuse_links_outside(place: Path, folder: Path) -> None:
-    for file in (place, *(place.iterdir() if place.is_dir() else ())):
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise CheckpointError(
-                "what a bundle holds must lie in its own folder",
-                got=f"a link to {file.resolve()}",
-                where=file,
-                next_step="If that model is yours, name it by --backbone and --pretrained.",
+    Averaged logits of linear members are folded into one set: softmax(Σ a_m·log softmax(z_m)) = softmax(Σ a_m·z_m),
+    since what a softmax takes off is the same for all classes of an image. Averaged probabilities cannot be.
+    """
+    device = torch.device("cpu") if backbone is None else backbone.device
+    names, scale = tuple(meta["class_names"]), float(meta["logit_scale"])
+    members: list[tuple[int, AdaptedModel]] = []
+    for number, said in enumerate(meta["members"]):
+        if f"member{number}.class_weights" in tensors:
+            own = {name: tensors[f"member{number}.{name}"].to(device) for name in ("class_weights", "bias")}
+            model = AdaptedModel(
+                backbone, names, own["class_weights"], scale, own["bias"], None, False, {**meta, **said}
             )
+        else:
+            own = without_prefix(f"algorithm.member{number}", tensors)
+            own["frozen.text_features"] = tensors["frozen.text_features"]
+            model = _from_learned(backbone, own, {**meta, **said}, path)
+        members.append((int(said["group"]), model))
+    blended = AdaptedModel(
+        backbone, names, members[0][1].text_KD, scale, members[0][1].bias_K, None, False, meta, members=tuple(members)
+    )
+    config = BlendConfig.parse(meta["config"], where=path)
+    if config.average == "probabilities" or not blended.is_frozen:
+        return blended
+    total = sum(member.weight for member in config.members)
+    sizes = [sum(group == at for group, _ in members) for at in range(len(config.members))]
+    shares = [config.members[group].weight / total / sizes[group] for group, _ in members]
+    weights_KD = torch.stack([a * model.text_KD for a, (_, model) in zip(shares, members, strict=True)]).sum(0)
+    bias_K = torch.stack([a * model.bias_K for a, (_, model) in zip(shares, members, strict=True)]).sum(0)
+    return AdaptedModel(backbone, names, weights_KD, scale, bias_K, None, False, meta)
 
 
 @torch.no_grad()
@@ -347,6 +341,9 @@ def _from_learned(
 def export_adapted(checkpoint: Path, model: AdaptedModel, out: Path) -> list[Path]:
     """Write class weights where they say it all, else a bundle that needs nothing but open_clip and captune.
 
+    A blend whose members are all linear is written as its members' class weights: one set where logits are averaged,
+    which is exact, else one set a member, whose probabilities are averaged when images are classified.
+
     Raises:
         UsageError: `out` holds something already, or is a file.
         CheckpointError: a bundle without a backbone.
@@ -355,7 +352,7 @@ def export_adapted(checkpoint: Path, model: AdaptedModel, out: Path) -> list[Pat
         raise UsageError("--out must be a folder", got="a file", where=out)
     if out.exists() and any(out.iterdir()):
         raise UsageError("--out must be an empty folder", got="files in it", where=out)
-    if not model.is_linear:
+    if not model.is_frozen:
         _ = model.image_backbone  # raises before anything is written
     out.mkdir(parents=True, exist_ok=True)
     names = out / "class_names.json"
@@ -364,6 +361,14 @@ def export_adapted(checkpoint: Path, model: AdaptedModel, out: Path) -> list[Pat
         save_checkpoint(
             out / WEIGHTS, {"class_weights": model.text_KD, "bias": model.bias_K}, _without_format(model.meta)
         )
+        return [out / WEIGHTS, names]
+    if model.is_frozen:
+        sets = {
+            f"member{number}.{name}": tensor
+            for number, (_, member) in enumerate(model.members)
+            for name, tensor in (("class_weights", member.text_KD), ("bias", member.bias_K))
+        }
+        save_checkpoint(out / WEIGHTS, sets, _without_format(model.meta))
         return [out / WEIGHTS, names]
     source = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint
     atomic_write(out / CHECKPOINT, source.read_bytes())

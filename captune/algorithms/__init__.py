@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from captune.algorithms.configs import (
     AnchoredConfig,
     BalancedConfig,
+    BlendConfig,
     CapConfig,
     CapMixtureConfig,
     CplConfig,
     FplConfig,
     GripConfig,
     IterationConfig,
+    Member,
     SupervisedConfig,
     TransClipConfig,
     ZeroShotConfig,
@@ -63,6 +65,11 @@ class Method:
 
     def num_epochs(self, config: TrialConfig) -> int:
         """Epochs to train, over all iterations; 0 for methods without training."""
+        if isinstance(config, BlendConfig):
+            return sum(
+                max(1, len(member.seeds)) * method_named(member.method).num_epochs(member_config(config, member))
+                for member in config.members
+            )
         iterations = config.num_iterations if isinstance(config, IterationConfig) else 1
         return config.epochs * iterations if self.trains else 0
 
@@ -92,6 +99,9 @@ ALGORITHMS: dict[str, Method] = {
         Method(
             "anchored", "Gaussian mixture on frozen features, means and covariance anchored at the text (after StatA)",
             AnchoredConfig, "anchored:Anchored", trains=False,
+        ),
+        Method(
+            "blend", "the mean of what several methods say (an ensemble of unlike members)", BlendConfig, "blend:Blend",
         ),
         Method(
             "balanced", "zero-shot with half a Sinkhorn step toward a balanced pool", BalancedConfig,
@@ -145,8 +155,26 @@ def paper_config(method: str, task: TaskConfig, tuning: str | None = None, prese
     """
     config_class = method_named(method).config_class
     settings = default_settings(task, tuning)
-    if issubclass(config_class, CapConfig):
-        settings = CAP_SETTINGS.get(task.dataset, {}) | settings
+    settings = _cap_settings(config_class, task) | settings
     if preset is not None:
         settings = settings | preset_trial(config_class, task.dataset)
     return config_class.parse(settings, where=f"defaults of {method}")
+
+
+def member_config(config: BlendConfig, member: Member, task: TaskConfig | None = None) -> TrialConfig:
+    """A blend's member's whole configuration: its defaults (and the dataset's), what the blend sets, its settings.
+
+    Raises:
+        UsageError: no such method, or one that cannot stand in a blend.
+        ConfigError: settings that the method does not have.
+    """
+    method = method_named(member.method)
+    if method.config_class is BlendConfig or method.unsealed:
+        raise UsageError("a blend's members must be other methods that see no sealed label", got=f"'{member.method}'")
+    own = {} if task is None else _cap_settings(method.config_class, task)
+    values = {**own, **config.shared, **member.settings}
+    return method.config_class.parse(values, where=f"members: {member.method}")
+
+
+def _cap_settings(config_class: type[TrialConfig], task: TaskConfig) -> dict[str, Any]:
+    return CAP_SETTINGS.get(task.dataset, {}) if issubclass(config_class, CapConfig) else {}

@@ -5,11 +5,50 @@ A setting's description is its help text everywhere: in `--help`, in search spac
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from captune.config import TrialConfig
+from captune.config import Config, TrialConfig
+
+
+class Member(Config):
+    """A method in a blend."""
+
+    method: str = Field(description="its name")
+    weight: float = Field(1.0, gt=0, description="its weight beside the others'")
+    seeds: tuple[int, ...] = Field((), description="seeds it is trained with, averaged; default the blend's own")
+    settings: dict[str, Any] = Field(default_factory=dict, description="what differs from its defaults")
+
+
+class BlendConfig(TrialConfig):
+    """Who is in a blend. What is set here of what all methods share (epochs, tuning, …) holds for every member."""
+
+    members: tuple[Member, ...] = Field(
+        tuple(Member.parse({"method": name}) for name in ("balanced", "transclip", "anchored", "cap_mixture", "fpl")),
+        min_length=1,
+        description="methods, by name or as {method, weight, seeds, settings}",
+    )
+    average: Literal["probabilities", "logits"] = Field(
+        "probabilities", description="what is averaged; of linear members, averaged logits are one set of class weights"
+    )
+
+    @field_validator("members", mode="before")
+    @classmethod
+    def _named(cls, members: Any) -> Any:
+        """Names alone are members with all defaults."""
+        if isinstance(members, str):
+            members = [name.strip() for name in members.split(",")]
+        if not isinstance(members, list | tuple):
+            return members
+        return tuple({"method": member} if isinstance(member, str) else member for member in members)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What is set for every member: the budget, and whatever differs from what no method sets otherwise."""
+        always = ("tuning", "epochs", "steps_per_epoch")
+        values = {name: getattr(self, name) for name in TrialConfig.model_fields}
+        return {n: v for n, v in values.items() if n in always or v != TrialConfig.model_fields[n].default}
 
 
 class CapConfig(TrialConfig):

@@ -10,7 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from captune.algorithms import method_named
+from captune.algorithms import member_config, method_named
+from captune.algorithms.configs import BlendConfig
 from captune.config import StudyConfig, TaskConfig, TrialConfig
 from captune.cost.measure import matrix_rate, peak_bytes_of, seconds_of, synchronize
 from captune.cost.sample import SAMPLE, sampled_context
@@ -250,6 +251,25 @@ class _Parts:
 
 
 def _measure(context: Context, config: TrialConfig, method: str) -> _Parts:
+    if not isinstance(config, BlendConfig):
+        return _measure_one(context, config, method)
+    members = []
+    for member in config.members:
+        own = member_config(config, member, context.task.config)
+        seeds = max(1, len(member.seeds))
+        trained = seeds * method_named(member.method).num_epochs(own)
+        members.append((seeds, trained, _measure_one(context, own, member.method)))
+    epochs = max(1, sum(trained for _, trained, _ in members))
+    return _Parts(
+        build=sum(seeds * parts.build for seeds, _, parts in members),
+        step=sum(trained * parts.step for _, trained, parts in members) / epochs,
+        bookkeeping=sum(trained * parts.bookkeeping for _, trained, parts in members) / epochs,
+        predict=sum(seeds * parts.predict for seeds, _, parts in members),
+        memory=sum(seeds * parts.memory for seeds, _, parts in members),
+    )
+
+
+def _measure_one(context: Context, config: TrialConfig, method: str) -> _Parts:
     spec, device = method_named(method), context.device
     epochs = max(2, config.warmup_epochs)
     cut = config.with_values({"epochs": epochs, "steps_per_epoch": _STEPS})

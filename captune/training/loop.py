@@ -5,6 +5,7 @@ An algorithm says what a step's loss is; optimiser, schedule, checkpoints and sc
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +77,32 @@ class AlgorithmSpec(Protocol):
 
     def num_epochs(self, config: TrialConfig) -> int:
         """Epochs to train; 0 for methods without training."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """An algorithm within another, with its own configuration and number of epochs."""
+
+    algorithm: Algorithm
+    config: TrialConfig
+    num_epochs: int
+
+
+class Training(Protocol):
+    """What trains a trial's algorithm: a `Loop`, or several of them."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained so far."""
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train the next epoch and return its figures."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next epoch depends on."""
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from a saved state."""
 
 
 class Loop:
@@ -176,6 +203,68 @@ class Loop:
                 if str(index) in momentum:
                     self._optimizer.velocities[index] = momentum[str(index)].to(parameter.device, parameter.dtype)
         self.algorithm.load_tensors(without_prefix("algorithm", tensors))
+
+
+class Loops:
+    """Trains the parts of an algorithm one behind another, each by a loop of its own."""
+
+    def __init__(self, parts: list[Part], *, recorded: bool = True) -> None:
+        self._loops = [Loop(part.algorithm, part.config, part.num_epochs, recorded=recorded) for part in parts]
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained so far, of all parts."""
+        return sum(loop.epoch for loop in self._loops)
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train the next epoch of the first part that is not done, and return its figures.
+
+        Raises:
+            TrainingFailed: the loss or a learned tensor is not finite.
+        """
+        return next(loop for loop in self._loops if loop.epoch < loop.num_epochs).run_epoch()
+
+    def state(self) -> dict[str, Tensor]:
+        """The state of every part that trains; the others are solved when they are built."""
+        tensors: dict[str, Tensor] = {}
+        for number, loop in enumerate(self._loops):
+            if loop.num_epochs:
+                tensors |= prefixed(f"part{number}", loop.state())
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        for number, loop in enumerate(self._loops):
+            if loop.num_epochs:
+                loop.load_state(without_prefix(f"part{number}", tensors))
+
+
+def training_of(algorithm: Algorithm, config: TrialConfig, num_epochs: int, *, recorded: bool = True) -> Training:
+    """What trains an algorithm: loops for its `parts` where it is made of others, else one loop."""
+    parts: list[Part] | None = getattr(algorithm, "parts", None)
+    if parts is None:
+        return Loop(algorithm, config, num_epochs, recorded=recorded)
+    return Loops(parts, recorded=recorded)
+
+
+def final_tensors(algorithm: Algorithm) -> dict[str, Tensor]:
+    """What a checkpoint must hold to predict as an algorithm does now (its class texts and settings apart)."""
+    classifier = algorithm.classifier
+    if classifier is None:
+        tensors = prefixed("algorithm", algorithm.tensors())
+    else:
+        tensors = prefixed("learned", classifier.learned_state())
+    # What predictions mix in from the frozen features, where a method does.
+    return tensors | prefixed("algorithm", getattr(algorithm, "frozen_part", {}))
+
+
+def num_parameters(algorithm: Algorithm) -> int:
+    """Learned numbers, of all parts."""
+    parts: list[Part] | None = getattr(algorithm, "parts", None)
+    if parts is not None:
+        return sum(num_parameters(part.algorithm) for part in parts)
+    classifier = algorithm.classifier
+    return 0 if classifier is None else sum(parameter.numel() for parameter in classifier.parameters())
 
 
 def batches(indices: IntArray, *, batch_size: int, num_steps: int, generator: torch.Generator) -> IntArray:

@@ -21,9 +21,9 @@ from captune.errors import CheckpointError, TrainingFailed
 from captune.metrics import balance
 from captune.records import Role, atomic_write
 from captune.seeding import torch_generator
-from captune.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
+from captune.training.checkpoint import load_checkpoint, save_checkpoint
 from captune.training.context import Context, open_context
-from captune.training.loop import AlgorithmSpec, Loop
+from captune.training.loop import AlgorithmSpec, final_tensors, num_parameters, training_of
 from captune.training.memory import free_memory, is_out_of_memory, out_of_memory_explained
 from captune.training.scoring import gain_errors, judged_images, selection_scores
 
@@ -190,18 +190,17 @@ class TrialRun:
         self._save_final()
         # An objective of the search, so of the held-out images where there are any.
         counts_K = np.bincount(seen.argmax(-1).cpu().numpy(), minlength=task.num_classes)
-        classifier = self._algorithm.classifier
         return {
             "score": scores.get(self.criterion),
             "scores": scores,
             "gain_errors": {} if self.role == Role.REPORT else gain_errors(self.context, holdout_NK, validation_NK),
             "prediction_balance": balance(counts_K),
-            "num_parameters": 0 if classifier is None else sum(p.numel() for p in classifier.parameters()),
+            "num_parameters": num_parameters(self._algorithm),
         }
 
     def _build(self) -> None:
         self._algorithm = self._algorithm_spec.build(self.context, self.config, self.seed)
-        self._loop = Loop(self._algorithm, self.config, self.num_epochs, recorded=self.context.recorded)
+        self._loop = training_of(self._algorithm, self.config, self.num_epochs, recorded=self.context.recorded)
 
     def _within_memory(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if not self._in_micro_batches:
@@ -265,6 +264,8 @@ class TrialRun:
             "logit_scale": self.context.logit_scale,
             "seed": self.seed,
             "role": self.role,
+            # Of a blend: who its members are.
+            **getattr(self._algorithm, "identity", {}),
         }
 
     def _resume(self) -> None:
@@ -288,13 +289,9 @@ class TrialRun:
         atomic_write(self.directory / EPOCHS, "".join(kept.values()))
 
     def _save_final(self) -> None:
-        classifier = self._algorithm.classifier
-        learned = self._algorithm.tensors() if classifier is None else classifier.learned_state()
-        tensors = prefixed("algorithm" if classifier is None else "learned", learned)
+        tensors = final_tensors(self._algorithm)
         # The frozen class features: what a frozen-feature residual is added to, and all there is without training.
         tensors["frozen.text_features"] = self.context.text_features_KD
-        # What predictions mix in from the frozen features, where a method does.
-        tensors |= prefixed("algorithm", getattr(self._algorithm, "frozen_part", {}))
         save_checkpoint(self.directory / CHECKPOINT, tensors, self._identity())
 
 
