@@ -67,6 +67,23 @@ def recorded_choice(run: StudyRecord) -> Choice:
     )
 
 
+def ensemble_config(run: StudyRecord) -> dict[str, Any]:
+    """The ensemble of the confirmed configurations as a configuration of `blend`, which trains and averages the same.
+
+    Members and their seeds stand in the order in which they were averaged; those of the report are the ones that
+    learned from the whole pool.
+    """
+    confirmed = [trial for trial in run.complete() if trial.phase is Phase.CONFIRM]
+    reported = [trial for trial in confirmed if trial.role is Role.REPORT]
+    members: dict[int | None, dict[str, Any]] = {}
+    for trial in sorted(reported or confirmed, key=lambda trial: trial.ended_at):
+        settings = {"method": trial.method or run.method, "seeds": [], "settings": trial.config}
+        members.setdefault(trial.config_id, settings)["seeds"].append(trial.seed)
+    first = next(iter(members.values()))["settings"]
+    budget = {name: first[name] for name in ("tuning", "epochs", "steps_per_epoch", "batch_size") if name in first}
+    return {"method": "blend", **budget, "members": list(members.values())}
+
+
 def _name_of(run: StudyRecord, advice: str | None, config_id: int | None) -> str | None:
     fixed = {"keep zero-shot": ZERO_SHOT, "adaptation changed nothing": ZERO_SHOT, "use balanced zero-shot": BALANCED,
              "use the ensemble": ENSEMBLE}  # fmt: skip

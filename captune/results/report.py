@@ -12,10 +12,10 @@ import pandas as pd
 
 from captune.decisions.criteria import ORACLE
 from captune.plain_yaml import dump_yaml
-from captune.records import StudyRecord, atomic_write
+from captune.records import BALANCED, ENSEMBLE, StudyRecord, atomic_write
 from captune.records.files import remove_leftovers
 from captune.results import plots
-from captune.results.best import Choice, best_configs_table, recorded_choice
+from captune.results.best import Choice, best_configs_table, ensemble_config, recorded_choice
 from captune.results.comparisons import ALL_CELLS, comparisons_table, ranks_table
 from captune.results.concepts import concepts_table
 from captune.results.curves import curves_table
@@ -118,19 +118,34 @@ def _widest(comparisons: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_best_config(run: StudyRecord, path: Path) -> list[Path]:
-    """The best configuration as YAML for `captune adapt --config`, the advice in its header; nothing without one."""
+    """The best configuration as YAML for `captune adapt --config`, the advice in its header; nothing without one.
+
+    Where the advice is another thing than a configuration, it is that: the ensemble as a blend of its members, or
+    balanced zero-shot.
+    """
     choice = recorded_choice(run)
     if not choice.config:
         return []
-    body = dump_yaml({"method": run.method, **choice.config})
+    values = {"method": run.method, **choice.config}
+    if choice.name == ENSEMBLE:
+        values = ensemble_config(run)
+    elif choice.name == BALANCED:
+        values = {"method": BALANCED}
+    body = dump_yaml(values)
     atomic_write(path, f"{_header(run, choice)}{body}")
     return [path]
+
+
+_WHAT = {
+    ENSEMBLE: "Ensemble of the confirmed configurations, best configuration",
+    BALANCED: "Balanced zero-shot, ahead of the best configuration",
+}
 
 
 def _header(run: StudyRecord, choice: Choice) -> str:
     lines = [
         *([ORACLE_STAMP] if run.select_by == ORACLE else []),
-        f"Best configuration of the study {run.name} (configuration {choice.config_id}).",
+        f"{_WHAT.get(choice.name, 'Best configuration')} of the study {run.name} (configuration {choice.config_id}).",
         f"Advice: {choice.advice}. {choice.reason}",
         f"Use it: captune adapt --dataset {run.dataset} --paradigm {run.paradigm} --config best_config.yaml --out DIR",
     ]

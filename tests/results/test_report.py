@@ -12,6 +12,8 @@ import yaml
 from synthetic import FakeStudy, whole_study
 from typer.testing import CliRunner
 
+from captune.algorithms import member_config
+from captune.algorithms.configs import BlendConfig
 from captune.errors import RecordError, UsageError
 from captune.results.load import load_study
 from captune.results.report import report_studies, report_study, tables_of
@@ -143,6 +145,31 @@ def test_best_config_holds_the_whole_configuration_and_the_advice(reported: Path
     trial = run.find(f"t{int(best['config_id']):04d}")
     assert trial is not None and values == {"method": "cap", **trial.config}
     assert "# Advice: adapt." in text and "captune adapt --dataset digits --paradigm ul" in text
+
+
+def test_advice_to_use_the_ensemble_is_a_blend_that_can_be_trained(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "run")
+    study.references()
+    study.search(6)
+    study.confirm([1, 3], seeds=2)
+    chosen = load_study(study.directory).find("t0003")
+    assert chosen is not None
+    study.choice(
+        advice="use the ensemble", name="ensemble", config_id=3, config=chosen.config, reason="", candidates=[]
+    )
+    report_study(study.close())
+    text = (tmp_path / "run" / "best_config.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    assert values.pop("method") == "blend" and "# Ensemble of the confirmed configurations" in text
+    config = BlendConfig.parse(values)
+    run = load_study(tmp_path / "run")
+    confirmed = {t.config_id: t.config for t in run.trials if t.phase == "confirm"}
+    assert len(config.members) == len(confirmed) == 2 and config.average == "probabilities"
+    for member in config.members:
+        seeds = [t.seed for t in run.trials if t.phase == "confirm" and t.config == member.settings]
+        assert member.method == "cap" and sorted(member.seeds) == sorted(seeds) and member.weight == 1
+        own = member_config(config, member).model_dump(mode="json")
+        assert own.items() >= member.settings.items()
 
 
 def test_tables_agree_with_each_other(reported: Path) -> None:
