@@ -1,4 +1,4 @@
-"""CAP that does not break on long tails: averaged with a text-anchored mixture, trusted as far as the pool is even.
+"""CAP that does not break on long tails: averaged with a text-anchored mixture, trusted where the pool is even.
 
 CAP's boards and margin imply that the pool's classes are equally many. A Gaussian mixture of the frozen features whose
 means are anchored at the texts implies nothing of the kind: it estimates the pool's class shares with everything else.
@@ -6,9 +6,14 @@ means are anchored at the texts implies nothing of the kind: it estimates the po
 before training   fit the mixture: logits z_mix, class shares pi of the pool      captune/equations/anchored_mixture.py
                   h <- zero-shot's predicted class shares of the pool
                   d = the mean of ½ Σ_c |pi_c - 1/C| and ½ Σ_c |h_c - 1/C|, in [0, 1]
-                  trust a = 1 - clip((d - low)/(high - low), 0, 1)
+                  n <- pool images per class, e = enough of them
+                  trust a = [1 - clip((d - low)/(high - low), 0, 1)]·clip(2n/e - 1, 0, 1)
+                  fit the mixture whose covariance is anchored too: z_anchored   captune/equations/statistical_anchor.py
 training          CAP, unchanged
-prediction        z = a·[(1 - w)·z_CAP + w·z_mix] + (1 - a)·z_zero-shot
+prediction        z = a·[(1 - w)·z_CAP + w·z_mix] + (1 - a)·z_anchored
+
+Where the pool is uneven, small, or lacks classes, the anchored mixture still gains and zero-shot, which stood there
+before, cannot.
 
 Ours. What each part buys, and what else was tried against long tails, is in README.md beside this file.
 """
@@ -19,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captune.algorithms.anchored import Anchored
 from captune.algorithms.cap import Cap
-from captune.algorithms.configs import CapMixtureConfig
+from captune.algorithms.configs import AnchoredConfig, CapMixtureConfig
 from captune.data.paradigms import IntArray
 from captune.equations.anchored_mixture import AnchoredMixture, fit_anchored_mixture
 from captune.training.context import Context
@@ -47,11 +53,18 @@ class CapMixture(Cap):
         self.trust = 1.0 - min(1.0, max(0.0, (self.imbalance - config.trust_below) / span))
         if config.trust_until == 1:
             self.trust = 1.0
+        if config.enough_images:
+            per_class = len(context.task.pool) / max(1, int(context.pseudolabelled_K.sum()))
+            self.trust *= min(1.0, max(0.0, 2 * per_class / config.enough_images - 1))
         self.learned_share = self.trust * (1 - config.mixture_weight)
         mixed = self.trust * config.mixture_weight
         weights_KD = self.mixture.weights_KD / context.logit_scale
-        self.frozen_KD = mixed * weights_KD + (1 - self.trust) * context.text_features_KD
-        self.frozen_K = mixed * self.mixture.bias_K
+        beside_KD, beside_K = context.text_features_KD, torch.zeros_like(self.mixture.bias_K)
+        if config.fallback == "anchored" and self.trust < 1:
+            fallback = Anchored(context, AnchoredConfig.parse({}), seed)
+            beside_KD, beside_K = fallback.weights_KD, fallback.bias_K
+        self.frozen_KD = mixed * weights_KD + (1 - self.trust) * beside_KD
+        self.frozen_K = mixed * self.mixture.bias_K + (1 - self.trust) * beside_K
 
     def _imbalance(self) -> float:
         context = self.context

@@ -25,7 +25,7 @@ class BlendConfig(TrialConfig):
     """Who is in a blend. What is set here of what all methods share (epochs, tuning, …) holds for every member."""
 
     members: tuple[Member, ...] = Field(
-        tuple(Member.parse({"method": name}) for name in ("balanced", "transclip", "anchored", "cap_mixture", "fpl")),
+        tuple(Member.parse({"method": name}) for name in ("balanced", "anchored", "cap_mixture")),
         min_length=1,
         description="methods, by name or as {method, weight, seeds, settings}",
     )
@@ -118,7 +118,15 @@ class CapMixtureConfig(CapConfig):
         "both", description="whose class shares of the pool d is measured on; both: the mean of their distances"
     )
     trust_below: float = Field(0.1, ge=0, le=1, description="distance d from an even pool up to which all is trusted")
-    trust_until: float = Field(0.25, ge=0, le=1, description="distance from which zero-shot alone predicts (1: never)")
+    trust_until: float = Field(
+        0.25, ge=0, le=1, description="distance from which the fallback alone predicts (1: never)"
+    )
+    enough_images: int = Field(
+        10, ge=0, description="pool images per class from which all is trusted; half as many: not at all"
+    )
+    fallback: Literal["anchored", "zero_shot"] = Field(
+        "anchored", description="what predicts where CAP and the mixture are not trusted; zero_shot: an ablation"
+    )
 
     @model_validator(mode="after")
     def _shares_are_estimated(self) -> Self:

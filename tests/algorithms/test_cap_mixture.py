@@ -64,13 +64,33 @@ def test_without_mixture_full_trust_is_cap_and_none_is_zero_shot(tmp_path: Path)
     full = trained(tmp_path / "full", "cap_mixture", trust_until=1.0, mixture_weight=0.0)
     assert mixed(full).trust == 1
     torch.testing.assert_close(full._algorithm.predict(images), cap, atol=0, rtol=0)
-    none = trained(tmp_path / "none", "cap_mixture", trust_below=0.0, trust_until=0.01)
+    none = trained(tmp_path / "none", "cap_mixture", trust_below=0.0, trust_until=0.01, fallback="zero_shot")
     assert mixed(none).trust == 0
     torch.testing.assert_close(none._algorithm.predict(images), none.context.zero_shot_logits(images).softmax(1))
 
 
+def test_where_nothing_is_trusted_the_anchored_mixture_predicts(tmp_path: Path) -> None:
+    none = trained(tmp_path / "none", "cap_mixture", trust_below=0.0, trust_until=0.01)
+    anchored = trained(tmp_path / "anchored", "anchored")
+    images = none.context.task.test
+    assert mixed(none).trust == 0
+    torch.testing.assert_close(none._algorithm.predict(images), anchored._algorithm.predict(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("enough", "share"), [(0, 1.0), (20, 1.0), (400, 0.0)])
+def test_a_pool_of_few_images_per_class_is_not_trusted(tmp_path: Path, enough: int, share: float) -> None:
+    """The even pool of digits has some 108 images per class: more than 20, fewer than half of 400."""
+    run = trained(tmp_path / "run", "cap_mixture", 1.0, enough_images=enough, trust_until=1.0)
+    per_class = len(run.context.task.pool) / 10
+    assert mixed(run).trust == share
+    half = trained(tmp_path / "half", "cap_mixture", 1.0, enough_images=int(per_class / 0.75), trust_until=1.0)
+    assert mixed(half).trust == pytest.approx(0.5, abs=0.02)
+
+
 def test_trust_falls_in_a_straight_line_and_the_logits_of_all_three_are_mixed(tmp_path: Path) -> None:
-    run = trained(tmp_path / "half", "cap_mixture", trust_below=0.0, trust_until=0.9, mixture_weight=0.25)
+    run = trained(
+        tmp_path / "half", "cap_mixture", trust_below=0.0, trust_until=0.9, mixture_weight=0.25, fallback="zero_shot"
+    )
     algorithm = mixed(run)
     assert algorithm.trust == pytest.approx(1 - algorithm.imbalance / 0.9)
     images = run.context.task.test
