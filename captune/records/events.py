@@ -318,6 +318,14 @@ class Mismatch(Event):
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class DataNotes(Event):
+    """What only the decoded images themselves tell: unreadable ones, near duplicates; no label is read for it."""
+
+    kind: ClassVar[str] = "data_notes"
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chosen(Event):
     """The study has chosen, before any test label was read.
@@ -367,16 +375,11 @@ class Other(Event):
         return {"event": self.name, **self.values, "time": self.time}
 
 
-EVENTS: dict[str, type[Event]] = {
-    one.kind: one
-    for one in (
-        StudyOpened, PhaseBegun, WarmStarts, Planned, Started, Epoch, Crashed, Preempted, Finished, Retried,
-        SearchEnded, GivenUp, Settled,
-        Mismatch, Chosen, SealOpened, Reported,
-    )
-}  # fmt: skip
+EVENTS: dict[str, type[Event]] = {one.kind: one for one in (
+    StudyOpened, PhaseBegun, WarmStarts, Planned, Started, Epoch, Crashed, Preempted, Finished, Retried, SearchEnded,
+    GivenUp, Settled, Mismatch, DataNotes, Chosen, SealOpened, Reported,
+)}  # fmt: skip
 """Every kind of event by its name in the journal, in the order in which they come up."""
-
 
 _FIELDS: dict[type[Event], tuple[tuple[str, Callable[[Any], Any], bool], ...]] = {
     cls: tuple(

@@ -14,6 +14,7 @@ from captune.records.enums import Phase, Role, State
 from captune.records.events import (
     Chosen,
     Crashed,
+    DataNotes,
     Epoch,
     Event,
     Finished,
@@ -81,6 +82,7 @@ class StudyRecord:
         self.settled_at = 0
         self._ended_at = 0
         self.mismatch: Mismatch | None = None
+        self.data_notes: DataNotes | None = None
         self.settled: Settled | None = None
         self.sealed_opened = False
         self.unplanned: list[str] = []
@@ -130,6 +132,8 @@ class StudyRecord:
             self.sealed_opened = True
         elif isinstance(event, Mismatch):
             self.mismatch = event
+        elif isinstance(event, DataNotes):
+            self.data_notes = event
         elif isinstance(event, Other):
             self.others.append(event)
 

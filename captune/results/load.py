@@ -93,6 +93,7 @@ def add_notes(study: StudyRecord, *notes: str) -> None:
             f"{', '.join(sorted(study.unplanned)[:3])}"
         )
     found += study.opened.notes
+    found += study.data_notes.notes if study.data_notes is not None else ()
     if screened := len(study.of_phase(Phase.SCREEN)):
         found.append(
             f"{screened} configurations were ranked on frozen features first; their scores are of another tuning and "

@@ -10,14 +10,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from captune.algorithms.concepts import mismatch_report
 from captune.config import TaskConfig
-from captune.data.labelling import PREDICTIONS_CSV
+from captune.data.catalog import load_dataset
+from captune.data.duplicates import nearest_across
+from captune.data.labelling import PREDICTIONS_CSV, image_names
 from captune.decisions.choosing import choose
 from captune.decisions.criteria import ENSV, ORACLE
 from captune.errors import StudyError
 from captune.records import ENSEMBLE, JOURNAL, Event, Journal, Phase, Role, State, StudyRecord, read_journal
-from captune.records.events import Finished, Mismatch, Planned, Settled
+from captune.records.events import DataNotes, Finished, Mismatch, Planned, Settled
 from captune.records.layout import trial_directory
 from captune.records.trial import trial_key
 from captune.results.load import add_notes
@@ -33,6 +37,8 @@ from captune.tuning.votes import Votes
 Write = Callable[[Event], object]
 # Images times classes above which clustering the pool again and again takes minutes.
 _MISMATCH_LIMIT = 20_000_000
+# Pairs of images above which looking for near duplicates takes minutes; `captune datasets --check --duplicates` does.
+_NEAREST_LIMIT = 3_000_000_000
 
 
 def close_study(directory: Path) -> tuple[StudyRecord, list[Path]]:
@@ -129,6 +135,31 @@ def find_mismatch(record: StudyRecord, write: Write) -> None:
         write(Mismatch(mismatched=tuple(int(label) for label in found)))
 
 
+def note_data(record: StudyRecord, write: Write) -> None:
+    """Note unreadable images, and test images that nearly equal a training image; of one's own images, once a study."""
+    task = _task(record)
+    if record.data_notes is not None or not task.dataset.startswith(("folder:", "csv:")):
+        return
+    context = open_context(task, Role.REPORT)
+    notes = [note for note in context.notes if "unreadable" in note]
+    dataset = load_dataset(task)
+    readable = ~np.isin(np.arange(dataset.num_images), [dataset.paths.index(path) for path in context.unreadable])
+    train, test = (images[readable[images]] for images in (dataset.indices("train", "val"), dataset.indices("test")))
+    if len(train) * len(test) <= _NEAREST_LIMIT:
+        features_MD = context.image_features_MD.cpu().numpy()
+        count, pairs = nearest_across(features_MD[train], features_MD[test])
+        if count:
+            named = [
+                f"{image_names(dataset, test[[at]])[0]} = {image_names(dataset, train[[row]])[0]} ({cosine:.4f})"
+                for row, at, cosine in pairs
+            ]
+            notes.append(
+                f"{count} of {len(test)} test images are nearly a training image (cosine of the frozen features at "
+                f"least 0.99); the closest: {', '.join(named)}"
+            )
+    write(DataNotes(notes=tuple(notes)))
+
+
 def record_choice(record: StudyRecord, write: Write) -> None:
     """Choose from what the search may see."""
     if not record.choice_is_current:
@@ -150,6 +181,7 @@ STEPS: tuple[Callable[[StudyRecord, Write], None], ...] = (
     write_ensembles,
     settle_votes,
     find_mismatch,
+    note_data,
     record_choice,
     open_seal,
     report_trials,
