@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captune.config import Config, MachineConfig, StudyConfig, TaskConfig
+from captune.decisions.criteria import resolve_criterion
 from captune.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def run(
     paper_config(method, task, fixed.get("tuning")).with_values(fixed, where="run")
     values = {**search, "task": task.model_dump(), "method": method, "trials": trials, "fixed": fixed}
     study = StudyConfig.parse(values, where="run")
+    resolve_criterion(study.select_by, task.paradigm)
     how = MachineConfig.parse(machine, where="run")
     loggers = check_loggers(how.logger)
 

@@ -12,7 +12,7 @@ from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import TaskConfig, TrialConfig
 from captune.errors import ConfigError, UsageError
 from captune.space import Parameter, Space, load_space, shipped_space, space_file
-from captune.tuning.study import space_from
+from captune.tuning.header import space_from
 
 BASE = TrialConfig.parse({"epochs": 10})
 

@@ -16,6 +16,7 @@ from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, re
 from captune.cli.paper import check_show, datasets_shown, run_paper_table, show_preset
 from captune.config import PARADIGMS, MachineConfig, Paradigm, StudyConfig, TaskConfig
 from captune.data.catalog import check_dataset_name
+from captune.decisions.criteria import resolve_criterion
 from captune.errors import CaptuneError
 from captune.records import atomic_write
 from captune.tuning.loggers import check_loggers
@@ -73,7 +74,9 @@ def compare(
         values = given.study | {"task": task.model_dump(), "method": name, "fixed": fixed}
         if not ALGORITHMS[name].tunable:
             values["trials"] = 1
-        studies.append(StudyConfig.parse(values, where=COMMAND_LINE))
+        study = StudyConfig.parse(values, where=COMMAND_LINE)
+        resolve_criterion(study.select_by, kind)  # a wrong name is said before PyTorch is loaded
+        studies.append(study)
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.studies import execute
         from captune.studies.planning import plan_study

@@ -17,6 +17,7 @@ from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, re
 from captune.cli.paper import check_show, datasets_shown, show_preset
 from captune.config import PARADIGMS, MachineConfig, StudyConfig, TaskConfig, read_yaml
 from captune.data.catalog import DATASETS, check_dataset_name, data_root, is_found, paper_datasets
+from captune.decisions.criteria import resolve_criterion
 from captune.errors import ConfigError, UsageError
 from captune.records.layout import STUDY
 from captune.tuning.loggers import check_loggers
@@ -106,7 +107,8 @@ def run(
         from captune.studies.planning import Plan, plan_study
         from captune.studies.running import Settings
         from captune.tuning.describe import cell_name
-        from captune.tuning.study import space_from, with_storage
+        from captune.tuning.header import space_from
+        from captune.tuning.study import with_storage
     plans: list[Plan] = []
     for study in studies:
         study = with_storage(study, None)  # a recorded address lacks its password, which must be given anew
@@ -239,7 +241,9 @@ def _studies(
         fixed_here = {**(file.values.get("fixed") or {}), **fixed}
         paper_config(method, task, fixed_here.get("tuning"), preset).with_values(fixed_here, where=where)
         values = study_values | {"task": task.model_dump(), "method": method, "fixed": fixed_here}
-        studies.append(StudyConfig.parse(values, where=where))
+        study = StudyConfig.parse(values, where=where)
+        resolve_criterion(study.select_by, paradigm)  # a wrong name is said before PyTorch is loaded
+        studies.append(study)
     return studies
 
 

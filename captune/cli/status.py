@@ -15,12 +15,10 @@ from captune.errors import StudyError
 from captune.records import JOURNAL, StudyRecord, read_journal
 from captune.records.layout import STUDY
 from captune.tuning.cell import Cell
-from captune.tuning.cluster import connected
+from captune.tuning.header import read_study
 from captune.tuning.lock import is_alive, read_lock
 from captune.tuning.progress import Standing, duration, standing, standings_table
 from captune.tuning.specs import CellInfo
-from captune.tuning.study import read_study
-from captune.tuning.telemetry import published_standings
 
 _WATCH_SECONDS = 5.0
 
@@ -49,6 +47,10 @@ def _show_all(what: list[str], console: Console) -> None:
         if path.is_dir():
             _show_directories(path, console)
         else:
+            # Imported here: only a live cluster needs Ray.
+            from captune.tuning.cluster import connected
+            from captune.tuning.telemetry import published_standings
+
             with connected(name, threads=1):
                 standings = published_standings()
             _show(standings, console)
@@ -106,7 +108,7 @@ def read_standing(directory: Path) -> tuple[Standing, StudyRecord]:
         criterion_help=str(header.get("criterion_help")),
         both_roles=bool(header.get("both_roles")),
     )
-    cell = Cell(directory, study, info, space)
+    cell = Cell(directory, study, info, space, proposes=False)
     journal = directory / JOURNAL
     cell.replay(read_journal(journal) if journal.exists() else [])
     holder = read_lock(directory)

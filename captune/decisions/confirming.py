@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
 # Below this many finished trials a neighbourhood is no neighbourhood.
 _PLATEAU_TRIALS = 20
 RACE_AFTER = 3
@@ -82,7 +80,10 @@ def losers(scores: Mapping[int, Mapping[int, float | None]], *, seeds: Sequence[
     if not whole or len(seeds) < 2:
         return broken - {keep}
     leader = max(whole, key=lambda config: (sum(whole[config]), -config))
-    quantile = float(stats.t.ppf(_RACE_LEVEL, len(seeds) - 1))
+    # Imported here, and not from scipy.stats, whose import takes seconds: who only reads a study needs neither.
+    from scipy.special import stdtrit
+
+    quantile = float(stdtrit(len(seeds) - 1, _RACE_LEVEL))
     lost = set(broken)
     for config, values in whole.items():
         differences = [a - b for a, b in zip(values, whole[leader], strict=True)]

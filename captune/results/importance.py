@@ -2,6 +2,7 @@
 
 PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023) and fANOVA (Hutter et al., ICML 2014) come from
 `optuna.importance`; the marginal curves and pairwise interactions, which it lacks, from the forest of `surrogate`.
+Optuna is imported where a study has trials enough for them: it takes a second, which other reports need not wait for.
 """
 
 from __future__ import annotations
@@ -9,24 +10,20 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 import pandas as pd
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.importance import (
-    FanovaImportanceEvaluator,
-    PedAnovaImportanceEvaluator,
-    get_param_importances,
-)
-from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from captune.records import Phase, StudyRecord
 from captune.results.domains import Domain, domains_of
 from captune.results.surrogate import MINIMUM_TRIALS, Surrogate, fit_surrogate
 from captune.results.tables import parameter_value
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
 
 Floats = NDArray[np.float64]
 TRIALS_A_SETTING = 5
@@ -87,6 +84,9 @@ def optuna_study(run: StudyRecord, *, most: int | None = None) -> optuna.Study:
     A setting that a trial does not have, or whose value lies outside the recorded domain (the paper's), widens the
     domain or leaves the trial out of its analysis, as Optuna does.
     """
+    import optuna
+    from optuna.trial import TrialState, create_trial
+
     domains = domains_of(run)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a study that nobody opened is no news
@@ -97,7 +97,7 @@ def optuna_study(run: StudyRecord, *, most: int | None = None) -> optuna.Study:
         kept = [kept[place] for place in np.linspace(0, len(kept) - 1, most).round().astype(int)]
     values = {domain.name: [parameter_value(trial, domain.name) for trial in kept] for domain in domains}
     distributions = {d.name: _distribution(d, values[d.name]) for d in domains}
-    frozen: list[FrozenTrial] = []
+    frozen: list[optuna.trial.FrozenTrial] = []
     for index, trial in enumerate(kept):
         params = {name: values[name][index] for name in distributions if values[name][index] is not None}
         params = {name: _plain(value) for name, value in params.items()}
@@ -112,6 +112,8 @@ def _plain(value: Any) -> Any:
 
 
 def _distribution(domain: Domain, values: list[Any]) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     if domain.choices:
         seen = [_plain(value) for value in values if value is not None]
         return CategoricalDistribution(list(dict.fromkeys([*(_plain(choice) for choice in domain.choices), *seen])))
@@ -156,6 +158,8 @@ def _main_rows(run: StudyRecord) -> list[dict[str, Any]]:
 
 
 def _importances(study: optuna.Study, method: str) -> dict[str, float]:
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna marks PED-ANOVA experimental on every call
         try:

@@ -13,8 +13,9 @@ from captune.records import JOURNAL, Phase, StudyRecord, read_journal
 from captune.space import Space, load_space, space_file
 from captune.tuning.agenda import WARM_STARTS
 from captune.tuning.describe import describe_cell
+from captune.tuning.header import read_study
 from captune.tuning.specs import CellInfo
-from captune.tuning.study import read_study, with_storage
+from captune.tuning.study import with_storage
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from captune.config import StudyConfig, TrialConfig
-from captune.decisions.choosing import best_configuration
 from captune.decisions.confirming import RACE_AFTER, candidates, losers
 from captune.records import Phase, Role, StudyRecord
 from captune.records.events import Planned, SearchEnded
@@ -257,6 +256,9 @@ class Agenda:
         confirmed = [trial for trial in self._trials.values() if trial.phase is Phase.CONFIRM]
         if not all(trial.ended for trial in confirmed if trial.role is Role.SCORE):
             return None
+        # Imported here: its statistics import scipy.stats, which takes seconds.
+        from captune.decisions.choosing import best_configuration
+
         choice = best_configuration(self._record, self._search.settled_scores())
         if choice is None:
             return None

@@ -50,6 +50,7 @@ class Cell:
         info: facts of the cell.
         space: the resolved search space.
         warm_starts: configurations (parts of them) to try after the paper's.
+        proposes: whether trials will be asked for; without, the study can only be looked at, and Optuna stays out.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Cell:
         space: Space,
         *,
         warm_starts: Iterable[dict[str, Any]] = (),
+        proposes: bool = True,
     ) -> None:
         self.directory = directory
         self.study = study
@@ -68,12 +70,9 @@ class Cell:
         self.name = info.name
         self.record = StudyRecord(directory)
         votes = info.criterion == ENSV
-        self._search = Search(space, study, seed=study.seed, votes=votes)
-        self.screening = (
-            None
-            if space.screen is None
-            else Search(space.screen, study, seed=derive_seed(study.seed, "screen"), votes=votes)
-        )
+        self._search = Search(space, study, seed=study.seed, votes=votes, proposes=proposes)
+        screen, seed = space.screen, derive_seed(study.seed, "screen")
+        self.screening = None if screen is None else Search(screen, study, seed=seed, votes=votes, proposes=proposes)
         self.waiting: deque[str] = deque()
         self.active: set[str] = set()
         self.after: Cell | None = None

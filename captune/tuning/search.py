@@ -5,15 +5,17 @@ A study has one, and with `--screen` a second, cheaper one before it: scores of 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captune.config import StudyConfig
 from captune.decisions.confirming import Scored
 from captune.records import State, Trial
 from captune.space import Space
-from captune.tuning.samplers import Sampler
 from captune.tuning.schedulers import Halving
 from captune.tuning.votes import Votes
+
+if TYPE_CHECKING:
+    from captune.tuning.samplers import Sampler
 
 
 class Search:
@@ -24,35 +26,41 @@ class Search:
         study: sampler, scheduler, objectives.
         seed: of the sampler.
         votes: whether trials are scored by the vote of all (`ensv`).
+        proposes: whether trials will be asked for. Without, Optuna is not imported and no sampler is kept up to date.
     """
 
-    def __init__(self, space: Space, study: StudyConfig, *, seed: int, votes: bool) -> None:
+    def __init__(self, space: Space, study: StudyConfig, *, seed: int, votes: bool, proposes: bool = True) -> None:
         self.space = space
         self.trials: list[Trial] = []
         self.votes = Votes() if votes else None
         single = study.objectives == "single"
         self._num_objectives = 1 if single else 2
         self._halving = Halving() if study.scheduler == "asha" and single else None
-        self._sampler = Sampler(study.sampler, space, seed=seed, num_objectives=self._num_objectives)
+        self._sampler = _sampler(study.sampler, space, seed, self._num_objectives) if proposes else None
 
     def suggest(self, number: int) -> dict[str, Any]:
         """The sampler's proposal for trial `number`; to be planned at once."""
+        if self._sampler is None:
+            raise ValueError("a search must have a sampler to propose trials, but was opened only to be read")
         return self._sampler.suggest(number)
 
     def plan(self, trial: Trial, *, just_suggested: bool) -> None:
         """A trial of this search was planned; `just_suggested`: the sampler has proposed it, so it knows it."""
         self.trials.append(trial)
-        if not just_suggested:
+        if self._sampler is not None and not just_suggested:
             self._sampler.take(self._number(trial), trial.params, suggested=trial.origin == "sampler")
 
     def epoch(self, trial: Trial) -> None:
         """A trial has trained a new epoch."""
-        self._sampler.report(self._number(trial), round(100 * trial.progress), trial.score_so_far)
+        if self._sampler is not None:
+            self._sampler.report(self._number(trial), round(100 * trial.progress), trial.score_so_far)
         if self._halving is not None:
             self._halving.enter(trial.key, trial.progress, trial.score_so_far)
 
     def end(self, trial: Trial) -> None:
         """A trial has ended."""
+        if self._sampler is None:
+            return
         values = None if trial.score_at_end is None else [trial.score_at_end]
         if values is not None and self._num_objectives == 2:
             values.append(trial.prediction_balance or 0.0)
@@ -93,3 +101,10 @@ class Search:
         if trial.number is None:
             raise ValueError(f"a trial of a search must have a number, but {trial.key} has none")
         return trial.number
+
+
+def _sampler(name: str, space: Space, seed: int, num_objectives: int) -> Sampler:
+    # Imported here: Optuna takes a second, which reading a study on disk should not cost.
+    from captune.tuning.samplers import Sampler
+
+    return Sampler(name, space, seed=seed, num_objectives=num_objectives)

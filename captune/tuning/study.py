@@ -14,14 +14,14 @@ from typing import Any
 
 import captune
 from captune.config import StudyConfig, read_yaml
-from captune.errors import RecordError, StudyError, UsageError
+from captune.errors import RecordError, UsageError
 from captune.plain_yaml import dump_yaml
 from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write, read_journal
 from captune.records.events import Finished, StudyOpened
 from captune.records.files import remove_leftovers, temporary_name
 from captune.records.layout import GUARD, JOURNAL, OPTUNA_COPY, RESUME, STUDY, TRIAL_LOCK, TRIALS, trial_directory
 from captune.records.lenient import jsonable
-from captune.space import Parameter, Space
+from captune.space import Space
 from captune.tuning.cell import Cell
 from captune.tuning.lock import DriverLock
 from captune.tuning.mirror import HIDDEN, Mirror, open_storage, without_password
@@ -307,39 +307,6 @@ def with_storage(study: StudyConfig, storage: str | None) -> StudyConfig:
             next_step="Passwords are not recorded.",
         )  # fmt: skip
     return study if storage is None else study.model_copy(update={"storage": storage})
-
-
-def read_study(directory: Path) -> tuple[StudyConfig, Space]:
-    """The settings and space of the study in a directory.
-
-    Raises:
-        StudyError: there is no study.
-    """
-    path = directory / STUDY
-    if not path.exists():
-        raise StudyError(
-            f"a study's directory must hold {STUDY}", got="none", where=directory,
-            next_step="Give the directory that `captune run` wrote.",
-        )  # fmt: skip
-    header = read_yaml(path)
-    space = space_from(header.get("space") or {}, str(path))
-    if header.get("screen"):
-        space = replace(space, screen=space_from(header["screen"]["space"], str(path)))
-    return StudyConfig.parse(header.get("study") or {}, where=path), space
-
-
-def space_from(description: dict[str, Any], source: str) -> Space:
-    """A space from its own description (the file it came from may have changed since)."""
-    parameters, fixed = [], {}
-    for name, entry in description.items():
-        if entry["role"] == "fixed":
-            fixed[name] = entry["value"]
-        elif entry["type"] == "categorical":
-            parameters.append(Parameter(name, "categorical", entry["role"], choices=tuple(entry["choices"])))
-        else:
-            bounds = float(entry["low"]), float(entry["high"])
-            parameters.append(Parameter(name, entry["type"], entry["role"], *bounds, entry["log"], entry["step"]))
-    return Space(tuple(parameters), fixed, source)
 
 
 def versions() -> dict[str, str]:

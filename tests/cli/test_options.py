@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from captune.config import Config, MachineConfig, Panel, StudyConfig, TaskConfig
 from captune.errors import ConfigError, UsageError
 
 CLASSES = (TaskConfig, StudyConfig, TrialConfig, MachineConfig)
+RECORDED = Path(__file__).parents[1] / "records" / "fixtures" / "captune-0.1"
 DIGITS = {"dataset": "digits", "paradigm": "ul"}
 
 
@@ -93,6 +95,9 @@ def answer(arguments: list[str]) -> tuple[int, str, set[str], int]:
         (["run", *["--dataset", "digits", "--paradigm", "ul", "--epochs", "0"]], 2, "epochs"),
         (["run", *["--dataset", "digits", "--paradigm", "ul", "--concurrency", "0"]], 2, "concurrency"),
         (["run", *["--dataset", "digits", "--paradigm", "ul", "--logger", "tensorbord"]], 2, "'tensorboard'"),
+        (["run", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "neighbors"]], 2, "'neighbours'"),
+        (["run", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "val"]], 2, "(ssl)"),
+        (["compare", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "neighbors"]], 2, "'neighbours'"),
         (["run", "/nowhere/study.yaml"], 2, "must be readable"),
     ],
 )
@@ -101,6 +106,22 @@ def test_help_and_wrong_usage_need_no_pytorch(arguments: list[str], code: int, s
     assert (found, heavy) == (code, set()), output
     assert said in output
     assert megabytes < 150
+
+
+@pytest.mark.parametrize("name", ["digits-ul-cap", "digits-trzsl-cap"])
+def test_the_status_of_a_study_on_disk_is_read_from_its_record_alone(name: str, tmp_path: Path) -> None:
+    shutil.copytree(RECORDED / name, tmp_path / name)
+    found, output, heavy, megabytes = answer(["status", str(tmp_path / name)])
+    assert (found, heavy & {"torch", "ray", "optuna", "pandas"}) == (0, set()), output
+    assert f"{name}: finished" in output
+    assert megabytes < 150
+
+
+def test_a_report_needs_neither_pytorch_nor_ray_and_optuna_only_for_importances(tmp_path: Path) -> None:
+    shutil.copytree(RECORDED / "digits-ul-cap", tmp_path / "study")
+    found, output, heavy, _ = answer(["report", str(tmp_path / "study")])
+    assert (found, heavy & {"torch", "ray", "optuna"}) == (0, set()), output
+    assert (tmp_path / "study" / "report.html").exists()
 
 
 def test_help_shows_flags_without_a_type() -> None:

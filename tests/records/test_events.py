@@ -29,7 +29,7 @@ from captune.results.load import load_study
 from captune.results.report import tables_of
 from captune.results.selection import selection_table
 from captune.results.tables import confirm_table, csv_text, epochs_table, trials_table
-from captune.tuning.study import read_study
+from captune.tuning.header import read_study
 from tests.journals import journal_lines
 from tests.records.event_table import README, with_table
 

@@ -21,10 +21,11 @@ from captune.results.tables import trials_table
 from captune.space import Space, load_space
 from captune.tuning.cell import Cell
 from captune.tuning.describe import describe_cell
+from captune.tuning.header import read_study
 from captune.tuning.mirror import KEY, open_storage
 from captune.tuning.progress import standing
 from captune.tuning.specs import CellInfo
-from captune.tuning.study import OpenStudy, read_study
+from captune.tuning.study import OpenStudy
 from tests.journals import journal_lines
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes

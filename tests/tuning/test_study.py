@@ -25,10 +25,11 @@ from captune.records.layout import LOCK, STUDY
 from captune.space import load_space
 from captune.studies.running import chain
 from captune.tuning import lock as lock_module
+from captune.tuning.header import read_study
 from captune.tuning.lock import STALE_SECONDS, DriverLock, is_alive, read_lock
 from captune.tuning.mirror import KEY, open_storage
 from captune.tuning.specs import CellInfo
-from captune.tuning.study import OpenStudy, git_revision, read_study, with_storage
+from captune.tuning.study import OpenStudy, git_revision, with_storage
 from tests.journals import journal_lines
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes
