@@ -189,12 +189,15 @@ class StudyScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._planner = planner
         self._controller: Any = None
+        # Tune keeps the errors of processes only; why a trial was ended from here is kept here.
+        self._ended: dict[str, StudyError] = {}
 
     def end_overdue(self) -> None:
         """End the trials that have had more than their time."""
         for trial_id, error in self._planner.overdue().items():
             trial = None if self._controller is None else self._controller.get_trial(trial_id)
             if trial is not None:
+                self._ended[trial_id] = error
                 ray_internals.fail_trial(self._controller, trial, error)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -203,8 +206,9 @@ class StudyScheduler(FIFOScheduler):
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial's actor died; Tune does not retry, the planner does."""
-        self._planner.lost(trial.trial_id, _error_of(trial), trial.node_ip)
+        """A trial's actor died or was ended; Tune does not retry, the planner does."""
+        error = self._ended.pop(trial.trial_id, None) or _error_of(trial)
+        self._planner.lost(trial.trial_id, error, trial.node_ip)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """The first pending trial without an actor, else the first (looked for among the live ones only).

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 
 from captune.config import MachineConfig
 from captune.errors import ConfigError, StudyError
@@ -13,7 +17,7 @@ from captune.records.events import Finished, Planned, SearchEnded, Started, Stud
 from captune.space import Parameter, Space
 from captune.tuning.budget import Budget, Usage, covered
 from captune.tuning.cell import Cell
-from captune.tuning.planner import Planner
+from captune.tuning.planner import Planner, StudyScheduler
 from captune.tuning.stopping import StopRequests, request_stop
 from tests.tuning.fakes import FakeRun, info, study
 from tests.tuning.simulate import advance, drive, make_cell, outcomes
@@ -202,6 +206,35 @@ def test_a_trial_past_its_time_ends_with_its_reason_and_is_not_tried_again(
     (trial,) = [trial for trial in cell.trials.values() if trial.ended]
     assert trial.state == "FAILED" and "--trial-timeout (60 s)" in str(trial.reason)
     assert trial.key not in cell.waiting
+
+
+def test_tunes_own_handling_of_a_trial_past_its_time_keeps_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune keeps the errors of processes only: this one came back as a process that died, and was tried again."""
+    cell = make_cell(tmp_path, study(trials=1, confirm_top=0))
+    planner = Planner([cell], timeout=60.0)
+    scheduler = StudyScheduler(planner)
+    clock = Clock(0.0)
+    monkeypatch.setattr("captune.tuning.planner.time.monotonic", clock)
+    # Its place is below the session of a Ray that runs.
+    monkeypatch.setattr(Trial, "local_path", property(lambda _trial: str(tmp_path)))
+    trial = Trial("captune", stub=True)
+    trial.set_status(Trial.PENDING)
+    tune = MagicMock(spec=TuneController, _scheduler_alg=scheduler, _search_alg=planner, _callbacks=MagicMock())
+    tune.configure_mock(_iteration=0, _trials=[trial])
+    tune._process_trial_failure = partial(TuneController._process_trial_failure, tune)
+    tune.get_live_trials.return_value = [trial]
+    tune.get_trial.return_value = trial
+    planner.suggest(trial.trial_id)
+    assert scheduler.choose_trial_to_run(tune) is trial
+    planner.started(trial.trial_id, None)
+    trial.set_status(Trial.RUNNING)
+    clock.now = 61.0
+    scheduler.end_overdue()
+    (ended,) = cell.trials.values()
+    assert (ended.state, ended.crashes) == ("FAILED", 0) and "--trial-timeout (60 s)" in str(ended.reason)
+    tune._schedule_trial_stop.assert_called_once()
 
 
 # ── asking to stop ────────────────────────────────────────────────────────────────────────────────
