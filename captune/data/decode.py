@@ -22,9 +22,9 @@ from captune.preprocessing import Preprocessing
 Pixels = npt.NDArray[np.uint8]
 Reading = Literal["viewer", "open_clip"]
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-MAX_ASPECT = 8
+MAX_ASPECT = 32
 """Of an image longer than this many times its short side only the middle is kept: a rule or divider of 4000 × 2 pixels
-would become 448,000 × 224. The centre crop sees the same pixels."""
+would become 448,000 × 224. The centre crop sees the same pixels, to a grey level."""
 # Decoded large JPEGs stay at least this many times as large as what they are resized to.
 _DRAFT_GAP = 2
 _MAX_BYTES = 200 * 2**20

@@ -21,6 +21,7 @@ from captune.records import JOURNAL, Journal
 from captune.training.loop import Loop
 from captune.training.trial import TrialRun
 from tests.bench.overhead import trial_overhead
+from tests.journals import append
 
 
 def task(**values: Any) -> TaskConfig:
@@ -166,11 +167,11 @@ def write_journal(run: Path, spans: list[tuple[float, float, float]]) -> None:
     journal = Journal(run / JOURNAL)
     for number, (start, training, end) in enumerate(spans):
         key = f"t{number:04d}"
-        journal.append("planned", key=key, phase="search", time=start)
-        journal.append("started", key=key, time=start)
+        append(journal, "planned", key=key, phase="search", time=start)
+        append(journal, "started", key=key, time=start)
         for epoch in (1, 2):
-            journal.append("epoch", key=key, epoch=epoch, seconds=training / 2, time=start)
-        journal.append("finished", key=key, time=end, seconds=end - start)
+            append(journal, "epoch", key=key, epoch=epoch, seconds=training / 2, time=start)
+        append(journal, "finished", key=key, state="COMPLETE", time=end, seconds=end - start)
     journal.close()
 
 

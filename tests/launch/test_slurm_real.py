@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from captune.records import JOURNAL, read_journal
+from captune.records import JOURNAL
+from tests.journals import journal_lines
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "slurm.sbatch"
 PROGRAMS = ("slurmctld", "slurmd", "munged", "mungekey", "sbatch", "scontrol", "squeue", "scancel")
@@ -193,7 +194,7 @@ def test_a_preempted_study_stops_in_order_comes_back_and_ends(slurm: Slurm, tmp_
     assert "preempted: asking the study to stop" in slurm.log(job)
     assert "captune ended with exit code 130" in slurm.log(job), "in order, before the grace time was over"
     assert "queued again" in slurm.log(job)
-    before = [event for event in read_journal(run / JOURNAL) if event["event"] == "study_opened"]
+    before = [event for event in journal_lines(run / JOURNAL) if event["event"] == "study_opened"]
     _wait(lambda: slurm.told(job, "JobState") == "PENDING", 60)
     slurm.run(
         "scontrol", "update", f"jobid={job}", "StartTime=now"
@@ -202,7 +203,7 @@ def test_a_preempted_study_stops_in_order_comes_back_and_ends(slurm: Slurm, tmp_
     assert slurm.told(job, "JobState") == "COMPLETED", slurm.log(job)
     assert slurm.told(job, "Restarts") == "1"
     assert "start 1 of this job; 1 study(ies)" in slurm.log(job)
-    events = read_journal(run / JOURNAL)
+    events = journal_lines(run / JOURNAL)
     assert len([event for event in events if event["event"] == "study_opened"]) == len(before) + 1
     ended = [event["key"] for event in events if event["event"] == "finished"]
     assert len(ended) == len(set(ended)) and {f"t{number:04d}" for number in range(6)} <= set(ended)

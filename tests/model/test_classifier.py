@@ -151,7 +151,7 @@ def test_a_state_of_other_classes_or_another_backbone_is_refused() -> None:
     with pytest.raises(CheckpointError, match="is missing"):
         build(model).load_learned_state(features.learned_state())
     wider = backbone({"vision": {"width": 60}})
-    with pytest.raises(CheckpointError, match=r"prompts.projection has shape \(3, 32, 48\), not \(3, 32, 60\)"):
+    with pytest.raises(CheckpointError, match=r"prompts.projection has shape \(4, 32, 48\), not \(4, 32, 60\)"):
         build(wider).load_learned_state(build(model).learned_state())
 
 

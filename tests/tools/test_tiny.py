@@ -19,7 +19,7 @@ from torch import Tensor
 
 from captune.data.digits import CLASS_NAMES, TEMPLATE, load_digits_arrays
 from captune.errors import UsageError
-from captune.model.weights import TINY_DIR, VOCABULARY
+from captune.model.sources import TINY_DIR, VOCABULARY
 from tests.tools.tiny_captions import (
     CHARACTERS,
     DIGIT_NAMES,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captune.errors import CaptuneError, UsageError
-from captune.model.weights import VOCABULARY
+from captune.model.sources import VOCABULARY
 from captune.seeding import derive_seed, torch_generator
 
 DEFAULT_STEPS: Final = 1100

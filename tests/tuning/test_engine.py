@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from captune.records import JOURNAL, Journal, State
-from captune.records.events import StudyOpened
+from captune.records.events import Epoch, Event, StudyOpened
 from captune.space import load_space
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, connected
@@ -159,7 +159,7 @@ def test_failures_are_recorded_with_their_reason_and_traceback(cluster: Cluster,
 def test_an_interrupt_keeps_what_is_done_and_the_rest_goes_on_later(cluster: Cluster, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"trials": 5, "confirm_top": 0, "scheduler": "none"}
     cell = new_cell(tmp_path / "ray", **settings)
-    interrupt_when(cell, lambda event: event["event"] == "epoch" and event["key"] == "t0002")
+    interrupt_when(cell, lambda event: isinstance(event, Epoch) and event.key == "t0002")
     assert not run_cells([cell], cluster, Allotment(1), open_run=partial(FakeRun, pause=0.05))
     cell.close()
     before = outcomes(tmp_path / "ray")
@@ -173,10 +173,10 @@ def test_an_interrupt_keeps_what_is_done_and_the_rest_goes_on_later(cluster: Clu
     assert without_node(tmp_path / "ray") == without_node(by_hand)
 
 
-def interrupt_when(cell: Cell, condition: Callable[[dict[str, Any]], bool]) -> None:
+def interrupt_when(cell: Cell, condition: Callable[[Event], bool]) -> None:
     done: list[bool] = []
 
-    def listen(event: dict[str, Any], _run: object) -> None:
+    def listen(event: Event, _run: object) -> None:
         if condition(event) and not done:
             done.append(True)
             threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()

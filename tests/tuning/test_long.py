@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from captune.records import JOURNAL
+from captune.records.events import Event, Finished
 from captune.space import load_space
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
@@ -29,8 +30,8 @@ def test_a_long_study_neither_slows_down_nor_grows_and_restarts_fast(tmp_path: P
     memory: list[int] = []
     cpu: list[float] = []
 
-    def note(event: dict, _run: object) -> None:
-        if event["event"] == "finished":
+    def note(event: Event, _run: object) -> None:
+        if isinstance(event, Finished):
             memory.append(_resident_bytes())
             cpu.append(time.process_time())
 

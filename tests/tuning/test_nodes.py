@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster as LocalNodes
 
 from captune.errors import StudyError
 from captune.records import JOURNAL
+from captune.records.events import Epoch, Event, Finished
 from captune.tuning import cluster as cluster_module
 from captune.tuning import nodes as nodes_module
 from captune.tuning.cluster import connected
@@ -96,8 +97,8 @@ def test_a_node_added_mid_study_gets_work(nodes: LocalNodes, tmp_path: Path) -> 
     cell = new_cell(tmp_path / "run", trials=10, confirm_top=0, scheduler="none")
     added: list[Any] = []
 
-    def add(event: dict[str, Any], _run: object) -> None:
-        if event["event"] == "finished" and not added:
+    def add(event: Event, _run: object) -> None:
+        if isinstance(event, Finished) and not added:
             added.append(nodes.add_node(num_cpus=1))
 
     cell.listeners.append(add)
@@ -132,7 +133,7 @@ def test_a_node_that_does_not_see_the_run_is_named_before_the_first_trial(
 
 def test_an_interrupted_study_leaves_a_joined_cluster_running(nodes: LocalNodes, tmp_path: Path) -> None:
     cell = new_cell(tmp_path / "run", trials=6, confirm_top=0)
-    interrupt_when(cell, lambda event: event["event"] == "epoch")
+    interrupt_when(cell, lambda event: isinstance(event, Epoch))
     with connected(nodes.address, threads=1) as cluster:
         assert not run_cells([cell], cluster, Allotment(2), open_run=partial(FakeRun, pause=0.3))
     with connected(nodes.address, threads=1) as cluster:
