@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from captune import __version__, interruption
+from captune import __version__, interruption, own_process
 from captune.cli.console import labelled, plain_console
 from captune.errors import CaptuneError
 
@@ -105,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if debug:
         arguments.remove("--debug")
         os.environ["CAPTUNE_DEBUG"] = "1"
+    own_process.declare()
     console = plain_console(stderr=True)
     arguments = _seeds_joined(arguments)
     try:

@@ -1,9 +1,9 @@
 """Models: frozen CLIPs, what is learned beside them, class prompts and descriptions.
 
-open_clip is imported here without two things that cost every process 170 MB and seconds, and that most never use: timm,
-which open_clip does without until one of timm's models is asked for (`use_timm`), and torch's compiler, of which
-torchvision asks a single question. A stand-in answers it; whoever wants anything else of the compiler, then or later,
-gets the real one.
+In captune's own processes (`captune.own_process`) open_clip is imported here without two things that cost every process
+170 MB and seconds, and that most never use: timm, which open_clip does without until one of timm's models is asked for
+(`use_timm`), and torch's compiler, of which torchvision asks a single question. A stand-in answers it; whoever wants
+anything else of the compiler, then or later, gets the real one. In a process of somebody else's nothing is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from importlib import import_module, reload
 from types import ModuleType
 from typing import Any
+
+from captune import own_process
 
 _COMPILER, _QUESTION = "torch._dynamo", "torch._dynamo.utils"
 _TIMM = "timm"
@@ -34,7 +36,7 @@ def _remove_stand_ins() -> None:
 
 
 def _import_open_clip() -> None:
-    if "open_clip" in sys.modules:
+    if "open_clip" in sys.modules or not own_process.is_own():
         return
     if _COMPILER not in sys.modules:
         sys.modules |= {_COMPILER: _StandIn(_COMPILER), _QUESTION: _StandIn(_QUESTION)}

@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 
-from captune import interruption
+from captune import interruption, own_process
 from captune.errors import StudyError, UsageError
 from captune.tuning import ray_internals
 from captune.tuning.lock import is_running
@@ -100,7 +100,7 @@ def connected(
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,
-        "runtime_env": {"env_vars": thread_variables(threads)},
+        "runtime_env": {"env_vars": thread_variables(threads) | own_process.VARIABLES},
     }
     # Also to join: a cluster that asks for none ignores it, one that asks says that it is another.
     ensure_token()

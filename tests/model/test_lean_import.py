@@ -1,14 +1,20 @@
-"""What importing captune's models leaves out, and that whoever needs it gets it."""
+"""What importing captune's models leaves out in captune's own processes; that whoever needs it, and others, get it."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from captune import own_process
+
 _PROGRAM = """
 import sys
+from captune import own_process
+
+own_process.declare()
 import torch
 from captune.model.backbone import load_backbone
 from captune.training.optim import Sgd
@@ -31,4 +37,40 @@ assert doubled.item() == 2 and "torch._dynamo" in sys.modules, "the compiler com
 @pytest.mark.slow
 def test_timm_and_the_compiler_stay_out_until_they_are_needed() -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+_NOTEBOOK = """
+import os
+import sys
+
+before = dict(os.environ)
+import captune
+
+captune.datasets()
+import captune.model
+import captune.model.backbone
+
+changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
+# PyTorch, scikit-learn and open_clip set some of their own.
+ours = {name for name in changed if name.startswith(("CAPTUNE_", "RAY_", "TUNE_"))}
+assert not ours, ours
+stand_ins = [name for name, module in sys.modules.items() if type(module).__name__ == "_StandIn"]
+assert not stand_ins, stand_ins
+
+import open_clip.timm_model
+import torch._dynamo.utils
+import torchvision
+
+assert open_clip.timm_model.timm is sys.modules["timm"], "whoever imports captune has all of open_clip"
+asked = sys.modules["torchvision.ops.roi_align"].is_compile_supported
+assert asked is torch._dynamo.utils.is_compile_supported
+"""
+
+
+def test_importing_captune_changes_nothing_in_a_process_that_is_not_its_own() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in own_process.VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", _NOTEBOOK], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
