@@ -108,7 +108,7 @@ def choose(run: StudyRecord, *, unknown: str | None = None) -> Choice:
         return conclude("keep zero-shot", ZERO_SHOT, unknown)
     agreement = statistics.mean(_criterion_values(run, groups[best.name], AGREE_ZERO_SHOT))
     if agreement is not None and agreement > NO_OP_AGREEMENT:
-        reason = f"{best.name} agrees with zero-shot on {agreement:.4f} of the held-out pool: it is a no-op"
+        reason = f"{best.name} predicts what zero-shot predicts on {_share(agreement)} of the held-out pool images"
         return conclude("adaptation changed nothing", ZERO_SHOT, reason)
     if zero is None:
         return conclude("keep zero-shot", ZERO_SHOT, "zero-shot has no score to compare with: no gain can be shown")
@@ -117,13 +117,15 @@ def choose(run: StudyRecord, *, unknown: str | None = None) -> Choice:
     if ensemble is not None and _gain_shown(run, ENSEMBLE, [ensemble], criterion, noise_of=groups[best.name])[0]:
         lead = known(score_under(run, ensemble, criterion)) - known(best.mean_score)
         if lead > (_seed_margin(run, groups[best.name], criterion) or 0.0):
-            words = f"{said}; the ensemble scores {score_under(run, ensemble, criterion):.4f}"
+            words = (
+                f"The selection score of the ensemble is {_share(known(score_under(run, ensemble, criterion)))}. {said}"
+            )
             return conclude("use the ensemble", ENSEMBLE, words)
     if not shown and criterion_named(criterion).labels and known(best.mean_score) > zero:
         second = _label_free(run)
         if second is not None and _criterion_values(run, groups[best.name], second):
             shown, opinion = _gain_shown(run, best.name, groups[best.name], second)
-            said += f"; by a second criterion {opinion}"
+            said += f". By a second criterion: {opinion}"
     rival, ahead, words = _against_balanced(run, groups[best.name], criterion)
     if shown and not ahead:
         return conclude("adapt", best.name, said)
@@ -168,7 +170,7 @@ def _against_balanced(run: StudyRecord, trials: Sequence[Trial], criterion: str)
         return False, False, ""
     needed = statistics.normal_quantile(LEVEL) * (_image_error(run, [run.find(BALANCED)], balanced - zero, fair) or 0.0)
     ahead = balanced > known(statistics.mean(_criterion_values(run, trials, fair)))
-    words = f"; balanced zero-shot scores {balanced:.4f} ({fair}) to zero-shot's {zero:.4f}"
+    words = f". By {fair} balanced zero-shot has {_share(balanced)}, zero-shot {_share(zero)}"
     return balanced - zero > needed, ahead and balanced > zero, words
 
 
@@ -195,15 +197,25 @@ def _gain_shown(
         fair = criterion
     values = _criterion_values(run, trials, criterion)
     centre, base = known(statistics.mean(values)), known(score_under(run, zero, criterion))
-    said = f"{name} scores {centre:.4f} ({criterion}, {_seeds(len(values))}), {centre - base:+.4f} to zero-shot's "
-    said += f"{base:.4f}"
+    said = f"The selection score of {name} is {_share(centre)} ({criterion}, {_seeds(len(values))}), "
+    said += f"zero-shot's is {_share(base)}. "
     gain = centre - base
     if fair != criterion:
         fair_base = known(score_under(run, zero, fair))
         gain = known(statistics.mean(_criterion_values(run, trials, fair))) - fair_base
-        said += f"; {gain:+.4f} to its {fair_base:.4f} by {fair}, which zero-shot has no part in"
+        said += f"By {fair}, the part of it that does not favour zero-shot, the gain is {_points(gain)}"
+    else:
+        said += f"The gain is {_points(gain)}"
     margin, explained = noise_margin(run, noise_of or trials, gain, fair)
-    return centre > base and gain > margin, f"{said}; the noise is {margin:.4f} ({explained})"
+    return centre > base and gain > margin, f"{said}; less than {_points(margin)} could be chance ({explained})"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.2f} points"
 
 
 def _seeds(count: int) -> str:
@@ -241,13 +253,13 @@ def noise_margin(run: StudyRecord, trials: Sequence[Trial], gain: float, criteri
     """
     seeds = _seed_margin(run, trials, criterion)
     images = _image_error(run, trials, gain, criterion)
-    words = ["one seed: its noise is unknown" if seeds is None else f"seeds {seeds:.4f}"]
+    words = ["one seed, so the spread over seeds is unknown" if seeds is None else f"seeds {100 * seeds:.2f}"]
     if images is None:
-        words.append("number of scored images unknown")
+        words.append("the number of scored images is unknown")
     else:
         images *= statistics.normal_quantile(LEVEL)
-        words.append(f"{num_scored_images(run, criterion)} scored images {images:.4f}")
-    return math.hypot(seeds or 0.0, images or 0.0), f"{', '.join(words)}, at one-sided {100 * LEVEL:.0f} %"
+        words.append(f"{num_scored_images(run, criterion)} scored images {100 * images:.2f}")
+    return math.hypot(seeds or 0.0, images or 0.0), f"{', '.join(words)}; {100 * LEVEL:.0f} %, one-sided"
 
 
 def _seed_margin(run: StudyRecord, trials: Sequence[Trial], criterion: str) -> float | None:

@@ -53,7 +53,7 @@ def test_a_clear_gain_is_advice_to_adapt(tmp_path: Path) -> None:
     choice = choose(study_with(tmp_path, {1: [0.95, 0.96, 0.95], 2: [0.90, 0.91, 0.90]}))
     assert (choice.advice, choice.name, choice.config_id) == ("adapt", "c1", 1)
     assert choice.config["margin_scale"] == 1.0
-    assert "c1 scores 0.9533 (agree-balanced, 3 seeds), +0.1533 to zero-shot's 0.8000" in choice.reason
+    assert "The selection score of c1 is 95.33 % (agree-balanced, 3 seeds), zero-shot's is 80.00 %." in choice.reason
 
 
 def test_the_best_mean_wins_not_the_luckiest_run(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_noise_margin_by_hand(tmp_path: Path) -> None:
     run = study_with(tmp_path, {1: [0.84, 0.86, 0.88]})
     margin, words = noise_margin(run, run.configurations()["c1"], 0.06, "agree-balanced")
     assert margin == pytest.approx(math.hypot(0.02177, 0.02814), abs=1e-4)
-    assert words == "seeds 0.0218, 200 scored images 0.0281, at one-sided 90 %"
+    assert words == "seeds 2.18, 200 scored images 2.81; 90 %, one-sided"
     assert choose(run).advice == "adapt", "a gain of .06 exceeds .0356"
 
 
@@ -83,7 +83,7 @@ def test_seed_noise_is_pooled_over_the_confirmed_configurations(tmp_path: Path) 
     """Sums of squares .0008 and 0 on 2 + 2 degrees of freedom: sd √.0002, t(.90, 4) = 1.5332, 1.5332·√.0002/√3."""
     run = study_with(tmp_path, {1: [0.84, 0.86, 0.88], 2: [0.85, 0.85, 0.85]})
     _, words = noise_margin(run, run.configurations()["c1"], 0.06, "agree-balanced")
-    assert words.startswith(f"seeds {1.5332 * math.sqrt(0.0002 / 3):.4f}, ")
+    assert words.startswith(f"seeds {100 * 1.5332 * math.sqrt(0.0002 / 3):.2f}, ")
 
 
 def test_a_recorded_error_over_images_goes_before_the_bound(tmp_path: Path) -> None:
@@ -118,7 +118,9 @@ def test_image_variance_bound_is_that_of_the_paired_difference() -> None:
 def test_one_seed_says_so(tmp_path: Path) -> None:
     run = study_with(tmp_path, {1: [0.86]})
     margin, words = noise_margin(run, run.configurations()["c1"], 0.06, "agree-balanced")
-    assert "one seed: its noise is unknown" in words and margin == pytest.approx(1.2816 * 0.02195, abs=1e-4)
+    assert "one seed, so the spread over seeds is unknown" in words and margin == pytest.approx(
+        1.2816 * 0.02195, abs=1e-4
+    )
 
 
 def test_predictions_that_agree_with_zero_shot_changed_nothing(tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_few_labelled_images_get_a_second_opinion(tmp_path: Path) -> None:
     without = choose(study_with(tmp_path / "b", {1: [0.86, 0.86, 0.86]}, select_by="val"))
     worse = choose(study_with(tmp_path / "c", {1: [0.79, 0.79, 0.79]}, select_by="val", also=also))
     assert [with_it.advice, without.advice, worse.advice] == ["adapt", "keep zero-shot", "keep zero-shot"]
-    assert "by a second criterion" in with_it.reason
+    assert "By a second criterion" in with_it.reason
 
 
 def test_ensemble_is_chosen_only_when_it_leads(tmp_path: Path) -> None:
