@@ -81,7 +81,8 @@ def write_ensembles(record: StudyRecord, write: Write) -> None:
         members = [trial for trial in record.complete() if trial.phase is Phase.CONFIRM and trial.role is role]
         key = trial_key(ENSEMBLE, role=role)
         known = record.find(key)
-        if not members or (known is not None and known.ended_at > max(trial.ended_at for trial in members)):
+        averaged_at = known.ended_at if known is not None and known.state is State.COMPLETE else -1
+        if not members or averaged_at > max(trial.ended_at for trial in members):
             continue
         groups: dict[int | None, list[Path]] = {}
         for trial in sorted(members, key=lambda trial: trial.ended_at):

@@ -14,7 +14,7 @@ from typing import Any
 from captune.config import StudyConfig
 from captune.decisions.confirming import Scored
 from captune.decisions.criteria import ENSV, ORACLE
-from captune.records import Epoch, Event, Journal, Phase, Role, State, StudyRecord, Trial
+from captune.records import ENSEMBLE, Epoch, Event, Journal, Phase, Role, State, StudyRecord, Trial
 from captune.records.events import (
     Crashed,
     Finished,
@@ -98,7 +98,8 @@ class Cell:
         self._failures.clear()
         self.write(opening)
         for trial in list(self.trials.values()):
-            if not trial.ended:
+            # An ensemble is no trial to train: closing the study averages it, again where it was killed.
+            if not trial.ended and trial.origin != ENSEMBLE:
                 if trial.stopped:
                     self._finish(trial, State.PRUNED)
                 else:
@@ -206,7 +207,7 @@ class Cell:
     def retry_failed(self) -> list[str]:
         """Hand failed trials out again; their keys, what decides most first: the paper's, references, confirmations."""
         order = (Phase.REFERENCE, Phase.CONFIRM, *Phase)
-        failed = [trial for trial in self.trials.values() if trial.state is State.FAILED]
+        failed = [t for t in self.trials.values() if t.state is State.FAILED and t.origin != ENSEMBLE]
         failed.sort(key=lambda trial: (trial.origin != "paper", order.index(trial.phase)))
         for trial in failed:
             self.write(Retried(key=trial.key))

@@ -65,6 +65,18 @@ def test_a_study_killed_between_any_two_events_of_its_closing_is_closed_as_if_it
         shutil.rmtree(directory)
 
 
+def test_an_ensemble_that_was_only_planned_when_a_study_was_killed_is_averaged_when_it_goes_on(
+    closed: Path, tmp_path: Path
+) -> None:
+    """It was handed out as a trial of a method 'ensemble', which there is not, and failed for ever."""
+    shutil.copytree(closed, tmp_path / "study")
+    lines = (closed / JOURNAL).read_bytes().splitlines(keepends=True)
+    planned = [line.get("key") for line in journal_lines(closed / JOURNAL)].index("ensemble")
+    (tmp_path / "study" / JOURNAL).write_bytes(b"".join(lines[: planned + 1]))
+    life(plan_study(settings("ul", trials=2, confirm_seeds=2), tmp_path / "study"))
+    assert said(tmp_path / "study") == said(closed)
+
+
 def test_closing_a_closed_study_changes_nothing(closed: Path) -> None:
     before = (closed / JOURNAL).read_bytes()
     choose_and_evaluate(closed)
