@@ -21,6 +21,7 @@ from captune.algorithms.configs import (
     GripConfig,
     IterationConfig,
     Member,
+    ProbeConfig,
     SupervisedConfig,
     TransClipConfig,
     ZeroShotConfig,
@@ -99,6 +100,10 @@ ALGORITHMS: dict[str, Method] = {
         Method(
             "anchored", "Gaussian mixture on frozen features, means and covariance anchored at the text (after StatA)",
             AnchoredConfig, "anchored:Anchored", trains=False,
+        ),
+        Method(
+            "probe", "a linear probe from the labelled images alone, held at the class texts (CLAP, CVPR 2024)",
+            ProbeConfig, "probe:Probe", trains=False,
         ),
         Method(
             "blend", "the mean of what several methods say (an ensemble of unlike members)", BlendConfig, "blend:Blend",

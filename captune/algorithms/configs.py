@@ -220,6 +220,13 @@ class AnchoredConfig(TrialConfig):
     num_rounds: int = Field(10, ge=1, description="rounds of updates")
 
 
+class ProbeConfig(TrialConfig):
+    """The text-initialised linear probe's own settings; the defaults are the paper's."""
+
+    penalty: float = Field(1.0, ge=0, description="factor on what holds every class at its text")
+    num_steps: int = Field(200, ge=0, description="most iterations of L-BFGS")
+
+
 class ZeroShotConfig(TrialConfig):
     """Which prompts make the class features."""
 
