@@ -51,7 +51,7 @@ def test_a_path_in_a_header_is_not_opened(
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("a recorded path was opened")
 
-    monkeypatch.setattr("captune.adapted.load_backbone", opened)
+    monkeypatch.setattr("captune.model.recorded.load_backbone", opened)
     with pytest.raises(CheckpointError, match="only where you name it yourself") as caught:
         open_adapted(path, device="cpu")
     assert "outside" in str(caught.value) and "--" in str(caught.value.next_step)
