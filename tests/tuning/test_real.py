@@ -130,6 +130,6 @@ def test_a_signal_before_the_first_run_ends_in_order_and_leaves_nothing(tmp_path
     output = finish(driver, code=130)
     assert "Traceback" not in output and "received" not in output and "Abort" not in output
     if not begun:
-        assert "Interrupted before the first run: nothing is left behind" in " ".join(output.split())
+        assert "Interrupted before the first trial: nothing is left behind" in " ".join(output.split())
         assert not directory.exists()
     assert_gone(below)
