@@ -144,7 +144,7 @@ def note_data(record: StudyRecord, write: Write) -> None:
     context = open_context(task, Role.REPORT)
     notes = [note for note in context.notes if "unreadable" in note]
     dataset = load_dataset(task)
-    readable = ~np.isin(np.arange(dataset.num_images), [dataset.paths.index(path) for path in context.unreadable])
+    readable = np.array([path not in context.unreadable for path in dataset.paths], dtype=bool)
     train, test = (images[readable[images]] for images in (dataset.indices("train", "val"), dataset.indices("test")))
     if len(train) * len(test) <= _NEAREST_LIMIT:
         features_MD = context.image_features_MD.cpu().numpy()
