@@ -106,9 +106,11 @@ up() {
     setsid ray start --head --block --disable-usage-stats --port="$port" --node-ip-address=127.0.0.1 \
         --ray-client-server-port="$client" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" \
         ${limits[@]+"${limits[@]}"} >"$log_file" 2>&1 </dev/null &
-    echo $! >"$pid_file"
+    local pid=$!
+    echo "$pid" >"$pid_file"
     local deadline=$((SECONDS + 90))
-    while [[ $SECONDS -lt $deadline ]] && running; do
+    # Not `running`: until it has become Ray the new process still bears this script's name.
+    while [[ $SECONDS -lt $deadline ]] && kill -0 "$pid" 2>/dev/null; do
         if healthy && stays_up; then
             echo "up: $address, dashboard http://127.0.0.1:$dashboard_port (token: ray get-auth-token)"
             return

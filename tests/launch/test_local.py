@@ -47,7 +47,9 @@ def local(tmp_path: Path):
 
 
 def _run(local: StandIns, *arguments: str, **environment: str) -> int:
-    return local.start(SCRIPT, *arguments, **environment).wait(timeout=60)
+    code = local.start(SCRIPT, *arguments, **environment).wait(timeout=60)
+    print(local.output())  # shown where the caller's assertion fails
+    return code
 
 
 def _pid(local: StandIns) -> int:
