@@ -39,7 +39,7 @@ def show_plan(plan: Plan, console: Console) -> None:
             count=min(_PREVIEW, study.num_screen_trials),
         )  # fmt: skip
         console.print(_yaml({"first screened configurations": screened}), highlight=False)
-        console.print("The search begins with the paper's configuration and what the screen promotes.", highlight=False)
+        console.print("The search begins with the first configuration and what the screen promotes.", highlight=False)
         return
     first = first_configurations(
         plan.space, info.base, study.sampler, study.seed, plan.warm_starts, count=min(_PREVIEW, study.trials)

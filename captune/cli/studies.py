@@ -96,9 +96,9 @@ def show_result(run: StudyRecord, files: Sequence[Path], console: Console) -> No
         trials = [trial for trial in run.trials if row["name"] in (trial.key, trial.name)]
         reports = [trial for trial in trials if trial.role == Role.REPORT] or trials
         metrics = [trial.metric for trial in reports if trial.metric is not None]
-        paper = " (paper)" if row["config_id"] == 0 else ""
+        first = f" ({run.first_origin})" if row["config_id"] == 0 else ""
         table.add_row(
-            row["name"] + paper,
+            row["name"] + first,
             _mean_sd(row["mean_score"], row["sd"]),
             _percent(metrics) if run.measurable else "no labels: not measured",
             str(row["num_seeds"]),

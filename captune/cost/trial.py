@@ -80,7 +80,7 @@ class TrialCost:
             both_roles: whether confirmations run twice, once to be scored and once to be reported.
             card_bytes: memory of the GPU that trials share, if there is one.
         """
-        # The paper's configuration is confirmed beside the best.
+        # The first configuration is confirmed beside the best.
         confirmed = (study.confirm_top + 1) * study.confirm_seeds if study.confirm_top else 0
         confirmed *= 2 if both_roles else 1
         most = self.study_seconds(study.trials + confirmed, concurrency=concurrency)

@@ -134,8 +134,8 @@ class Planned(Event):
         key: its name in this study, and that of its directory.
         number: its place in the search or in the screen.
         config_id: the search number of its configuration.
-        origin: where the configuration comes from: paper, warm_start, screen, sampler, walk (of all points of a small
-            space), plateau, reference, ensemble.
+        origin: where the configuration comes from: default (the method's), paper (the preset's), warm_start, screen,
+            sampler, walk (of all points of a small space), plateau, reference, ensemble.
         params: the searched values.
         config: all settings of the trial.
         task_overrides: how the cell is changed for a stress trial.

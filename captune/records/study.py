@@ -156,6 +156,15 @@ class StudyRecord:
     # What it is about
 
     @property
+    def first_origin(self) -> str:
+        """What the configuration is that the search began with: "paper" under `--preset paper`, else "default"."""
+        return "paper" if self.study.get("preset") == "paper" else "default"
+
+    def origin_of(self, trial: Trial) -> str | None:
+        """Where a trial's configuration came from, in today's words."""
+        return self.first_origin if trial.starts_search else trial.origin
+
+    @property
     def study(self) -> dict[str, Any]:
         """The settings of the study, the fields of `StudyConfig`."""
         return self.opened.study

@@ -23,6 +23,10 @@ from captune.records.lenient import number_or_none
 
 _KEY = re.compile(r"(?P<name>.+?)(-s(?P<seed>\d+))?(?P<report>-report)?", re.DOTALL)
 
+# What the first configuration of a search is called: the preset's, or the method's defaults. Studies written before
+# they were told apart say "paper" of both.
+FIRST_ORIGINS = ("paper", "default")
+
 
 @dataclass
 class Trial:
@@ -79,6 +83,11 @@ class Trial:
     ended_at: int = 0
     report: dict[str, Any] | None = None
     epoch_events: dict[int, Epoch] = field(default_factory=dict, repr=False)
+
+    @property
+    def starts_search(self) -> bool:
+        """Whether it has the configuration that a search begins with: the method's defaults, or the preset's."""
+        return self.origin in FIRST_ORIGINS
 
     @classmethod
     def from_plan(cls, event: Planned) -> Trial:

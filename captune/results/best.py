@@ -41,12 +41,12 @@ def reference_metric(run: StudyRecord, name: str) -> float | None:
     return statistics.mean([trial.metric for trial in report_trials(run, name) if trial.metric is not None])
 
 
-def paper_name(run: StudyRecord) -> str | None:
-    """The name under which the paper's configuration was confirmed, else its search trial's key."""
-    confirmed = [name for name, trials in run.configurations().items() if any(t.origin == "paper" for t in trials)]
+def first_name(run: StudyRecord) -> str | None:
+    """The name under which the configuration that the search began with was confirmed, else its search trial's key."""
+    confirmed = [name for name, trials in run.configurations().items() if any(t.starts_search for t in trials)]
     if confirmed:
         return confirmed[0]
-    number = next((trial.number for trial in run.of_phase(Phase.SEARCH) if trial.origin == "paper"), None)
+    number = next((trial.number for trial in run.of_phase(Phase.SEARCH) if trial.starts_search), None)
     if number is None:
         return None
     return f"c{number}" if f"c{number}" in run.configurations() else f"t{number:04d}"
@@ -113,8 +113,8 @@ def best_configs_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
 _BEST_COLUMNS = (
     "run", "dataset", "paradigm", "method", "select_by", "advice", "configuration", "config_id", "origin", "num_trials",
     "num_seeds", "selection_score", "selection_sd", "zero_shot_selection_score", "metric_name", "test_mean", "test_low",
-    "test_high", "test_sd", "zero_shot", "balanced", "ensemble", "paper", "gain_over_zero_shot", "gain_low",
-    "gain_high", "gain_over_paper", "advised_test", "oracle_configuration", "oracle_gap", "flags", "reason", "params",
+    "test_high", "test_sd", "zero_shot", "balanced", "ensemble", "default", "gain_over_zero_shot", "gain_low",
+    "gain_high", "gain_over_default", "advised_test", "oracle_configuration", "oracle_gap", "flags", "reason", "params",
 )  # fmt: skip
 
 
@@ -128,8 +128,8 @@ def _best_row(run: StudyRecord) -> dict[str, Any]:
     candidate = next((c for c in choice.candidates if c.name == name), None)
     values = list(metrics_by_seed(run, name).values()) if name else []
     centre, interval = statistics.mean(values), statistics.t_interval(values, fractions=True)
-    zero, paper = reference_metric(run, ZERO_SHOT), paper_name(run)
-    paper_mean = statistics.mean(list(metrics_by_seed(run, paper).values())) if paper else None
+    zero, first = reference_metric(run, ZERO_SHOT), first_name(run)
+    default_mean = statistics.mean(list(metrics_by_seed(run, first).values())) if first else None
     gains = [value - zero for value in values] if zero is not None else []
     gain_interval = statistics.t_interval(gains)
     oracle, oracle_gap = _oracle_gap(run, choice.config_id)
@@ -143,7 +143,7 @@ def _best_row(run: StudyRecord) -> dict[str, Any]:
         "advice": choice.advice,
         "configuration": name,
         "config_id": choice.config_id,
-        "origin": trials[0].origin if trials else None,
+        "origin": run.origin_of(trials[0]) if trials else None,
         "num_trials": sum(t.finished or t.state == "PRUNED" for t in run.of_phase(Phase.SEARCH)),
         "num_seeds": len(values) or (candidate.num_seeds if candidate else None),
         "selection_score": candidate.mean_score if candidate else None,
@@ -157,11 +157,11 @@ def _best_row(run: StudyRecord) -> dict[str, Any]:
         "zero_shot": zero,
         "balanced": reference_metric(run, BALANCED),
         "ensemble": reference_metric(run, ENSEMBLE),
-        "paper": paper_mean,
+        "default": default_mean,
         "gain_over_zero_shot": statistics.mean(gains),
         "gain_low": gain_interval.low if gain_interval else None,
         "gain_high": gain_interval.high if gain_interval else None,
-        "gain_over_paper": centre - paper_mean if centre is not None and paper_mean is not None else None,
+        "gain_over_default": centre - default_mean if centre is not None and default_mean is not None else None,
         "advised_test": advised,
         "oracle_configuration": oracle,
         "oracle_gap": oracle_gap,

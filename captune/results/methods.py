@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from captune.records import BALANCED, ZERO_SHOT, Phase, StudyRecord
-from captune.results.best import configuration_name, metrics_by_seed, paper_name, recorded_choice, reference_metric
+from captune.results.best import configuration_name, first_name, metrics_by_seed, recorded_choice, reference_metric
 from captune.results.comparisons import cell_of
 
 _COLUMNS = (
@@ -46,7 +46,7 @@ def methods_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
 
 def _row(run: StudyRecord) -> dict[str, Any]:
     chosen = configuration_name(run, recorded_choice(run).config_id)
-    default = _mean_sd(run, paper_name(run))
+    default = _mean_sd(run, first_name(run))
     # A study that keeps zero-shot has no configuration of its own: that is its tuned method.
     tuned = _mean_sd(run, chosen) if chosen else (reference_metric(run, ZERO_SHOT), None, default[2])
     search = run.of_phase(Phase.SEARCH)

@@ -193,7 +193,7 @@ def _how_sure(best: Row, run: Row) -> list[str]:
         {"what": "zero-shot", "value": percent(best["zero_shot"])},
         {"what": "balanced zero-shot", "value": percent(best["balanced"])},
         {"what": "ensemble of the confirmed", "value": percent(best["ensemble"])},
-        {"what": "the paper's configuration", "value": percent(best["paper"])},
+        {"what": "the configuration it began with", "value": percent(best["default"])},
         {"what": "gain over zero-shot (points)", "value": points(best["gain_over_zero_shot"])},
         {"what": "its interval", "value": _interval(best, "gain_low", "gain_high", points)},
         {"what": "lost by not looking at the test (points)", "value": percent(best["oracle_gap"])},

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure as Figure
 from matplotlib.ticker import MaxNLocator
 
 from captune.records.files import replacing
+from captune.records.trial import FIRST_ORIGINS
 
 # Okabe and Ito's palette ("Color Universal Design", 2008): told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, RED, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A", "#222222"
@@ -108,6 +109,7 @@ def _draw_search(axis: Axes, trials: pd.DataFrame, search: pd.DataFrame) -> None
     for label, rows, colour, dashes in (
         ("zero-shot", trials[trials["key"] == "zero_shot"], RED, (4, 2)),
         ("the paper's", search[search["origin"] == "paper"], ORANGE, (1, 1.5)),
+        ("the default", search[search["origin"] == "default"], ORANGE, (1, 1.5)),
     ):
         level = rows["score"].dropna()
         if len(level):
@@ -133,6 +135,10 @@ _PANELS = {
 }
 
 
+def _first_words(origin: str) -> str:
+    return f" ({origin})" if origin in FIRST_ORIGINS else ""
+
+
 def _draw_configurations(axis: Axes, robustness: pd.DataFrame, column: str) -> None:
     title, low, high, label = _PANELS[column]
     rows = robustness[(robustness["origin"] != "reference") & robustness[column].notna()].sort_values(column)
@@ -145,7 +151,7 @@ def _draw_configurations(axis: Axes, robustness: pd.DataFrame, column: str) -> N
             )
         axis.plot(100 * row[column], place, "o", color=colour, markersize=6.5)
     names = [
-        f"{row['configuration']}{' (paper)' if row['origin'] == 'paper' else ''}{' – chosen' if row['chosen'] else ''}"
+        f"{row['configuration']}{_first_words(str(row['origin']))}{' – chosen' if row['chosen'] else ''}"
         for _, row in rows.iterrows()
     ]
     axis.set_yticks(range(len(rows)), names)

@@ -33,7 +33,7 @@ _COLUMNS = (
 
 def robustness_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a configuration: references, and confirmed ones (without confirmation, the best three search trials and
-    the paper's).
+    the first).
 
     Fractions in [0, 1]. `low`/`high` are the 95 % bootstrap interval of the mean metric over seeds, `t_low`/`t_high`
     Student's.
@@ -57,7 +57,7 @@ def _run_rows(run: StudyRecord) -> list[dict[str, Any]]:
 def _unconfirmed(run: StudyRecord) -> dict[str, list[Trial]]:
     finished = [trial for trial in run.of_phase(Phase.SEARCH) if trial.finished]
     finished.sort(key=lambda trial: (-(trial.score or 0.0), trial.number or 0))
-    kept = [*finished[:3], *(trial for trial in finished[3:] if trial.origin == "paper")]
+    kept = [*finished[:3], *(trial for trial in finished[3:] if trial.starts_search)]
     return {trial.key: [trial] for trial in kept}
 
 
@@ -80,7 +80,7 @@ def _row(
         "method": run.method,
         "configuration": name,
         "config_id": trials[0].config_id,
-        "origin": trials[0].origin,
+        "origin": run.origin_of(trials[0]),
         "chosen": chosen,
         "num_seeds": len(values) or len(scores),
         "metric_name": run.metric_name,

@@ -27,7 +27,7 @@ class Plan:
         study: its settings.
         info: facts of its cell.
         space: the search space, resolved for the cell.
-        warm_starts: configurations to try after the paper's.
+        warm_starts: configurations to try after the first.
         after: name of the directory next to it whose best configurations are tried first.
     """
 

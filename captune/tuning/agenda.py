@@ -64,7 +64,7 @@ class Agenda:
         study, info, space: what is searched, and where.
         record: what has been done.
         search, screening: the trials of the search and of the screen, with what they are ranked by.
-        warm_starts: values to try after the paper's configuration, inside the space.
+        warm_starts: values to try after the first configuration, inside the space.
     """
 
     def __init__(
@@ -90,6 +90,10 @@ class Agenda:
         self._points = space.points(study.trials) if space.parameters and screening is None else None
 
     @property
+    def _first_origin(self) -> str:
+        return "default" if self._study.preset is None else self._study.preset
+
+    @property
     def num_trials(self) -> int:
         """Search trials to be run (one where nothing is searched)."""
         if not self._space.parameters:
@@ -107,11 +111,11 @@ class Agenda:
         return None if ended is None or self._study.trials > (ended.trials or 0) else ended
 
     def _walk(self) -> list[dict[str, Any]] | None:
-        """The points of a small space that are still to be tried after paper and warm starts, in a drawn order."""
+        """The points of a small space that are still to be tried after the first and warm starts, in a drawn order."""
         if self._points is None:
             return None
-        paper = _values_of(self._info.base, self._space)
-        known = [paper, *(paper | values for values in self.warm_starts)]
+        first = _values_of(self._info.base, self._space)
+        known = [first, *(first | values for values in self.warm_starts)]
         points = [point for point in self._points if point not in known]
         random.Random(derive_seed(self._study.seed, "walk")).shuffle(points)
         return points
@@ -171,18 +175,18 @@ class Agenda:
         plan = self._planned(f"s{number:04d}", Phase.SCREEN, number=number)
         if number:
             return Proposal(replace(plan, origin="sampler"), base, screening.space.fixed, screening.space.source)
-        paper = Proposal(replace(plan, origin="paper"), base, {}, screening.space.source)
-        return paper.with_values(_values_of(base, screening.space))
+        first = Proposal(replace(plan, origin=self._first_origin), base, {}, screening.space.source)
+        return first.with_values(_values_of(base, screening.space))
 
     def _search_trial(self, number: int) -> Planned | Proposal | None:
         base, space, warm_starts = self._info.base, self._space, self.warm_starts
         plan = self._planned(f"t{number:04d}", Phase.SEARCH, number=number, config_id=number)
-        paper = _values_of(base, space)
+        first = _values_of(base, space)
         if number == 0:
-            return Proposal(replace(plan, origin="paper"), base, {}, space.source).with_values(paper)
+            return Proposal(replace(plan, origin=self._first_origin), base, {}, space.source).with_values(first)
         if number <= len(warm_starts):
             start = Proposal(replace(plan, origin="warm_start"), base, space.fixed, space.source)
-            return start.with_values(paper | warm_starts[number - 1])
+            return start.with_values(first | warm_starts[number - 1])
         walk = self._walk()
         if walk is not None:
             point = walk[number - 1 - len(warm_starts)]
@@ -199,11 +203,11 @@ class Agenda:
     def _promoted(self, screening: Search, rank: int) -> tuple[str, dict[str, Any]] | None:
         """The screened configuration of this rank, by key, at its place in the search's own space; None past the last.
 
-        The paper's is left out: the search begins with it anyway.
+        The first configuration is left out: the search begins with it anyway.
         """
         places: dict[tuple[float, ...], str] = {}
         for trial in screening.ranked():
-            if trial.origin != "paper":
+            if not trial.starts_search:
                 places.setdefault(tuple(screening.space.unit(trial.params)), trial.key)
         chosen = list(places.items())[: math.ceil(len(screening.trials) / PROMOTE_ONE_OF)]
         if rank >= len(chosen):

@@ -49,7 +49,7 @@ class Cell:
         study: its settings.
         info: facts of the cell.
         space: the resolved search space.
-        warm_starts: configurations (parts of them) to try after the paper's.
+        warm_starts: configurations (parts of them) to try after the first.
         proposes: whether trials will be asked for; without, the study can only be looked at, and Optuna stays out.
     """
 
@@ -205,10 +205,12 @@ class Cell:
             self.write(SearchEnded())
 
     def retry_failed(self) -> list[str]:
-        """Hand failed trials out again; their keys, what decides most first: the paper's, references, confirmations."""
+        """Hand failed trials out again; their keys, what decides most first: the search's first trial, references,
+        confirmations.
+        """
         order = (Phase.REFERENCE, Phase.CONFIRM, *Phase)
         failed = [t for t in self.trials.values() if t.state is State.FAILED and t.origin != ENSEMBLE]
-        failed.sort(key=lambda trial: (trial.origin != "paper", order.index(trial.phase)))
+        failed.sort(key=lambda trial: (not trial.starts_search, order.index(trial.phase)))
         for trial in failed:
             self.write(Retried(key=trial.key))
         self.waiting.extendleft(trial.key for trial in reversed(failed))

@@ -39,7 +39,7 @@ class Standing:
     failed: int
     best: float | None
     zero_shot: float | None
-    paper: float | None
+    first: float | None
     seconds_left: float | None
 
 
@@ -61,7 +61,7 @@ def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
         failed=sum(trial.state is State.FAILED for trial in ended),
         best=max(scores, default=None),
         zero_shot=_score(cell.trials.get(ZERO_SHOT)),
-        paper=_score(cell.search[0] if cell.search else None),
+        first=_score(cell.search[0] if cell.search else None),
         seconds_left=0.0 if cell.finished else seconds_left(cell, concurrency=concurrency),
     )
 
@@ -156,13 +156,13 @@ def standings_table(standings: Sequence[Standing]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("study", no_wrap=True)
     table.add_column("phase", overflow="fold", min_width=10)
-    for heading in ("trials", "running", "stopped", "failed", "best", "zero-shot", "paper", "left"):
+    for heading in ("trials", "running", "stopped", "failed", "best", "zero-shot", "default", "left"):
         table.add_column(heading, justify="right", no_wrap=True)
     for now in standings:
         left = "" if now.seconds_left is None else duration(now.seconds_left)
         table.add_row(
             now.cell, now.phase, f"{now.done}/{now.planned}", str(now.running), str(now.stopped), str(now.failed),
-            _number(now.best), _number(now.zero_shot), _number(now.paper), left,
+            _number(now.best), _number(now.zero_shot), _number(now.first), left,
         )  # fmt: skip
     return table
 

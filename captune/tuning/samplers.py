@@ -78,7 +78,7 @@ class Sampler:
         return self._ask(number).params
 
     def take(self, number: int, params: dict[str, Any], *, suggested: bool) -> None:
-        """Enter a configuration that is already known: the paper's, a warm start, or one from the journal.
+        """Enter a configuration that is already known: the first, a warm start, or one from the journal.
 
         Args:
             number: the search trial.

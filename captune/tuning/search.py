@@ -67,8 +67,8 @@ class Search:
         self._sampler.tell(self._number(trial), trial.state, values)
 
     def hopeless(self, trial: Trial, fidelity: float, score: float | None) -> bool:
-        """Whether a trial should stop; the paper's never does."""
-        stoppable = self._halving is not None and trial.origin != "paper" and fidelity < 1
+        """Whether a trial should stop; the first configuration never does."""
+        stoppable = self._halving is not None and not trial.starts_search and fidelity < 1
         return stoppable and self._halving is not None and self._halving.hopeless(trial.key, fidelity, score)
 
     def done(self, num_trials: int) -> bool:

@@ -42,7 +42,7 @@ class OpenStudy:
         info: facts of the cell.
         space: the resolved search space.
         resume: go on with what lies in the directory.
-        warm_starts: configurations to try after the paper's; a study that goes on has those it began with.
+        warm_starts: configurations to try after the first; a study that goes on has those it began with.
         after: the directory's name of the study beside it whose best configurations are tried first, likewise.
         durable: fsync the journal (off only where a test measures something else).
 

@@ -10,7 +10,7 @@ from captune.tuning.cell import Cell
 
 
 def num_confirmations(cell: Cell) -> int:
-    """Confirmation runs at most: the best, the paper's configuration, each over all fresh seeds."""
+    """Confirmation runs at most: the best, the first configuration, each over all fresh seeds."""
     study = cell.study
     confirmed = min(study.confirm_top + 1, cell.num_trials) if study.confirm_top else 0
     return confirmed * study.confirm_seeds * (2 if cell.info.both_roles else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,16 @@ import pytest
 import torch
 import torchvision.transforms.functional as tf
 from PIL import Image
-from safetensors.torch import save_file
 
+from captune.algorithms import paper_config
 from captune.algorithms.cap import Cap
-from captune.config import TaskConfig
-from captune.data.catalog import load_dataset
+from captune.algorithms.configs import CapConfig
 from captune.model.class_prompts import class_prompts
-from captune.training.context import open_context
+from captune.training.context import Context, open_context
 from captune.training.loop import Loop
 from tests.golden.make_cap_run import PARADIGMS, PATH, SEED, config, task
+from tests.golden.official_run import OFFICIAL, Official
 from tests.reference.cap_run import Batch, CapRun, Settings
-
-OFFICIAL = Path(__file__).parents[3] / "shared/golden/official_run.npz"
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
@@ -50,98 +49,6 @@ def test_a_run_is_the_one_on_record(paradigm: str) -> None:
         boards = {str(label): [image for image, _ in board] for label, board in cap.boards.items()}
         assert boards == epoch["boards"], number
     assert cap.predict(context.task.test).argmax(-1).tolist() == record["predictions"]
-
-
-class Official:
-    """A run of the published code on real EuroSAT images, as files that captune reads."""
-
-    def __init__(self, root: Path, paradigm: str) -> None:
-        self.record, self.prefix = np.load(OFFICIAL), f"{paradigm}_"
-        self.config = json.loads(str(self["config"]))
-        self._write_images(root / "data/EuroSAT")
-        self._write_model(root / "clip")
-        self.task = TaskConfig(
-            dataset="eurosat", paradigm=paradigm, protocol="paper", data_root=root / "data", cache_dir=root / "cache",
-            backbone=f"local-dir:{root}/clip", prompt_form="published", split_seed=self.config["SPLIT_SEED"],
-        )  # fmt: skip
-        self.dataset = load_dataset(self.task)
-        place = {Path(path).name: index for index, path in enumerate(self.dataset.paths)}
-        self.ours = np.array([place[Path(str(file)).name] for file in self.record["files"]])
-
-    def __getitem__(self, name: str) -> Any:
-        return self.record[self.prefix + name]
-
-    def _write_images(self, folder: Path) -> None:
-        held, names = self.record, self.record["files"]
-        raw, offsets = held["jpeg"].tobytes(), held["jpeg_offsets"]
-        for number, name in enumerate(names):
-            (folder / str(name)).parent.mkdir(parents=True, exist_ok=True)
-            (folder / str(name)).write_bytes(raw[offsets[number] : offsets[number + 1]])
-        first = int(held["num_pool"])
-        lines = [f"test.zip@{name} {label}" for name, label in zip(names[first:], held["labels"][first:], strict=True)]
-        (folder / "test.txt").write_text("\n".join(lines) + "\n")
-        (folder / "class_names.txt").write_text("\n".join(map(str, held["class_names"])) + "\n")
-
-    def _write_model(self, folder: Path) -> None:
-        held = self.record
-        state = {name[5:]: torch.from_numpy(held[name]).float() for name in held.files if name.startswith("clip.")}
-        length, width = state["positional_embedding"].shape
-        table = torch.zeros(49408, width)
-        table[torch.from_numpy(held["used_token_ids"])] = torch.from_numpy(held["used_token_embeddings"]).float()
-        state["token_embedding.weight"] = table
-
-        def layers(prefix: str) -> int:
-            blocks = (name for name in state if name.startswith(f"{prefix}transformer.resblocks."))
-            return len({name.split("resblocks.")[1].split(".")[0] for name in blocks})
-
-        image_width, _, patch, _ = state["visual.conv1.weight"].shape
-        folder.mkdir()
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "open_clip_model.safetensors")
-        model = {
-            "embed_dim": state["text_projection"].shape[1],
-            "vision_cfg": {
-                "image_size": 64, "layers": layers("visual."), "width": image_width, "head_width": 64,
-                "patch_size": patch,
-            },
-            "text_cfg": {
-                "context_length": length, "vocab_size": 49408, "width": width, "heads": width // 64,
-                "layers": layers(""),
-            },
-            "quick_gelu": True,
-        }  # fmt: skip
-        means = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
-        preprocessing = means | {"interpolation": "bicubic", "resize_mode": "shortest"}
-        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocessing}))
-
-    def initial(self) -> dict[str, torch.Tensor]:
-        """The values the recorded run began with."""
-
-        def of(name: str) -> torch.Tensor:
-            return torch.from_numpy(self[f"init.{name}"])
-
-        deep = range(self.config["PROMPT_DEPTH"] - 1)
-        layers = ["proj", *(f"compound_prompt_projections.{number}" for number in deep)]
-        values = {
-            "context": of("model.ctx"),
-            "deep": torch.stack([of(f"model.compound_prompts_text.{number}") for number in deep]),
-            "projection": torch.stack([of(f"model.{layer}.weight").T for layer in layers]),
-            "projection_bias": torch.stack([of(f"model.{layer}.bias") for layer in layers]),
-        }
-        adapters = {
-            "main": "cross_adapter.visual_adapter",
-            "text": "cross_adapter.textual_adapter",
-            "pseudo": "pseudo_adapter",
-        }
-        for which, name in adapters.items():
-            for part, number in (("down", 0), ("up", 2)):
-                values[f"{which}.{part}_weight"] = of(f"debias.{name}.fc.{number}.weight")
-                values[f"{which}.{part}_bias"] = of(f"debias.{name}.fc.{number}.bias")
-        return values
-
-    def boards(self, name: str, unseen: list[int]) -> dict[int, list[int]]:
-        """Recorded boards by captune's image numbers."""
-        rows = zip(self[f"{name}_classes"], self[f"{name}_images"], strict=True)
-        return {int(k): [int(self.ours[i]) for i in images if i >= 0] for k, images in rows if int(k) in unseen}
 
 
 @pytest.mark.slow
@@ -184,14 +91,10 @@ def test_the_reference_is_the_published_code(paradigm: str, tmp_path: Path) -> N
         def batch(step: int) -> Batch:
             at = epoch * given["ITER_PER_EPOCH"] + step
 
-            def pairs(kind: str) -> list[tuple[int, int]]:
-                rows = zip(official[f"{kind}_images"][at], official[f"{kind}_labels"][at], strict=True)
-                return [(int(official.ours[i]), int(label)) for i, label in rows if i >= 0]
-
             pool = [int(official.ours[i]) for i in official["u_images"][at]]
             boxes = official["crops"][at].tolist()
             strong = torch.stack([crop(image, box) for image, box in zip(pool, boxes, strict=True)])
-            return Batch(pool, pairs("m"), pairs("l") if paradigm != "ul" else [], strong)
+            return Batch(pool, official.pairs("m", at), official.pairs("l", at) if paradigm != "ul" else [], strong)
 
         return batch
 
@@ -206,3 +109,98 @@ def test_the_reference_is_the_published_code(paradigm: str, tmp_path: Path) -> N
         zip(official.ours[int(official.record["num_pool"]) :].tolist(), official["predictions"].tolist(), strict=True)
     )
     assert run.predictions(held.test.tolist()) == [expected[image] for image in held.test.tolist()]
+
+
+class Recorded(Cap):
+    """CAP as it ships, but the batches and the crops are a record's: they are random, not method."""
+
+    def __init__(self, context: Context, config: CapConfig, official: Official) -> None:
+        self.official = official
+        super().__init__(context, config, 0)
+
+    def _batches(self, epoch: int) -> list[list[np.ndarray]]:
+        steps = range(epoch * self.config.steps_per_epoch, (epoch + 1) * self.config.steps_per_epoch)
+        labelled = self.context.task.labelled
+        places = {
+            "u": {int(image): place for place, image in enumerate(self.context.task.pool)},
+            "m": {(int(image), int(label)): place for place, (image, label) in enumerate(self.main_M2)},
+            "l": {
+                (int(image), int(label)): place
+                for place, (image, label) in enumerate(zip(labelled.indices_N, labelled.labels_N, strict=True))
+            },
+        }
+        crops_SB4 = torch.from_numpy(self.official["crops"][steps.start : steps.stop])
+        flipped_SB1 = torch.ones_like(crops_SB4[..., :1])
+        self.views.draw = lambda *_, **__: torch.cat([crops_SB4, flipped_SB1], dim=-1)  # type: ignore[method-assign]
+
+        def of(kind: str, step: int) -> np.ndarray:
+            if kind == "u":
+                rows = [places["u"][int(self.official.ours[image])] for image in self.official["u_images"][step]]
+            elif kind == "l" and not len(labelled.indices_N):
+                rows = []
+            else:
+                pairs = self.official.pairs(kind, step)
+                rows = [places[kind][pair] for pair in pairs]
+            return np.array(rows, dtype=np.int64)
+
+        return [[of(kind, step) for step in steps] for kind in ("u", "m", "l")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OFFICIAL.exists(), reason=f"no recorded runs of the published code at {OFFICIAL}")
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_captune_under_the_preset_is_the_published_code(paradigm: str, tmp_path: Path) -> None:
+    """`--preset paper` at the record's size, as it ships: first boards, renewals in order, counts, margins, losses,
+    accuracies and every test prediction. Only batches, crops and initial values come from the record.
+    """
+    official = Official(tmp_path, paradigm)
+    given = official.config
+    context = open_context(official.task, "report", "cpu")
+    held = context.task
+    config = paper_config("cap", official.task, "prompts", "paper").with_values(
+        {
+            "epochs": given["EPOCHS"], "steps_per_epoch": given["ITER_PER_EPOCH"], "batch_size": given["BATCH_SIZE"],
+            "num_main_samples": given["N_MAIN_SAMPLES"], "max_main_ratio": given["MAX_MAIN_RATIO"],
+            "grow_every": given["ITER_EPOCHS"], "confidence_threshold": given["THRESHOLD"],
+            "prompt_depth": given["PROMPT_DEPTH"],
+        }
+    )  # fmt: skip
+    for name, value in (("N_CTX", config.num_context), ("LR", config.learning_rate), ("DECAY", config.weight_decay),
+                        ("WARMUP_EPOCHS", config.warmup_epochs), ("MARGIN_SCALE", config.margin_scale)):  # fmt: skip
+        assert given[name] == value, f"the preset's own value of {name}"
+    unseen = np.flatnonzero(held.pseudolabelled_K).tolist()
+    cap = Recorded(context, config, official)
+    assert {k: [i for i, _ in board] for k, board in cap.boards.items()} == official.boards("first", unseen)
+    own = dict(cap.classifier.named_parameters())
+    with torch.no_grad():
+        for name, value in official.initial().items():
+            place = name if name.split(".")[0] in ("main", "text", "pseudo") else None
+            own[f"adapters.{name}" if place else f"prompts.{name}"].copy_(value)
+    loop = Loop(cap, config, config.epochs)
+    losses: list[float] = []
+    step = loop._step
+
+    def watched(batch: Any) -> Any:
+        loss, seen = step(batch)
+        losses.append(float(loss))
+        return loss, seen
+
+    loop._step = watched  # type: ignore[assignment]
+    off = ~np.eye(held.num_classes, dtype=bool)
+    truth = np.array(official.dataset.labels_M)[held.test]
+    expected = dict(
+        zip(official.ours[int(official.record["num_pool"]) :].tolist(), official["predictions"].tolist(), strict=True)
+    )
+    for epoch in range(config.epochs):
+        losses.clear()
+        loop.run_epoch()
+        np.testing.assert_allclose(cap.margin_KK.numpy()[off], official[f"e{epoch}_margin"][off], atol=1e-3)
+        np.testing.assert_allclose(losses, np.nansum(official[f"e{epoch}_losses"][:, :3], axis=1), atol=1e-3)
+        assert cap.counts_K.int().tolist() == official[f"e{epoch}_counts"].tolist(), epoch
+        boards = {k: [i for i, _ in board] for k, board in cap.boards.items()}
+        assert boards == official.boards(f"e{epoch}_board", unseen), epoch
+        hit = cap.predict(held.test).argmax(-1).numpy() == truth
+        parts = [hit] if paradigm != "trzsl" else [hit[held.seen_K[truth]], hit[~held.seen_K[truth]]]
+        accuracy = statistics.harmonic_mean([float(part.mean()) for part in parts])
+        assert accuracy == pytest.approx(float(official[f"e{epoch}_accuracy"][0]), abs=1e-6), epoch
+    assert cap.predict(held.test).argmax(-1).tolist() == [expected[image] for image in held.test.tolist()]

@@ -65,6 +65,9 @@ def test_old_journals_give_the_tables_that_captune_0_1_made_of_them(name: str, t
     now, then = (pd.read_csv(place / table).drop(columns="run") for place in (tmp_path, OLD / name))
     # It had a column that nobody wrote.
     then = then.drop(columns=[column for column in then if column == "pool_accuracy"])
+    # It called the method's defaults the paper's, with a preset or without.
+    if "origin" in then:
+        then["origin"] = then["origin"].replace("paper", "default")
     pd.testing.assert_frame_equal(now, then)
 
 

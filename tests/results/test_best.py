@@ -12,9 +12,9 @@ from synthetic import SPACE, FakeStudy, whole_study
 from captune.records import StudyRecord
 from captune.results.best import (
     best_configs_table,
+    first_name,
     flags,
     metrics_by_seed,
-    paper_name,
     recorded_choice,
     report_trials,
 )
@@ -28,7 +28,7 @@ def test_row_holds_the_confirmed_mean_and_the_gains(study: StudyRecord) -> None:
     values = list(metrics_by_seed(study, row["configuration"]).values())
     assert row["num_seeds"] == 3 and row["test_mean"] == pytest.approx(sum(values) / 3)
     assert row["gain_over_zero_shot"] == pytest.approx(row["test_mean"] - 0.70)
-    assert row["gain_over_paper"] == pytest.approx(row["test_mean"] - row["paper"])
+    assert row["gain_over_default"] == pytest.approx(row["test_mean"] - row["default"])
     assert row["test_low"] < row["test_mean"] < row["test_high"]
     assert row["advised_test"] == row["test_mean"] and row["advice"] == "adapt"
 
@@ -49,7 +49,7 @@ def test_before_the_seal_only_selection_scores_are_there(tmp_path: Path) -> None
     study.confirm([0, 1])
     row = best_configs_table([load_study(study.close())]).iloc[0]
     assert pd.notna(row["selection_score"]) and row["num_seeds"] == 3
-    assert row[["test_mean", "zero_shot", "paper", "gain_over_zero_shot", "oracle_gap"]].isna().all()
+    assert row[["test_mean", "zero_shot", "default", "gain_over_zero_shot", "oracle_gap"]].isna().all()
 
 
 def test_report_role_runs_measure_where_there_are_any(tmp_path: Path) -> None:
@@ -89,10 +89,10 @@ def test_recorded_choice_stands_even_if_the_rule_would_differ(tmp_path: Path) ->
 
 
 def test_paper_is_found_confirmed_or_as_a_trial(study: StudyRecord, tmp_path: Path) -> None:
-    assert paper_name(study) == "c0"
+    assert first_name(study) == "c0"
     bare = FakeStudy(tmp_path)
     bare.search(2)
-    assert paper_name(load_study(bare.close())) == "t0000"
+    assert first_name(load_study(bare.close())) == "t0000"
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,20 @@ def test_trials_table_has_references_then_search_in_order(study: StudyRecord) ->
     table = trials_table([study])
     assert list(table["key"]) == ["zero_shot", "balanced", *(f"t{number:04d}" for number in range(12))]
     assert list(table.columns[-len(WALL_CLOCK_COLUMNS) :]) == list(WALL_CLOCK_COLUMNS)
-    paper = table[table["origin"] == "paper"].iloc[0]
+    paper = table[table["origin"] == "default"].iloc[0]
     assert paper["margin_scale"] == 12.0 and paper["num_main_samples"] == 16
     assert paper["metric_over_zero_shot"] == pytest.approx(paper["metric"] - 0.70)
+
+
+def test_the_first_configuration_is_called_the_papers_only_under_its_preset(
+    study: StudyRecord, study_dir: Path
+) -> None:
+    """The journal, as of an older captune, says "paper" of every first configuration."""
+    assert study.by_key["t0000"].origin == "paper"
+    assert "paper" not in set(trials_table([study])["origin"])
+    preset = load_study(study_dir)
+    preset.opened.study["preset"] = "paper"
+    assert list(trials_table([preset])["origin"]).count("paper") == 1
 
 
 def test_writing_order_and_clock_leave_every_other_column_alone(study_dir: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def finished_by_key(directory: Path) -> dict[str, dict]:
 def test_references_come_first_then_the_papers_configuration_then_the_sampler(uninterrupted: Path) -> None:
     planned = [e for e in journal_lines(uninterrupted / JOURNAL) if e["event"] == "planned"]
     assert [e["key"] for e in planned[:4]] == ["zero_shot", "balanced", "t0000", "t0001"]
-    assert planned[2]["origin"] == "paper"
+    assert planned[2]["origin"] == "default"
     assert planned[2]["config"] == info().base.model_dump(mode="json")
     assert [e["number"] for e in planned if e["phase"] == "search"] == list(range(8))
     assert {e["origin"] for e in planned[3:10]} == {"sampler"}
@@ -44,7 +44,7 @@ def test_every_configuration_is_confirmed_over_the_same_fresh_seeds(uninterrupte
     for end in confirmed:
         seeds.setdefault(end["config_id"], []).append(end["seed"])
     assert all(found == [1, 2] for found in seeds.values())
-    assert 0 in seeds, "the paper's configuration is always confirmed"
+    assert 0 in seeds, "the first configuration is always confirmed"
     assert len(seeds) in (2, 3)
     search = [end for end in outcomes(uninterrupted) if end["phase"] == "search"]
     best = max((end for end in search if end["state"] == State.COMPLETE), key=lambda end: end["score"])
@@ -200,7 +200,7 @@ def test_racing_spares_clear_losers_the_remaining_seeds(tmp_path: Path) -> None:
     for end in outcomes(tmp_path):
         if end["phase"] == "confirm":
             runs[end["config_id"]] = runs.get(end["config_id"], 0) + 1
-    assert runs[0] == 5, "the paper's configuration is never dropped"
+    assert runs[0] == 5, "the first configuration is never dropped"
     assert set(runs.values()) <= {3, 5} and 3 in runs.values()
 
 

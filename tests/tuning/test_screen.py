@@ -75,15 +75,17 @@ def test_the_screen_comes_between_the_references_and_the_search(whole: Path) -> 
     screen = planned(whole, "screen")
     assert [event["key"] for event in screen] == [f"s{number:04d}" for number in range(SCREENED)]
     assert {event["config"]["tuning"] for event in screen} == {"features"}
-    assert screen[0]["origin"] == "paper" and screen[0]["config"]["epochs"] == 4
+    assert screen[0]["origin"] == "default" and screen[0]["config"]["epochs"] == 4
     assert {event["config"]["tuning"] for event in planned(whole, "search")} == {"prompts"}
 
 
 def test_the_best_of_the_screen_are_promoted_in_their_order_to_their_places_in_the_search(whole: Path) -> None:
     search = planned(whole, "search")
-    assert [event["origin"] for event in search] == ["paper", "screen", "screen", "screen", "sampler", "sampler"]
+    assert [event["origin"] for event in search] == ["default", "screen", "screen", "screen", "sampler", "sampler"]
     screened = [end for end in outcomes(whole) if end["phase"] == "screen" and end["state"] == State.COMPLETE]
-    best = sorted((end for end in screened if end["origin"] != "paper"), key=lambda end: (-end["score"], end["number"]))
+    best = sorted(
+        (end for end in screened if end["origin"] != "default"), key=lambda end: (-end["score"], end["number"])
+    )
     assert [event["promoted_from"] for event in search[1:4]] == [end["key"] for end in best[:3]]
     for event, end in zip(search[1:4], best, strict=False):
         assert event["params"]["learning_rate"] == pytest.approx(end["params"]["learning_rate"])

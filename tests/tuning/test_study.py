@@ -146,7 +146,7 @@ def test_a_study_that_goes_on_has_the_warm_starts_it_began_with(tmp_path: Path, 
     run_study(tmp_path / "run", resume=True, **settings)
     assert outcomes(tmp_path / "run") == outcomes(tmp_path / "whole")
     origins = [end["origin"] for end in outcomes(tmp_path / "run") if end["phase"] == "search"]
-    assert origins == ["paper", "warm_start", "warm_start", "sampler", "sampler"]
+    assert origins == ["default", "warm_start", "warm_start", "sampler", "sampler"]
 
 
 def test_other_warm_starts_given_later_are_told_to_be_unused(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_study_that_starts_from_another_is_continued_together_with_it_until_it
 
     run(both("whole"))
     expected = outcomes(tmp_path / "whole" / "b")
-    assert [end["origin"] for end in expected if end["phase"] == "search"] == ["paper"] + 3 * ["warm_start"]
+    assert [end["origin"] for end in expected if end["phase"] == "search"] == ["default"] + 3 * ["warm_start"]
     for kill_after in (0, 6):
         place = f"killed{kill_after}"
         first, second = both(place)
