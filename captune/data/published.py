@@ -1,9 +1,10 @@
 """Published accuracies, printed beside a reproduction: each with its source, only beside the protocol it belongs to.
 
-What could not be read where it is printed is not here, and stays empty in the paper's table: all numbers of CAP, CPL and
-FPL among them. Their authors' repositories print none (GRIP's does), and the papers themselves could not be opened.
+What could not be read where it is printed is not here, and stays empty in the paper's table: all numbers of CAP, CPL
+and FPL among them. Their authors' repositories print none (GRIP's does), and the papers themselves could not be opened.
 Summaries of CAP's table that can be found disagree with the sources: one gives as GRIP's `ul` number on RESISC45
-(74.11) what GRIP's authors print for `ssl`, and zero-shot numbers of `trzsl` as those of `ul`. So none is taken from them.
+(74.11) what GRIP's authors print for `ssl`, and zero-shot numbers of `trzsl` as those of `ul`. So none is taken from
+them.
 """
 
 from __future__ import annotations
