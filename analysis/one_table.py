@@ -1,4 +1,4 @@
-"""What every script here does: runs in, one question's table out."""
+"""What every script here does: studies in, one question's table out."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from captune.results.tables import csv_text, write_csv
 
 
 def main(question: str, make_table: Callable[[Sequence[StudyRecord]], pd.DataFrame]) -> None:
-    """Read run directories from the command line and write one CSV; exits with the error's own code."""
+    """Read directories of studies from the command line and write one CSV; exits with the error's own code."""
     parser = argparse.ArgumentParser(description=question)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders that hold them")
+    parser.add_argument("studies", nargs="+", type=Path, help="directories of studies, or folders that hold them")
     parser.add_argument("--out", type=Path, help="CSV to write; without it the table goes to standard output")
     arguments = parser.parse_args()
     try:
-        runs = load_studies(arguments.runs)
-        table = make_table(runs)
-        for run in runs:
-            for note in run.notes:
-                print(f"{run.name}: {note}", file=sys.stderr)
+        studies = load_studies(arguments.studies)
+        table = make_table(studies)
+        for study in studies:
+            for note in study.notes:
+                print(f"{study.name}: {note}", file=sys.stderr)
         if table.empty:
             print("the records do not support this table yet: it has no rows", file=sys.stderr)
         if arguments.out is None:
-            print(csv_text(table, runs), end="")
+            print(csv_text(table, studies), end="")
         else:
-            write_csv(table, arguments.out, runs)
+            write_csv(table, arguments.out, studies)
     except CaptuneError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -23,7 +23,7 @@ from captune.errors import UsageError
 from captune.records import Role, atomic_write
 
 if TYPE_CHECKING:
-    from captune.training.trial import TrialRun
+    from captune.training.trial import TrainingTrial
 
 METRICS = "metrics.json"
 
@@ -94,8 +94,8 @@ def adapt_once(
     seed: int = 0,
     device: str = "auto",
     notes: list[str] | None = None,
-    opened: Callable[[TrialRun], None] = lambda _: None,
-    trained: Callable[[TrialRun, dict[str, Any]], None] = lambda *_: None,
+    opened: Callable[[TrainingTrial], None] = lambda _: None,
+    trained: Callable[[TrainingTrial, dict[str, Any]], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Train one configuration with one seed and write checkpoint, predictions, epochs and metrics.
 
@@ -122,20 +122,20 @@ def adapt_once(
     """
     from captune.training.evaluation import evaluate_trial
     from captune.training.labelling import write_predictions
-    from captune.training.trial import CHECKPOINT, EPOCHS, TrialRun
+    from captune.training.trial import CHECKPOINT, EPOCHS, TrainingTrial
 
     work = out / ".trial"
-    run = TrialRun.open(
+    trial = TrainingTrial.open(
         task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role=Role.REPORT, device=device
     )
     # What only the weight file and the class names themselves tell, such as the activation, stands in the trial.
-    told = list(dict.fromkeys([*(notes or []), *run.context.notes]))
-    opened(run)
-    while not run.finished:
-        record = run.run_epoch()
+    told = list(dict.fromkeys([*(notes or []), *trial.context.notes]))
+    opened(trial)
+    while not trial.finished:
+        record = trial.run_epoch()
         interruption.check()
-        trained(run, record)
-    outcome = run.finish()
+        trained(trial, record)
+    outcome = trial.finish()
     metrics = evaluate_trial(task, Role.REPORT, work)
     write_predictions([work], task, Role.REPORT, out / PREDICTIONS_CSV)
     _write_epochs(work / EPOCHS, out / "epochs.csv")
@@ -149,7 +149,7 @@ def adapt_once(
         "seed": seed,
         **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in metrics.items()},
         "num_parameters": outcome["num_parameters"],
-        "class_names": list(run.context.task.class_names),
+        "class_names": list(trial.context.task.class_names),
         "notes": told,
     }
     atomic_write(out / METRICS, json.dumps(report, indent=2) + "\n")

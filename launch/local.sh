@@ -4,7 +4,7 @@
 #   launch/local.sh up                       start the node (loopback only, token needed)
 #   launch/local.sh run --dataset digits --paradigm ul --out runs/digits-ul-cap
 #   launch/local.sh resume runs/digits-ul-cap
-#   launch/local.sh status [RUN]             the node, and the run if one is named
+#   launch/local.sh status [STUDY]           the node, and the study if one is named
 #   launch/local.sh down                     stop this node, and no other Ray of yours
 #
 # A single study needs none of this: `captune run` starts and stops a private cluster by itself. This one is reached without

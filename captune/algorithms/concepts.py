@@ -147,7 +147,7 @@ class _Key:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        # The pool itself: score and report runs of one cell differ in it, and pools of one size may still be others.
+        # The pool itself: it differs between the roles of one cell, and pools of one size may still be others.
         task = context.task
         self.identity: tuple[TaskConfig, bytes, bytes] = (
             task.config,

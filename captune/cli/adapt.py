@@ -22,7 +22,7 @@ from captune.data.paradigms import NO_LABELS
 from captune.errors import UsageError
 
 if TYPE_CHECKING:
-    from captune.training.trial import TrialRun
+    from captune.training.trial import TrainingTrial
 
 
 @options.with_options("task", "trial")
@@ -95,15 +95,15 @@ def _train(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"{method} seed {seed}", total=None)
 
-        def opened(run: TrialRun) -> None:
+        def opened(trial: TrainingTrial) -> None:
             # What only the weight file and the class names themselves tell, such as the activation.
-            more = [note for note in run.context.notes if note not in notes]
+            more = [note for note in trial.context.notes if note not in notes]
             options.say_notes(console, more)
             notes.extend(more)
-            progress.update(bar, total=run.num_epochs, completed=run.epoch)
+            progress.update(bar, total=trial.num_epochs, completed=trial.epoch)
 
-        def trained(run: TrialRun, record: dict[str, Any]) -> None:
-            progress.update(bar, completed=run.epoch, description=f"{method} seed {seed}, loss {record['loss']:.3f}")
+        def trained(trial: TrainingTrial, record: dict[str, Any]) -> None:
+            progress.update(bar, completed=trial.epoch, description=f"{method} seed {seed}, loss {record['loss']:.3f}")
 
         return adapt_once(
             task, method, config, out, seed=seed, device=device, notes=notes, opened=opened, trained=trained

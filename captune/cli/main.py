@@ -60,7 +60,7 @@ COMMANDS = {
     ),
     "status": "Show how far studies are.",
     "stop": "Ask running studies to stop: what is finished is kept, and `captune resume` goes on with the rest.",
-    "report": "Write every table, figure and page the records support: one run, many, finished or not.",
+    "report": "Write every table, figure and page the records support: one study, many, finished or not.",
     "compare": (
         "Run a study of every method on every cell with one search budget; write who won, by how much, and how sure."
     ),

@@ -66,11 +66,11 @@ def run_paper_table(
     task_values: dict[str, Any], trial_values: dict[str, Any], methods: str, out: Path, console: Console
 ) -> None:
     """Run every cell of the paper's table over its seeds, one after another, and write the table; what is in the folder
-    already is not run again.
+    already is not done again.
 
     Raises:
         DataError: nothing of what was asked for is on disk.
-        TrainingFailed: some runs failed; the table holds the others.
+        TrainingFailed: some trials failed; the table holds the others.
     """
     datasets, paradigms, names = _asked(task_values, methods)
     missing, tasks = _found(datasets, task_values, console)
@@ -96,10 +96,10 @@ def run_paper_table(
     console.print(f"written: {', '.join(str(file) for file in files)}", highlight=False, soft_wrap=True)
     if failed:
         raise TrainingFailed(
-            "every run of the table must finish",
+            "every trial of the table must finish",
             got=f"{len(failed)} failed: {'; '.join(failed[:3])}",
             where=out,
-            next_step="Run the same command again: finished runs are kept.",
+            next_step="Run the same command again: finished trials are kept.",
         )
 
 

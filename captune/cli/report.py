@@ -14,12 +14,12 @@ from captune.errors import UsageError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold them.")],
+    studies: Annotated[list[Path], typer.Argument(help="Directories of studies, or folders that hold them.")],
     out: Annotated[
         Path | None, typer.Option(help="Where to write; needed for several studies; for one, its own directory.")
     ] = None,
 ) -> None:
-    """Write every table, figure and page the records support: one run, many, finished or not.
+    """Write every table, figure and page the records support: one study, many, finished or not.
 
     Example: captune report runs/digits-ul-cap
     Example: captune report runs --out comparison
@@ -31,19 +31,19 @@ def report(
         from captune.results.page import percent, points
         from captune.results.report import report_studies, report_study
         from captune.results.tables import ORACLE_STAMP
-    records = load_studies(runs)
+    records = load_studies(studies)
     if out is None and len(records) > 1:
         raise UsageError(
             "--out must say where the report of several studies goes",
             got=f"{len(records)} studies and no --out",
             next_step="Add --out DIR.",
         )
-    written = report_study(records[0].directory) if out is None else report_studies(runs, out)
-    table = Table("run", "advice", "best %", "zero-shot %", "gain", "flags", box=None, pad_edge=False)
+    written = report_study(records[0].directory) if out is None else report_studies(studies, out)
+    table = Table("study", "advice", "best %", "zero-shot %", "gain", "flags", box=None, pad_edge=False)
     for _, row in best_configs_table(records).iterrows():
         gain = points(row["gain_over_zero_shot"])
         table.add_row(
-            row["run"], row["advice"], percent(row["test_mean"]), percent(row["zero_shot"]), gain, row["flags"]
+            row["study"], row["advice"], percent(row["test_mean"]), percent(row["zero_shot"]), gain, row["flags"]
         )
     console.print(table)
     for record in records:

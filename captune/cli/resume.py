@@ -17,7 +17,7 @@ from captune.tuning.loggers import check_loggers
 @with_options("machine")
 def resume(
     given: Given,
-    runs: Annotated[list[Path], typer.Argument(help="Directories that `captune run` wrote.")],
+    studies: Annotated[list[Path], typer.Argument(help="Directories that `captune run` wrote.")],
     trials: Annotated[
         int | None,
         typer.Option(help="Extend the search to this many trials.", min=1, rich_help_panel=StudyConfig.panel),
@@ -50,7 +50,7 @@ def resume(
         from captune.studies.planning import plan_to_continue
         from captune.studies.running import Settings
     plans = []
-    for directory in runs:
+    for directory in studies:
         directory = directory.expanduser().absolute()
         plans.append(plan_to_continue(directory, trials=trials, storage=storage))
     execute(

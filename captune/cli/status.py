@@ -24,7 +24,7 @@ _WATCH_SECONDS = 5.0
 
 
 def status(
-    what: Annotated[list[str], typer.Argument(help="Directories of runs (or their parent), or a Ray address.")],
+    what: Annotated[list[str], typer.Argument(help="Directories of studies (or their parent), or a Ray address.")],
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every five seconds, until Ctrl-C.")] = False,
 ) -> None:
     """Show how far studies are.

@@ -18,7 +18,7 @@ _LOOK_SECONDS = 0.5
 
 
 def stop(
-    runs: Annotated[list[Path], typer.Argument(help="Directories of running studies.")],
+    studies: Annotated[list[Path], typer.Argument(help="Directories of running studies.")],
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the end; 0: do not wait.")] = 120.0,
 ) -> None:
     """Ask running studies to stop: what is finished is kept, and `captune resume` goes on with the rest.
@@ -28,7 +28,7 @@ def stop(
     Example: captune stop runs/digits-ul-cap
     """
     console = plain_console()
-    for directory in (path.expanduser().absolute() for path in runs):
+    for directory in (path.expanduser().absolute() for path in studies):
         if not (directory / STUDY).exists():
             raise StudyError(f"the directory of a study must hold {STUDY}", got="none", where=directory)
         holder = read_lock(directory)

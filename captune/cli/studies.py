@@ -84,35 +84,35 @@ class Screen(Watcher):
         self._console.print(f"\nAll {num_studies} studies side by side: {directory}", highlight=False, soft_wrap=True)
 
 
-def show_result(run: StudyRecord, files: Sequence[Path], console: Console) -> None:
+def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> None:
     """The advice, the confirmed configurations beside the references, and where everything lies."""
-    choice = run.choice or Chosen()
-    console.print(Text.assemble("\n", (run.name, "bold"), ": ", (str(choice.advice), "bold"), f". {choice.reason}"))
+    choice = study.choice or Chosen()
+    console.print(Text.assemble("\n", (study.name, "bold"), ": ", (str(choice.advice), "bold"), f". {choice.reason}"))
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("candidate", f"{run.select_by} (search)", f"{run.metric_name} (sealed test)", "seeds"):
+    for heading in ("candidate", f"{study.select_by} (search)", f"{study.metric_name} (sealed test)", "seeds"):
         table.add_column(heading, overflow="fold")
     rows = sorted(choice.candidates, key=lambda row: -(row["mean_score"] or 0.0))
     for row in rows:
-        trials = [trial for trial in run.trials if row["name"] in (trial.key, trial.name)]
+        trials = [trial for trial in study.trials if row["name"] in (trial.key, trial.name)]
         reports = [trial for trial in trials if trial.role == Role.REPORT] or trials
         metrics = [trial.metric for trial in reports if trial.metric is not None]
         first = f" ({run.first_origin})" if row["config_id"] == 0 else ""
         table.add_row(
             row["name"] + first,
             _mean_sd(row["mean_score"], row["sd"]),
-            _percent(metrics) if run.measurable else "no labels: not measured",
+            _percent(metrics) if study.measurable else "no labels: not measured",
             str(row["num_seeds"]),
         )
     console.print(table)
-    if run.select_by == ORACLE:
+    if study.select_by == ORACLE:
         console.print(ORACLE_STAMP, style="bold red", highlight=False)
     config = choice.config
-    searched = [name for name, entry in run.space.items() if entry.get("role") != "fixed" and name in config]
+    searched = [name for name, entry in study.space.items() if entry.get("role") != "fixed" and name in config]
     if searched:
         told = ", ".join(f"{name} {_short(config[name])}" for name in searched)
         console.print(f"best configuration (c{choice.config_id}): {told}", highlight=False)
     if files:
-        console.print(f"Files in {shown_path(run.directory)}:", highlight=False, soft_wrap=True)
+        console.print(f"Files in {shown_path(study.directory)}:", highlight=False, soft_wrap=True)
         console.print("  " + "  ".join(path.name for path in files), highlight=False)
 
 

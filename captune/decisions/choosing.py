@@ -278,7 +278,7 @@ def _seed_margin(run: StudyRecord, trials: Sequence[Trial], criterion: str) -> f
 
 def num_scored_images(run: StudyRecord, criterion: str) -> int | None:
     """How many images a selection score is measured on, from the study's own record or its settings."""
-    task = run.study.get("task", {})
+    task = run.task
     said = run.opened.num_scored
     if criterion == VAL_SMOOTH:
         # The mean of two independent measurements has a quarter of the sum of their variances.

@@ -64,11 +64,11 @@ def losers(scores: Mapping[int, Mapping[int, float | None]], *, seeds: Sequence[
     """Configurations that clearly lose to the leader on the same seeds.
 
     A configuration loses when the upper end of the one-sided 95 % interval of its mean paired difference to the leader
-    is below zero (Student's t), or when one of its runs failed.
+    is below zero (Student's t), or when one of its trials failed.
 
     Args:
         scores: selection score by configuration and seed (None: failed).
-        seeds: the seeds that have been run for all.
+        seeds: the seeds that were used for all.
         keep: the configuration that never drops out (the paper's).
     """
     whole: dict[int, list[float]] = {}

@@ -158,21 +158,21 @@ class StudyRecord:
     @property
     def first_origin(self) -> str:
         """What the configuration is that the search began with: "paper" under `--preset paper`, else "default"."""
-        return "paper" if self.study.get("preset") == "paper" else "default"
+        return "paper" if self.settings.get("preset") == "paper" else "default"
 
     def origin_of(self, trial: Trial) -> str | None:
         """Where a trial's configuration came from, in today's words."""
         return self.first_origin if trial.starts_search else trial.origin
 
     @property
-    def study(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The settings of the study, the fields of `StudyConfig`."""
         return self.opened.study
 
     @property
     def task(self) -> dict[str, Any]:
         """The settings of the cell, the fields of `TaskConfig`."""
-        task = self.study.get("task")
+        task = self.settings.get("task")
         return task if isinstance(task, dict) else {}
 
     @property
@@ -188,7 +188,7 @@ class StudyRecord:
     @property
     def method(self) -> str:
         """The method that was searched."""
-        return str(self.study.get("method", "unknown"))
+        return str(self.settings.get("method", "unknown"))
 
     @property
     def metric_name(self) -> str:
@@ -199,7 +199,7 @@ class StudyRecord:
     @property
     def select_by(self) -> str:
         """The criterion behind the selection score."""
-        return str(self.opened.select_by or self.study.get("select_by") or "unknown")
+        return str(self.opened.select_by or self.settings.get("select_by") or "unknown")
 
     @property
     def space(self) -> dict[str, Any]:

@@ -19,53 +19,53 @@ from captune.results.best import configuration_name, metrics_by_seed, recorded_c
 ALL_CELLS = "all cells"
 BySeed = Mapping[int | None, float]
 _COLUMNS = (
-    "scope", "cell", "run", "first", "second", "measure", "num_cells", "num_pairs", "mean_first", "mean_second",
+    "scope", "cell", "study", "first", "second", "measure", "num_cells", "num_pairs", "mean_first", "mean_second",
     "difference", "low", "high", "improvement_probability", "improvement_low", "improvement_high", "wilcoxon_p",
     "holm_p", "rope_first", "rope_equal", "rope_second", "minimum_effect", "verdict", "note",
 )  # fmt: skip
 
 
-def comparisons_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
-    """Pairs of configurations within each run, and of methods across runs of the same cell; one row a pair.
+def comparisons_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
+    """Pairs of configurations within each study, and of methods across studies of the same cell; one row per pair.
 
-    Differences are paired by seed, in fractions. Holm's correction is over the rows of one scope (a run's
+    Differences are paired by seed, in fractions. Holm's correction is over the rows of one scope (a study's
     configurations; all method pairs). Before the seal is opened configurations are compared by selection score
     (`measure`).
     """
-    runs = list(runs)
-    rows = [row for run in runs for row in _with_holm(_within(run))]
-    rows += _with_holm(_across(runs))
+    studies = list(studies)
+    rows = [row for study in studies for row in _with_holm(_within(study))]
+    rows += _with_holm(_across(studies))
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
-def cell_of(run: StudyRecord) -> str:
-    """Dataset, paradigm and every task setting that is not the default: runs of one cell may be compared."""
-    task = run.study.get("task", {})
+def cell_of(study: StudyRecord) -> str:
+    """Dataset, paradigm and every task setting that is not the default: studies of one cell may be compared."""
+    task = study.task
     ignored = {"dataset", "paradigm", "data_root", "cache_dir"}
     plain = {"pool_imbalance": 1, "pool_fraction": 1, "open_set_fraction": 0, "shot_noise": 0,
              "split_seed": 500, "holdout_fraction": 0.2, "protocol": "coop",
              "precision": "fp32", "prompt_form": "template", "kernels": "auto"}  # fmt: skip
     # The ceiling stands beside the methods it bounds; any other method that saw labels is another cell.
-    plain["unseal_pool"] = run.method == "supervised"
+    plain["unseal_pool"] = study.method == "supervised"
     special = {k: v for k, v in sorted(task.items()) if k not in ignored and v is not None and v != plain.get(k)}
     words = " ".join(f"{key}={json.dumps(value).strip(chr(34))}" for key, value in special.items())
-    return f"{run.dataset} {run.paradigm}{' ' + words if words else ''}"
+    return f"{study.dataset} {study.paradigm}{' ' + words if words else ''}"
 
 
-def _within(run: StudyRecord) -> list[dict[str, Any]]:
-    measure = "metric" if run.sealed_opened else "score"
+def _within(study: StudyRecord) -> list[dict[str, Any]]:
+    measure = "metric" if study.sealed_opened else "score"
     values: dict[str, BySeed] = {}
-    for name in run.configurations():
-        values[name] = metrics_by_seed(run, name) if measure == "metric" else _scores_by_seed(run, name)
+    for name in study.configurations():
+        values[name] = metrics_by_seed(study, name) if measure == "metric" else _scores_by_seed(study, name)
     values = {name: by_seed for name, by_seed in values.items() if by_seed}
     # Balanced zero-shot's score may be 1 by construction; only on sealed labels is it compared.
     for reference in (ZERO_SHOT, BALANCED) if measure == "metric" else (ZERO_SHOT,):
-        trial = run.find(reference)
-        level = reference_metric(run, reference) if measure == "metric" else (trial.score if trial else None)
+        trial = study.find(reference)
+        level = reference_metric(study, reference) if measure == "metric" else (trial.score if trial else None)
         if level is not None and values:
             seeds = {seed for by_seed in values.values() for seed in by_seed}
             values[reference] = dict.fromkeys(seeds, level)
-    context = {"scope": "configurations", "cell": cell_of(run), "run": run.name, "measure": measure}
+    context = {"scope": "configurations", "cell": cell_of(study), "study": study.name, "measure": measure}
     frozen = {ZERO_SHOT, BALANCED}
     return [
         context | {"first": a, "second": b} | _compare([(values[a], values[b])])
@@ -74,38 +74,38 @@ def _within(run: StudyRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _scores_by_seed(run: StudyRecord, name: str) -> BySeed:
-    trials = [t for t in run.configurations()[name] if t.role == Role.SCORE and t.state == State.COMPLETE]
+def _scores_by_seed(study: StudyRecord, name: str) -> BySeed:
+    trials = [t for t in study.configurations()[name] if t.role == Role.SCORE and t.state == State.COMPLETE]
     return {trial.seed: trial.score for trial in trials if trial.score is not None}
 
 
-def _method_values(runs: Sequence[StudyRecord]) -> dict[str, dict[str, BySeed]]:
+def _method_values(studies: Sequence[StudyRecord]) -> dict[str, dict[str, BySeed]]:
     """Cell → method → sealed metric by seed of the chosen configuration; the training-free references are methods
     too.
     """
     cells: dict[str, dict[str, BySeed]] = {}
-    for run in runs:
-        name = configuration_name(run, recorded_choice(run).config_id)
-        by_seed = metrics_by_seed(run, name) if name else {}
-        methods = cells.setdefault(cell_of(run), {})
+    for study in studies:
+        name = configuration_name(study, recorded_choice(study).config_id)
+        by_seed = metrics_by_seed(study, name) if name else {}
+        methods = cells.setdefault(cell_of(study), {})
         if by_seed:
-            methods[_free_name(methods, run)] = by_seed
+            methods[_free_name(methods, study)] = by_seed
         for reference in (ZERO_SHOT, BALANCED):
-            level = reference_metric(run, reference)
+            level = reference_metric(study, reference)
             if level is not None:
                 known = methods.get(reference, {})
                 methods[reference] = {**known, **dict.fromkeys(by_seed or [0], level)}
     return cells
 
 
-def _free_name(methods: Mapping[str, BySeed], run: StudyRecord) -> str:
-    # Two studies of one method in one cell (other spaces, other samplers) stay apart under their runs' names.
-    return run.method if run.method not in methods else run.name
+def _free_name(methods: Mapping[str, BySeed], study: StudyRecord) -> str:
+    # Two studies of one method in one cell (other spaces, other samplers) stay apart under their own names.
+    return study.method if study.method not in methods else study.name
 
 
-def _across(runs: Sequence[StudyRecord]) -> list[dict[str, Any]]:
-    cells = _method_values(runs)
-    if sum(run.sealed_opened for run in runs) < 2:
+def _across(studies: Sequence[StudyRecord]) -> list[dict[str, Any]]:
+    cells = _method_values(studies)
+    if sum(study.sealed_opened for study in studies) < 2:
         return []
     names = list(dict.fromkeys(name for methods in cells.values() for name in methods))
     rows = []
@@ -131,7 +131,7 @@ def _compare(strata: Sequence[tuple[BySeed, BySeed]]) -> dict[str, Any]:
     ]
     paired = [(a, b) for a, b in paired if a]
     if not paired:
-        return {"num_pairs": 0, "verdict": "undecided", "note": "no seed was run with both"}
+        return {"num_pairs": 0, "verdict": "undecided", "note": "no seed was used with both"}
     differences = [[x - y for x, y in zip(a, b, strict=True)] for a, b in paired]
     single = len(paired) == 1
     units = differences[0] if single else [float(np.mean(d)) for d in differences]
@@ -176,12 +176,12 @@ def _with_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "holm_p": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
-def ranks_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
+def ranks_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """Mean rank of each method over the cells that hold every method (1 is best; ties share), and its mean metric
     there.
     """
-    runs = list(runs)
-    cells = _method_values(runs) if len(runs) > 1 else {}
+    studies = list(studies)
+    cells = _method_values(studies) if len(studies) > 1 else {}
     names = list(dict.fromkeys(name for methods in cells.values() for name in methods))
     whole = {cell: methods for cell, methods in cells.items() if set(methods) == set(names)}
     columns = ["method", "mean_rank", "best_rank", "worst_rank", "num_cells", "mean_metric"]

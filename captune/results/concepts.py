@@ -12,12 +12,12 @@ from captune.records import ZERO_SHOT, StudyRecord, Trial, number_or_none
 from captune.results.best import configuration_name, recorded_choice, report_trials
 
 _COLUMNS = (
-    "run", "dataset", "paradigm", "method", "configuration", "kind", "class", "predicted_as", "mismatched", "before",
+    "study", "dataset", "paradigm", "method", "configuration", "kind", "class", "predicted_as", "mismatched", "before",
     "after", "change",
 )  # fmt: skip
 
 
-def concepts_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
+def concepts_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """Rows `kind` class (recall in [0, 1]) and pair (mean number of test images of `class` predicted as
     `predicted_as`).
 
@@ -25,42 +25,42 @@ def concepts_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     only: a pair missing from one side has an empty cell there, not a zero. `mismatched` is empty where the study
     recorded no detection.
     """
-    return pd.DataFrame([row for run in runs for row in _rows(run)], columns=list(_COLUMNS))
+    return pd.DataFrame([row for study in studies for row in _rows(study)], columns=list(_COLUMNS))
 
 
-def _rows(run: StudyRecord) -> list[dict[str, Any]]:
-    zero_shot = run.find(ZERO_SHOT)
-    name = configuration_name(run, recorded_choice(run).config_id)
-    after = report_trials(run, name) if name else []
-    if not run.sealed_opened or zero_shot is None or not zero_shot.report or not after:
+def _rows(study: StudyRecord) -> list[dict[str, Any]]:
+    zero_shot = study.find(ZERO_SHOT)
+    name = configuration_name(study, recorded_choice(study).config_id)
+    after = report_trials(study, name) if name else []
+    if not study.sealed_opened or zero_shot is None or not zero_shot.report or not after:
         return []
-    context = {"run": run.name, "dataset": run.dataset, "paradigm": run.paradigm, "method": run.method,
+    context = {"study": study.name, "dataset": study.dataset, "paradigm": study.paradigm, "method": study.method,
                "configuration": name}  # fmt: skip
-    return [context | row for row in [*_class_rows(run, zero_shot, after), *_pair_rows(run, zero_shot, after)]]
+    return [context | row for row in [*_class_rows(study, zero_shot, after), *_pair_rows(study, zero_shot, after)]]
 
 
-def _class_name(run: StudyRecord, label: Any) -> str:
-    names = run.opened.class_names
+def _class_name(study: StudyRecord, label: Any) -> str:
+    names = study.opened.class_names
     if isinstance(label, int) and 0 <= label < len(names):
         return names[label]
     return str(label)
 
 
-def _mismatched(run: StudyRecord) -> set[str] | None:
-    """The classes that concept-mismatch detection flagged; None where it was not run."""
-    recorded = None if run.mismatch is None else run.mismatch.mismatched
-    return None if recorded is None else {_class_name(run, label) for label in recorded}
+def _mismatched(study: StudyRecord) -> set[str] | None:
+    """The classes that concept-mismatch detection flagged; None where it did not take place."""
+    recorded = None if study.mismatch is None else study.mismatch.mismatched
+    return None if recorded is None else {_class_name(study, label) for label in recorded}
 
 
-def _class_rows(run: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> list[dict[str, Any]]:
+def _class_rows(study: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> list[dict[str, Any]]:
     before_K = _recalls(zero_shot)
     after_SK = [_recalls(trial) for trial in after]
-    flagged = _mismatched(run)
+    flagged = _mismatched(study)
     rows = []
     for label, before in enumerate(before_K):
         values = [recall_K[label] for recall_K in after_SK if label < len(recall_K)]
         mean = statistics.mean([value for value in values if value is not None])
-        name = _class_name(run, label)
+        name = _class_name(study, label)
         rows.append(
             {
                 "kind": "class",
@@ -85,7 +85,7 @@ def _pairs(trial: Trial) -> dict[tuple[Any, Any], float]:
     return {(true, predicted): float(count) for true, predicted, count in pairs}
 
 
-def _pair_rows(run: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> list[dict[str, Any]]:
+def _pair_rows(study: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> list[dict[str, Any]]:
     before, after_S = _pairs(zero_shot), [_pairs(trial) for trial in after]
     keys = dict.fromkeys([*before, *(key for pairs in after_S for key in pairs)])
     rows = []
@@ -98,8 +98,8 @@ def _pair_rows(run: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> li
         rows.append(
             {
                 "kind": "pair",
-                "class": _class_name(run, key[0]),
-                "predicted_as": _class_name(run, key[1]),
+                "class": _class_name(study, key[0]),
+                "predicted_as": _class_name(study, key[1]),
                 "before": before.get(key),
                 "after": mean,
                 "change": None if key not in before or mean is None else mean - before[key],

@@ -18,7 +18,7 @@ EVERY_COUNT_UP_TO = 100
 """Numbers of trials that all get a row; larger ones get COUNTS_BEYOND rows, evenly spaced on a log scale."""
 COUNTS_BEYOND = 60
 _COLUMNS = (
-    "run", "num_trials", "observed_best_score",
+    "study", "num_trials", "observed_best_score",
     "expected_best_score", "expected_best_score_low", "expected_best_score_high",
     "expected_metric_of_pick", "expected_metric_of_pick_low", "expected_metric_of_pick_high",
     "zero_shot_score", "zero_shot_metric",
@@ -26,16 +26,16 @@ _COLUMNS = (
 Floats = NDArray[np.float64]
 
 
-def curves_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
+def curves_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """Expected best-so-far selection score, and sealed metric of the trial it would pick, by number of trials.
 
-    The expectation is over which n of the run's N trials had been drawn (Dodge et al., EMNLP 2019, without
+    The expectation is over which n of the study's N trials had been drawn (Dodge et al., EMNLP 2019, without
     replacement): exact for a random search; for a guided one it says what these trials are worth in random order, and
     `observed_best_score` is the order as it was. The band is the 95 % bootstrap over trials. Stopped trials count
     with the score they were stopped at. Every n up to 100 has a row, beyond that 60 up to N, so that the table and the
     time it takes grow with N, not with N².
     """
-    return pd.DataFrame([row for run in runs for row in _rows(run)], columns=list(_COLUMNS))
+    return pd.DataFrame([row for study in studies for row in _rows(study)], columns=list(_COLUMNS))
 
 
 def trial_counts(total: int) -> list[int]:
@@ -47,15 +47,17 @@ def trial_counts(total: int) -> list[int]:
     return counts
 
 
-def _rows(run: StudyRecord) -> list[dict[str, Any]]:
-    trials = [t for t in run.of_phase(Phase.SEARCH) if t.score is not None and (t.finished or t.state == State.PRUNED)]
+def _rows(study: StudyRecord) -> list[dict[str, Any]]:
+    trials = [
+        t for t in study.of_phase(Phase.SEARCH) if t.score is not None and (t.finished or t.state == State.PRUNED)
+    ]
     if len(trials) < 2:
         return []
     scores_N = np.array([trial.score for trial in trials], dtype=float)
-    metrics = [trial.metric if run.sealed_opened else None for trial in trials]
+    metrics = [trial.metric if study.sealed_opened else None for trial in trials]
     known = all(metric is not None for metric in metrics)
     metrics_N = np.array(metrics, dtype=float) if known else None
-    zero_shot, zero_shot_metric = run.find(ZERO_SHOT), reference_metric(run, ZERO_SHOT)
+    zero_shot, zero_shot_metric = study.find(ZERO_SHOT), reference_metric(study, ZERO_SHOT)
     counts = trial_counts(len(trials))
     weights_CN = subset_weights(len(trials), counts)
     best_C, pick_C = _expected(weights_CN, scores_N, metrics_N)
@@ -63,7 +65,7 @@ def _rows(run: StudyRecord) -> list[dict[str, Any]]:
     observed_N = np.maximum.accumulate(scores_N)
     return [
         {
-            "run": run.name,
+            "study": study.name,
             "num_trials": count,
             "observed_best_score": observed_N[count - 1],
             "expected_best_score": best_C[index],

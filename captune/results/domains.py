@@ -58,24 +58,24 @@ class Domain:
         return unit >= 1 - reach or (unit <= reach and self.low != 0)
 
 
-def searched_space(run: StudyRecord) -> dict[str, Any]:
+def searched_space(study: StudyRecord) -> dict[str, Any]:
     """The recorded space without the fields it fixes."""
     return {
-        name: spec for name, spec in run.space.items() if not (isinstance(spec, dict) and spec.get("role") == "fixed")
+        name: spec for name, spec in study.space.items() if not (isinstance(spec, dict) and spec.get("role") == "fixed")
     }
 
 
-def domains_of(run: StudyRecord) -> list[Domain]:
-    """The domains of a run's space; a setting whose recorded domain cannot be read gets the range of the values that
+def domains_of(study: StudyRecord) -> list[Domain]:
+    """The domains of a study's space; a setting whose recorded domain cannot be read gets the range of the values that
     were tried.
     """
     domains = []
     names = dict.fromkeys(
-        [*searched_space(run), *(name for trial in run.of_phase(Phase.SEARCH) for name in trial.params)]
+        [*searched_space(study), *(name for trial in study.of_phase(Phase.SEARCH) for name in trial.params)]
     )
     for name in names:
-        values = [trial.params[name] for trial in run.of_phase(Phase.SEARCH) if name in trial.params]
-        domain = _declared(name, run.space.get(name)) or _observed(name, values)
+        values = [trial.params[name] for trial in study.of_phase(Phase.SEARCH) if name in trial.params]
+        domain = _declared(name, study.space.get(name)) or _observed(name, values)
         if domain is not None:
             domains.append(domain)
     return domains

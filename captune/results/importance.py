@@ -34,7 +34,7 @@ _GRID = 7
 _BACKGROUND = 64
 _MARGINAL_POINTS = 15
 _IMPORTANCE_COLUMNS = (
-    "run",
+    "study",
     "kind",
     "method",
     "parameter",
@@ -44,39 +44,39 @@ _IMPORTANCE_COLUMNS = (
     "num_trials",
     "note",
 )
-_MARGINAL_COLUMNS = ("run", "parameter", "log", "value", "mean", "low", "high", "num_trials")
+_MARGINAL_COLUMNS = ("study", "parameter", "log", "value", "mean", "low", "high", "num_trials")
 
 
-def importance_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
+def importance_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """Rows `kind` main (per method and setting) and interaction (per pair of settings).
 
     Main importances add to 1 within a method (as Optuna normalises them). An interaction is the share of the forest's
-    variance that a pair explains together and neither alone. Nothing for runs below five finished trials or with
+    variance that a pair explains together and neither alone. Nothing for studies below five finished trials or with
     equal scores.
     """
     rows = []
-    for run in runs:
-        rows += _main_rows(run)
-        surrogate = fit_surrogate(run)
-        rows += _interaction_rows(run, surrogate) if surrogate is not None and _scores_differ(run) else []
+    for study in studies:
+        rows += _main_rows(study)
+        surrogate = fit_surrogate(study)
+        rows += _interaction_rows(study, surrogate) if surrogate is not None and _scores_differ(study) else []
     return pd.DataFrame(rows, columns=list(_IMPORTANCE_COLUMNS))
 
 
-def marginals_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
+def marginals_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """The forest's mean score at values of one setting, the others averaged over the trials; `low`/`high`: 10-90 % of
     trees.
     """
     rows = []
-    for run in runs:
-        surrogate = fit_surrogate(run)
-        if surrogate is not None and _scores_differ(run):
+    for study in studies:
+        surrogate = fit_surrogate(study)
+        if surrogate is not None and _scores_differ(study):
             background_NP = _background(surrogate)
             for column, domain in enumerate(surrogate.domains):
-                rows += [{"run": run.name, **row} for row in _marginal(surrogate, background_NP, column, domain)]
+                rows += [{"study": study.name, **row} for row in _marginal(surrogate, background_NP, column, domain)]
     return pd.DataFrame(rows, columns=list(_MARGINAL_COLUMNS))
 
 
-def optuna_study(run: StudyRecord, *, most: int | None = None) -> optuna.Study:
+def optuna_study(study: StudyRecord, *, most: int | None = None) -> optuna.Study:
     """The finished search trials as an in-memory Optuna study (direction: maximize), settings and domains included.
 
     With `most`, no more than that many of them, evenly spaced in their order.
@@ -87,12 +87,12 @@ def optuna_study(run: StudyRecord, *, most: int | None = None) -> optuna.Study:
     import optuna
     from optuna.trial import TrialState, create_trial
 
-    domains = domains_of(run)
+    domains = domains_of(study)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a study that nobody opened is no news
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    in_optuna = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     optuna.logging.set_verbosity(verbosity)
-    kept = [trial for trial in run.of_phase(Phase.SEARCH) if trial.finished]
+    kept = [trial for trial in study.of_phase(Phase.SEARCH) if trial.finished]
     if most is not None and len(kept) > most:
         kept = [kept[place] for place in np.linspace(0, len(kept) - 1, most).round().astype(int)]
     values = {domain.name: [parameter_value(trial, domain.name) for trial in kept] for domain in domains}
@@ -103,8 +103,8 @@ def optuna_study(run: StudyRecord, *, most: int | None = None) -> optuna.Study:
         params = {name: _plain(value) for name, value in params.items()}
         own = {name: distributions[name] for name in params}
         frozen.append(create_trial(params=params, distributions=own, value=trial.score, state=TrialState.COMPLETE))
-    study.add_trials(frozen)
-    return study
+    in_optuna.add_trials(frozen)
+    return in_optuna
 
 
 def _plain(value: Any) -> Any:
@@ -125,26 +125,26 @@ def _distribution(domain: Domain, values: list[Any]) -> BaseDistribution:
     return FloatDistribution(low, high, log=log)
 
 
-def _scores_differ(run: StudyRecord) -> bool:
-    return len({trial.score for trial in run.of_phase(Phase.SEARCH) if trial.finished}) > 1
+def _scores_differ(study: StudyRecord) -> bool:
+    return len({trial.score for trial in study.of_phase(Phase.SEARCH) if trial.finished}) > 1
 
 
-def _main_rows(run: StudyRecord) -> list[dict[str, Any]]:
-    num_trials = sum(trial.finished for trial in run.of_phase(Phase.SEARCH))
-    if num_trials < MINIMUM_TRIALS or not _scores_differ(run):
+def _main_rows(study: StudyRecord) -> list[dict[str, Any]]:
+    num_trials = sum(trial.finished for trial in study.of_phase(Phase.SEARCH))
+    if num_trials < MINIMUM_TRIALS or not _scores_differ(study):
         return []
-    few = num_trials < TRIALS_A_SETTING * max(1, len(domains_of(run)))
-    note = f"a hint: {num_trials} trials for {len(domains_of(run))} settings" if few else None
+    few = num_trials < TRIALS_A_SETTING * max(1, len(domains_of(study)))
+    note = f"a hint: {num_trials} trials for {len(domains_of(study))} settings" if few else None
     rows = []
     for method in ("PED-ANOVA", "fANOVA"):
         most = FANOVA_TRIALS if method == "fANOVA" else None
-        importances = _importances(optuna_study(run, most=most), method)
+        importances = _importances(optuna_study(study, most=most), method)
         used = num_trials if most is None else min(most, num_trials)
         ordered = sorted(importances.items(), key=lambda item: (-item[1], item[0]))
         for rank, (name, value) in enumerate(ordered, start=1):
             rows.append(
                 {
-                    "run": run.name,
+                    "study": study.name,
                     "kind": "main",
                     "method": method,
                     "parameter": name,
@@ -206,7 +206,7 @@ def _marginal(surrogate: Surrogate, background_NP: Floats, column: int, domain: 
     ]
 
 
-def _interaction_rows(run: StudyRecord, surrogate: Surrogate) -> list[dict[str, Any]]:
+def _interaction_rows(study: StudyRecord, surrogate: Surrogate) -> list[dict[str, Any]]:
     background_NP = _background(surrogate)
     variance = float(np.var(surrogate.predict(np.random.default_rng(1).random((1024, len(surrogate.domains))))))
     if variance == 0 or len(surrogate.domains) < 2:
@@ -216,7 +216,7 @@ def _interaction_rows(run: StudyRecord, surrogate: Surrogate) -> list[dict[str, 
         share = pair_variance(surrogate, background_NP, first, second) / variance
         rows.append(
             {
-                "run": run.name,
+                "study": study.name,
                 "kind": "interaction",
                 "method": "forest",
                 "parameter": surrogate.domains[first].name,

@@ -14,12 +14,12 @@ from captune.results.comparisons import cell_of
 
 _COLUMNS = (
     "cell", "method", "default_mean", "default_sd", "tuned_mean", "tuned_sd", "num_seeds", "zero_shot", "chosen",
-    "search_trials", "search_epochs", "search_seconds", "run",
+    "search_trials", "search_epochs", "search_seconds", "study",
 )  # fmt: skip
 
 
-def methods_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a run (and one for balanced zero-shot a cell), best tuned mean of a cell first.
+def methods_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
+    """One row per study (and one per cell for balanced zero-shot), best tuned mean of a cell first.
 
     `default` is the method's published configuration, `tuned` the one the study chose without sealed labels, both over
     the confirmed seeds on the sealed test, fractions; `search_*` is what the search cost in trials, epochs and seconds
@@ -27,13 +27,13 @@ def methods_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     balanced: dict[str, float] = {}
-    for run in runs:
-        if not run.sealed_opened:
+    for study in studies:
+        if not study.sealed_opened:
             continue
-        rows.append(_row(run))
-        level = reference_metric(run, BALANCED)
+        rows.append(_row(study))
+        level = reference_metric(study, BALANCED)
         if level is not None:
-            balanced[cell_of(run)] = level
+            balanced[cell_of(study)] = level
     # A reference has one number: nothing in it depends on a seed.
     known = {row["cell"]: row["zero_shot"] for row in rows}
     rows += [
@@ -44,31 +44,31 @@ def methods_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     return table.sort_values(["cell", "tuned_mean", "method"], ascending=[True, False, True], ignore_index=True)
 
 
-def _row(run: StudyRecord) -> dict[str, Any]:
-    chosen = configuration_name(run, recorded_choice(run).config_id)
-    default = _mean_sd(run, first_name(run))
+def _row(study: StudyRecord) -> dict[str, Any]:
+    chosen = configuration_name(study, recorded_choice(study).config_id)
+    default = _mean_sd(study, first_name(study))
     # A study that keeps zero-shot has no configuration of its own: that is its tuned method.
-    tuned = _mean_sd(run, chosen) if chosen else (reference_metric(run, ZERO_SHOT), None, default[2])
-    search = run.of_phase(Phase.SEARCH)
+    tuned = _mean_sd(study, chosen) if chosen else (reference_metric(study, ZERO_SHOT), None, default[2])
+    search = study.of_phase(Phase.SEARCH)
     return {
-        "cell": cell_of(run),
-        "method": run.method,
+        "cell": cell_of(study),
+        "method": study.method,
         "default_mean": default[0],
         "default_sd": default[1],
         "tuned_mean": tuned[0],
         "tuned_sd": tuned[1],
         "num_seeds": tuned[2],
-        "zero_shot": reference_metric(run, ZERO_SHOT),
+        "zero_shot": reference_metric(study, ZERO_SHOT),
         "chosen": chosen or "zero-shot",
         "search_trials": len(search),
         "search_epochs": sum(len(trial.epochs) for trial in search),
         "search_seconds": sum(trial.seconds or 0.0 for trial in search),
-        "run": run.name,
+        "study": study.name,
     }
 
 
-def _mean_sd(run: StudyRecord, name: str | None) -> tuple[float | None, float | None, int]:
-    values = list(metrics_by_seed(run, name).values()) if name else []
+def _mean_sd(study: StudyRecord, name: str | None) -> tuple[float | None, float | None, int]:
+    values = list(metrics_by_seed(study, name).values()) if name else []
     if not values:
         return None, None, 0
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values)

@@ -1,4 +1,4 @@
-"""runs.csv: what each study was, how far it got, what cannot be said about it, and what to try next."""
+"""studies.csv: what each study was, how far it got, what cannot be said about it, and what to try next."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from captune.results.best import best_configs_table, recorded_choice
 from captune.results.curves import expected_best
 
 _COLUMNS = (
-    "run", "dataset", "paradigm", "method", "select_by", "metric_name", "advice", "num_screened", "num_trials",
-    "num_complete", "num_stopped_early", "num_failed", "num_unfinished", "num_confirmed", "num_confirm_runs",
+    "study", "dataset", "paradigm", "method", "select_by", "metric_name", "advice", "num_screened", "num_trials",
+    "num_complete", "num_stopped_early", "num_failed", "num_unfinished", "num_confirmed", "num_confirm_trials",
     "sealed_opened", "measurable", "num_classes", "num_pool", "num_test", "interval_level", "minimum_effect", "notes",
     "next_steps", "seed", "captune", "git", "host", "compute_seconds",
 )  # fmt: skip
@@ -26,58 +26,58 @@ pay.
 """
 
 
-def runs_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
+def studies_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row per study; see analysis/README.md for each column."""
-    return pd.DataFrame([_row(run) for run in runs], columns=list(_COLUMNS))
+    return pd.DataFrame([_row(study) for study in studies], columns=list(_COLUMNS))
 
 
-def _row(run: StudyRecord) -> dict[str, Any]:
-    search = run.of_phase(Phase.SEARCH)
+def _row(study: StudyRecord) -> dict[str, Any]:
+    search = study.of_phase(Phase.SEARCH)
     states = Counter(trial.state for trial in search)
-    confirmed = [trial for trial in run.of_phase(Phase.CONFIRM) if trial.finished]
+    confirmed = [trial for trial in study.of_phase(Phase.CONFIRM) if trial.finished]
     ended = states[State.COMPLETE] + states[State.PRUNED] + states[State.FAILED]
     return {
-        "run": run.name,
-        "dataset": run.dataset,
-        "paradigm": run.paradigm,
-        "method": run.method,
-        "select_by": run.select_by,
-        "metric_name": run.metric_name,
-        "advice": recorded_choice(run).advice,
-        "num_screened": len(run.of_phase(Phase.SCREEN)),
+        "study": study.name,
+        "dataset": study.dataset,
+        "paradigm": study.paradigm,
+        "method": study.method,
+        "select_by": study.select_by,
+        "metric_name": study.metric_name,
+        "advice": recorded_choice(study).advice,
+        "num_screened": len(study.of_phase(Phase.SCREEN)),
         "num_trials": len(search),
         "num_complete": states[State.COMPLETE],
         "num_stopped_early": states[State.PRUNED],
         "num_failed": states[State.FAILED],
         "num_unfinished": len(search) - ended,
         "num_confirmed": len({trial.name for trial in confirmed}),
-        "num_confirm_runs": len(confirmed),
-        "sealed_opened": run.sealed_opened,
-        "measurable": run.measurable,
-        "num_classes": run.opened.num_classes,
-        "num_pool": run.opened.num_pool,
-        "num_test": run.opened.num_test,
+        "num_confirm_trials": len(confirmed),
+        "sealed_opened": study.sealed_opened,
+        "measurable": study.measurable,
+        "num_classes": study.opened.num_classes,
+        "num_pool": study.opened.num_pool,
+        "num_test": study.opened.num_test,
         "interval_level": statistics.LEVEL,
         "minimum_effect": statistics.MINIMUM_EFFECT,
-        "notes": "; ".join(run.notes) or None,
-        "next_steps": "; ".join(next_steps(run)) or None,
-        "seed": run.study.get("seed"),
-        "captune": run.opened.versions.get("captune"),
-        "git": run.opened.git,
-        "host": run.opened.host,
-        "compute_seconds": sum(t.seconds or 0.0 for t in run.trials if t.phase != Phase.REFERENCE),
+        "notes": "; ".join(study.notes) or None,
+        "next_steps": "; ".join(next_steps(study)) or None,
+        "seed": study.settings.get("seed"),
+        "captune": study.opened.versions.get("captune"),
+        "git": study.opened.git,
+        "host": study.opened.host,
+        "compute_seconds": sum(t.seconds or 0.0 for t in study.trials if t.phase != Phase.REFERENCE),
     }
 
 
-def next_steps(run: StudyRecord) -> list[str]:
+def next_steps(study: StudyRecord) -> list[str]:
     """What a person might do now, by the flags of the best configuration and the state of the search."""
-    best = best_configs_table([run]).iloc[0]
+    best = best_configs_table([study]).iloc[0]
     marks = str(best["flags"]).split()
     steps = []
-    search = run.of_phase(Phase.SEARCH)
+    search = study.of_phase(Phase.SEARCH)
     if any(trial.state not in (State.COMPLETE, State.PRUNED, State.FAILED) for trial in search):
         steps.append("the search has not ended: continue it with `captune resume`")
-    if recorded_choice(run).advice == "adaptation changed nothing":
+    if recorded_choice(study).advice == "adaptation changed nothing":
         steps.append(
             "the best configuration leaves zero-shot as it is: try fewer main samples or a higher learning rate"
         )
@@ -92,17 +92,17 @@ def next_steps(run: StudyRecord) -> list[str]:
         )
     if "underpowered" in marks:
         steps.append("the seeds are too few to be sure: raise `--confirm-seeds`")
-    if _still_rising(run):
+    if _still_rising(study):
         steps.append("the expected best score still rises with the number of trials: raise `--trials`")
     if sum(trial.state == State.FAILED for trial in search) * 4 > len(search):
         steps.append("many trials failed: read their reasons in trials.csv and narrow the search space")
-    if run.select_by == ORACLE:
+    if study.select_by == ORACLE:
         steps.append("this study selected by sealed labels: repeat it with an honest criterion before any claim")
     return steps
 
 
-def _still_rising(run: StudyRecord) -> bool:
-    scores = [trial.score for trial in run.of_phase(Phase.SEARCH) if trial.finished and trial.score is not None]
+def _still_rising(study: StudyRecord) -> bool:
+    scores = [trial.score for trial in study.of_phase(Phase.SEARCH) if trial.finished and trial.score is not None]
     if len(scores) < 8:
         return False
     import numpy as np

@@ -24,7 +24,7 @@ NOTHING = "–"
 _CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 _CAPTIONS = {
     "study": "The search, and what was confirmed over fresh seeds.",
-    "robustness": "Worst seed, worst class and, where it was run, other pools.",
+    "robustness": "Worst seed, worst class and, where it was measured, other pools.",
     "importance": "Which settings mattered, and how the score goes with them (the forest's view of these trials).",
     "curves": "What a shorter search would have found.",
     "comparisons": "Paired differences; blue: the first is better, red: the second, green: equal, grey: undecided.",
@@ -39,16 +39,16 @@ _ADVICE = {
 
 
 def render_page(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> str:
-    """The page of one run, or of several side by side.
+    """The page of one study, or of several side by side.
 
     Args:
         tables: by file name, as they were written.
         figures: SVG files by name, put into the page.
     """
-    runs = _rows(tables["runs.csv"])
-    title = str(runs[0]["run"]) if len(runs) == 1 else "captune report"
+    studies = _rows(tables["studies.csv"])
+    title = str(studies[0]["study"]) if len(studies) == 1 else "captune report"
     parts = [f"<h1>{escape(title)}</h1>"]
-    parts += _one_run(tables, figures) if len(runs) == 1 else _many_runs(tables, figures)
+    parts += _one_study(tables, figures) if len(studies) == 1 else _many_studies(tables, figures)
     files = "".join(f"<li>{escape(name)}</li>" for name in tables)
     parts.append(f"<h2>Files</h2><p>Every number above is in one of these, beside this page:</p><ul>{files}</ul>")
     return (
@@ -144,17 +144,17 @@ def _section(title: str, *parts: str) -> list[str]:
     return [f"<section><h2>{escape(title)}</h2>{body}</section>"] if body else []
 
 
-def _one_run(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> list[str]:
-    run, best = _rows(tables["runs.csv"])[0], _rows(tables["best_configs.csv"])[0]
+def _one_study(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> list[str]:
+    study, best = _rows(tables["studies.csv"])[0], _rows(tables["best_configs.csv"])[0]
     stamp = (
-        "<p class=stamp>Selected by sealed labels (oracle): research only.</p>" if run["select_by"] == ORACLE else ""
+        "<p class=stamp>Selected by sealed labels (oracle): research only.</p>" if study["select_by"] == ORACLE else ""
     )
     parts = [stamp, f"<p class=advice>{escape(_ADVICE.get(str(best['advice']), str(best['advice'])))}</p>"]
     parts += _section("What was chosen, and why", f"<p>{escape(plain(best['reason']))}.</p>", _settings(best))
-    parts += _section("How sure", *_how_sure(best, run))
-    parts += _section("What to try next", _list(run["next_steps"]))
-    parts += _section("What cannot be said", _list(run["notes"]))
-    parts += _section("What was run", _what_was_run(run), _figure(figures, "study"))
+    parts += _section("How sure", *_how_sure(best, study))
+    parts += _section("What to try next", _list(study["next_steps"]))
+    parts += _section("What cannot be said", _list(study["notes"]))
+    parts += _section("What was done", _what_was_done(study), _figure(figures, "study"))
     parts += _section("Confirmed configurations", _configurations(tables), _figure(figures, "robustness"))
     parts += _section("Compared", _comparisons(tables, best), _figure(figures, "comparisons"))
     parts += _section("What mattered", _figure(figures, "importance"))
@@ -178,9 +178,9 @@ def _settings(best: Row) -> str:
     )
 
 
-def _how_sure(best: Row, run: Row) -> list[str]:
+def _how_sure(best: Row, study: Row) -> list[str]:
     metric = str(best["metric_name"]).replace("_", " ")
-    if is_known(run.get("measurable")) and not run["measurable"]:
+    if is_known(study.get("measurable")) and not study["measurable"]:
         return [
             f"<p>No labels: {escape(metric)} is not measured. predictions.csv says what each image was taken for.</p>"
         ]
@@ -207,7 +207,7 @@ def _how_sure(best: Row, run: Row) -> list[str]:
     return [table, flags]
 
 
-def _what_was_run(run: Row) -> str:
+def _what_was_done(study: Row) -> str:
     names = {
         "dataset": "dataset", "paradigm": "paradigm", "method": "method", "selected by": "select_by",
         "trials": "num_trials", "complete": "num_complete", "stopped early": "num_stopped_early",
@@ -215,7 +215,7 @@ def _what_was_run(run: Row) -> str:
         "classes": "num_classes", "pool images": "num_pool", "test images": "num_test", "seed": "seed",
         "captune": "captune",
     }  # fmt: skip
-    rows = [{"what": label, "value": run[column]} for label, column in names.items() if is_known(run[column])]
+    rows = [{"what": label, "value": study[column]} for label, column in names.items() if is_known(study[column])]
     return _table(rows, {"": _column("what"), " ": _column("value")})
 
 
@@ -259,7 +259,7 @@ def _selection(tables: Mapping[str, pd.DataFrame]) -> str:
         "its pick %": _column("pick_metric", percent),
         "regret": _column("regret", percent),
     }
-    note = "Rank correlation with the sealed metric over all runs, the run it would pick, and the points that costs."
+    note = "Rank correlation with the sealed metric over all trials, the trial it would pick, and its cost in points."
     return _table(_rows(tables.get("selection.csv")), columns, note)
 
 
@@ -301,15 +301,15 @@ def _front(tables: Mapping[str, pd.DataFrame]) -> str:
     return _table(rows, columns, note) if len(rows) > 1 else ""
 
 
-def _many_runs(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> list[str]:
-    best, runs = _rows(tables["best_configs.csv"]), _rows(tables["runs.csv"])
-    stamped = [row for row in runs if row["select_by"] == ORACLE]
+def _many_studies(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> list[str]:
+    best, studies = _rows(tables["best_configs.csv"]), _rows(tables["studies.csv"])
+    stamped = [row for row in studies if row["select_by"] == ORACLE]
     parts = [
-        f"<p class=stamp>{escape(str(row['run']))}: selected by sealed labels (oracle), research only.</p>"
+        f"<p class=stamp>{escape(str(row['study']))}: selected by sealed labels (oracle), research only.</p>"
         for row in stamped
     ]
     chosen: dict[str, Cell] = {
-        "run": _column("run"),
+        "study": _column("study"),
         "advice": _column("advice"),
         "best %": _column("test_mean", percent),
         "zero-shot %": _column("zero_shot", percent),
@@ -328,7 +328,7 @@ def _many_runs(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) 
     parts += _section(
         "Methods", _table(_rows(tables.get("ranks.csv")), ranks), _methods(tables), _figure(figures, "comparisons")
     )
-    mean = [row for row in _rows(tables.get("selection.csv")) if str(row["run"]) == "mean of runs"]
+    mean = [row for row in _rows(tables.get("selection.csv")) if str(row["study"]) == "mean of studies"]
     selection = {**tables, "selection.csv": pd.DataFrame(mean)} if mean else {}
     parts += _section("Choosing without labels", _selection(selection) if mean else "")
     transfer: dict[str, Cell] = {
@@ -342,13 +342,13 @@ def _many_runs(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) 
         transfer = {"method": _column("method"), **transfer}
     parts += _section("Transfer", _table(moved, transfer))
     parts += _section("Would fewer trials have done?", _figure(figures, "curves"))
-    steps = [row for row in runs if is_known(row["next_steps"])]
+    steps = [row for row in studies if is_known(row["next_steps"])]
     parts += _section(
-        "What to try next", *(f"<h3>{escape(str(row['run']))}</h3>{_list(row['next_steps'])}" for row in steps)
+        "What to try next", *(f"<h3>{escape(str(row['study']))}</h3>{_list(row['next_steps'])}" for row in steps)
     )
-    notes = [row for row in runs if is_known(row["notes"])]
+    notes = [row for row in studies if is_known(row["notes"])]
     parts += _section(
-        "What cannot be said", *(f"<h3>{escape(str(row['run']))}</h3>{_list(row['notes'])}" for row in notes)
+        "What cannot be said", *(f"<h3>{escape(str(row['study']))}</h3>{_list(row['notes'])}" for row in notes)
     )
     return parts
 

@@ -72,8 +72,8 @@ def study_figure(trials: pd.DataFrame, robustness: pd.DataFrame) -> Figure | Non
     """The study at a glance: every trial's selection score, then the confirmed configurations' scores and test metric.
 
     Args:
-        trials: trials.csv of one run.
-        robustness: robustness.csv of the same run.
+        trials: trials.csv of one study.
+        robustness: robustness.csv of the same study.
     """
     search = trials[trials["phase"] == "search"].astype({"number": float})
     if search["score"].notna().sum() == 0:
@@ -186,7 +186,7 @@ _STRESS_WORDS = {
 
 
 def robustness_figure(robustness: pd.DataFrame) -> Figure | None:
-    """Accuracy of one run's configurations in harder worlds (`--stress`), and the worst class of each."""
+    """Accuracy of one study's configurations in harder worlds (`--stress`), and the worst class of each."""
     stress = [name for name in robustness.columns if name.rsplit("_", 1)[0] in _STRESS_WORDS]
     rows = robustness[robustness["mean"].notna()]
     if not len(rows):
@@ -241,7 +241,7 @@ def _draw_stress(axis: Axes, rows: pd.DataFrame, columns: Sequence[str]) -> None
 
 
 def importance_figure(importance: pd.DataFrame, marginals: pd.DataFrame) -> Figure | None:
-    """Which settings mattered, by two measures, and how the score goes with the four that mattered most (one run)."""
+    """Which settings mattered, by two measures, and how the score goes with the four that mattered most (one study)."""
     main = importance[importance["kind"] == "main"]
     if not len(main):
         return None
@@ -289,7 +289,7 @@ def _draw_marginal(axis: Axes, curve: pd.DataFrame, name: str) -> None:
 
 
 def curves_figure(curves: pd.DataFrame) -> Figure | None:
-    """Expected best so far by number of trials, with its band; one line a run."""
+    """Expected best so far by number of trials, with its band; one line per study."""
     if not len(curves):
         return None
     panels: list[tuple[str, str, str]] = [
@@ -297,23 +297,23 @@ def curves_figure(curves: pd.DataFrame) -> Figure | None:
     ]
     if curves["expected_metric_of_pick"].notna().any():
         panels.append(("expected_metric_of_pick", "Test metric of the trial it would pick", "metric (%)"))
-    by_run = list(curves.groupby("run", sort=False))
+    by_study = list(curves.groupby("study", sort=False))
     with mpl.rc_context(STYLE):
         figure, axes = _figure(2.7 * len(panels), len(panels))
         for axis, (column, title, label) in zip(axes, panels, strict=True):
-            for colour, (run, rows) in zip([BLUE, ORANGE, GREEN, RED, GREY] * 20, by_run, strict=False):
+            for colour, (study, rows) in zip([BLUE, ORANGE, GREEN, RED, GREY] * 20, by_study, strict=False):
                 low, high = 100 * rows[f"{column}_low"], 100 * rows[f"{column}_high"]
-                axis.plot(rows["num_trials"], 100 * rows[column], color=colour, label=str(run))
+                axis.plot(rows["num_trials"], 100 * rows[column], color=colour, label=str(study))
                 axis.fill_between(rows["num_trials"], low, high, color=colour, alpha=0.15, linewidth=0)
                 zero = rows["zero_shot_score" if column == "expected_best_score" else "zero_shot_metric"].dropna()
                 if len(zero):
-                    line: Any = {"label": "zero-shot", "color": RED} if len(by_run) == 1 else {"color": colour}
+                    line: Any = {"label": "zero-shot", "color": RED} if len(by_study) == 1 else {"color": colour}
                     axis.axhline(100 * float(zero.iloc[0]), linewidth=1.2, dashes=(4, 2), **line)
             axis.set_title(title)
             axis.set_ylabel(label)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[-1].set_xlabel("trials")
-        if curves["run"].nunique() <= 6:
+        if curves["study"].nunique() <= 6:
             axes[0].legend(loc="lower right")
     return figure
 

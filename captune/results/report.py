@@ -14,6 +14,7 @@ from captune.decisions.criteria import ORACLE
 from captune.plain_yaml import dump_yaml
 from captune.records import BALANCED, ENSEMBLE, StudyRecord, atomic_write
 from captune.records.files import remove_leftovers
+from captune.records.layout import OUTDATED
 from captune.results import plots
 from captune.results.best import Choice, best_configs_table, ensemble_config, recorded_choice
 from captune.results.comparisons import ALL_CELLS, comparisons_table, ranks_table
@@ -21,7 +22,7 @@ from captune.results.concepts import concepts_table
 from captune.results.curves import curves_table
 from captune.results.importance import importance_table, marginals_table
 from captune.results.load import load_studies, load_study
-from captune.results.overview import runs_table
+from captune.results.overview import studies_table
 from captune.results.page import render_page
 from captune.results.robustness import robustness_table
 from captune.results.selection import selection_table
@@ -55,10 +56,10 @@ def report_studies(directories: Iterable[Path | str], out_dir: Path) -> list[Pat
     return _write(studies, out_dir)
 
 
-def tables_of(runs: Sequence[StudyRecord]) -> Tables:
+def tables_of(studies: Sequence[StudyRecord]) -> Tables:
     """Every table the records support, by file name; a table without rows is left out."""
     makers: dict[str, Callable[[Sequence[StudyRecord]], pd.DataFrame]] = {
-        "runs.csv": runs_table,
+        "studies.csv": studies_table,
         "trials.csv": trials_table,
         "epochs.csv": epochs_table,
         "confirm.csv": confirm_table,
@@ -73,19 +74,21 @@ def tables_of(runs: Sequence[StudyRecord]) -> Tables:
         "transfer.csv": transfer_table,
         "concepts.csv": concepts_table,
     }
-    tables = {name: make(runs) for name, make in makers.items()}
+    tables = {name: make(studies) for name, make in makers.items()}
     return {name: table for name, table in tables.items() if len(table) or name == "trials.csv"}
 
 
-def _write(runs: Sequence[StudyRecord], out_dir: Path) -> list[Path]:
+def _write(studies: Sequence[StudyRecord], out_dir: Path) -> list[Path]:
     remove_leftovers(out_dir)
-    tables = tables_of(runs)
-    written = [write_csv(table, out_dir / name, runs) for name, table in tables.items()]
-    if len(runs) == 1:
-        written += write_best_config(runs[0], out_dir / "best_config.yaml")
+    for name in OUTDATED:
+        (out_dir / name).unlink(missing_ok=True)
+    tables = tables_of(studies)
+    written = [write_csv(table, out_dir / name, studies) for name, table in tables.items()]
+    if len(studies) == 1:
+        written += write_best_config(studies[0], out_dir / "best_config.yaml")
     drawn: dict[str, Path] = {}
-    for name, figure in _figures(runs, tables).items():
-        if any(run.select_by == ORACLE for run in runs):
+    for name, figure in _figures(studies, tables).items():
+        if any(study.select_by == ORACLE for study in studies):
             plots.stamp(figure, ORACLE_STAMP)
         png, svg = plots.save_figure(figure, out_dir / name)
         written += [png, svg]
@@ -95,9 +98,9 @@ def _write(runs: Sequence[StudyRecord], out_dir: Path) -> list[Path]:
     return [*written, page]
 
 
-def _figures(runs: Sequence[StudyRecord], tables: Tables) -> dict[str, plots.Figure]:
+def _figures(studies: Sequence[StudyRecord], tables: Tables) -> dict[str, plots.Figure]:
     figures: dict[str, plots.Figure | None] = {}
-    if len(runs) == 1:
+    if len(studies) == 1:
         figures["study"] = plots.study_figure(tables["trials.csv"], tables.get("robustness.csv", robustness_table([])))
         if "robustness.csv" in tables:
             figures["robustness"] = plots.robustness_figure(tables["robustness.csv"])
@@ -117,22 +120,22 @@ def _widest(comparisons: pd.DataFrame) -> pd.DataFrame:
     return next(rows for rows in (pooled, methods, comparisons) if len(rows))
 
 
-def write_best_config(run: StudyRecord, path: Path) -> list[Path]:
+def write_best_config(study: StudyRecord, path: Path) -> list[Path]:
     """The best configuration as YAML for `captune adapt --config`, the advice in its header; nothing without one.
 
     Where the advice is another thing than a configuration, it is that: the ensemble as a blend of its members, or
     balanced zero-shot.
     """
-    choice = recorded_choice(run)
+    choice = recorded_choice(study)
     if not choice.config:
         return []
-    values = {"method": run.method, **choice.config}
+    values = {"method": study.method, **choice.config}
     if choice.name == ENSEMBLE:
-        values = ensemble_config(run)
+        values = ensemble_config(study)
     elif choice.name == BALANCED:
         values = {"method": BALANCED}
     body = dump_yaml(values)
-    atomic_write(path, f"{_header(run, choice)}{body}")
+    atomic_write(path, f"{_header(study, choice)}{body}")
     return [path]
 
 
@@ -142,11 +145,12 @@ _WHAT = {
 }
 
 
-def _header(run: StudyRecord, choice: Choice) -> str:
+def _header(study: StudyRecord, choice: Choice) -> str:
     lines = [
-        *([ORACLE_STAMP] if run.select_by == ORACLE else []),
-        f"{_WHAT.get(choice.name, 'Best configuration')} of the study {run.name} (configuration {choice.config_id}).",
+        *([ORACLE_STAMP] if study.select_by == ORACLE else []),
+        f"{_WHAT.get(choice.name, 'Best configuration')} of the study {study.name} (configuration {choice.config_id}).",
         f"Advice: {choice.advice}. {choice.reason}",
-        f"Use it: captune adapt --dataset {run.dataset} --paradigm {run.paradigm} --config best_config.yaml --out DIR",
+        f"Use it: captune adapt --dataset {study.dataset} --paradigm {study.paradigm} "
+        "--config best_config.yaml --out DIR",
     ]
     return "".join(f"# {' '.join(line.split())}\n" for line in lines)

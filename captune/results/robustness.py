@@ -21,7 +21,7 @@ SENSITIVITY_STEP = 0.2
 """Share of its range by which a setting is moved to see what it costs."""
 
 _COLUMNS = (
-    "run", "dataset", "paradigm", "method", "configuration", "config_id", "origin", "chosen", "num_seeds",
+    "study", "dataset", "paradigm", "method", "configuration", "config_id", "origin", "chosen", "num_seeds",
     "metric_name", "mean", "sd", "iqm", "worst_seed", "low", "high", "t_low", "t_high", "score_mean", "score_sd",
     "score_low", "score_high",
     "worst_class_recall", "worst_class_recall_worst_seed", "pseudolabel_balance", "prediction_balance", "prediction_cv",
@@ -31,7 +31,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def robustness_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
+def robustness_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a configuration: references, and confirmed ones (without confirmation, the best three search trials and
     the first).
 
@@ -39,32 +39,32 @@ def robustness_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
     Student's.
     Metric columns are empty before the seal was opened. `sensitivity_<setting>` columns follow.
     """
-    rows = [row for run in runs for row in _run_rows(run)]
+    rows = [row for study in studies for row in _study_rows(study)]
     sensitivities = dict.fromkeys(name for row in rows for name in row if name.startswith("sensitivity_"))
     return pd.DataFrame(rows, columns=[*_COLUMNS, *sensitivities])
 
 
-def _run_rows(run: StudyRecord) -> list[dict[str, Any]]:
-    chosen = configuration_name(run, recorded_choice(run).config_id)
-    surrogate = fit_surrogate(run)
+def _study_rows(study: StudyRecord) -> list[dict[str, Any]]:
+    chosen = configuration_name(study, recorded_choice(study).config_id)
+    surrogate = fit_surrogate(study)
     groups: dict[str, list[Trial]] = {}
-    for trial in run.of_phase(Phase.REFERENCE):
+    for trial in study.of_phase(Phase.REFERENCE):
         groups.setdefault(trial.name, []).append(trial)
-    groups |= run.configurations() or _unconfirmed(run)
-    return [_row(run, name, trials, name == chosen, surrogate) for name, trials in groups.items()]
+    groups |= study.configurations() or _unconfirmed(study)
+    return [_row(study, name, trials, name == chosen, surrogate) for name, trials in groups.items()]
 
 
-def _unconfirmed(run: StudyRecord) -> dict[str, list[Trial]]:
-    finished = [trial for trial in run.of_phase(Phase.SEARCH) if trial.finished]
+def _unconfirmed(study: StudyRecord) -> dict[str, list[Trial]]:
+    finished = [trial for trial in study.of_phase(Phase.SEARCH) if trial.finished]
     finished.sort(key=lambda trial: (-(trial.score or 0.0), trial.number or 0))
     kept = [*finished[:3], *(trial for trial in finished[3:] if trial.starts_search)]
     return {trial.key: [trial] for trial in kept}
 
 
 def _row(
-    run: StudyRecord, name: str, trials: Sequence[Trial], chosen: bool, surrogate: Surrogate | None
+    study: StudyRecord, name: str, trials: Sequence[Trial], chosen: bool, surrogate: Surrogate | None
 ) -> dict[str, Any]:
-    reported = report_trials(run, name)
+    reported = report_trials(study, name)
     values = [trial.metric for trial in reported if trial.metric is not None]
     scored = [trial for trial in trials if trial.role == Role.SCORE and trial.state == State.COMPLETE]
     scores = [trial.score for trial in scored if trial.score is not None]
@@ -74,16 +74,16 @@ def _row(
     score_spread = statistics.t_interval(scores, fractions=True)
     recalls = _reported(reported, "worst_class_recall")
     row: dict[str, Any] = {
-        "run": run.name,
-        "dataset": run.dataset,
-        "paradigm": run.paradigm,
-        "method": run.method,
+        "study": study.name,
+        "dataset": study.dataset,
+        "paradigm": study.paradigm,
+        "method": study.method,
         "configuration": name,
         "config_id": trials[0].config_id,
         "origin": run.origin_of(trials[0]),
         "chosen": chosen,
         "num_seeds": len(values) or len(scores),
-        "metric_name": run.metric_name,
+        "metric_name": study.metric_name,
         "mean": statistics.mean(values),
         "sd": statistics.standard_deviation(values),
         "iqm": statistics.interquartile_mean(values),
@@ -104,7 +104,7 @@ def _row(
             for column in ("prediction_balance", "prediction_cv", "ece", "agreement_zero_shot")
         },
     }
-    row |= _stress(run, trials[0].config_id, values)
+    row |= _stress(study, trials[0].config_id, values)
     if surrogate is not None and trials[0].phase != Phase.REFERENCE:
         row |= _sensitivities(surrogate, trials[0])
     return row
@@ -114,16 +114,14 @@ def _reported(trials: Sequence[Trial], column: str) -> list[float]:
     return [value for trial in trials if (value := number_or_none((trial.report or {}).get(column))) is not None]
 
 
-def _stress(run: StudyRecord, config_id: int | None, values: Sequence[float]) -> dict[str, float | None]:
-    """Mean metric under each stress; where imbalance 1 was not run apart, the plain pool is it if the cell's pool is
-    plain.
-    """
+def _stress(study: StudyRecord, config_id: int | None, values: Sequence[float]) -> dict[str, float | None]:
+    """Mean metric under each stress. Where imbalance 1 has no trial of its own, a cell whose pool is plain gives it."""
     found: dict[str, list[float]] = {}
-    for trial in run.of_phase(Phase.STRESS) if run.sealed_opened and config_id is not None else []:
+    for trial in study.of_phase(Phase.STRESS) if study.sealed_opened and config_id is not None else []:
         column = _stress_column(trial.task_overrides)
         if trial.config_id == config_id and column is not None and trial.metric is not None:
             found.setdefault(column, []).append(trial.metric)
-    plain = float(run.study.get("task", {}).get("pool_imbalance", 1) or 1) == 1
+    plain = float(study.task.get("pool_imbalance", 1) or 1) == 1
     if "imbalance_1" not in found and plain and found:
         found["imbalance_1"] = list(values)
     return {column: statistics.mean(numbers) for column, numbers in found.items()}

@@ -12,9 +12,9 @@ from captune.decisions import statistics
 from captune.records import BALANCED, ZERO_SHOT, Phase, Role, State, StudyRecord, Trial
 from captune.results.best import reference_metric
 
-MEAN_OF_RUNS = "mean of runs"
+MEAN_OF_STUDIES = "mean of studies"
 _COLUMNS = (
-    "run", "dataset", "paradigm", "method", "criterion", "selected_by_it", "num_trials", "spearman", "spearman_low",
+    "study", "dataset", "paradigm", "method", "criterion", "selected_by_it", "num_trials", "spearman", "spearman_low",
     "spearman_high", "pick", "pick_metric", "oracle", "oracle_metric", "random_metric", "regret", "oracle_gap",
     "zero_shot_metric", "gain_over_zero_shot", "gain_over_random",
 )  # fmt: skip
@@ -24,49 +24,51 @@ _AVERAGED = (
 )  # fmt: skip
 
 
-def selection_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a run and criterion, over its complete search trials and confirmation runs; with several runs also the
-    means.
+def selection_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
+    """One row per study and criterion, over its complete search and confirmation trials; with several studies also
+    the means.
 
     Nothing before the seal was opened. `regret` is the best trial's sealed metric minus the picked trial's;
     `oracle_gap` the same with zero-shot and balanced zero-shot among what the oracle may take.
     """
-    runs = list(runs)
-    rows = [row for run in runs for row in _rows(run)]
+    studies = list(studies)
+    rows = [row for study in studies for row in _rows(study)]
     table = pd.DataFrame(rows, columns=list(_COLUMNS))
-    if table["run"].nunique() < 2:
+    if table["study"].nunique() < 2:
         return table
     means: list[dict[str, Any]] = []
     for criterion, group in table.groupby("criterion", sort=False):
         averages = {name: float(group[name].astype(float).mean()) for name in _AVERAGED}
-        means.append({"run": MEAN_OF_RUNS, "criterion": criterion, "num_trials": group["num_trials"].sum(), **averages})
+        means.append(
+            {"study": MEAN_OF_STUDIES, "criterion": criterion, "num_trials": group["num_trials"].sum(), **averages}
+        )
     means.sort(key=lambda row: row["pick_metric"], reverse=True)
     return pd.DataFrame([*rows, *means], columns=list(_COLUMNS))
 
 
-def _rows(run: StudyRecord) -> list[dict[str, Any]]:
-    if not run.sealed_opened:
+def _rows(study: StudyRecord) -> list[dict[str, Any]]:
+    if not study.sealed_opened:
         return []
     trials = [
         t
-        for t in run.trials
+        for t in study.trials
         if t.phase in (Phase.SEARCH, Phase.CONFIRM) and t.role == Role.SCORE and t.state == State.COMPLETE
     ]
     trials = [t for t in trials if t.metric is not None]
     criteria = dict.fromkeys(name for trial in trials for name in sorted(trial.scores))
-    own = run.select_by if run.select_by in criteria else None
+    own = study.select_by if study.select_by in criteria else None
     names: list[str] = [*criteria] if own else ["selection score", *criteria]
-    return [row for name in names if (row := _row(run, name, trials)) is not None]
+    return [row for name in names if (row := _row(study, name, trials)) is not None]
 
 
-def _value(run: StudyRecord, trial: Trial, criterion: str) -> float | None:
-    if criterion == "selection score" or criterion == run.select_by:
+def _value(study: StudyRecord, trial: Trial, criterion: str) -> float | None:
+    if criterion == "selection score" or criterion == study.select_by:
         return trial.score
     return trial.scores.get(criterion)
 
 
-def _row(run: StudyRecord, criterion: str, trials: list[Trial]) -> dict[str, Any] | None:
-    known = [(t.key, value, t.metric) for t in trials if (value := _value(run, t, criterion)) is not None]
+def _row(study: StudyRecord, criterion: str, trials: list[Trial]) -> dict[str, Any] | None:
+    known = [(t.key, value, t.metric) for t in trials if (value := _value(study, t, criterion)) is not None]
     pairs = [(key, value, metric) for key, value, metric in known if metric is not None]
     if not pairs:
         return None
@@ -76,16 +78,16 @@ def _row(run: StudyRecord, criterion: str, trials: list[Trial]) -> dict[str, Any
     # A criterion that cannot tell trials apart picks any of them: its expected metric is their mean.
     pick, pick_metric = pairs[top[0]][0], float(np.mean([metrics[index] for index in top]))
     oracle = int(np.argmax(metrics))
-    zero = reference_metric(run, ZERO_SHOT)
-    frozen = [level for name in (ZERO_SHOT, BALANCED) if (level := reference_metric(run, name)) is not None]
+    zero = reference_metric(study, ZERO_SHOT)
+    frozen = [level for name in (ZERO_SHOT, BALANCED) if (level := reference_metric(study, name)) is not None]
     random_metric = float(np.mean(metrics))
     return {
-        "run": run.name,
-        "dataset": run.dataset,
-        "paradigm": run.paradigm,
-        "method": run.method,
+        "study": study.name,
+        "dataset": study.dataset,
+        "paradigm": study.paradigm,
+        "method": study.method,
         "criterion": criterion,
-        "selected_by_it": criterion in ("selection score", run.select_by),
+        "selected_by_it": criterion in ("selection score", study.select_by),
         "num_trials": len(pairs),
         "spearman": statistics.spearman(values, metrics),
         "spearman_low": interval.low if interval else None,

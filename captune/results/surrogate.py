@@ -48,16 +48,16 @@ class Surrogate:
 
 
 @lru_cache(maxsize=32)
-def fit_surrogate(run: StudyRecord, *, target: str = "score") -> Surrogate | None:
+def fit_surrogate(study: StudyRecord, *, target: str = "score") -> Surrogate | None:
     """A forest on the finished and stopped search trials; None below five of them or without settings.
 
     Args:
         target: "score", or "metric" (sealed; only after the seal was opened).
     """
-    domains = domains_of(run)
+    domains = domains_of(study)
     rows, values = [], []
-    for trial in run.of_phase(Phase.SEARCH):
-        value = trial.score if target == "score" else (trial.metric if run.sealed_opened else None)
+    for trial in study.of_phase(Phase.SEARCH):
+        value = trial.score if target == "score" else (trial.metric if study.sealed_opened else None)
         if value is None or not (trial.finished or trial.state == State.PRUNED):
             continue
         settings = {**trial.config, **trial.params}

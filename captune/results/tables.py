@@ -25,18 +25,18 @@ REPORT_COLUMNS = (
     "metric", "accuracy", "seen_accuracy", "unseen_accuracy", "worst_class_recall", "ece", "prediction_balance",
     "prediction_cv", "agreement_zero_shot",
 )  # fmt: skip
-_TRIAL_COLUMNS = ("run", "key", "phase", "tuning", "number", "origin", "promoted_from", "state")
+_TRIAL_COLUMNS = ("study", "key", "phase", "tuning", "number", "origin", "promoted_from", "state")
 
 
-def trials_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
+def trials_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a reference, a screening and a search trial; fractions in [0, 1], empty where the journal has no number.
 
     `tuning` says what a trial learned: scores of screening (features) and search trials (prompts) do not compare.
     """
-    runs = list(runs)
-    parameters = {run.name: searched_parameters(run) for run in runs}
-    names = list(dict.fromkeys(name for run in runs for name in parameters[run.name]))
-    rows = [row for run in runs for row in _trial_rows(run, parameters[run.name])]
+    studies = list(studies)
+    parameters = {study.name: searched_parameters(study) for study in studies}
+    names = list(dict.fromkeys(name for study in studies for name in parameters[study.name]))
+    rows = [row for study in studies for row in _trial_rows(study, parameters[study.name])]
     results = ("score", "score_epoch", "score_over_zero_shot", "balance", "on_pareto_front", "metric_name", "metric",
                "metric_over_zero_shot", "fidelity", "num_epochs", "num_parameters", "reason")  # fmt: skip
     columns = [*_TRIAL_COLUMNS, *(_column(name) for name in names), *results, *WALL_CLOCK_COLUMNS]
@@ -52,10 +52,10 @@ def _column(parameter: str) -> str:
     )
 
 
-def searched_parameters(run: StudyRecord) -> list[str]:
+def searched_parameters(study: StudyRecord) -> list[str]:
     """Names of the searched fields: those of the space, then any that a trial carries beyond it."""
-    names = dict.fromkeys(searched_space(run))
-    for trial in run.of_phase(Phase.SEARCH):
+    names = dict.fromkeys(searched_space(study))
+    for trial in study.of_phase(Phase.SEARCH):
         names |= dict.fromkeys(trial.params)
     return list(names)
 
@@ -76,20 +76,20 @@ def final_balance(trial: Trial) -> float | None:
     return known[-1] if known else None
 
 
-def _trial_rows(run: StudyRecord, names: Sequence[str]) -> list[dict[str, Any]]:
-    zero_shot = run.find(ZERO_SHOT)
+def _trial_rows(study: StudyRecord, names: Sequence[str]) -> list[dict[str, Any]]:
+    zero_shot = study.find(ZERO_SHOT)
     zero_score = zero_shot.score if zero_shot else None
     zero_metric = zero_shot.metric if zero_shot else None
-    front = pareto_front(run)
+    front = pareto_front(study)
     rows = []
-    for trial in [*run.of_phase(Phase.REFERENCE), *run.of_phase(Phase.SCREEN), *run.of_phase(Phase.SEARCH)]:
+    for trial in [*study.of_phase(Phase.REFERENCE), *study.of_phase(Phase.SCREEN), *study.of_phase(Phase.SEARCH)]:
         searched = trial.phase != Phase.REFERENCE
-        metric = trial.metric if run.sealed_opened else None
-        row = _common(run, trial) | {
+        metric = trial.metric if study.sealed_opened else None
+        row = _common(study, trial) | {
             "score_over_zero_shot": _difference(trial.score, zero_score),
             "balance": final_balance(trial),
             "on_pareto_front": (trial.key in front) if trial.phase == Phase.SEARCH and trial.finished else None,
-            "metric_name": run.metric_name if metric is not None else None,
+            "metric_name": study.metric_name if metric is not None else None,
             "metric": metric,
             "metric_over_zero_shot": _difference(metric, zero_metric),
             "num_epochs": len(trial.epochs) if searched else None,
@@ -101,9 +101,9 @@ def _trial_rows(run: StudyRecord, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _common(run: StudyRecord, trial: Trial) -> dict[str, Any]:
+def _common(study: StudyRecord, trial: Trial) -> dict[str, Any]:
     return {
-        "run": run.name,
+        "study": study.name,
         "key": trial.key,
         "phase": trial.phase,
         "number": trial.number,
@@ -134,11 +134,11 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
-def pareto_front(run: StudyRecord) -> set[str]:
+def pareto_front(study: StudyRecord) -> set[str]:
     """Keys of complete search trials that no other beats in selection score without losing pseudolabel balance."""
     points = {
         trial.key: (trial.score, balance)
-        for trial in run.of_phase(Phase.SEARCH)
+        for trial in study.of_phase(Phase.SEARCH)
         if trial.finished and trial.score is not None and (balance := final_balance(trial)) is not None
     }
     return {
@@ -148,13 +148,13 @@ def pareto_front(run: StudyRecord) -> set[str]:
     }
 
 
-def epochs_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
+def epochs_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a finished epoch of any trial that trains; criteria in columns of their own names."""
     rows: list[dict[str, Any]] = []
     criteria: dict[str, None] = {}
     others: dict[str, None] = dict.fromkeys(["loss", "num_confident", "balance", "learning_rate", "images"])
-    for run in runs:
-        for trial in run.trials:
+    for study in studies:
+        for trial in study.trials:
             for epoch in trial.epochs:
                 criteria |= dict.fromkeys(sorted(epoch.scores))
                 others |= dict.fromkeys(sorted(epoch.values))
@@ -162,7 +162,7 @@ def epochs_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
                     {
                         **{name: _cell(value) for name, value in epoch.values.items()},
                         **epoch.scores,
-                        "run": run.name,
+                        "study": study.name,
                         "key": trial.key,
                         "phase": trial.phase,
                         "epoch": epoch.epoch,
@@ -172,19 +172,19 @@ def epochs_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
                     }
                 )
     last = [name for name in ("memory_bytes", "gpu_memory_bytes", "seconds", "node") if name in others]
-    first = ["run", "key", "phase", "epoch", "fidelity", "score", *criteria]
+    first = ["study", "key", "phase", "epoch", "fidelity", "score", *criteria]
     middle = [name for name in others if name not in {*last, *first}]
     return pd.DataFrame(rows, columns=[*first, *middle, "decision", *last])
 
 
-def confirm_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
+def confirm_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row per confirmation or stress trial (configuration, seed, role); test metrics once the seal is open."""
     rows = []
-    for run in runs:
-        for trial in [*run.of_phase(Phase.CONFIRM), *run.of_phase(Phase.STRESS)]:
-            report = (trial.report or {}) if run.sealed_opened else {}
+    for study in studies:
+        for trial in [*study.of_phase(Phase.CONFIRM), *study.of_phase(Phase.STRESS)]:
+            report = (trial.report or {}) if study.sealed_opened else {}
             rows.append(
-                _common(run, trial)
+                _common(study, trial)
                 | {name: report.get(name) for name in REPORT_COLUMNS}
                 | {
                     "configuration": trial.name,
@@ -193,27 +193,27 @@ def confirm_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
                     "role": trial.role,
                     "task_overrides": json.dumps(trial.task_overrides) if trial.task_overrides else None,
                     "pseudolabel_balance": final_balance(trial),
-                    "metric_name": run.metric_name if report else None,
+                    "metric_name": study.metric_name if report else None,
                 }
             )
-    columns = ["run", "key", "phase", "configuration", "config_id", "origin", "seed", "role", "task_overrides", "state",
-               "score", "score_epoch", "pseudolabel_balance", "metric_name", *REPORT_COLUMNS, "reason",
+    columns = ["study", "key", "phase", "configuration", "config_id", "origin", "seed", "role", "task_overrides",
+               "state", "score", "score_epoch", "pseudolabel_balance", "metric_name", *REPORT_COLUMNS, "reason",
                *WALL_CLOCK_COLUMNS]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
-def write_csv(table: pd.DataFrame, path: Path, runs: Iterable[StudyRecord] = ()) -> Path:
+def write_csv(table: pd.DataFrame, path: Path, studies: Iterable[StudyRecord] = ()) -> Path:
     """Write a table whole or not at all: 8 significant digits, an empty cell for what is not known.
 
     A study that was selected by sealed labels stamps every table that holds it.
     """
-    atomic_write(path, csv_text(table, runs))
+    atomic_write(path, csv_text(table, studies))
     return path
 
 
-def csv_text(table: pd.DataFrame, runs: Iterable[StudyRecord] = ()) -> str:
+def csv_text(table: pd.DataFrame, studies: Iterable[StudyRecord] = ()) -> str:
     """The text that `write_csv` writes."""
-    if any(run.select_by == ORACLE for run in runs):
+    if any(study.select_by == ORACLE for study in studies):
         table = table.assign(stamp=ORACLE_STAMP)
     clean = table.replace([np.inf, -np.inf], np.nan)
     return str(clean.to_csv(index=False, float_format="%.8g", lineterminator="\n"))

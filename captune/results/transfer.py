@@ -17,23 +17,22 @@ from captune.results.surrogate import Surrogate, fit_surrogate
 
 BEST_ON_AVERAGE = "best on average"
 _COLUMNS = (
-    "method", "source", "source_run", "configuration", "target", "target_run", "measure", "how", "value", "best",
+    "method", "source", "source_study", "configuration", "target", "target_study", "measure", "how", "value", "best",
     "regret", "params",
 )  # fmt: skip
 
 
-def transfer_table(runs: Iterable[StudyRecord]) -> pd.DataFrame:
-    """Each run's best configuration on every run of the same method, and the single configuration that is best on
-    average.
+def transfer_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
+    """Each study's best configuration on every study of the same method, and the single one that is best on average.
 
-    `how` is "run" where the target ran the very same settings, "surrogate" where a forest on the target's trials
-    predicts them. Values are sealed metrics once every run has opened its seal, else selection scores; `regret` is
+    `how` is "trial" where the target tried the very same settings, "surrogate" where a forest on the target's trials
+    predicts them. Values are sealed metrics once every study has opened its seal, else selection scores; `regret` is
     the target's best (of its trials and of the forest at its own best) minus the value. The best on average has the
-    lowest mean regret over targets among all trials of all runs.
+    lowest mean regret over targets among all trials of all studies.
     """
     groups: dict[str, list[StudyRecord]] = {}
-    for run in runs:
-        groups.setdefault(run.method, []).append(run)
+    for study in studies:
+        groups.setdefault(study.method, []).append(study)
     rows = [row for group in groups.values() if len(group) > 1 for row in _group_rows(group)]
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
@@ -42,18 +41,18 @@ _Value = tuple[float | None, float | None, str | None]
 
 
 class _Target:
-    """What one run says about settings: exactly where it ran them, by its forest elsewhere."""
+    """What one study says about settings: exactly where it tried them, by its forest elsewhere."""
 
-    def __init__(self, run: StudyRecord, measure: str) -> None:
-        self.run = run
-        self.surrogate: Surrogate | None = fit_surrogate(run, target=measure)
+    def __init__(self, study: StudyRecord, measure: str) -> None:
+        self.study = study
+        self.surrogate: Surrogate | None = fit_surrogate(study, target=measure)
         self.known: dict[str, float] = {}
-        for trial in run.of_phase(Phase.SEARCH):
+        for trial in study.of_phase(Phase.SEARCH):
             value = trial.metric if measure == "metric" else trial.score
             if trial.finished and value is not None:
                 self.known[_settings(trial.params)] = value
-        best_of_forest = self._predicted([t.params for t in run.of_phase(Phase.SEARCH) if t.finished])
-        self.best_run = max(self.known.values(), default=None)
+        best_of_forest = self._predicted([t.params for t in study.of_phase(Phase.SEARCH) if t.finished])
+        self.best_trial = max(self.known.values(), default=None)
         self.best_forest = max(best_of_forest, default=None)
 
     def _predicted(self, settings: Sequence[dict[str, Any]]) -> list[float]:
@@ -71,9 +70,9 @@ class _Target:
             guess = next(predicted) if known else None
             exact = self.known.get(_settings(params))
             if exact is not None:
-                found.append((exact, self.best_run, "run"))
+                found.append((exact, self.best_trial, "trial"))
             else:
-                # A forest flattens: its prediction is compared with its own best, not with a single lucky run.
+                # A forest flattens: its prediction is compared with its own best, not with a single lucky trial.
                 found.append((guess, self.best_forest, "surrogate") if known else (None, None, None))
         return found
 
@@ -87,30 +86,30 @@ def _inside(domains: Sequence[Domain], params: dict[str, Any]) -> bool:
 
 
 def _group_rows(group: Sequence[StudyRecord]) -> list[dict[str, Any]]:
-    measure = "metric" if all(run.sealed_opened for run in group) else "score"
-    targets = [_Target(run, measure) for run in group]
+    measure = "metric" if all(study.sealed_opened for study in group) else "score"
+    targets = [_Target(study, measure) for study in group]
     rows = []
-    for run in group:
-        choice = recorded_choice(run)
-        trial = next((t for t in run.of_phase(Phase.SEARCH) if t.number == choice.config_id), None)
+    for study in group:
+        choice = recorded_choice(study)
+        trial = next((t for t in study.of_phase(Phase.SEARCH) if t.number == choice.config_id), None)
         if trial is not None:
-            rows += [_row(run.method, cell_of(run), run.name, trial, target, measure) for target in targets]
+            rows += [_row(study.method, cell_of(study), study.name, trial, target, measure) for target in targets]
     best = _best_on_average(group, targets)
     if best is not None:
-        run, trial = best
-        rows += [_row(run.method, BEST_ON_AVERAGE, run.name, trial, target, measure) for target in targets]
+        study, trial = best
+        rows += [_row(study.method, BEST_ON_AVERAGE, study.name, trial, target, measure) for target in targets]
     return rows
 
 
-def _row(method: str, source: str, source_run: str, trial: Trial, target: _Target, measure: str) -> dict[str, Any]:
+def _row(method: str, source: str, source_study: str, trial: Trial, target: _Target, measure: str) -> dict[str, Any]:
     ((value, best, how),) = target.values([trial.params])
     return {
         "method": method,
         "source": source,
-        "source_run": source_run,
+        "source_study": source_study,
         "configuration": trial.key,
-        "target": cell_of(target.run),
-        "target_run": target.run.name,
+        "target": cell_of(target.study),
+        "target_study": target.study.name,
         "measure": measure,
         "how": how,
         "value": value,
@@ -121,7 +120,7 @@ def _row(method: str, source: str, source_run: str, trial: Trial, target: _Targe
 
 
 def _best_on_average(group: Sequence[StudyRecord], targets: Sequence[_Target]) -> tuple[StudyRecord, Trial] | None:
-    tried = [(run, trial) for run in group for trial in run.of_phase(Phase.SEARCH) if trial.finished]
+    tried = [(study, trial) for study in group for trial in study.of_phase(Phase.SEARCH) if trial.finished]
     settings = [trial.params for _, trial in tried]
     regrets_TC = np.array(
         [

@@ -97,7 +97,7 @@ def write_ensembles(record: StudyRecord, write: Write) -> None:
         if known is None:
             write(
                 Planned(
-                    key=key, phase=Phase.REFERENCE, origin=ENSEMBLE, seed=record.study.get("seed"), role=role,
+                    key=key, phase=Phase.REFERENCE, origin=ENSEMBLE, seed=record.settings.get("seed"), role=role,
                     method=ENSEMBLE,
                 )
             )  # fmt: skip

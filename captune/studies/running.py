@@ -28,7 +28,7 @@ from captune.tuning.specs import TrialSpec
 from captune.tuning.stopping import StopRequests
 from captune.tuning.study import OpenStudy
 from captune.tuning.telemetry import logger_callbacks, telemetry
-from captune.tuning.trainable import OpenRun
+from captune.tuning.trainable import OpenTrial
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Settings:
         dashboard, dashboard_host: whether Ray's dashboard is started, and where it listens.
         loggers: where curves go: tensorboard, mlflow, wandb.
         resume: go on with studies that are in their directories already.
-        open_run: how a worker opens a trial; tests put quick ones here.
+        open_trial: how a worker opens a trial; tests put quick ones here.
     """
 
     address: str | None = None
@@ -64,7 +64,7 @@ class Settings:
     dashboard_host: str | None = None
     loggers: tuple[str, ...] = ("tensorboard",)
     resume: bool = False
-    open_run: Callable[[TrialSpec], OpenRun] | None = field(default=None)
+    open_trial: Callable[[TrialSpec], OpenTrial] | None = field(default=None)
 
 
 class Watcher:
@@ -230,7 +230,7 @@ def _run_on_ray(
         watcher.started(cells, cluster, allotment)
         check_nodes(
             [(plan.directory, plan.study.task) for plan in plans],
-            custom=settings.open_run is not None,
+            custom=settings.open_trial is not None,
             here=cluster.local and not cluster.gpus,
         )
         publishing = telemetry(cells, loggers=settings.loggers, concurrency=allotment.concurrency)
@@ -246,7 +246,7 @@ def _run_on_ray(
                 cells,
                 cluster,
                 allotment,
-                open_run=settings.open_run,
+                open_trial=settings.open_trial,
                 allow_cpu=settings.allow_cpu,
                 trial_timeout=settings.trial_timeout,
                 should_stop=StopRequests([cell.directory for cell in cells]).came,

@@ -1,4 +1,4 @@
-"""The ensemble of confirmed configurations: the mean of their probabilities, scored as any run is."""
+"""The ensemble of confirmed configurations: the mean of their probabilities, scored as any trial is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_ensemble(
     Args:
         config: the cell.
         role: the role all members ran in.
-        members: one group of run directories (its seeds) a configuration; every configuration weighs the same.
+        members: one group of trial directories (its seeds) per configuration; every configuration weighs the same.
         directory: where the ensemble's predictions go.
         criterion: what the study selects by.
 

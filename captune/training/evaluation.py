@@ -52,7 +52,7 @@ def evaluate_trial(config: TaskConfig, role: Role, directory: Path) -> dict[str,
             "predictions must be of the test images and classes as they are now",
             got=f"{probs_NK.shape} for {len(labels_N)} images and {task.num_classes} classes",
             where=path,
-            next_step="Were files of the dataset changed since the run? Restore them, or run the study again.",
+            next_step="Were files of the dataset changed since this trial? Restore them, or run the study again.",
         )
     known_N = labels_N >= 0
     measured = _metrics(probs_NK[known_N], labels_N[known_N], task) if known_N.any() else _unmeasured(probs_NK)

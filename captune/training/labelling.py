@@ -16,11 +16,11 @@ from captune.records import Role, atomic_write
 from captune.training.trial import PREDICTIONS
 
 
-def write_predictions(runs: Sequence[Path], config: TaskConfig, role: Role, file: Path) -> int:
+def write_predictions(directories: Sequence[Path], config: TaskConfig, role: Role, file: Path) -> int:
     """Write what finished trials together (the mean of their probabilities) say of the cell's reported images.
 
     Args:
-        runs: their directories; all ran in one role.
+        directories: of the trials; all had one role.
         config: the cell.
         role: theirs.
         file: predictions.csv.
@@ -28,7 +28,7 @@ def write_predictions(runs: Sequence[Path], config: TaskConfig, role: Role, file
     Returns:
         how many images were classified; 0, and no file, where no trial left predictions of these images.
     """
-    stored = [path / PREDICTIONS for path in runs if (path / PREDICTIONS).exists()]
+    stored = [path / PREDICTIONS for path in directories if (path / PREDICTIONS).exists()]
     task, _ = build_task(config, role=role)
     tables = [safetensors.torch.load_file(path) for path in stored]
     # Unreadable images were left out; all trials of a machine leave out the same ones.

@@ -36,7 +36,7 @@ def out_of_memory_explained() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingFailed(
-            "a run must fit into the GPU's memory" if torch.cuda.is_available() else "a run must fit into memory",
+            "a trial must fit into the GPU's memory" if torch.cuda.is_available() else "a trial must fit into memory",
             got=str(error).splitlines()[0],
             next_step="Lower --batch-size, raise --gpus-per-trial, or use --precision bf16 or --tuning features.",
         ) from None
@@ -56,7 +56,7 @@ def resident_peak_bytes() -> int:
 
 
 def reset_peaks() -> None:
-    """Begin to count anew, on the GPU as well: one process trains run after run."""
+    """Begin to count anew, on the GPU as well: one process trains trial after trial."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():

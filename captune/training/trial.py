@@ -39,7 +39,7 @@ SAVE_SECONDS = 1.0
 _EPOCH_HOLDOUT = 512
 
 
-class TrialRun:
+class TrainingTrial:
     """A configuration trained once with one seed, in a directory of its own.
 
     It goes on by itself from `resume.safetensors`, which is replaced whole after every epoch, or every second where
@@ -94,14 +94,16 @@ class TrialRun:
         """
         with out_of_memory_explained():
             context = open_context(task_config, role, device)
-            run = cls(context, algorithm, trial_config, seed=seed, directory=directory, role=role, select_by=select_by)
+            trial = cls(
+                context, algorithm, trial_config, seed=seed, directory=directory, role=role, select_by=select_by
+            )
         directory.mkdir(parents=True, exist_ok=True)
         if (directory / RESUME).exists():
-            run._resume()
+            trial._resume()
         else:
             atomic_write(directory / "config.yaml", trial_config.to_yaml())
             (directory / EPOCHS).unlink(missing_ok=True)
-        return run
+        return trial
 
     @property
     def epoch(self) -> int:

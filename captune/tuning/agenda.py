@@ -121,7 +121,7 @@ class Agenda:
         return points
 
     def outcome_changes(self) -> None:
-        """A trial that had ended is run again: what follows from the search is worked out anew."""
+        """A trial that had ended is repeated: what follows from the search is worked out anew."""
         self._chosen = None
 
     @property

@@ -18,7 +18,7 @@ from captune.tuning.cluster import Cluster
 from captune.tuning.packing import Allotment
 from captune.tuning.planner import Planner, StopOnInterrupt, StudyCallback, StudyScheduler
 from captune.tuning.specs import TrialSpec
-from captune.tuning.trainable import RUN, OpenRun, StudyTrainable, open_trial_anywhere
+from captune.tuning.trainable import SPEC, OpenTrial, StudyTrainable, open_trial_anywhere
 
 
 def run_cells(
@@ -26,7 +26,7 @@ def run_cells(
     cluster: Cluster,
     allotment: Allotment,
     *,
-    open_run: Callable[[TrialSpec], OpenRun] | None = None,
+    open_trial: Callable[[TrialSpec], OpenTrial] | None = None,
     allow_cpu: bool = False,
     trial_timeout: float | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -53,10 +53,10 @@ def run_cells(
         on_step()
 
     trainable: Any = StudyTrainable
-    if open_run is None and allow_cpu:
-        open_run = open_trial_anywhere
-    if open_run is not None:
-        trainable = tune.with_parameters(trainable, open_run=open_run)
+    if open_trial is None and allow_cpu:
+        open_trial = open_trial_anywhere
+    if open_trial is not None:
+        trainable = tune.with_parameters(trainable, open_trial=open_trial)
     tuner = Tuner(
         tune.with_resources(trainable, allotment.resources()),
         tune_config=TuneConfig(
@@ -74,7 +74,7 @@ def run_cells(
             stop=StopOnInterrupt(planner),
             verbose=0,
             callbacks=[StudyCallback(planner, step), *callbacks],
-            # The planner retries: a lost run is handed out again as another trial of Tune's.
+            # The planner retries: a lost trial is handed out again as another trial of Tune's.
             failure_config=FailureConfig(max_failures=0, fail_fast=False),
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
         ),
@@ -95,7 +95,7 @@ def run_cells(
 
 
 def _trial_name(trial: Any) -> str:
-    order = TrialSpec.from_json(trial.config[RUN])
+    order = TrialSpec.from_json(trial.config[SPEC])
     return f"{order.cell}-{order.key}"
 
 

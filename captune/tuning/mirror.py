@@ -50,7 +50,7 @@ def open_storage(directory: Path, storage: str | None) -> BaseStorage:
         raise UsageError(
             "--storage must be the address of a database",
             got=f"'{without_password(storage)}': {reason}",
-            next_step="For example sqlite:///FILE, postgresql://USER@HOST/NAME; leave it out for a file in the run.",
+            next_step="For example sqlite:///FILE, postgresql://USER@HOST/NAME; by default a file of the study.",
         ) from None
 
 

@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 
 def check_nodes(
-    runs: Sequence[tuple[Path, TaskConfig]], *, custom: bool = False, prepare: bool = True, here: bool = False
+    studies: Sequence[tuple[Path, TaskConfig]], *, custom: bool = False, prepare: bool = True, here: bool = False
 ) -> None:
     """See from every node that studies can be written there, and build what its trials share, before the first trial.
 
     Args:
-        runs: each study's directory and cell.
+        studies: each study's directory and cell.
         custom: trials are stand-ins that need no data.
         prepare: build image store and feature bank, once per node.
         here: there is no node but this machine, without a GPU; it is checked in this process, which saves a start.
@@ -37,14 +37,14 @@ def check_nodes(
         StudyError: names the nodes that cannot see the studies' directories, the data or the weights, and why.
     """
     token = secrets.token_hex(8)
-    tasks = [(str(directory), task.model_dump(mode="json")) for directory, task in runs]
+    tasks = [(str(directory), task.model_dump(mode="json")) for directory, task in studies]
     ask = _problems_here if here else _problems
     try:
-        for directory, _ in runs:
+        for directory, _ in studies:
             (directory / f".visible.{token}").write_text(token)
         problems = ask(tasks, token, prepare and not custom)
     finally:
-        for directory, _ in runs:
+        for directory, _ in studies:
             for path in directory.glob(f".visible.{token}*"):
                 path.unlink(missing_ok=True)
     if problems:

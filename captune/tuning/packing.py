@@ -31,7 +31,7 @@ class Allotment:
     Attributes:
         concurrency: trials at once, over all studies.
         cpus, gpus: of one trial; a part of a GPU is shared.
-        memory_bytes: of one run, or None.
+        memory_bytes: of one trial, or None.
     """
 
     concurrency: int
@@ -41,7 +41,7 @@ class Allotment:
 
     @property
     def threads(self) -> int:
-        """CPU threads of a run."""
+        """CPU threads of a trial."""
         return max(1, int(self.cpus))
 
     def resources(self) -> dict[str, float]:
@@ -52,7 +52,7 @@ class Allotment:
         return {name: amount for name, amount in wanted.items() if amount}
 
     def room_on(self, node: Node) -> int:
-        """Runs that fit on a node at once."""
+        """Trials that fit on a node at once."""
         room = math.floor(node.cpus / self.cpus + 1e-9)
         if self.gpus:
             # A part of a GPU cannot be put together from two.
@@ -80,8 +80,8 @@ def allot(
         concurrency: trials at once; as many as fit if None.
         cpus: of a trial; one if None.
         gpus: of a trial; a whole one, where there is one, if None.
-        memory_bytes: of a run. If None, what runs of these studies were measured to need, at least TRIAL_BYTES, but no
-            more than a node has: a guess must not keep a study from running.
+        memory_bytes: of a trial. If None, what trials of these studies were measured to need, at least TRIAL_BYTES, but
+            no more than a node has: a guess must not keep a study from running.
         measured_bytes: the most a trial of these studies was measured to need before.
         deterministic: one trial at a time.
 

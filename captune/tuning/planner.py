@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 from captune.errors import StudyError
 from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
-from captune.tuning.trainable import PAYLOAD, RUN
+from captune.tuning.trainable import PAYLOAD, SPEC
 
 # A trial that takes its node with it every time would otherwise be handed out for ever.
 _MOST_PREEMPTIONS = 20
@@ -36,9 +36,9 @@ class Planner(Searcher):
 
     Args:
         cells: opened studies.
-        threads: CPU threads of a run.
+        threads: CPU threads of a trial.
         gpus: its share of them.
-        timeout: seconds after which a run that has not ended is ended as failed.
+        timeout: seconds after which a trial that has not ended is ended as failed.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Planner(Searcher):
             return None
         turns = sorted(self.cells, key=lambda cell: (len(cell.active), self._handed_out[cell.name]))
         for cell in turns:
-            run = cell.next_trial()
-            if run is not None:
+            trial = cell.next_trial()
+            if trial is not None:
                 self._handed_out[cell.name] += 1
-                self._trials[trial_id] = (cell, run.key)
-                return {RUN: cell.spec(run, threads=self._threads).to_json()}
+                self._trials[trial_id] = (cell, trial.key)
+                return {SPEC: cell.spec(trial, threads=self._threads).to_json()}
         return str(Searcher.FINISHED) if all(cell.finished for cell in self.cells) else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -214,7 +214,7 @@ class StudyScheduler(FIFOScheduler):
         """The first pending trial without an actor, else the first (looked for among the live ones only).
 
         Tune gives a free actor to the chosen trial and throws away the one that trial was waiting for. Were that the
-        oldest, runs shorter than the start of a process would keep a second actor from ever coming up.
+        oldest, trials shorter than the start of a process would keep a second actor from ever coming up.
         """
         self._controller = tune_controller
         pending = {t.trial_id: t for t in tune_controller.get_live_trials() if t.status == Trial.PENDING}

@@ -15,7 +15,7 @@ import numpy as np
 RUNGS = (0.25, 0.5)
 REDUCTION = 2
 # With fewer trials a rung's quantile is a lottery.
-MIN_RUNS = 4
+MIN_TRIALS = 4
 
 
 def at_rung(epoch: int, num_epochs: int) -> bool:
@@ -28,7 +28,7 @@ class Halving:
 
     Args:
         rungs: shares of a trial's budget at which it is compared, rising.
-        reduction: one of this many runs goes on.
+        reduction: one of this many trials goes on.
     """
 
     def __init__(self, rungs: Sequence[float] = RUNGS, reduction: int = REDUCTION) -> None:
@@ -46,7 +46,7 @@ class Halving:
         if rung is None or score is None:
             return False
         others = self._scores[rung]
-        return len(others) >= MIN_RUNS and score < float(np.quantile(others, 1 - 1 / self.reduction))
+        return len(others) >= MIN_TRIALS and score < float(np.quantile(others, 1 - 1 / self.reduction))
 
     def enter(self, key: str, fidelity: float, score: float | None) -> None:
         """Enter a trial's score in the highest rung it has come to and not been entered in (higher is better)."""

@@ -1,4 +1,4 @@
-"""One search over one space: what samples it, what stops hopeless runs, and how those that finish rank.
+"""One search over one space: what samples it, what stops weak trials early, and how those that finish rank.
 
 A study has one, and with `--screen` a second, cheaper one before it: scores of the two are never mixed.
 """

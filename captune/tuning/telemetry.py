@@ -20,17 +20,17 @@ from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
 from captune.tuning.progress import Standing, standing
 from captune.tuning.specs import TrialSpec
-from captune.tuning.trainable import PAYLOAD, RUN
+from captune.tuning.trainable import PAYLOAD, SPEC
 
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "captune_trials": ("runs by state", ("state", "cell")),
+    "captune_trials": ("trials by state", ("state", "cell")),
     "captune_best_score": ("best selection score so far", ("cell",)),
     "captune_zero_shot": ("selection score of zero-shot", ("cell",)),
     "captune_steps_per_second": ("training steps a second", ("cell", "trial")),
     "captune_images_per_second": ("images a second, all streams", ("cell", "trial")),
     "captune_epoch": ("epochs trained", ("cell", "trial")),
     "captune_pseudolabel_balance": ("normalised entropy of the pseudolabel counts", ("cell", "trial")),
-    "captune_gpu_memory_bytes": ("peak memory of the run's GPU process", ("cell", "trial")),
+    "captune_gpu_memory_bytes": ("peak memory of the trial's GPU process", ("cell", "trial")),
 }
 """Gauges by name: help and labels. Ray shows them as `ray_<name>` on each node's metrics port."""
 
@@ -56,11 +56,11 @@ def logger_callbacks(loggers: Sequence[str], cells: Sequence[Cell]) -> list[Any]
 
 
 def _readable(callback: type[Any]) -> type[Any]:
-    """A callback of Ray's that is shown a run's hyperparameters for a worker's order, and its failure as one."""
+    """One of Ray's callbacks, which sees hyperparameters instead of a worker's order, and a failure as one."""
 
     class Readable(callback):
         def log_trial_start(self, trial: Any) -> None:
-            order = TrialSpec.from_json(trial.config[RUN])
+            order = TrialSpec.from_json(trial.config[SPEC])
             whole, trial.config = trial.config, order.hyperparameters()
             try:
                 super().log_trial_start(trial)

@@ -10,7 +10,7 @@ from captune.tuning.cell import Cell
 
 
 def num_confirmations(cell: Cell) -> int:
-    """Confirmation runs at most: the best, the first configuration, each over all fresh seeds."""
+    """Confirmation trials at most: the best, the first configuration, each over all fresh seeds."""
     study = cell.study
     confirmed = min(study.confirm_top + 1, cell.num_trials) if study.confirm_top else 0
     return confirmed * study.confirm_seeds * (2 if cell.info.both_roles else 1)
@@ -72,7 +72,7 @@ def _to_be_planned(cell: Cell) -> list[tuple[Phase, int, dict[str, Any]]]:
 
 
 def _seconds_an_epoch(trials: Sequence[Trial]) -> dict[str, float]:
-    """By what is tuned; a method without epochs counts each of its runs as one."""
+    """By what is tuned; a method without epochs counts each of its trials as one."""
     seconds: dict[str, float] = {}
     epochs: dict[str, float] = {}
     for trial in trials:

@@ -25,7 +25,7 @@ from captune.tuning.gpus import require_gpu
 from captune.tuning.schedulers import at_rung
 from captune.tuning.specs import TrialSpec
 
-RUN = "run"
+SPEC = "spec"
 PAYLOAD = "captune"
 # An orphan of a killed driver lets go within seconds; a minute covers a slow node.
 _LOCK_SECONDS = 60.0
@@ -34,8 +34,8 @@ _TRACEBACK_CHARACTERS = 4000
 _REPORT_SECONDS = 1.0
 
 
-class OpenRun(Protocol):
-    """A trial that trains: `captune.training.trial.TrialRun`, or a quick stand-in in tests."""
+class OpenTrial(Protocol):
+    """A trial that trains: `captune.training.trial.TrainingTrial`, or a quick stand-in in tests."""
 
     num_epochs: int
 
@@ -50,7 +50,7 @@ class OpenRun(Protocol):
         """Write what is to be kept; the outcome."""
 
 
-def open_trial(spec: TrialSpec) -> OpenRun:
+def open_trial(spec: TrialSpec) -> OpenTrial:
     """Open a trial by captune's own training code, on the GPU that Ray gave it where it gave one.
 
     Raises:
@@ -61,17 +61,17 @@ def open_trial(spec: TrialSpec) -> OpenRun:
     return open_trial_anywhere(spec)
 
 
-def open_trial_anywhere(spec: TrialSpec) -> OpenRun:
+def open_trial_anywhere(spec: TrialSpec) -> OpenTrial:
     """The same, on whatever there is (training code is imported here: the driver needs none of it)."""
     from captune.algorithms import method_named
     from captune.config import TaskConfig
     from captune.training.memory import reset_peaks
-    from captune.training.trial import TrialRun, limit_threads
+    from captune.training.trial import TrainingTrial, limit_threads
 
     limit_threads(spec.threads)
     reset_peaks()
     method = method_named(spec.method)
-    return TrialRun.open(
+    return TrainingTrial.open(
         TaskConfig.parse(spec.task),
         method.config_class.parse(spec.config),
         algorithm=method,
@@ -85,9 +85,9 @@ def open_trial_anywhere(spec: TrialSpec) -> OpenRun:
 class StudyTrainable(Trainable):
     """Trains the trial its configuration names; an actor is used for one trial after another."""
 
-    def setup(self, config: dict[str, Any], open_run: Callable[[TrialSpec], OpenRun] = open_trial) -> None:
+    def setup(self, config: dict[str, Any], open_trial: Callable[[TrialSpec], OpenTrial] = open_trial) -> None:
         """Take the first trial."""
-        self._open_run = open_run
+        self._open_trial = open_trial
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -97,8 +97,8 @@ class StudyTrainable(Trainable):
         return True
 
     def _take(self, config: dict[str, Any]) -> None:
-        self._spec = TrialSpec.from_json(config[RUN])
-        self._run: OpenRun | None = None
+        self._spec = TrialSpec.from_json(config[SPEC])
+        self._trial: OpenTrial | None = None
         self._lock: IO[str] | None = None
 
     def step(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class StudyTrainable(Trainable):
         try:
             payload["outcome"] = self._advance(rows)
         except (CaptuneError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, OSError) as error:
-            # A bug or a full disk ends this run with its reason; a study of others goes on.
+            # A bug or a full disk ends this trial with its reason; a study of others goes on.
             payload["failed"] = _failure(error)
         done = bool(payload.get("outcome") or payload.get("failed"))
         if done:
@@ -127,21 +127,21 @@ class StudyTrainable(Trainable):
     def _advance(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         """Open the trial or train on, adding records to `rows`; the outcome once it has ended."""
         began = time.perf_counter()
-        run = self._run
-        if run is None:
+        trial = self._trial
+        if trial is None:
             self._lock = _lock(self._spec.path)
-            run = self._run = self._open_run(self._spec)
+            trial = self._trial = self._open_trial(self._spec)
             # Epochs that were trained but not reported when a process died: their records lie in the trial's directory.
-            rows += [row for row in _known_rows(self._spec.path) if self._spec.reported < row["epoch"] <= run.epoch]
-            if rows and run.epoch < run.num_epochs:
+            rows += [row for row in _known_rows(self._spec.path) if self._spec.reported < row["epoch"] <= trial.epoch]
+            if rows and trial.epoch < trial.num_epochs:
                 return None
-        while run.epoch < run.num_epochs:
-            rows.append(run.run_epoch() | _memory())
-            judged = at_rung(run.epoch, run.num_epochs)
-            if run.epoch < run.num_epochs and (judged or time.perf_counter() - began > _REPORT_SECONDS):
+        while trial.epoch < trial.num_epochs:
+            rows.append(trial.run_epoch() | _memory())
+            judged = at_rung(trial.epoch, trial.num_epochs)
+            if trial.epoch < trial.num_epochs and (judged or time.perf_counter() - began > _REPORT_SECONDS):
                 return None
         started = time.perf_counter()
-        outcome = run.finish()
+        outcome = trial.finish()
         return {**outcome, "seconds": time.perf_counter() - started}
 
     def cleanup(self) -> None:
@@ -149,7 +149,7 @@ class StudyTrainable(Trainable):
         self._release()
 
     def _release(self) -> None:
-        self._run = None
+        self._trial = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -182,7 +182,7 @@ def _lock(directory: Path) -> IO[str]:
             if time.monotonic() > deadline:
                 file.close()
                 raise StudyError(
-                    "one process at a time must train a run",
+                    "one process at a time must train a trial",
                     got="another that still holds its lock",
                     where=directory,
                     next_step="End the other process.",
@@ -205,7 +205,7 @@ def _memory() -> dict[str, int]:
 
 
 def _free_memory() -> None:
-    """Give back what a failed run leaves, where it trained: others share the GPU."""
+    """Give back what a failed trial leaves, where it trained: others share the GPU."""
     if "torch" in sys.modules:
         from captune.training.memory import free_memory
 

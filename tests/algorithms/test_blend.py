@@ -19,7 +19,7 @@ from captune.records import Role
 from captune.training.checkpoint import load_checkpoint
 from captune.training.context import open_context
 from captune.training.ensemble import write_ensemble
-from captune.training.trial import CHECKPOINT, PREDICTIONS, TrialRun
+from captune.training.trial import CHECKPOINT, PREDICTIONS, TrainingTrial
 
 SMALL = {"tuning": "features", "epochs": 2, "steps_per_epoch": 3, "batch_size": 8}
 MEMBERS = [
@@ -33,12 +33,14 @@ def cell(paradigm: str = "ul") -> TaskConfig:
     return TaskConfig.parse({"dataset": "digits", "paradigm": paradigm})
 
 
-def opened(directory: Path, method: str, seed: int = 0, **values: Any) -> TrialRun:
+def opened(directory: Path, method: str, seed: int = 0, **values: Any) -> TrainingTrial:
     config = paper_config(method, cell()).with_values({**SMALL, **values})
-    return TrialRun.open(cell(), config, algorithm=ALGORITHMS[method], seed=seed, directory=directory, role=Role.REPORT)
+    return TrainingTrial.open(
+        cell(), config, algorithm=ALGORITHMS[method], seed=seed, directory=directory, role=Role.REPORT
+    )
 
 
-def trained(directory: Path, method: str, seed: int = 0, **values: Any) -> TrialRun:
+def trained(directory: Path, method: str, seed: int = 0, **values: Any) -> TrainingTrial:
     run = opened(directory, method, seed, **values)
     while not run.finished:
         run.run_epoch()

@@ -13,7 +13,7 @@ import torch
 from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import TaskConfig
 from captune.training.context import Context
-from captune.training.trial import PREDICTIONS, TrialRun
+from captune.training.trial import PREDICTIONS, TrainingTrial
 from tests.reference import anchored_gaussians, mixtures
 from tests.reference import pseudolabelling as reference
 
@@ -27,7 +27,7 @@ def task(paradigm: str, **values: Any) -> TaskConfig:
 
 def predictions(method: str, cell: TaskConfig, directory: Path, **values: Any) -> tuple[torch.Tensor, Any, Context]:
     config = paper_config(method, cell).with_values({**SMALL, **values})
-    run = TrialRun.open(cell, config, algorithm=ALGORITHMS[method], seed=3, directory=directory, role="report")
+    run = TrainingTrial.open(cell, config, algorithm=ALGORITHMS[method], seed=3, directory=directory, role="report")
     while not run.finished:
         run.run_epoch()
     run.finish()
@@ -147,7 +147,7 @@ def test_anchored_equals_its_box(tmp_path: Path, paradigm: str) -> None:
         rows = [context.task.test.tolist().index(image) for image in pool]
         assert_same(probs[rows], torch.tensor(logits_NK).softmax(1).float())
     else:
-        run = TrialRun.open(
+        run = TrainingTrial.open(
             cell, paper_config("anchored", cell).with_values({**SMALL, "num_rounds": 2, "text_images": 3.0}),
             algorithm=ALGORITHMS["anchored"], seed=3, directory=tmp_path / "again", role="report",
         )  # fmt: skip

@@ -14,7 +14,7 @@ from captune.algorithms.cap_mixture import CapMixture
 from captune.config import TaskConfig
 from captune.errors import ConfigError
 from captune.training.context import open_context
-from captune.training.trial import TrialRun
+from captune.training.trial import TrainingTrial
 
 SMALL = {"epochs": 2, "steps_per_epoch": 3, "batch_size": 16, "learning_rate": 0.05}
 
@@ -23,17 +23,17 @@ def cell(imbalance: float, paradigm: str = "ul") -> TaskConfig:
     return TaskConfig.parse({"dataset": "digits", "paradigm": paradigm, "pool_imbalance": imbalance})
 
 
-def trained(directory: Path, method: str, imbalance: float = 20, **values: Any) -> TrialRun:
+def trained(directory: Path, method: str, imbalance: float = 20, **values: Any) -> TrainingTrial:
     task = cell(imbalance)
     config = paper_config(method, task).with_values({"tuning": "features", **SMALL, **values})
-    run = TrialRun.open(task, config, algorithm=ALGORITHMS[method], seed=0, directory=directory, role="report")
+    run = TrainingTrial.open(task, config, algorithm=ALGORITHMS[method], seed=0, directory=directory, role="report")
     while not run.finished:
         run.run_epoch()
     run.finish()
     return run
 
 
-def mixed(run: TrialRun) -> CapMixture:
+def mixed(run: TrainingTrial) -> CapMixture:
     algorithm = run._algorithm
     assert isinstance(algorithm, CapMixture)
     return algorithm
@@ -105,7 +105,9 @@ def test_trust_falls_in_a_straight_line_and_the_logits_of_all_three_are_mixed(tm
 def test_zero_shot_learning_keeps_the_pool_to_its_unseen_classes(tmp_path: Path) -> None:
     task = cell(1, "trzsl")
     config = paper_config("cap_mixture", task).with_values({"tuning": "features", **SMALL})
-    run = TrialRun.open(task, config, algorithm=ALGORITHMS["cap_mixture"], seed=0, directory=tmp_path, role="report")
+    run = TrainingTrial.open(
+        task, config, algorithm=ALGORITHMS["cap_mixture"], seed=0, directory=tmp_path, role="report"
+    )
     unseen_K = run.context.pseudolabelled_K
     prior_K = mixed(run).mixture.prior_K
     assert float(prior_K[~unseen_K].abs().sum()) == 0 and float(prior_K[unseen_K].sum()) == pytest.approx(1)

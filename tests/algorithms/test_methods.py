@@ -17,7 +17,7 @@ from captune.data.paradigms import build_task
 from captune.errors import ConfigError, ModelError, UsageError
 from captune.training import context as context_module
 from captune.training.checkpoint import load_checkpoint
-from captune.training.trial import CHECKPOINT, TrialRun
+from captune.training.trial import CHECKPOINT, TrainingTrial
 
 SEALED = [name for name, method in ALGORITHMS.items() if not method.unsealed]
 SMALL = {"epochs": 2, "steps_per_epoch": 2, "batch_size": 8, "learning_rate": 0.02}
@@ -28,16 +28,16 @@ def cell(method: str, paradigm: str = "ul", **values: Any) -> TaskConfig:
     return TaskConfig.parse({"dataset": "digits", "paradigm": paradigm, **unsealed, **values})
 
 
-def open_run(directory: Path, method: str, paradigm: str = "ul", **values: Any) -> TrialRun:
+def open_trial(directory: Path, method: str, paradigm: str = "ul", **values: Any) -> TrainingTrial:
     task = cell(method, paradigm)
     small = (
         {**SMALL, "num_iterations": 2} if "num_iterations" in ALGORITHMS[method].config_class.model_fields else SMALL
     )
     config = paper_config(method, task).with_values({"tuning": "features", **small, **values})
-    return TrialRun.open(task, config, algorithm=ALGORITHMS[method], seed=0, directory=directory)
+    return TrainingTrial.open(task, config, algorithm=ALGORITHMS[method], seed=0, directory=directory)
 
 
-def train(run: TrialRun) -> dict[str, Any]:
+def train(run: TrainingTrial) -> dict[str, Any]:
     while not run.finished:
         run.run_epoch()
     return run.finish()
@@ -46,7 +46,7 @@ def train(run: TrialRun) -> dict[str, Any]:
 @pytest.mark.parametrize("prompts", ["text", "image", "multimodal"])
 @pytest.mark.parametrize("method", ["fpl", "cpl"])
 def test_prompts_of_every_kind_are_learned(tmp_path: Path, method: str, prompts: str) -> None:
-    run = open_run(tmp_path, method, tuning="prompts", prompts=prompts)
+    run = open_trial(tmp_path, method, tuning="prompts", prompts=prompts)
     before = run._algorithm.classifier.learned_state()  # type: ignore[union-attr]
     train(run)
     after = load_checkpoint(tmp_path / CHECKPOINT)[0]
@@ -57,13 +57,13 @@ def test_prompts_of_every_kind_are_learned(tmp_path: Path, method: str, prompts:
 @pytest.mark.parametrize("method", ["fpl", "grip", "cpl"])
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, method: str, interrupted_after: int) -> None:
     settings = {"epochs": 4} if method == "fpl" else {}
-    whole = train(open_run(tmp_path / "whole", method, **settings))
-    first = open_run(tmp_path / "halves", method, **settings)
+    whole = train(open_trial(tmp_path / "whole", method, **settings))
+    first = open_trial(tmp_path / "halves", method, **settings)
     for _ in range(interrupted_after):
         first.run_epoch()
     first.save()
     del first
-    assert train(open_run(tmp_path / "halves", method, **settings)) == whole
+    assert train(open_trial(tmp_path / "halves", method, **settings)) == whole
     one, two = (load_checkpoint(tmp_path / name / CHECKPOINT)[0] for name in ("whole", "halves"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -73,7 +73,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, method: str, i
 def test_a_method_runs_in_every_paradigm_without_a_sealed_label(
     tmp_path: Path, method: str, paradigm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = train(open_run(tmp_path / "honest", method, paradigm))
+    honest = train(open_trial(tmp_path / "honest", method, paradigm))
     real_init = paradigms.SealedLabels.__init__
     monkeypatch.setattr(
         paradigms.SealedLabels,
@@ -81,7 +81,7 @@ def test_a_method_runs_in_every_paradigm_without_a_sealed_label(
         lambda self, **labels: real_init(self, **{name: np.full_like(value, 3) for name, value in labels.items()}),
     )
     context_module.open_context.cache_clear()
-    spoiled = train(open_run(tmp_path / "spoiled", method, paradigm))
+    spoiled = train(open_trial(tmp_path / "spoiled", method, paradigm))
     context_module.open_context.cache_clear()
     assert spoiled == honest
     assert 0 <= honest["score"] <= 1
@@ -90,7 +90,7 @@ def test_a_method_runs_in_every_paradigm_without_a_sealed_label(
 def test_supervised_refuses_a_sealed_pool(tmp_path: Path) -> None:
     task = TaskConfig.parse({"dataset": "digits", "paradigm": "ul"})
     with pytest.raises(UsageError, match="supervised must be given the pool's true labels"):
-        TrialRun.open(
+        TrainingTrial.open(
             task, paper_config("supervised", task), algorithm=ALGORITHMS["supervised"], seed=0, directory=tmp_path
         )
 
@@ -105,7 +105,7 @@ def test_unsealing_labels_the_pool_and_nothing_else() -> None:
 
 
 def test_grip_grows_its_boards_and_starts_afresh(tmp_path: Path) -> None:
-    run = open_run(tmp_path, "grip")
+    run = open_trial(tmp_path, "grip")
     sizes = [run.run_epoch()["num_confident"] for _ in range(4)]
     pool = len(run.context.task.pool)
     assert sizes[:2] == [pool // 20 * 10] * 2
@@ -117,7 +117,7 @@ def test_grip_grows_its_boards_and_starts_afresh(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["transclip", "anchored", "balanced", "zero_shot", "fpl"])
 def test_a_checkpoint_predicts_what_the_trial_predicted(tmp_path: Path, method: str) -> None:
-    run = open_run(tmp_path, method)
+    run = open_trial(tmp_path, method)
     train(run)
     assert run.context.image_views is not None
     images = run.context.task.test[:16]
@@ -140,4 +140,4 @@ def test_templates_need_a_text_tower(tmp_path: Path) -> None:
     task = TaskConfig.parse({"dataset": f"features:{tmp_path / 'f.npz'}", "paradigm": "ul"})
     config = paper_config("zero_shot", task).with_values({"templates": ["a {}."]})
     with pytest.raises(ModelError, match="templates must have a text tower"):
-        TrialRun.open(task, config, algorithm=ALGORITHMS["zero_shot"], seed=0, directory=tmp_path / "run")
+        TrainingTrial.open(task, config, algorithm=ALGORITHMS["zero_shot"], seed=0, directory=tmp_path / "run")

@@ -86,4 +86,4 @@ def test_script_without_runs_says_what_it_needs(tmp_path: Path) -> None:
 
 def test_script_prints_to_standard_output(runs: list[Path]) -> None:
     done = run_script("concepts", runs[0])
-    assert done.returncode == 0 and done.stdout.startswith("run,dataset,")
+    assert done.returncode == 0 and done.stdout.startswith("study,dataset,")

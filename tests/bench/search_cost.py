@@ -103,7 +103,7 @@ def ended_trials(directory: Path) -> tuple[int, list[Trained]]:
     if not record.num_openings:
         raise RecordError("a study's journal must say which study it is", got="no study_opened", where=directory)
     ended = [trial for trial in record.trials if trial.phase in (Phase.SCREEN, Phase.SEARCH) and trial.ended]
-    return int(record.study["seed"]), [
+    return int(record.settings["seed"]), [
         Trained(
             tuning=str(trial.config.get("tuning")),
             epochs=trial.num_epochs,

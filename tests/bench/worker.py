@@ -109,12 +109,12 @@ def main(settings: dict[str, Any]) -> None:
 def _trial(epochs: int) -> Iterator[Callable[[], None]]:
     from captune.algorithms import ALGORITHMS, paper_config
     from captune.config import TaskConfig
-    from captune.training.trial import TrialRun
+    from captune.training.trial import TrainingTrial
 
     task = TaskConfig.parse({"dataset": "digits", "paradigm": "ul"})
     config = paper_config("cap", task).with_values({"epochs": epochs + 1, "tuning": "prompts"})
     with tempfile.TemporaryDirectory(prefix="captune-") as folder:
-        run = TrialRun.open(
+        run = TrainingTrial.open(
             task, config, algorithm=ALGORITHMS["cap"], seed=0, directory=Path(folder), role=Role.REPORT, device="cpu"
         )
         run.run_epoch()

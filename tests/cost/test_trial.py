@@ -19,7 +19,7 @@ from captune.cost.trial import TrialCost, estimate_trial_cost
 from captune.errors import RecordError, UsageError
 from captune.records import JOURNAL, Journal
 from captune.training.loop import Loop
-from captune.training.trial import TrialRun
+from captune.training.trial import TrainingTrial
 from tests.bench.overhead import trial_overhead
 from tests.journals import append
 
@@ -30,11 +30,11 @@ def task(**values: Any) -> TaskConfig:
 
 def test_the_estimate_is_near_what_a_trial_takes(tmp_path: Path) -> None:
     config = paper_config("cap", task()).with_values({"tuning": "features", "epochs": 8, "steps_per_epoch": 40})
-    run = TrialRun.open(task(), config, algorithm=ALGORITHMS["cap"], seed=0, directory=tmp_path / "warm")
+    run = TrainingTrial.open(task(), config, algorithm=ALGORITHMS["cap"], seed=0, directory=tmp_path / "warm")
     run.run_epoch()
     estimates = [estimate_trial_cost(task(), config, "cap").trial_seconds]
     started = time.perf_counter()
-    run = TrialRun.open(task(), config, algorithm=ALGORITHMS["cap"], seed=0, directory=tmp_path / "real")
+    run = TrainingTrial.open(task(), config, algorithm=ALGORITHMS["cap"], seed=0, directory=tmp_path / "real")
     while not run.finished:
         run.run_epoch()
     run.finish()

@@ -22,7 +22,7 @@ from captune.results.importance import FANOVA_TRIALS, importance_table, marginal
 from captune.results.load import load_studies, load_study
 from captune.results.report import tables_of
 from captune.results.robustness import robustness_table
-from captune.results.selection import MEAN_OF_RUNS, selection_table
+from captune.results.selection import MEAN_OF_STUDIES, selection_table
 from captune.results.surrogate import fit_surrogate
 from captune.results.transfer import BEST_ON_AVERAGE, transfer_table
 
@@ -164,7 +164,7 @@ def test_before_the_seal_scores_are_compared_without_balanced(tmp_path: Path) ->
 def test_cells_with_other_settings_are_not_compared(tmp_path: Path) -> None:
     run = load_study(whole_study(tmp_path))
     assert cell_of(run) == "digits ul"
-    run.study["task"] |= {"pool_imbalance": 10.0, "data_root": "/elsewhere", "protocol": "coop"}
+    run.settings["task"] |= {"pool_imbalance": 10.0, "data_root": "/elsewhere", "protocol": "coop"}
     assert cell_of(run) == "digits ul pool_imbalance=10.0"
 
 
@@ -356,8 +356,8 @@ def test_criterion_that_cannot_tell_trials_apart_picks_any(tmp_path: Path) -> No
 
 def test_selection_over_runs_ends_with_the_means(matrix: list[StudyRecord]) -> None:
     table = selection_table(matrix)
-    means = table[table["run"] == MEAN_OF_RUNS].set_index("criterion")
-    single = table[(table["run"] != MEAN_OF_RUNS) & (table["criterion"] == "agree-balanced")]
+    means = table[table["study"] == MEAN_OF_STUDIES].set_index("criterion")
+    single = table[(table["study"] != MEAN_OF_STUDIES) & (table["criterion"] == "agree-balanced")]
     assert means.loc["agree-balanced", "spearman"] == pytest.approx(single["spearman"].astype(float).mean())
     assert means.index[0] == "agree-balanced" and means.loc["infomax", "spearman"] < 0
 
@@ -373,13 +373,13 @@ def test_selection_needs_the_open_seal(tmp_path: Path) -> None:
 
 def test_transfer_knows_what_was_run_and_predicts_the_rest(matrix: list[StudyRecord]) -> None:
     table = transfer_table(matrix)
-    assert set(table["how"].dropna()) <= {"run", "surrogate"} and (table["regret"].dropna() >= 0).all()
-    home = table[(table["source_run"] == table["target_run"]) & (table["source"] != BEST_ON_AVERAGE)]
-    assert set(home["how"]) == {"run"} and len(home) == 4
+    assert set(table["how"].dropna()) <= {"trial", "surrogate"} and (table["regret"].dropna() >= 0).all()
+    home = table[(table["source_study"] == table["target_study"]) & (table["source"] != BEST_ON_AVERAGE)]
+    assert set(home["how"]) == {"trial"} and len(home) == 4
     best = table[table["source"] == BEST_ON_AVERAGE]
     for method, rows in best.groupby("method"):
         others = table[(table["method"] == method) & (table["source"] != BEST_ON_AVERAGE)]
-        means = others.groupby(["source_run", "configuration"])["regret"].mean()
+        means = others.groupby(["source_study", "configuration"])["regret"].mean()
         assert rows["regret"].mean() <= means.min() + 1e-9
 
 

@@ -18,7 +18,7 @@ from captune.errors import RecordError, UsageError
 from captune.results.load import load_study
 from captune.results.report import report_studies, report_study, tables_of
 
-ALL_CSV = {"runs", "trials", "epochs", "confirm", "best_configs", "robustness", "comparisons", "importance",
+ALL_CSV = {"studies", "trials", "epochs", "confirm", "best_configs", "robustness", "comparisons", "importance",
            "marginals", "curves", "selection", "concepts"}  # fmt: skip
 FIGURES = {"study", "robustness", "importance", "comparisons", "curves"}
 
@@ -118,7 +118,7 @@ def test_page_is_one_file_without_scripts_or_requests(reported: Path) -> None:
 
 def test_page_says_what_was_run_chosen_how_sure_and_what_next(reported: Path) -> None:
     text = " ".join(Page((reported / "report.html").read_text(encoding="utf-8")).text)
-    for heading in ("What was chosen, and why", "How sure", "What was run", "Confirmed configurations", "Files"):
+    for heading in ("What was chosen, and why", "How sure", "What was done", "Confirmed configurations", "Files"):
         assert heading in text
 
 
@@ -132,7 +132,8 @@ def test_report_written_again_is_the_same_to_the_byte_whatever_was_edited(tmp_pa
     directory = small_study(tmp_path / "run")
     report_study(directory)
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
-    (directory / "best_configs.csv").write_text("run,test_mean\nmine,0.99\n")
+    (directory / "best_configs.csv").write_text("study,test_mean\nmine,0.99\n")
+    (directory / "runs.csv").write_text("run\nwritten by an earlier version, which called studies.csv so\n")
     report_study(directory)
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
@@ -197,7 +198,7 @@ def test_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
 def test_run_without_any_trial_is_reported(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "empty")
     written = {path.name for path in report_study(study.close())}
-    assert {"runs.csv", "trials.csv", "best_configs.csv", "report.html"} <= written
+    assert {"studies.csv", "trials.csv", "best_configs.csv", "report.html"} <= written
     assert "best_config.yaml" not in written and "study.png" not in written
 
 
@@ -210,13 +211,13 @@ def test_run_in_which_everything_failed_is_reported(tmp_path: Path) -> None:
     assert "many trials failed" in page and "Keep zero-shot" in page
 
 
-def test_several_runs_make_one_report_and_stay_as_they_are(tmp_path: Path) -> None:
+def test_several_studies_make_one_report_and_stay_as_they_are(tmp_path: Path) -> None:
     runs = []
     for index, (paradigm, method) in enumerate([("ul", "cap"), ("tft", "cap"), ("ul", "fpl")]):
         runs.append(whole_study(tmp_path / f"digits-{paradigm}-{method}", seed=index, paradigm=paradigm, method=method))
-    open_run = FakeStudy(tmp_path / "digits-ssl-cap", paradigm="ssl", seed=9)
-    open_run.references()
-    runs.append(open_run.close())
+    unfinished = FakeStudy(tmp_path / "digits-ssl-cap", paradigm="ssl", seed=9)
+    unfinished.references()
+    runs.append(unfinished.close())
     written = {path.name for path in report_studies(runs, tmp_path / "out")}
     assert {"transfer.csv", "ranks.csv", "comparisons.csv", "comparisons.png", "report.html"} <= written
     assert "best_config.yaml" not in written and not (runs[0] / "report.html").exists()
@@ -242,7 +243,7 @@ def test_no_csv_holds_the_word_nan(reported: Path) -> None:
 
 def test_tables_are_left_out_when_empty(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "empty")
-    assert set(tables_of([load_study(study.close())])) == {"runs.csv", "trials.csv", "best_configs.csv"}
+    assert set(tables_of([load_study(study.close())])) == {"studies.csv", "trials.csv", "best_configs.csv"}
 
 
 def test_command_reports_one_run_in_place_and_asks_where_for_several(tmp_path: Path) -> None:

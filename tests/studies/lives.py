@@ -10,7 +10,7 @@ from captune.config import StudyConfig, TaskConfig
 from captune.studies import closing
 from captune.studies.planning import Plan, plan_study
 from captune.tuning.study import OpenStudy
-from captune.tuning.trainable import PAYLOAD, RUN, StudyTrainable, open_trial_anywhere
+from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable, open_trial_anywhere
 
 QUICK = {"epochs": 2, "steps_per_epoch": 2, "tuning": "features"}
 
@@ -29,7 +29,7 @@ def run_trials(plan: Plan, *, resume: bool = False) -> OpenStudy:
     while (trial := opened.cell.next_trial()) is not None:
         opened.cell.start(trial.key, "node")
         worker = StudyTrainable.__new__(StudyTrainable)
-        worker.setup({RUN: opened.cell.spec(trial, threads=1).to_json()}, open_run=open_trial_anywhere)
+        worker.setup({SPEC: opened.cell.spec(trial, threads=1).to_json()}, open_trial=open_trial_anywhere)
         while not opened.cell.deliver(trial.key, json.loads(worker.step()[PAYLOAD])):
             continue
         worker.cleanup()

@@ -27,7 +27,7 @@ from captune.algorithms import ALGORITHMS, paper_config
 from captune.algorithms.cap import Cap
 from captune.config import TaskConfig
 from captune.training.evaluation import evaluate_trial
-from captune.training.trial import TrialRun, limit_threads
+from captune.training.trial import TrainingTrial, limit_threads
 from tests.golden.official_run import OFFICIAL, Official
 
 QUESTIONS = {
@@ -86,7 +86,7 @@ def outcome(cell: dict[str, Any], values: dict[str, Any], paradigm: str, seed: i
     task = TaskConfig.parse({**cell, "paradigm": paradigm, "split_seed": 500 + seed})
     config = paper_config("cap", task, values["tuning"]).with_values(values)
     with tempfile.TemporaryDirectory() as folder:
-        run = TrialRun.open(
+        run = TrainingTrial.open(
             task, config, algorithm=ALGORITHMS["cap"], seed=seed, directory=Path(folder), role="report", device="cpu"
         )
         while not run.finished:

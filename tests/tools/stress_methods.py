@@ -21,7 +21,7 @@ from captune.data.catalog import load_dataset
 from captune.records import Role, atomic_write
 from captune.seeding import numpy_generator
 from captune.training.evaluation import evaluate_trial
-from captune.training.trial import TrialRun, limit_threads
+from captune.training.trial import TrainingTrial, limit_threads
 
 # world → paradigm and what the task is given; "wrong_names" stands for two names of things the dataset does not show.
 WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -82,7 +82,7 @@ def _accuracy(dataset: str, method: str, paradigm: str, settings: dict[str, Any]
         values["class_names"] = _wrong_names(dataset, seed, folder / "names.yaml")
     task = TaskConfig.parse({**values, "unseal_pool": ALGORITHMS[method].unsealed})
     config = paper_config(method, task, "features")
-    run = TrialRun.open(
+    run = TrainingTrial.open(
         task, config, algorithm=ALGORITHMS[method], seed=seed, directory=folder / "run", role=Role.REPORT, device="cpu"
     )
     while not run.finished:

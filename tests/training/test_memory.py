@@ -20,7 +20,7 @@ from captune.training.checkpoint import load_checkpoint
 from captune.training.context import Context
 from captune.training.loop import Algorithm
 from captune.training.memory import free_memory, is_out_of_memory
-from captune.training.trial import RESUME, TrialRun
+from captune.training.trial import RESUME, TrainingTrial
 
 TASK = TaskConfig.parse({"dataset": "digits", "paradigm": "ul"})
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of 79 GiB"
@@ -63,11 +63,11 @@ class Cramped:
         return algorithm
 
 
-def open_run(directory: Path, spec: Any, trial: TrialConfig) -> TrialRun:
-    return TrialRun.open(TASK, trial, algorithm=spec, seed=0, directory=directory)
+def open_trial(directory: Path, spec: Any, trial: TrialConfig) -> TrainingTrial:
+    return TrainingTrial.open(TASK, trial, algorithm=spec, seed=0, directory=directory)
 
 
-def train(run: TrialRun) -> list[dict[str, Any]]:
+def train(run: TrainingTrial) -> list[dict[str, Any]]:
     return [run.run_epoch() for _ in range(run.num_epochs - run.epoch)]
 
 
@@ -75,9 +75,9 @@ def test_a_trial_that_runs_out_of_memory_goes_on_from_its_last_epoch_with_the_sa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_module, "SAVE_SECONDS", 0.0)
-    whole = train(open_run(tmp_path / "whole", ALGORITHMS["cap"], config()))
+    whole = train(open_trial(tmp_path / "whole", ALGORITHMS["cap"], config()))
     cramped = Cramped(fail=[4])
-    run = open_run(tmp_path / "cramped", cramped, config())
+    run = open_trial(tmp_path / "cramped", cramped, config())
     rows = train(run)
     assert cramped.micro_batches == [None, 8]
     assert cramped.steps == 8, "of six steps the two of epoch 2 are made again, those of epoch 1 are not"
@@ -89,14 +89,14 @@ def test_a_trial_that_runs_out_of_memory_goes_on_from_its_last_epoch_with_the_sa
 
 def test_memory_that_runs_out_before_the_first_checkpoint_begins_the_trial_again(tmp_path: Path) -> None:
     cramped = Cramped(fail=[1])
-    rows = train(open_run(tmp_path, cramped, config(micro_batch=16)))
+    rows = train(open_trial(tmp_path, cramped, config(micro_batch=16)))
     assert cramped.micro_batches == [16, 4]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
 
 
 def test_a_trial_that_does_not_fit_in_micro_batches_either_fails_with_advice(tmp_path: Path) -> None:
     cramped = Cramped(fail=[3, 4])
-    run = open_run(tmp_path, cramped, config())
+    run = open_trial(tmp_path, cramped, config())
     run.run_epoch()
     with pytest.raises(TrainingFailed) as caught:
         run.run_epoch()
@@ -124,7 +124,7 @@ def test_running_out_of_memory_is_told_from_other_errors(message: str, memory: b
 
 def test_another_error_is_not_tried_again(tmp_path: Path) -> None:
     cramped = Cramped(fail=[1], message="CUDA error: an illegal memory access was encountered")
-    run = open_run(tmp_path, cramped, config())
+    run = open_trial(tmp_path, cramped, config())
     with pytest.raises(RuntimeError, match="illegal memory access"):
         run.run_epoch()
     assert cramped.micro_batches == [None]
@@ -149,7 +149,7 @@ def cap_memory() -> Iterator[Any]:
     free_memory()
 
 
-def peak_bytes(run: TrialRun) -> int:
+def peak_bytes(run: TrainingTrial) -> int:
     """Most memory that the process takes from its GPU, beside what it holds, while it trains an epoch."""
     free_memory()
     before = torch.cuda.memory_reserved()
@@ -167,8 +167,8 @@ def learned(directory: Path) -> Tensor:
 @pytest.mark.gpu
 @pytest.mark.timeout(300)
 def test_on_a_gpu_that_is_too_small_a_trial_goes_on_in_micro_batches(tmp_path: Path, cap_memory: Any) -> None:
-    at_once = peak_bytes(open_run(tmp_path / "whole", ALGORITHMS["cap"], config(**LARGE)))
-    small = open_run(tmp_path / "small", ALGORITHMS["cap"], config(**LARGE, micro_batch=128))
+    at_once = peak_bytes(open_trial(tmp_path / "whole", ALGORITHMS["cap"], config(**LARGE)))
+    small = open_trial(tmp_path / "small", ALGORITHMS["cap"], config(**LARGE, micro_batch=128))
     in_parts = peak_bytes(small)
     print(f"peak: {at_once / 2**20:.0f} MiB at once, {in_parts / 2**20:.0f} MiB in micro-batches")
     assert in_parts < 0.85 * at_once
@@ -179,7 +179,7 @@ def test_on_a_gpu_that_is_too_small_a_trial_goes_on_in_micro_batches(tmp_path: P
 
     # Steps are recorded in the first epoch, with all the memory they will ever need, so there it runs out.
     cap_memory(torch.cuda.memory_reserved() + (at_once + in_parts) // 2)
-    run = open_run(tmp_path / "run", ALGORITHMS["cap"], config(**LARGE))
+    run = open_trial(tmp_path / "run", ALGORITHMS["cap"], config(**LARGE))
     rows = train(run)
     assert [row.get("micro_batch") for row in rows] == [128, 128, 128]
     assert 0 < run.finish()["score"] <= 1
@@ -190,7 +190,7 @@ def test_on_a_gpu_that_is_too_small_a_trial_goes_on_in_micro_batches(tmp_path: P
 @pytest.mark.gpu
 @pytest.mark.timeout(300)
 def test_on_a_gpu_that_is_far_too_small_a_trial_fails_with_advice_and_frees_it(tmp_path: Path, cap_memory: Any) -> None:
-    run = open_run(tmp_path, ALGORITHMS["cap"], config(**LARGE))
+    run = open_trial(tmp_path, ALGORITHMS["cap"], config(**LARGE))
     free_memory()
     held = torch.cuda.memory_allocated()
     cap_memory(torch.cuda.memory_reserved() + 2**21)

@@ -16,7 +16,7 @@ from captune.errors import CheckpointError, TrainingFailed
 from captune.training import context as context_module
 from captune.training import trial as trial_module
 from captune.training.checkpoint import load_checkpoint
-from captune.training.trial import CHECKPOINT, EPOCHS, PREDICTIONS, RESUME, TrialRun
+from captune.training.trial import CHECKPOINT, EPOCHS, PREDICTIONS, RESUME, TrainingTrial
 
 SMALL = {"epochs": 4, "steps_per_epoch": 3, "learning_rate": 0.02, "grow_every": 2}
 # Every part of the method that carries state from epoch to epoch is switched on.
@@ -38,13 +38,13 @@ def config(**values: Any) -> TrialConfig:
     return paper_config("cap", task()).with_values({**SMALL, **values})
 
 
-def open_run(directory: Path, trial: TrialConfig, paradigm: str = "ul", **values: Any) -> TrialRun:
-    return TrialRun.open(
+def open_trial(directory: Path, trial: TrialConfig, paradigm: str = "ul", **values: Any) -> TrainingTrial:
+    return TrainingTrial.open(
         task(paradigm), trial, algorithm=ALGORITHMS["cap"], directory=directory, **{"seed": 0, **values}
     )
 
 
-def train(run: TrialRun) -> dict[str, Any]:
+def train(run: TrainingTrial) -> dict[str, Any]:
     while not run.finished:
         run.run_epoch()
     return run.finish()
@@ -62,7 +62,7 @@ def assert_same_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.
 
 @pytest.mark.parametrize("paradigm", ["ul", "ssl", "trzsl", "tft"])
 def test_a_trial_writes_what_the_records_need(tmp_path: Path, paradigm: str) -> None:
-    run = open_run(tmp_path, config(tuning="features"), paradigm)
+    run = open_trial(tmp_path, config(tuning="features"), paradigm)
     outcome = train(run)
     assert 0 <= outcome["score"] <= 1
     assert all((tmp_path / name).stat().st_size > 0 for name in (CHECKPOINT, PREDICTIONS, EPOCHS, "config.yaml"))
@@ -73,13 +73,13 @@ def test_a_trial_writes_what_the_records_need(tmp_path: Path, paradigm: str) -> 
 @pytest.mark.parametrize("interrupted_after", [1, 2, 3])
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, tuning: str, interrupted_after: int) -> None:
     trial = config(**{**STATEFUL, "tuning": tuning})
-    whole = train(open_run(tmp_path / "whole", trial))
-    first = open_run(tmp_path / "halves", trial)
+    whole = train(open_trial(tmp_path / "whole", trial))
+    first = open_trial(tmp_path / "halves", trial)
     for _ in range(interrupted_after):
         first.run_epoch()
     first.save()
     del first
-    resumed = open_run(tmp_path / "halves", trial)
+    resumed = open_trial(tmp_path / "halves", trial)
     assert resumed.epoch == interrupted_after
     assert train(resumed) == whole
     assert_same_tensors(learned(tmp_path / "whole"), learned(tmp_path / "halves"))
@@ -90,7 +90,7 @@ def test_short_epochs_share_a_checkpoint_and_the_last_is_always_saved(
     tmp_path: Path, seconds: float, saved: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_module, "SAVE_SECONDS", seconds)
-    run = open_run(tmp_path, config(tuning="features"))
+    run = open_trial(tmp_path, config(tuning="features"))
     kept = set()
     while not run.finished:
         run.run_epoch()
@@ -104,11 +104,11 @@ def test_epochs_behind_the_last_checkpoint_are_trained_again_with_the_same_recor
 ) -> None:
     monkeypatch.setattr(trial_module, "SAVE_SECONDS", 3600.0)
     trial = config(**{**STATEFUL, "tuning": "features"})
-    run = open_run(tmp_path, trial)
+    run = open_trial(tmp_path, trial)
     run.run_epoch()
     run.save()
     before = [run.run_epoch() for _ in range(2)]
-    again = open_run(tmp_path, trial)
+    again = open_trial(tmp_path, trial)
     assert again.epoch == 1
     after = [again.run_epoch() for _ in range(2)]
     assert [row | {"seconds": 0} for row in before] == [row | {"seconds": 0} for row in after]
@@ -118,12 +118,12 @@ def test_epochs_behind_the_last_checkpoint_are_trained_again_with_the_same_recor
 
 
 def test_a_row_torn_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
-    run = open_run(tmp_path, config(tuning="features"))
+    run = open_trial(tmp_path, config(tuning="features"))
     run.run_epoch()
     run.save()
     rows = (tmp_path / EPOCHS).read_text()
     (tmp_path / EPOCHS).write_text(rows + rows.replace('"epoch": 1', '"epoch": 2') + '{"epoch": 3, "lo')
-    train(open_run(tmp_path, config(tuning="features")))
+    train(open_trial(tmp_path, config(tuning="features")))
     assert [line[:11] for line in (tmp_path / EPOCHS).read_text().splitlines()] == [
         f'{{"epoch": {n}' for n in (1, 2, 3, 4)
     ]
@@ -134,7 +134,7 @@ def test_weights_and_scores_do_not_depend_on_a_single_sealed_label(
     tmp_path: Path, paradigm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = config(**{**STATEFUL, "tuning": "features"})
-    honest = train(open_run(tmp_path / "honest", trial, paradigm))
+    honest = train(open_trial(tmp_path / "honest", trial, paradigm))
     before = learned(tmp_path / "honest")
 
     real_init = paradigms.SealedLabels.__init__
@@ -146,7 +146,7 @@ def test_weights_and_scores_do_not_depend_on_a_single_sealed_label(
 
     monkeypatch.setattr(paradigms.SealedLabels, "__init__", garbage)
     context_module.open_context.cache_clear()
-    spoiled = train(open_run(tmp_path / "spoiled", trial, paradigm))
+    spoiled = train(open_trial(tmp_path / "spoiled", trial, paradigm))
     context_module.open_context.cache_clear()
     assert spoiled == honest
     assert_same_tensors(before, learned(tmp_path / "spoiled"))
@@ -154,44 +154,44 @@ def test_weights_and_scores_do_not_depend_on_a_single_sealed_label(
 
 @pytest.mark.parametrize("criterion", ["val", "agree-smooth", "val-smooth"])
 def test_every_epoch_is_scored_by_the_criterion_itself(tmp_path: Path, criterion: str) -> None:
-    run = open_run(tmp_path, config(tuning="features", epochs=1), "ssl", select_by=criterion)
+    run = open_trial(tmp_path, config(tuning="features", epochs=1), "ssl", select_by=criterion)
     epoch, end = run.run_epoch(), run.finish()
     assert epoch["score"] == end["score"] == end["scores"][criterion]
     assert end["scores"]["val-smooth"] == (end["scores"]["val"] + end["scores"]["agree-smooth"]) / 2
 
 
 def test_other_settings_in_the_same_directory_are_refused(tmp_path: Path) -> None:
-    open_run(tmp_path, config(tuning="features")).save()
+    open_trial(tmp_path, config(tuning="features")).save()
     with pytest.raises(CheckpointError, match="settings it began with, but got another config"):
-        open_run(tmp_path, config(tuning="features", margin_scale=3.0))
+        open_trial(tmp_path, config(tuning="features", margin_scale=3.0))
     with pytest.raises(CheckpointError, match="another seed"):
-        open_run(tmp_path, config(tuning="features"), seed=1)
+        open_trial(tmp_path, config(tuning="features"), seed=1)
 
 
 def test_a_damaged_checkpoint_is_said_to_be_damaged(tmp_path: Path) -> None:
-    open_run(tmp_path, config(tuning="features")).save()
+    open_trial(tmp_path, config(tuning="features")).save()
     path = tmp_path / RESUME
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="whole safetensors file"):
-        open_run(tmp_path, config(tuning="features"))
+        open_trial(tmp_path, config(tuning="features"))
 
 
 def test_a_diverging_trial_fails_with_its_reason(tmp_path: Path) -> None:
-    run = open_run(tmp_path, config(tuning="features", learning_rate=1e30, adapter_residual=10, warmup_epochs=0))
+    run = open_trial(tmp_path, config(tuning="features", learning_rate=1e30, adapter_residual=10, warmup_epochs=0))
     with pytest.raises(TrainingFailed, match=r"finite|collapse"):
         train(run)
 
 
 def test_a_pool_smaller_than_a_batch_is_drawn_again_within_it(tmp_path: Path) -> None:
-    run = open_run(tmp_path, config(tuning="features", batch_size=1000, epochs=1, warmup_epochs=0, steps_per_epoch=2))
+    run = open_trial(tmp_path, config(tuning="features", batch_size=1000, epochs=1, warmup_epochs=0, steps_per_epoch=2))
     assert len(run.context.task.pool) < 1000
     train(run)
     assert run.finished
 
 
 def test_micro_batches_change_no_number(tmp_path: Path) -> None:
-    plain = open_run(tmp_path / "plain", config(epochs=1, warmup_epochs=0))
-    small = open_run(tmp_path / "small", config(epochs=1, warmup_epochs=0, micro_batch=20))
+    plain = open_trial(tmp_path / "plain", config(epochs=1, warmup_epochs=0))
+    small = open_trial(tmp_path / "small", config(epochs=1, warmup_epochs=0, micro_batch=20))
     train(plain)
     train(small)
     for name, tensor in learned(tmp_path / "plain").items():
@@ -199,6 +199,6 @@ def test_micro_batches_change_no_number(tmp_path: Path) -> None:
 
 
 def test_seeds_change_the_training(tmp_path: Path) -> None:
-    train(open_run(tmp_path / "0", config(tuning="features"), seed=0))
-    train(open_run(tmp_path / "1", config(tuning="features"), seed=1))
+    train(open_trial(tmp_path / "0", config(tuning="features"), seed=0))
+    train(open_trial(tmp_path / "1", config(tuning="features"), seed=1))
     assert any(not torch.equal(a, learned(tmp_path / "1")[name]) for name, a in learned(tmp_path / "0").items())

@@ -16,7 +16,7 @@ from captune.space import load_space
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.study import OpenStudy
-from tests.tuning.fakes import FakeRun, info, space_path, study
+from tests.tuning.fakes import FakeTrial, info, space_path, study
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         with connected(asked.address, threads=1, dashboard=False, cpus=asked.concurrency) as cluster:
             print(json.dumps({"pid": os.getpid()}), flush=True)
             finished = run_cells(
-                [opened.cell], cluster, Allotment(asked.concurrency), open_run=partial(FakeRun, pause=asked.pause)
+                [opened.cell], cluster, Allotment(asked.concurrency), open_trial=partial(FakeTrial, pause=asked.pause)
             )
     finally:
         opened.close()

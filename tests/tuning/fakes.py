@@ -22,7 +22,7 @@ parameters:
 """
 
 
-class FakeRun:
+class FakeTrial:
     """A smooth function of the configuration, known at every epoch; an epoch takes `pause` and says `seconds`."""
 
     def __init__(self, spec: TrialSpec, *, pause: float = 0.0, fail: str = "", seconds: float | None = None) -> None:
@@ -67,12 +67,12 @@ class FakeRun:
         return {"score": score, "scores": {"fake": score}, "num_parameters": 3, "prediction_balance": 0.9}
 
 
-def open_fake(spec: TrialSpec) -> FakeRun:
-    return FakeRun(spec)
+def open_fake(spec: TrialSpec) -> FakeTrial:
+    return FakeTrial(spec)
 
 
-def open_slow(spec: TrialSpec) -> FakeRun:
-    return FakeRun(spec, pause=0.05)
+def open_slow(spec: TrialSpec) -> FakeTrial:
+    return FakeTrial(spec, pause=0.05)
 
 
 def study(**settings: Any) -> StudyConfig:

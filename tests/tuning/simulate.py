@@ -13,7 +13,7 @@ from captune.space import load_space
 from captune.tuning.cell import Cell
 from captune.tuning.specs import CellInfo
 from tests.journals import journal_lines
-from tests.tuning.fakes import FakeRun, info, space_path, study
+from tests.tuning.fakes import FakeTrial, info, space_path, study
 
 
 class Killed(Exception):
@@ -44,13 +44,13 @@ def drive(
     fail: str = "",
 ) -> None:
     """Run a study to its end, or to `kill_after` reports of workers."""
-    workers: dict[str, FakeRun] = {}
+    workers: dict[str, FakeTrial] = {}
     reports = 0
     while True:
         while len(workers) < concurrency and (run := cell.next_trial()) is not None:
             spec = cell.spec(run, threads=1)
             cell.start(run.key, "node")
-            workers[run.key] = FakeRun(spec, fail=fail)
+            workers[run.key] = FakeTrial(spec, fail=fail)
         if not workers:
             assert cell.finished, "a study must not wait for nothing"
             return
@@ -62,7 +62,7 @@ def drive(
             raise Killed
 
 
-def advance(cell: Cell, key: str, worker: FakeRun) -> bool:
+def advance(cell: Cell, key: str, worker: FakeTrial) -> bool:
     """One report of a worker, as the trainable makes it; whether the run has ended."""
     payload: dict[str, Any] = {"rows": [], "node": "node"}
     try:

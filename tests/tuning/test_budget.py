@@ -19,7 +19,7 @@ from captune.tuning.budget import Budget, Usage, covered
 from captune.tuning.cell import Cell
 from captune.tuning.planner import Planner, StudyScheduler
 from captune.tuning.stopping import StopRequests, request_stop
-from tests.tuning.fakes import FakeRun, info, study
+from tests.tuning.fakes import FakeTrial, info, study
 from tests.tuning.simulate import advance, drive, make_cell, outcomes
 
 
@@ -71,7 +71,7 @@ class Clock:
 def epochs_of(cell: Cell, clock: Clock, budget: Budget, *, seconds: float) -> None:
     """Train one run after another, `seconds` an epoch, with the budget watched after each."""
     while (trial := cell.next_trial()) is not None:
-        worker = FakeRun(cell.spec(trial, threads=1), seconds=seconds)
+        worker = FakeTrial(cell.spec(trial, threads=1), seconds=seconds)
         cell.start(trial.key, "node")
         while not advance(cell, trial.key, worker):
             clock.now += seconds

@@ -239,9 +239,9 @@ def test_a_chained_cell_starts_from_the_best_of_the_one_before(tmp_path: Path) -
     second.after = first
     while (run := second.next_trial()) is not None:
         worker_done = False
-        from tests.tuning.fakes import FakeRun
+        from tests.tuning.fakes import FakeTrial
 
-        worker = FakeRun(second.spec(run, threads=1))
+        worker = FakeTrial(second.spec(run, threads=1))
         while not worker_done:
             worker_done = advance(second, run.key, worker)
     assert not second.finished and not second.search, "the search waits for the cell before"
@@ -283,7 +283,7 @@ def test_ensv_scores_candidates_by_the_vote_of_all_and_resumes_alike(tmp_path: P
     import numpy as np
     import safetensors.numpy
 
-    from tests.tuning.fakes import FakeRun
+    from tests.tuning.fakes import FakeTrial
 
     predictions = {"zero_shot": [0, 0, 1, 1], "balanced": [0, 1, 1, 1], "t0000": [0, 0, 1, 0], "t0001": [1, 1, 1, 1]}
 
@@ -292,7 +292,7 @@ def test_ensv_scores_candidates_by_the_vote_of_all_and_resumes_alike(tmp_path: P
             run = cell.next_trial()
             if run is None:
                 return
-            worker = FakeRun(cell.spec(run, threads=1))
+            worker = FakeTrial(cell.spec(run, threads=1))
             probs_NK = np.eye(2, dtype=np.float16)[predictions[run.key]]
             safetensors.numpy.save_file({"holdout_probs": probs_NK}, worker.spec.path / "predictions.safetensors")
             while not advance(cell, run.key, worker):

@@ -13,13 +13,13 @@ from captune.tuning.cluster import connected
 from captune.tuning.engine import run_cells
 from captune.tuning.packing import Allotment
 from captune.tuning.stopping import StopRequests, request_stop
-from tests.tuning.fakes import FakeRun
+from tests.tuning.fakes import FakeTrial
 from tests.tuning.test_engine import new_cell
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-class Hanging(FakeRun):
+class Hanging(FakeTrial):
     """Hangs in its second epoch where it is t0001, as a read from a dead mount does: it hears no request to end."""
 
     def run_epoch(self) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def test_a_trial_that_hangs_fails_with_its_reason_and_the_study_goes_on(tmp_path
     cell = new_cell(tmp_path / "run", trials=4, confirm_top=0, scheduler="none")
     began = time.monotonic()
     with connected(None, threads=1, dashboard=False, cpus=2) as cluster:
-        assert run_cells([cell], cluster, Allotment(2), open_run=Hanging, trial_timeout=20.0)
+        assert run_cells([cell], cluster, Allotment(2), open_trial=Hanging, trial_timeout=20.0)
     ends = {key: trial.state for key, trial in cell.trials.items()}
     assert ends.pop("t0001") == "FAILED"
     assert set(ends.values()) == {"COMPLETE"}
@@ -53,11 +53,11 @@ def test_a_request_in_the_directory_ends_a_study_in_order(tmp_path: Path) -> Non
     asking = threading.Thread(target=ask)
     with connected(None, threads=1, dashboard=False, cpus=2) as cluster:
         asking.start()
-        finished = run_cells([cell], cluster, Allotment(2), open_run=slow, should_stop=requests.came)
+        finished = run_cells([cell], cluster, Allotment(2), open_trial=slow, should_stop=requests.came)
     asking.join()
     assert not finished
     assert not cell.finished and len(cell.search) < 50
 
 
-def slow(spec: Any) -> FakeRun:
-    return FakeRun(spec, pause=0.3)
+def slow(spec: Any) -> FakeTrial:
+    return FakeTrial(spec, pause=0.3)

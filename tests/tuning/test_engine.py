@@ -24,7 +24,7 @@ from captune.tuning.progress import standing
 from captune.tuning.specs import TrialSpec
 from captune.tuning.telemetry import published_standings, telemetry
 from tests.journals import journal_lines
-from tests.tuning.fakes import FakeRun, info, open_fake, space_path, study
+from tests.tuning.fakes import FakeTrial, info, open_fake, space_path, study
 from tests.tuning.processes import listening
 from tests.tuning.simulate import drive, make_cell, outcomes
 
@@ -47,7 +47,7 @@ def without_node(directory: Path) -> list[dict[str, Any]]:
     return outcomes(directory)
 
 
-class Doomed(FakeRun):
+class Doomed(FakeTrial):
     """Its process is killed at the end of epoch 2, or while it finishes, the first `times` times."""
 
     def __init__(self, spec: TrialSpec, *, victim: str, times: int, finishing: bool = False) -> None:
@@ -77,7 +77,7 @@ def test_a_study_on_ray_is_the_study_driven_by_hand(cluster: Cluster, tmp_path: 
     by_hand.mkdir()
     drive(make_cell(by_hand, settings))
     on_ray = new_cell(tmp_path / "ray", trials=6, confirm_top=1, confirm_seeds=1)
-    assert run_cells([on_ray], cluster, Allotment(1), open_run=open_fake)
+    assert run_cells([on_ray], cluster, Allotment(1), open_trial=open_fake)
     assert without_node(tmp_path / "ray") == without_node(by_hand)
     pids = {
         line.split()[0]
@@ -91,7 +91,7 @@ def test_a_study_on_ray_is_the_study_driven_by_hand(cluster: Cluster, tmp_path: 
 def test_as_many_processes_as_runs_at_once_serve_a_whole_study(cluster: Cluster, tmp_path: Path) -> None:
     """Runs shorter than the start of a process must not keep the second one from coming up."""
     cell = new_cell(tmp_path, trials=40, confirm_top=0, scheduler="none")
-    assert run_cells([cell], cluster, Allotment(2), open_run=partial(FakeRun, pause=0.05))
+    assert run_cells([cell], cluster, Allotment(2), open_trial=partial(FakeTrial, pause=0.05))
     used = {
         line.split()[0] for opened in tmp_path.glob("trials/*/opened.txt") for line in opened.read_text().splitlines()
     }
@@ -100,7 +100,7 @@ def test_as_many_processes_as_runs_at_once_serve_a_whole_study(cluster: Cluster,
 
 def test_cells_share_the_cluster_fairly(cluster: Cluster, tmp_path: Path) -> None:
     cells = [new_cell(tmp_path / name, name, trials=4, confirm_top=0) for name in ("a", "b", "c")]
-    assert run_cells(cells, cluster, Allotment(2), open_run=partial(FakeRun, pause=0.02))
+    assert run_cells(cells, cluster, Allotment(2), open_trial=partial(FakeTrial, pause=0.02))
     assert all(len(outcomes(tmp_path / name)) == 6 for name in ("a", "b", "c"))
     ends = [journal_lines(tmp_path / name / JOURNAL)[-1]["time"] for name in ("a", "b", "c")]
     starts = [journal_lines(tmp_path / name / JOURNAL)[0]["time"] for name in ("a", "b", "c")]
@@ -114,7 +114,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_and_changes_no_number(clust
     by_hand.mkdir()
     drive(make_cell(by_hand, study(**settings)))
     cell = new_cell(tmp_path / "ray", **settings)
-    assert run_cells([cell], cluster, Allotment(1), open_run=partial(Doomed, victim="t0001", times=1))
+    assert run_cells([cell], cluster, Allotment(1), open_trial=partial(Doomed, victim="t0001", times=1))
     assert without_node(tmp_path / "ray") == without_node(by_hand)
     opened = (tmp_path / "ray/trials/t0001/opened.txt").read_text().split()[1::2]
     assert opened == ["0", "2"], "epoch 2 was trained before the kill and is not trained again"
@@ -133,7 +133,7 @@ def test_a_worker_killed_while_it_finishes_trains_nothing_again(cluster: Cluster
     drive(make_cell(by_hand, study(**settings)))
     cell = new_cell(tmp_path / "ray", **settings)
     doomed = partial(Doomed, victim="t0001", times=1, finishing=True)
-    assert run_cells([cell], cluster, Allotment(1), open_run=doomed)
+    assert run_cells([cell], cluster, Allotment(1), open_trial=doomed)
     assert without_node(tmp_path / "ray") == without_node(by_hand)
     rows = (tmp_path / "ray/trials/t0001/epochs.jsonl").read_text().splitlines()
     assert len(rows) == outcomes(tmp_path / "ray")[3]["score_epoch"]
@@ -142,7 +142,7 @@ def test_a_worker_killed_while_it_finishes_trains_nothing_again(cluster: Cluster
 @pytest.mark.slow
 def test_a_run_that_always_dies_fails_and_the_study_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     cell = new_cell(tmp_path, trials=3, confirm_top=0, max_failures=1, scheduler="none")
-    assert run_cells([cell], cluster, Allotment(2), open_run=partial(Doomed, victim="t0001", times=99))
+    assert run_cells([cell], cluster, Allotment(2), open_trial=partial(Doomed, victim="t0001", times=99))
     ends = {end["key"]: end for end in outcomes(tmp_path)}
     assert ends["t0001"]["state"] == State.FAILED and ends["t0001"]["reason"].startswith("its process died 2 times")
     assert ends["t0002"]["state"] == State.COMPLETE
@@ -150,7 +150,7 @@ def test_a_run_that_always_dies_fails_and_the_study_goes_on(cluster: Cluster, tm
 
 def test_failures_are_recorded_with_their_reason_and_traceback(cluster: Cluster, tmp_path: Path) -> None:
     cell = new_cell(tmp_path, trials=3, confirm_top=0)
-    assert run_cells([cell], cluster, Allotment(2), open_run=partial(FakeRun, fail="t0001"))
+    assert run_cells([cell], cluster, Allotment(2), open_trial=partial(FakeTrial, fail="t0001"))
     (failed,) = [end for end in outcomes(tmp_path) if end["state"] == State.FAILED]
     assert failed["reason"] == "the loss must stay finite, but got nan."
     assert "TrainingFailed" in failed["traceback"] and "run_epoch" in failed["traceback"]
@@ -160,13 +160,13 @@ def test_an_interrupt_keeps_what_is_done_and_the_rest_goes_on_later(cluster: Clu
     settings: dict[str, Any] = {"trials": 5, "confirm_top": 0, "scheduler": "none"}
     cell = new_cell(tmp_path / "ray", **settings)
     interrupt_when(cell, lambda event: isinstance(event, Epoch) and event.key == "t0002")
-    assert not run_cells([cell], cluster, Allotment(1), open_run=partial(FakeRun, pause=0.05))
+    assert not run_cells([cell], cluster, Allotment(1), open_trial=partial(FakeTrial, pause=0.05))
     cell.close()
     before = outcomes(tmp_path / "ray")
     assert {"t0000", "t0001"} <= {end["key"] for end in before}
     assert len(before) < 7
     again = make_cell(tmp_path / "ray", study(**settings))
-    assert run_cells([again], cluster, Allotment(1), open_run=open_fake)
+    assert run_cells([again], cluster, Allotment(1), open_trial=open_fake)
     by_hand = tmp_path / "hand"
     by_hand.mkdir()
     drive(make_cell(by_hand, study(**settings)))
@@ -187,7 +187,7 @@ def interrupt_when(cell: Cell, condition: Callable[[Event], bool]) -> None:
 def test_the_standing_is_published_for_other_shells(cluster: Cluster, tmp_path: Path) -> None:
     cell = new_cell(tmp_path, "published-ul-fake", trials=2, confirm_top=0)
     with telemetry([cell], loggers=("tensorboard",)) as on_step:
-        assert run_cells([cell], cluster, Allotment(2), open_run=open_fake, on_step=on_step)
+        assert run_cells([cell], cluster, Allotment(2), open_trial=open_fake, on_step=on_step)
     (found,) = [how for how in published_standings() if how.cell == "published-ul-fake"]
     assert found == standing(cell)
     assert found.phase == "done" and found.done == 4 and found.zero_shot == 0.7
@@ -216,6 +216,6 @@ def test_a_cluster_of_our_own_listens_on_loopback_only(cluster: Cluster) -> None
 def test_the_overhead_of_a_run_is_small(cluster: Cluster, tmp_path: Path) -> None:
     cell = new_cell(tmp_path, trials=12, confirm_top=0, scheduler="none")
     started = time.monotonic()
-    assert run_cells([cell], cluster, Allotment(2), open_run=open_fake)
+    assert run_cells([cell], cluster, Allotment(2), open_trial=open_fake)
     # A wide bound that only notices a new actor for every run (a second each); the benchmark measures.
     assert time.monotonic() - started < 25

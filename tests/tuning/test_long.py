@@ -37,7 +37,7 @@ def test_a_long_study_neither_slows_down_nor_grows_and_restarts_fast(tmp_path: P
 
     opened.cell.listeners.append(note)
     with connected(None, threads=1, dashboard=False, cpus=2) as cluster:
-        assert run_cells([opened.cell], cluster, Allotment(2), open_run=open_fake)
+        assert run_cells([opened.cell], cluster, Allotment(2), open_trial=open_fake)
     opened.close()
     ends = [e["time"] for e in journal_lines(tmp_path / "run" / JOURNAL) if e["event"] == "finished"]
     early, late = ends[150] - ends[50], ends[-1] - ends[-101]

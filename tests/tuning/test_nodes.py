@@ -23,7 +23,7 @@ from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.nodes import check_nodes
 from tests.journals import journal_lines
-from tests.tuning.fakes import FakeRun, study
+from tests.tuning.fakes import FakeTrial, study
 from tests.tuning.simulate import outcomes
 from tests.tuning.test_engine import interrupt_when, new_cell
 
@@ -41,7 +41,7 @@ def nodes() -> Iterator[LocalNodes]:
     local.shutdown()
 
 
-class Placed(FakeRun):
+class Placed(FakeTrial):
     """Notes which node it runs on."""
 
     def run_epoch(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_runs_spread_over_nodes(nodes: LocalNodes, tmp_path: Path) -> None:
     cell = new_cell(tmp_path / "run", trials=6, confirm_top=0, scheduler="none")
     with connected(nodes.address, threads=1) as cluster:
         assert (cluster.cpus, cluster.local) == (2.0, False)
-        assert run_cells([cell], cluster, Allotment(2), open_run=partial(Placed, pause=1.0))
+        assert run_cells([cell], cluster, Allotment(2), open_trial=partial(Placed, pause=1.0))
     assert len(set(nodes_used(tmp_path / "run"))) == 2
 
 
@@ -81,7 +81,7 @@ def test_a_killed_node_is_preemption_and_its_run_goes_on_elsewhere(nodes: LocalN
         watcher = threading.Thread(target=kill_when_busy)
         watcher.start()
         try:
-            assert run_cells([cell], cluster, Allotment(3), open_run=partial(Placed, pause=1.0))
+            assert run_cells([cell], cluster, Allotment(3), open_trial=partial(Placed, pause=1.0))
         finally:
             was_killed = gone.is_set()
             gone.set()
@@ -103,7 +103,7 @@ def test_a_node_added_mid_study_gets_work(nodes: LocalNodes, tmp_path: Path) -> 
 
     cell.listeners.append(add)
     with connected(nodes.address, threads=1) as cluster:
-        assert run_cells([cell], cluster, Allotment(3), open_run=partial(Placed, pause=1.0))
+        assert run_cells([cell], cluster, Allotment(3), open_trial=partial(Placed, pause=1.0))
     assert len(set(nodes_used(tmp_path / "run"))) == 3
 
 
@@ -135,7 +135,7 @@ def test_an_interrupted_study_leaves_a_joined_cluster_running(nodes: LocalNodes,
     cell = new_cell(tmp_path / "run", trials=6, confirm_top=0)
     interrupt_when(cell, lambda event: isinstance(event, Epoch))
     with connected(nodes.address, threads=1) as cluster:
-        assert not run_cells([cell], cluster, Allotment(2), open_run=partial(FakeRun, pause=0.3))
+        assert not run_cells([cell], cluster, Allotment(2), open_trial=partial(FakeTrial, pause=0.3))
     with connected(nodes.address, threads=1) as cluster:
         assert cluster.cpus == 2.0
     assert os.environ["RAY_AUTH_MODE"] == "token"

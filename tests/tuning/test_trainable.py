@@ -11,8 +11,8 @@ import pytest
 
 from captune.tuning.schedulers import Halving, at_rung
 from captune.tuning.specs import TrialSpec
-from captune.tuning.trainable import PAYLOAD, RUN, StudyTrainable
-from tests.tuning.fakes import FakeRun, info
+from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable
+from tests.tuning.fakes import FakeTrial, info
 
 
 def actor(directory: Path, *, epochs: int, **manners: Any) -> StudyTrainable:
@@ -21,7 +21,7 @@ def actor(directory: Path, *, epochs: int, **manners: Any) -> StudyTrainable:
         config=info(epochs=epochs).base.model_dump(mode="json"), select_by="auto", reported=0, attempt=1, threads=1,
     )  # fmt: skip
     trainable = StudyTrainable.__new__(StudyTrainable)
-    trainable.setup({RUN: spec.to_json()}, open_run=partial(FakeRun, **manners))
+    trainable.setup({SPEC: spec.to_json()}, open_trial=partial(FakeTrial, **manners))
     return trainable
 
 
@@ -48,14 +48,14 @@ def test_long_epochs_are_reported_one_by_one(tmp_path: Path) -> None:
 
 
 def test_epochs_before_a_failure_are_reported_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = FakeRun.run_epoch
+    train = FakeTrial.run_epoch
 
-    def fails_at_three(run: FakeRun) -> dict[str, Any]:
+    def fails_at_three(run: FakeTrial) -> dict[str, Any]:
         if run.epoch == 2:
             raise RuntimeError("the loss must stay finite")
         return train(run)
 
-    monkeypatch.setattr(FakeRun, "run_epoch", fails_at_three)
+    monkeypatch.setattr(FakeTrial, "run_epoch", fails_at_three)
     (report,) = reports(actor(tmp_path, epochs=20))
     assert [row["epoch"] for row in report["rows"]] == [1, 2]
     assert "must stay finite" in report["failed"]["reason"]

@@ -27,7 +27,7 @@ from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.loggers import check_loggers
 from captune.tuning.mirror import KEY
 from captune.tuning.telemetry import METRICS, TensorBoard, logger_callbacks, telemetry
-from tests.tuning.fakes import FakeRun
+from tests.tuning.fakes import FakeTrial
 from tests.tuning.simulate import drive, make_cell, outcomes
 from tests.tuning.simulate import epochs as scores_of_epochs
 from tests.tuning.test_engine import new_cell
@@ -128,7 +128,7 @@ def test_gauges_of_a_study_are_served_by_the_nodes_metrics_port(tmp_path: Path) 
         with telemetry([cell]) as on_step:
             # Slow enough for Ray, which collects every ten seconds, to see a run in the middle.
             assert run_cells(
-                [cell], cluster, Allotment(1), open_run=partial(FakeRun, pause=1.0), on_step=on_step,
+                [cell], cluster, Allotment(1), open_trial=partial(FakeTrial, pause=1.0), on_step=on_step,
             )  # fmt: skip
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
@@ -189,7 +189,9 @@ def test_mlflow_and_wandb_are_told_hyperparameters_scores_and_failures(
     cell = new_cell(tmp_path / "run", "logged-ul-fake", trials=3, confirm_top=0, scheduler="none")
     with connected(None, threads=1, dashboard=False, cpus=1) as cluster:
         callbacks = logger_callbacks(("mlflow", "wandb"), [cell])
-        assert run_cells([cell], cluster, Allotment(1), open_run=partial(FakeRun, fail="t0001"), callbacks=callbacks)
+        assert run_cells(
+            [cell], cluster, Allotment(1), open_trial=partial(FakeTrial, fail="t0001"), callbacks=callbacks
+        )
     ends = {end["key"]: end for end in outcomes(tmp_path / "run")}
 
     (experiment,) = mlflow.search_experiments(filter_string="name = 'logged-ul-fake'")
