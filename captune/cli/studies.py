@@ -96,7 +96,7 @@ def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> 
         trials = [trial for trial in study.trials if row["name"] in (trial.key, trial.name)]
         reports = [trial for trial in trials if trial.role == Role.REPORT] or trials
         metrics = [trial.metric for trial in reports if trial.metric is not None]
-        first = f" ({run.first_origin})" if row["config_id"] == 0 else ""
+        first = f" ({study.first_origin})" if row["config_id"] == 0 else ""
         table.add_row(
             row["name"] + first,
             _mean_sd(row["mean_score"], row["sd"]),

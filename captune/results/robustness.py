@@ -80,7 +80,7 @@ def _row(
         "method": study.method,
         "configuration": name,
         "config_id": trials[0].config_id,
-        "origin": run.origin_of(trials[0]),
+        "origin": study.origin_of(trials[0]),
         "chosen": chosen,
         "num_seeds": len(values) or len(scores),
         "metric_name": study.metric_name,

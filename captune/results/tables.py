@@ -107,7 +107,7 @@ def _common(study: StudyRecord, trial: Trial) -> dict[str, Any]:
         "key": trial.key,
         "phase": trial.phase,
         "number": trial.number,
-        "origin": run.origin_of(trial),
+        "origin": study.origin_of(trial),
         "state": trial.state,
         "score": trial.score,
         "score_epoch": trial.score_epoch,

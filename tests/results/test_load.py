@@ -65,7 +65,7 @@ def test_the_last_opening_counts_after_an_extension(study_dir: Path, tmp_path: P
     fields = {key: value for key, value in opening.items() if key != "event"}
     append(journal, "study_opened", **{**fields, "study": study, "time": opening["time"] + 60})
     journal.close()
-    assert load_study(copy).study["trials"] == 99
+    assert load_study(copy).settings["trials"] == 99
 
 
 def test_torn_tail_is_left_out_and_noted(study_dir: Path, tmp_path: Path) -> None:
