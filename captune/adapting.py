@@ -21,11 +21,10 @@ from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.data.labelling import PREDICTIONS_CSV
 from captune.errors import UsageError
 from captune.records import Role, atomic_write
+from captune.records.layout import METRICS
 
 if TYPE_CHECKING:
     from captune.training.trial import TrainingTrial
-
-METRICS = "metrics.json"
 
 
 def configuration(

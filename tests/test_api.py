@@ -192,6 +192,6 @@ def test_a_users_script_is_type_checked(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     lines = done.stdout.splitlines()
-    assert 'Revealed type is "captune.adapted.AdaptedModel"' in lines[0]
+    assert 'Revealed type is "captune.adapted.model.AdaptedModel"' in lines[0]
     assert "DataFrame" in lines[1]
     assert len(lines) == 3 and 'incompatible type "int"' in lines[2], done.stdout

@@ -26,7 +26,7 @@ HOMES = {
     "ray": {"tuning"},
     "optuna": {"tuning", "results"},
     "open_clip": {"model"},
-    "pandas": {"results", "adapted.py", "api.py"},
+    "pandas": {"results", "adapted", "api.py"},
     "matplotlib": {"results/plots.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -9,6 +9,9 @@ import typer
 
 from captune.cli import options
 from captune.cli.console import plain_console
+from captune.errors import UsageError, did_you_mean
+
+_FORMS = ("class-weights", "bundle", "open_clip", "onnx", "hf")
 
 
 @options.with_options("task", only=("backbone", "pretrained"))
@@ -16,23 +19,49 @@ def export(
     given: options.Given,
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.safetensors of an adaptation, or its folder.")],
     out: Annotated[Path, typer.Option(help="An empty or new folder.", metavar="DIR")],
-) -> None:
-    """Write class weights (K x D, names, logit scale) where the image side is the frozen backbone's, else a bundle.
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="|".join(_FORMS),
+            help="class-weights: one (K, D) tensor; bundle: checkpoint and backbone, for captune; open_clip: a folder "
+            "that open_clip opens; onnx: one file from images to probabilities (needs captune\\[onnx]); hf: a Hugging "
+            "Face folder with a model card. Default: class-weights where they say it all, else bundle.",
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="With --format hf: licence of the model card, as an SPDX identifier.")
+    ] = None,
+) -> None:  # fmt: skip
+    """Write an adapted model for other programs: class weights, open_clip, ONNX, Hugging Face, or a bundle.
 
-    Example: captune export adapted/checkpoint.safetensors --out exported
+    Example: captune export adapted --format onnx --out exported
     """
-    from captune.adapted import export_adapted, open_adapted
-
-    model = open_adapted(checkpoint, **given.task, device="cpu", images=False)
-    files = export_adapted(checkpoint, model, out)
-    whose = "the backbone they were made on" if model.backbone is None else model.backbone.name
-    what = (
-        f"class weights {tuple(model.text_KD.shape)}, to be multiplied with normalised image features of "
-        f"{whose} and logit scale {model.logit_scale:.4g}"
-        if model.is_linear
-        else "a bundle: the image tower is prompted, so open it with `captune predict` or captune.adapted"
-    )
+    if form is not None and form not in _FORMS:
+        raise UsageError("--format must name a form", got=f"'{form}'", next_step=did_you_mean(form, _FORMS))
     console = plain_console()
-    console.print(what, highlight=False)
+    with plain_console(stderr=True).status("Loading PyTorch"):
+        from captune.adapted import open_adapted
+        from captune.adapted.exporting import FORMS, default_form, export_adapted
+    model = open_adapted(checkpoint, **given.task, device="cpu", images=False)
+    chosen = form or default_form(model)
+    with plain_console(stderr=True).status(
+        "Writing" if chosen != "onnx" else "Tracing the model and checking the file"
+    ):
+        files = export_adapted(model, out, form=form, licence=licence)
+    learned = model.image_side
+    console.print(
+        "Image side: the frozen backbone's; all that was learned is in the class weights."
+        if learned is None
+        else f"Image side: {learned}, so class weights alone do not say it.",
+        highlight=False,
+    )
+    console.print(f"{chosen}: {FORMS[chosen].says}.", highlight=False)
+    if model.is_linear and chosen == "class-weights":
+        whose = "the backbone they were made on" if model.backbone is None else model.backbone.name
+        console.print(
+            f"Multiply normalised image features of {whose} with class_weights {tuple(model.text_KD.shape)} and logit "
+            f"scale {model.logit_scale:.4g}, and add the bias.",
+            highlight=False,
+        )
     for file in files:
         console.print(f"written: {file}", highlight=False, soft_wrap=True)

@@ -66,9 +66,7 @@ COMMANDS = {
     ),
     "adapt": "Adapt a model with one configuration.",
     "predict": "Classify images with an adapted model.",
-    "export": (
-        "Write class weights (K x D, names, logit scale) where the image side is the frozen backbone's, else a bundle."
-    ),
+    "export": ("Write an adapted model for other programs: class weights, open_clip, ONNX, Hugging Face, or a bundle."),
     "mismatch": "Show what concept-mismatch detection flags.",
     "datasets": (
         "List every dataset: found or not, where, layout, classes, images of each split, licence, how to get it."

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from captune.adapting import METRICS, adapt_once
+from captune.adapting import adapt_once
 from captune.algorithms import method_named, paper_config
 from captune.algorithms.preset import (
     PAPER_DATASETS,
@@ -24,6 +24,8 @@ from captune.cli.options import COMMAND_LINE, names_in, resolve_paradigm
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
 from captune.errors import CaptuneError, DataError, TrainingFailed, UsageError
+from captune.records.layout import METRICS
+from captune.records.layout import METRICS
 
 
 def check_show(preset: str | None) -> None:

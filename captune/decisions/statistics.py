@@ -76,6 +76,22 @@ def t_interval(values: Sequence[float], level: float = LEVEL, *, fractions: bool
     return Interval(centre - half, centre + half)
 
 
+def proportion_interval(share: float, number: int, level: float = LEVEL) -> Interval:
+    """Wilson's interval of a proportion in [0, 1], such as an accuracy, over independent images.
+
+    Args:
+        share: successes over number.
+        number: at least 1.
+        level: of confidence.
+
+    See Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    z2 = normal_quantile(0.5 + level / 2) ** 2
+    centre = (share + z2 / (2 * number)) / (1 + z2 / number)
+    half = (z2 * (share * (1 - share) / number + z2 / (4 * number**2))) ** 0.5 / (1 + z2 / number)
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
 def student_quantile(level: float, freedom: int) -> float:
     """The one-sided quantile of Student's t."""
     return float(stats.t.ppf(level, freedom))

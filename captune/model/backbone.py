@@ -159,8 +159,10 @@ class Backbone:
     @torch.no_grad()
     def encode_images(self, pixels_B3SS: Tensor) -> Tensor:
         """Normalised features (B, D) fp32 of preprocessed images, by the frozen tower."""
+        # A graph that is exported must hold for every batch, so it is not split by the size of the one it is made from.
+        batches = [pixels_B3SS] if torch.compiler.is_compiling() else torch.split(pixels_B3SS, _BATCH)
         parts = []
-        for pixels in torch.split(pixels_B3SS, _BATCH):
+        for pixels in batches:
             pixels = pixels.to(self.device)
             if self.image_tower is not None:
                 parts.append(self.image_tower(pixels))

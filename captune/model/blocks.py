@@ -234,7 +234,7 @@ class Blocks:
 
     def self_attend(self, qkv_T3W: Tensor, num_sequences: int, mask_LL: Tensor | None) -> Tensor:
         """Attention within sequences of equal length, packed (T, W); `mask_LL` is None or additive and causal."""
-        length = len(qkv_T3W) // num_sequences
+        length = qkv_T3W.shape[0] // num_sequences
         if self.fused:
             from captune.model.attention import packed_attention, suits_packed_attention
 

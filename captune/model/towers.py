@@ -283,7 +283,7 @@ class LeanImageTower:
                 f"images must be preprocessed to (B, 3, {self._size[0]}, {self._size[1]})",
                 got=tuple(pixels_B3SS.shape),
             )
-        blocks, batch = self.blocks, len(pixels_B3SS)
+        blocks, batch = self.blocks, pixels_B3SS.shape[0]
         x_BLW = self._embed(pixels_B3SS)
         num_tokens = x_BLW.shape[1]
         if vectors_JnW is not None:
@@ -316,13 +316,13 @@ class LeanImageTower:
         grid = (self._size[0] // high, self._size[1] // wide)
         # A remainder of the image that no patch covers is left out, as the convolution does.
         pixels = pixels_B3SS[..., : grid[0] * high, : grid[1] * wide].to(self._patches_WF.dtype)
-        patches_BPF = pixels.reshape(len(pixels), 3, grid[0], high, grid[1], wide)
+        patches_BPF = pixels.reshape(pixels.shape[0], 3, grid[0], high, grid[1], wide)
         patches_BPF = patches_BPF.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         x_BPW = F.linear(patches_BPF, self._patches_WF).to(self._class_W.dtype)
-        return torch.cat([self._class_W.expand(len(x_BPW), 1, -1), x_BPW], dim=1) + self._position_LW
+        return torch.cat([self._class_W.expand(x_BPW.shape[0], 1, -1), x_BPW], dim=1) + self._position_LW
 
     def _append(self, x_BLW: Tensor, vectors_nW: Tensor) -> Tensor:
-        return torch.cat([x_BLW, vectors_nW.to(x_BLW.dtype).expand(len(x_BLW), -1, -1)], dim=1)
+        return torch.cat([x_BLW, vectors_nW.to(x_BLW.dtype).expand(x_BLW.shape[0], -1, -1)], dim=1)
 
     def _head(self, x_BRW: Tensor) -> Tensor:
         """Pool, norm (in the tower's order; the same for one row), project, normalise."""

@@ -35,6 +35,9 @@ CONFIG, EPOCHS = "config.yaml", "epochs.jsonl"
 RESUME, CHECKPOINT, PREDICTIONS = "resume.safetensors", "checkpoint.safetensors", "predictions.safetensors"
 TRIAL_LOCK = ".lock"
 
+# In the directory of an adaptation.
+METRICS = "metrics.json"
+
 
 def trial_directory(study: Path, key: str) -> Path:
     """The directory of a trial."""

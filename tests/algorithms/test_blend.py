@@ -120,7 +120,7 @@ def test_the_checkpoint_and_its_export_predict_what_the_blend_predicted(
     model = open_adapted(tmp_path / "run", device="cpu")
     # Members' probabilities are rounded to half precision, whose neighbours lie 5e-4 apart.
     torch.testing.assert_close(model.probabilities(pixels), expected, atol=1e-3, rtol=0)
-    export_adapted(tmp_path / "run", model, tmp_path / "export")
+    export_adapted(model, tmp_path / "export")
     exported = open_adapted(tmp_path / "export", device="cpu")
     torch.testing.assert_close(exported.probabilities(pixels), expected, atol=1e-3, rtol=0)
     linear = last.get("prompts", "text" if last.get("tuning") != "prompts" else "") == "text"

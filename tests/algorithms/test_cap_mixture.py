@@ -127,7 +127,7 @@ def test_the_checkpoint_and_its_export_keep_mixture_and_guard(tmp_path: Path, va
     expected = run._algorithm.predict(images)
     model = open_adapted(tmp_path / "run", device="cpu")
     torch.testing.assert_close(model.probabilities(pixels), expected, atol=1e-4, rtol=0)
-    export_adapted(tmp_path / "run", model, tmp_path / "export")
+    export_adapted(model, tmp_path / "export")
     torch.testing.assert_close(
         open_adapted(tmp_path / "export", device="cpu").probabilities(pixels), expected, atol=1e-4, rtol=0
     )

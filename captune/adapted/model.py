@@ -1,16 +1,7 @@
-"""Adapted models at work: open a checkpoint, a bundle or exported class weights, and predict.
-
-Three forms that give the same predictions:
-
-- a checkpoint: what was learned; opened together with the backbone it was made on;
-- a bundle: a folder with the checkpoint and the backbone beside it, for prompts that enter the image tower;
-- class weights: one (K, D) tensor (of a blend: one per member), where the image side is the frozen backbone (text
-  prompts, frozen features).
-"""
+"""Adapted models at work: open a checkpoint or what an export made of it, and predict."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -27,20 +18,21 @@ from captune.algorithms.blend import blend
 from captune.algorithms.configs import BlendConfig
 from captune.config import TrialConfig
 from captune.data.loose_images import LooseImage, as_list, pixels_in_batches
-from captune.errors import CheckpointError, UsageError
-from captune.model.backbone import Backbone, save_backbone
+from captune.errors import CheckpointError
+from captune.model.backbone import Backbone
 from captune.model.class_prompts import learned_template
 from captune.model.classifier import Classifier, build_classifier
+from captune.model.configuration import CONFIG_FILE
 from captune.model.recorded import no_backbone_recorded, recorded_backbone, refuse_links_outside
-from captune.records import atomic_write
-from captune.training.checkpoint import load_checkpoint, save_checkpoint, without_prefix
+from captune.training.checkpoint import load_checkpoint, without_prefix
 from captune.training.trial import CHECKPOINT
 
 if TYPE_CHECKING:
     import pandas as pd
 
 WEIGHTS = "class_weights.safetensors"
-_BACKBONE = "backbone"
+BACKBONE = "backbone"
+"""Folder of the backbone in a bundle."""
 
 
 @dataclass(frozen=True)
@@ -129,20 +121,27 @@ class AdaptedModel:
         if not self.is_linear:
             raise CheckpointError(
                 "class weights must be asked of a model whose image side is the frozen backbone",
-                got="a blend of probabilities" if self.members else "prompts in the image tower",
+                got="a blend of probabilities" if self.members else self.image_side,
                 next_step="Use predict, or export a bundle.",
             )
         return self.text_KD.float().cpu().numpy()
 
-    def export(self, out: str | Path) -> list[Path]:
-        """Write class weights where they say it all, else a bundle with the backbone; returns the files.
+    def export(self, out: str | Path, *, format: str | None = None, licence: str | None = None) -> list[Path]:
+        """Write the model in a form that others open; returns the files.
+
+        Args:
+            out: a new or empty folder.
+            format: class-weights, bundle, open_clip, onnx or hf (`captune.adapted.exporting.FORMS`); if None,
+                class-weights where they say it all, else bundle.
+            licence: an SPDX identifier for the model card (hf).
 
         Raises:
-            UsageError: `out` holds something already, or is a file.
+            UsageError: `out` holds something already or is a file; no such format; an extra that is not installed.
+            CheckpointError: a form this model has no expression in.
         """
-        if self.source is None:
-            raise CheckpointError("a model must have been opened from a file to be exported", got="one made otherwise")
-        return export_adapted(self.source, self, Path(out).expanduser())
+        from captune.adapted.exporting import export_adapted
+
+        return export_adapted(self, Path(out).expanduser(), form=format, licence=licence)
 
     def _pixels(self, images: Sequence[LooseImage]) -> Iterator[Tensor]:
         backbone = self.image_backbone
@@ -168,6 +167,18 @@ class AdaptedModel:
     def is_frozen(self) -> bool:
         """Whether images go through the frozen towers alone: class weights, one set or several, say it all."""
         return self.is_linear or (bool(self.members) and all(model.is_linear for _, model in self.members))
+
+    @property
+    def image_side(self) -> str | None:
+        """What was learned on the image side, in words; None where it is the frozen backbone's."""
+        sides = {side for _, model in self.members if (side := model.image_side) is not None}
+        if self.classifier is not None:
+            config = self.meta["config"]
+            if config["tuning"] == "prompts" and config["prompts"] != "text":
+                sides.add("prompts in the image tower")
+            if self.adapters:
+                sides.add("adapters on image features")
+        return " and ".join(sorted(sides, reverse=True)) or None
 
     @torch.no_grad()
     def probabilities(self, pixels_B3SS: Tensor) -> Tensor:
@@ -223,8 +234,8 @@ def open_adapted(
         if found is None:
             raise CheckpointError(f"a folder must hold {CHECKPOINT} or {WEIGHTS}", got="neither", where=path)
         path = found
-    # A bundle may be named by its folder or by the file in it.
-    beside = path.parent / _BACKBONE
+    # A folder that holds its backbone may be named by itself or by the file in it.
+    beside = path.parent if (path.parent / CONFIG_FILE).is_file() else path.parent / BACKBONE
     if pretrained is None and beside.is_dir():
         refuse_links_outside(beside, path.parent)
         backbone, pretrained = None, f"local-dir:{beside.absolute()}"
@@ -286,12 +297,18 @@ def _from_members(
     config = BlendConfig.parse(meta["config"], where=path)
     if config.average == "probabilities" or not blended.is_frozen:
         return blended
-    total = sum(member.weight for member in config.members)
-    sizes = [sum(group == at for group, _ in members) for at in range(len(config.members))]
-    shares = [config.members[group].weight / total / sizes[group] for group, _ in members]
+    shares = member_shares(blended)
     weights_KD = torch.stack([a * model.text_KD for a, (_, model) in zip(shares, members, strict=True)]).sum(0)
     bias_K = torch.stack([a * model.bias_K for a, (_, model) in zip(shares, members, strict=True)]).sum(0)
     return AdaptedModel(backbone, names, weights_KD, scale, bias_K, None, False, meta)
+
+
+def member_shares(model: AdaptedModel) -> list[float]:
+    """The share of each member of a blend in its average, adding up to 1; seeds of one member share its weight."""
+    members = BlendConfig.parse(model.meta["config"]).members
+    total = sum(member.weight for member in members)
+    sizes = [sum(group == at for group, _ in model.members) for at in range(len(members))]
+    return [members[group].weight / total / sizes[group] for group, _ in model.members]
 
 
 @torch.no_grad()
@@ -336,48 +353,6 @@ def _from_learned(
     return AdaptedModel(
         backbone, names, text_KD, scale, bias_K, classifier, config.inference_adapters, meta, share, beside_KD
     )
-
-
-def export_adapted(checkpoint: Path, model: AdaptedModel, out: Path) -> list[Path]:
-    """Write class weights where they say it all, else a bundle that needs nothing but open_clip and captune.
-
-    A blend whose members are all linear is written as its members' class weights: one set where logits are averaged,
-    which is exact, else one set a member, whose probabilities are averaged when images are classified.
-
-    Raises:
-        UsageError: `out` holds something already, or is a file.
-        CheckpointError: a bundle without a backbone.
-    """
-    if out.is_file():
-        raise UsageError("--out must be a folder", got="a file", where=out)
-    if out.exists() and any(out.iterdir()):
-        raise UsageError("--out must be an empty folder", got="files in it", where=out)
-    if not model.is_frozen:
-        _ = model.image_backbone  # raises before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    names = out / "class_names.json"
-    atomic_write(names, json.dumps(model.class_names, ensure_ascii=False, indent=1) + "\n")
-    if model.is_linear:
-        save_checkpoint(
-            out / WEIGHTS, {"class_weights": model.text_KD, "bias": model.bias_K}, _without_format(model.meta)
-        )
-        return [out / WEIGHTS, names]
-    if model.is_frozen:
-        sets = {
-            f"member{number}.{name}": tensor
-            for number, (_, member) in enumerate(model.members)
-            for name, tensor in (("class_weights", member.text_KD), ("bias", member.bias_K))
-        }
-        save_checkpoint(out / WEIGHTS, sets, _without_format(model.meta))
-        return [out / WEIGHTS, names]
-    source = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint
-    atomic_write(out / CHECKPOINT, source.read_bytes())
-    save_backbone(model.image_backbone, out / _BACKBONE)
-    return [out / CHECKPOINT, out / _BACKBONE, names]
-
-
-def _without_format(meta: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in meta.items() if key != "format"}
 
 
 def top_k(probs_BK: Tensor, class_names: Sequence[str], k: int) -> list[list[tuple[str, float]]]:

@@ -1,0 +1,9 @@
+"""Adapted models at work: what `adapt` or a study saved, opened, used and exported.
+
+Forms that give the same predictions: a checkpoint (what was learned), and what `exporting` makes of it.
+"""
+
+from captune.adapted.exporting import FORMS, export_adapted
+from captune.adapted.model import WEIGHTS, AdaptedModel, open_adapted, top_k
+
+__all__ = ["FORMS", "WEIGHTS", "AdaptedModel", "export_adapted", "open_adapted", "top_k"]
