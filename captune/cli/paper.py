@@ -25,7 +25,6 @@ from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
 from captune.errors import CaptuneError, DataError, TrainingFailed, UsageError
 from captune.records.layout import METRICS
-from captune.records.layout import METRICS
 
 
 def check_show(preset: str | None) -> None:
