@@ -31,6 +31,8 @@ from captune.preprocessing import Preprocessing
 
 Progress = Callable[[int, int], None]
 _FORMAT = 1
+# Of the viewer's pixels. 2: resized by torch, which differs from Pillow by a grey level here and there.
+_VIEWER = 2
 _THREADS = min(8, os.cpu_count() or 1)
 # From here on a person wants to know before it is built.
 _LARGE = 200e6
@@ -150,7 +152,7 @@ def store_key(dataset: Dataset, preprocessing: Preprocessing) -> str:
         json.dumps([_FORMAT, preprocessing.image_size, preprocessing.resize_mode, preprocessing.interpolation]).encode()
     )
     if dataset.reading != "open_clip":
-        digest.update(dataset.reading.encode())
+        digest.update(f"{dataset.reading} {_VIEWER}".encode())
     if dataset.images_NHWC is not None:
         digest.update(repr(dataset.images_NHWC.shape).encode())
         digest.update(np.ascontiguousarray(dataset.images_NHWC).tobytes())

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from captune.config import TaskConfig
+from captune.data import decode
 from captune.data.catalog import load_dataset
 from captune.data.dataset import Dataset, Split, empty_split
 from captune.data.decode import MAX_ASPECT, Unreadable, decode_file
@@ -154,6 +155,59 @@ def test_large_jpegs_are_read_small_and_look_the_same(tmp_path: Path) -> None:
     seen = _seen(large, tmp_path, "1.jpg", quality=95)
     full = np.asarray(large.resize((21, 16), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(seen - full).max() <= 4
+
+
+def _photo(size: tuple[int, int] = (60, 45)) -> Image.Image:
+    """A picture with detail at every scale."""
+    generator = np.random.default_rng(0)
+    layers = [
+        np.asarray(Image.fromarray(generator.integers(0, 256, (side, side, 3)).astype(np.uint8)).resize(size), float)
+        for side in (3, 9, 40)
+    ]
+    return Image.fromarray(np.mean(layers, axis=0).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(60, 45), (33, 47), (16, 16), (10, 14), (31, 31)])
+def test_the_resize_differs_from_pillows_by_a_grey_level_here_and_there(tmp_path: Path, size: tuple[int, int]) -> None:
+    _photo(size).save(tmp_path / "1.png")
+    seen = decode_file(tmp_path / "1.png", _SMALL).astype(int)
+    plain = decode_file(tmp_path / "1.png", _SMALL, "open_clip").astype(int)
+    assert np.abs(seen - plain).max() <= 1 and (seen != plain).mean() < 0.02
+
+
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 20}])
+def test_the_fast_decoder_of_jpegs_gives_pillows_pixels(
+    tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("simplejpeg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _photo((31, 23)).save(tmp_path / "1.jpg", exif=exif, **options)
+    assert decode._turbo_pixels(Image.open(tmp_path / "1.jpg")) is not None
+    fast = decode_file(tmp_path / "1.jpg", _SMALL)
+    monkeypatch.setattr(decode, "simplejpeg", None)
+    assert np.array_equal(fast, decode_file(tmp_path / "1.jpg", _SMALL)) and fast.shape == (21, 16, 3)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_damaged_jpeg_is_read_or_refused_as_by_pillow(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _photo((31, 23)).save(tmp_path / "1.jpg")
+    data, generator = bytearray((tmp_path / "1.jpg").read_bytes()), np.random.default_rng(seed)
+    data[int(generator.integers(3, len(data)))] ^= int(generator.integers(1, 256))
+    (tmp_path / "1.jpg").write_bytes(data[: len(data) if seed % 3 else int(generator.integers(4, len(data)))])
+
+    def read() -> object:
+        try:
+            return decode_file(tmp_path / "1.jpg", _SMALL).tolist()
+        except Unreadable as reason:
+            return str(reason)
+
+    fast = read()
+    monkeypatch.setattr(decode, "simplejpeg", None)
+    assert fast == read()
+    assert capfd.readouterr().err == "", "the library's own warnings are nobody's business"
 
 
 # ---- unreadable ones
