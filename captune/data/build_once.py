@@ -11,12 +11,43 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from captune.errors import DataError
 
 if sys.platform != "win32":
     import fcntl
+
+
+@dataclass(frozen=True)
+class Work:
+    """Images that were decoded into a store, and encoded into a bank of features."""
+
+    decoded: int = 0
+    encoded: int = 0
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(self.decoded - other.decoded, self.encoded - other.encoded)
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.done = Work()
+
+
+_COUNTER = _Counter()
+
+
+def work_done() -> Work:
+    """What this process has decoded and encoded so far; the record of a study keeps what was done for it."""
+    return _COUNTER.done
+
+
+def note_work(*, decoded: int = 0, encoded: int = 0) -> None:
+    """Count images that a builder has just made."""
+    done = _COUNTER.done
+    _COUNTER.done = Work(done.decoded + decoded, done.encoded + encoded)
 
 
 def build_once(target: Path, *, is_whole: Callable[[Path], bool], build: Callable[[Path], None]) -> None:

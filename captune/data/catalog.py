@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from captune.config import TaskConfig
+from captune.config import Paradigm, TaskConfig
 from captune.data.class_folders import read_folder
 from captune.data.dataset import UNKNOWN, Dataset, Split
 from captune.data.difficulties import hide_classes
@@ -43,11 +44,12 @@ _PAPER_TEMPLATE = "a photo of a {}"
 _OWN = ("folder", "csv", "features")
 
 
-# Settings of the pool, the labels and the model: they do not change which images and names a dataset has.
-_OF_THE_CELL = (
-    "backbone", "pretrained", "precision", "kernels", "cache_dir", "descriptions", "shots", "pool_imbalance",
-    "pool_fraction", "shot_noise", "holdout_fraction", "unseal_pool",
+# Settings of the pool and the labels, and of the model: they do not change which images and names a dataset has.
+_OF_THE_POOL = (
+    "descriptions", "shots", "pool_imbalance", "pool_fraction", "shot_noise", "holdout_fraction", "unseal_pool",
 )  # fmt: skip
+_OF_THE_MODEL = ("backbone", "pretrained", "precision", "kernels", "cache_dir")
+_OWN_TEST: Paradigm = "tft"
 
 
 def load_dataset(task: TaskConfig) -> Dataset:
@@ -59,8 +61,19 @@ def load_dataset(task: TaskConfig) -> Dataset:
         UsageError: no such dataset, or overrides that do not fit.
         DataError: not on disk (what is missing, where to put it, what works now), or not as it should be.
     """
-    plain = {name: TaskConfig.model_fields[name].default for name in _OF_THE_CELL}
-    return _read_dataset(task.model_copy(update=plain), _state_on_disk(task))
+    return _read_dataset(_without(task, _OF_THE_POOL + _OF_THE_MODEL), _state_on_disk(task))
+
+
+def images_of(task: TaskConfig) -> TaskConfig:
+    """A cell without all that does not change its decoded images and their features: equal where those are shared."""
+    return _without(task, (*_OF_THE_POOL, "template", "prompt_form"))
+
+
+def _without(task: TaskConfig, names: Sequence[str]) -> TaskConfig:
+    plain = {name: TaskConfig.model_fields[name].default for name in names}
+    own = task.dataset.partition(":")[0] in _OWN
+    # Only of one's own images the paradigm says which may lie in the test split and in another as well.
+    return task.model_copy(update=plain | {"paradigm": task.paradigm if own and task.paradigm == _OWN_TEST else "ul"})
 
 
 def _state_on_disk(task: TaskConfig) -> tuple[tuple[str, int, int], ...]:
@@ -299,7 +312,7 @@ def _own_dataset(task: TaskConfig, kind: str, place: Path, given: GivenNames | N
         root, links = task.data_root, task.follow_links
         listing = read_manifest(place, given, labels=labels, columns=columns, root=root, follow_links=links)
     listing = keep_copies_together(
-        listing, cache_directory(task), allow=task.allow_duplicates, shared_test=task.paradigm == "tft"
+        listing, cache_directory(task), allow=task.allow_duplicates, shared_test=task.paradigm == _OWN_TEST
     )
     splits = listing.located()
     return Dataset(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captune.data.array_files import read_npz
-from captune.data.build_once import build_once
+from captune.data.build_once import build_once, note_work
 from captune.data.dataset import UNKNOWN, Dataset, IntArray, Split
 from captune.data.overrides import checked_names, checked_template
 from captune.errors import DataError
@@ -78,6 +78,7 @@ class FeatureBank:
             else:
                 np.save(part / "features.npy", features_MD)
             (part / "meta.json").write_text(json.dumps({"format": _FORMAT, "shape": [num_images, dim]}))
+            note_work(encoded=num_images)
 
         def is_whole(at: Path) -> bool:
             try:

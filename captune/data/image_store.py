@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from captune.data.build_once import build_once
+from captune.data.build_once import build_once, note_work
 from captune.data.dataset import Dataset, IntArray
 from captune.data.decode import Pixels, Reading, Unreadable, decode_array, decode_file, stored_size
 from captune.data.tree import name_some, printable
@@ -93,6 +93,7 @@ class ImageStore:
         def build(part: Path) -> None:
             _check_room(dataset, preprocessing, part)
             _write(part, dataset, preprocessing, progress)
+            note_work(decoded=dataset.num_images)
 
         build_once(directory, is_whole=lambda at: _is_whole(at, dataset.num_images), build=build)
         store = cls(directory, key)

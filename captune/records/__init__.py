@@ -1,7 +1,8 @@
 """What a study leaves on disk: its journal, the events in it, the state they add up to, and the names of its files."""
 
 from captune.records.enums import Phase, Role, State
-from captune.records.events import SCHEMA_VERSION, Epoch, Event
+from captune.records.event import Event
+from captune.records.events import SCHEMA_VERSION, Epoch
 from captune.records.files import atomic_write
 from captune.records.journal import Journal, read_journal
 from captune.records.layout import JOURNAL

@@ -7,37 +7,15 @@ missing gets its default, and a line that fits no class becomes `Other`. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from captune.records.enums import Phase, Role, State
-from captune.records.lenient import CONVERTERS, number_or_none
+from captune.records.event import Event, converted
+from captune.records.lenient import number_or_none
 
 SCHEMA_VERSION = 2
 """Of the journal. `captune.records.lines.upgrade` says what changed since 1 (captune 0.1)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One line of a journal. `time` is in Unix seconds and filled in when the event is written."""
-
-    kind: ClassVar[str]
-    time: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The event as the journal holds it: `event` first, `time` last."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "time"}
-        return {"event": self.kind, **values, "time": self.time}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The event that `as_json` wrote.
-
-        Raises:
-            ValueError: a field that must be there is missing or of no use.
-        """
-        return cls(**_converted(cls, values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +86,26 @@ class WarmStarts(Event):
 
     kind: ClassVar[str] = "warm_starts"
     configs: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Event):
+    """A node has decoded and encoded images of the study's dataset; trials of all studies on that node share them.
+
+    It stands in the journal of one study, the one they were made for, and only where there was something to do.
+
+    Attributes:
+        node: which one.
+        decoded: images decoded into its store.
+        encoded: images whose frozen features were computed.
+        seconds: opening dataset and backbone included.
+    """
+
+    kind: ClassVar[str] = "prepared"
+    node: str | None = None
+    decoded: int | None = None
+    encoded: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +199,7 @@ class Epoch(Event):
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The event that `as_json` wrote."""
         others = {name: value for name, value in values.items() if name not in _EPOCH_OWN}
-        return cls(**{**_converted(cls, values), "values": others})
+        return cls(**{**converted(cls, values), "values": others})
 
     @property
     def seconds(self) -> float:
@@ -376,25 +374,7 @@ class Other(Event):
 
 
 EVENTS: dict[str, type[Event]] = {one.kind: one for one in (
-    StudyOpened, PhaseBegun, WarmStarts, Planned, Started, Epoch, Crashed, Preempted, Finished, Retried, SearchEnded,
-    GivenUp, Settled, Mismatch, DataNotes, Chosen, SealOpened, Reported,
+    StudyOpened, Prepared, PhaseBegun, WarmStarts, Planned, Started, Epoch, Crashed, Preempted, Finished, Retried,
+    SearchEnded, GivenUp, Settled, Mismatch, DataNotes, Chosen, SealOpened, Reported,
 )}  # fmt: skip
 """Every kind of event by its name in the journal, in the order in which they come up."""
-
-_FIELDS: dict[type[Event], tuple[tuple[str, Callable[[Any], Any], bool], ...]] = {
-    cls: tuple(
-        (one.name, CONVERTERS[str(one.type)], one.default is MISSING and one.default_factory is MISSING)
-        for one in fields(cls)
-    )
-    for cls in EVENTS.values()
-}
-"""Name, converter and whether it must be there, of every field of an event."""
-
-
-def _converted(cls: type[Event], values: dict[str, Any]) -> dict[str, Any]:
-    found = {}
-    for name, convert, required in _FIELDS[cls]:
-        value = values.get(name)
-        if value is not None or required:
-            found[name] = convert(value)
-    return found

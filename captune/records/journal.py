@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.errors import RecordError, StudyError
-from captune.records.events import Event
+from captune.records.event import Event
 from captune.records.lenient import jsonable
 from captune.records.lines import event_from_json
 

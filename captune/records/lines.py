@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from captune.records.events import EVENTS, Event, GivenUp, Other, SealOpened
+from captune.records.event import Event
+from captune.records.events import EVENTS, GivenUp, Other, SealOpened
 from captune.records.lenient import mapping, number_or_none
 
 

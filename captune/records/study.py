@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from captune.records.enums import Phase, Role, State
+from captune.records.event import Event
 from captune.records.events import (
     Chosen,
     Crashed,
     DataNotes,
     Epoch,
-    Event,
     Finished,
     GivenUp,
     Mismatch,
@@ -24,6 +24,7 @@ from captune.records.events import (
     PhaseBegun,
     Planned,
     Preempted,
+    Prepared,
     Reported,
     Retried,
     SealOpened,
@@ -56,6 +57,7 @@ class StudyRecord:
         phase: the phase that was begun last.
         given_up: why it was given up.
         warm_starts: what the study before this one found.
+        prepared: images that nodes decoded and encoded for it.
         search_ended: why its search ended before its last trial, if it did.
         choice, mismatch, settled: the last event of each kind.
         settled_at: place of the last `settled` event in the journal, from 1; 0 without one.
@@ -76,6 +78,7 @@ class StudyRecord:
         self.phase: Phase | None = None
         self.given_up: str | None = None
         self.warm_starts: WarmStarts | None = None
+        self.prepared: list[Prepared] = []
         self.search_ended: SearchEnded | None = None
         self.choice: Chosen | None = None
         self._choice_at = 0
@@ -122,6 +125,8 @@ class StudyRecord:
             self.given_up = event.reason or "no reason recorded"
         elif isinstance(event, WarmStarts):
             self.warm_starts = event
+        elif isinstance(event, Prepared):
+            self.prepared.append(event)
         elif isinstance(event, SearchEnded):
             self.search_ended = event if event.reason is not None else None
         elif isinstance(event, Settled):

@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from captune.records.enums import Phase, Role, State
+from captune.records.event import Event
 from captune.records.events import (
     Crashed,
     Epoch,
-    Event,
     Finished,
     Planned,
     Preempted,

@@ -42,7 +42,7 @@ class ClosingAside:
             return
         self._looked = time.monotonic()
         for opened in self._studies:
-            if opened.cell.finished and not self._begun(opened.directory):
+            if opened.cell.finished and opened.cell.unable is None and not self._begun(opened.directory):
                 opened.settle()
                 self._running[opened.directory] = start_here(close_study, opened.directory)
         for directory, answer in list(self._running.items()):

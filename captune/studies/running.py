@@ -23,6 +23,7 @@ from captune.tuning.cluster import Cluster, connected
 from captune.tuning.engine import run_cells
 from captune.tuning.nodes import check_gpus, check_nodes
 from captune.tuning.packing import Allotment, allot
+from captune.tuning.preparing import Preparation
 from captune.tuning.samplers import check_sampler
 from captune.tuning.specs import TrialSpec
 from captune.tuning.stopping import StopRequests
@@ -117,6 +118,9 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
         cells = [opened.cell for opened in studies]
         try:
             for opened in studies:
+                if opened.cell.unable is not None:
+                    failures.append(_unable(opened))
+                    continue
                 opened.settle()
                 if opened.directory in aside.records:
                     records.append(aside.records[opened.directory])
@@ -137,9 +141,21 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
         together = plans[0].directory.parent / REPORT
         report_studies([record.directory for record in records], together)
         watcher.compared(together, len(records))
+    for failure in failures[1:]:
+        watcher.warn(str(failure))
     for failure in failures:
         raise failure
     return records
+
+
+def _unable(opened: OpenStudy) -> StudyError:
+    """Why no trial of a study could begin; nothing of it is left on disk where it had not begun before."""
+    opened.withdraw()
+    return StudyError(
+        "every node that runs trials must see the data and the weights",
+        got=f"\n  {opened.cell.unable}", where=opened.cell.name,
+        next_step="Put them on storage that all nodes share (--data-root, --pretrained), or leave the study out.",
+    )  # fmt: skip
 
 
 def _run_trials(
@@ -228,11 +244,13 @@ def _run_on_ray(
             deterministic=any(plan.study.deterministic for plan in plans),
         )
         watcher.started(cells, cluster, allotment)
-        check_nodes(
-            [(plan.directory, plan.study.task) for plan in plans],
-            custom=settings.open_trial is not None,
-            here=cluster.local and not cluster.gpus,
-        )
+        only_here = cluster.local and not cluster.gpus
+        check_nodes([plan.directory for plan in plans], here=only_here)
+        preparation = Preparation([] if settings.open_trial is not None else cells)
+        if only_here and len(preparation.groups) == 1:
+            preparation.prepare_here()
+        elif preparation.groups:
+            preparation.begin(allotment)
         publishing = telemetry(cells, loggers=settings.loggers, concurrency=allotment.concurrency)
         with watcher.watching(cells, concurrency=allotment.concurrency) as refresh, publishing as publish:
 
@@ -241,6 +259,7 @@ def _run_on_ray(
                 publish()
                 refresh()
                 aside.look()
+                preparation.look()
 
             finished = run_cells(
                 cells,

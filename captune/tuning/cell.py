@@ -22,6 +22,7 @@ from captune.records.events import (
     PhaseBegun,
     Planned,
     Preempted,
+    Prepared,
     Retried,
     SearchEnded,
     Started,
@@ -32,11 +33,9 @@ from captune.records.layout import trial_directory
 from captune.seeding import derive_seed
 from captune.space import Space
 from captune.tuning.agenda import WARM_STARTS, Agenda, Proposal
+from captune.tuning.failures import Failures
 from captune.tuning.search import Search
 from captune.tuning.specs import CellInfo, TrialSpec
-
-# A study whose first trials all fail the same way will not get better by running more of them.
-_SAME_FAILURES, _ANY_FAILURES = 3, 6
 
 Listener = Callable[[Event, "Trial | None"], None]
 
@@ -51,6 +50,10 @@ class Cell:
         space: the resolved search space.
         warm_starts: configurations (parts of them) to try after the first.
         proposes: whether trials will be asked for; without, the study can only be looked at, and Optuna stays out.
+
+    Attributes:
+        unprepared: what its trials wait for, in words: nodes that decode and encode its images; None: nothing.
+        unable: why no node can run its trials; they are not begun then, and this is written nowhere.
     """
 
     def __init__(
@@ -76,13 +79,14 @@ class Cell:
         self.waiting: deque[str] = deque()
         self.active: set[str] = set()
         self.after: Cell | None = None
+        self.unprepared: str | None = None
+        self.unable: str | None = None
         self.check_driver: Callable[[], None] = lambda: None
         self.listeners: list[Listener] = []
         starts = [space.clip(values) for values in warm_starts]
         self._agenda = Agenda(study, info, space, self.record, self._search, self.screening, starts)
         self._journal: Journal | None = None
-        self._failures: list[str] = []
-        self._succeeded = False
+        self._failures = Failures()
 
     # The journal
 
@@ -94,8 +98,7 @@ class Cell:
     def open(self, journal: Journal, opening: StudyOpened) -> None:
         """Start to write: unfinished trials are handed out again, before anything new is planned."""
         self._journal = journal
-        # What failed before may have been mended since: a resumed study gets its own three failures.
-        self._failures.clear()
+        self._failures.forget()
         self.write(opening)
         for trial in list(self.trials.values()):
             # An ensemble is no trial to train: closing the study averages it, again where it was killed.
@@ -134,7 +137,7 @@ class Cell:
             self._agenda.outcome_changes()
         elif isinstance(event, Finished) and trial is not None:
             self.active.discard(trial.key)
-            self._note_outcome(trial)
+            self._failures.note(trial)
             if trial.state is State.COMPLETE:
                 self._vote(trial)
             if search is not None:
@@ -145,20 +148,6 @@ class Cell:
     def _search_of(self, trial: Trial) -> Search | None:
         """The search a trial belongs to, if it belongs to one."""
         return {Phase.SEARCH: self._search, Phase.SCREEN: self.screening}.get(trial.phase)
-
-    def _note_outcome(self, trial: Trial) -> None:
-        if trial.state is State.FAILED:
-            self._failures.append((trial.reason or "").splitlines()[0] if trial.reason else "")
-        else:
-            self._succeeded = True
-
-    def _hopeless_failure(self) -> str | None:
-        """Why the study should be given up, if it should."""
-        first = self._failures[:_SAME_FAILURES]
-        same = len(first) == _SAME_FAILURES and len(set(first)) == 1
-        if self._succeeded or not (same or len(self._failures) >= _ANY_FAILURES):
-            return None
-        return self._failures[0]
 
     # What comes next
 
@@ -175,11 +164,13 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether nothing is running and nothing more is to be done."""
-        return not self.active and (self.aborted is not None or not (self.waiting or self._agenda.has_more()))
+        if self.active:
+            return False
+        return bool(self.aborted or self.unable) or not (self.waiting or self._agenda.has_more())
 
     def next_trial(self) -> Trial | None:
         """The next trial to start, planned in the journal; None while there is none (yet)."""
-        if self.aborted is not None:
+        if self.aborted is not None or self.unprepared is not None or self.unable is not None:
             return None
         if not self.waiting:
             plan = self._plan()
@@ -298,6 +289,8 @@ class Cell:
         if trial.ended:
             return True
         node = payload.get("node")
+        if payload.get("prepared"):
+            self.write(Prepared(node=node, **payload["prepared"]))
         if self._deliver_epochs(trial, payload.get("rows", ())):
             self._finish(trial, State.PRUNED, node=node)
         elif payload.get("failed"):
@@ -393,6 +386,6 @@ class Cell:
             share = f"{trial.progress:.0%}"
             fields["reason"] = f"stopped at {share} of its budget: its score was below the rung's median"
         self.write(Finished.from_json({**fields, "key": trial.key, "state": state, "node": node or trial.node}))
-        reason = self._hopeless_failure()
+        reason = self._failures.hopeless()
         if reason is not None and self.aborted is None:
             self.write(GivenUp(reason=reason))

@@ -190,8 +190,7 @@ def _say_that_ray_starts() -> None:
 
 
 def _nodes() -> tuple[Node, ...]:
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return tuple(Node(has.get("CPU", 0.0), has.get("GPU", 0.0), has.get("memory", 0.0)) for has in resources)
+    return tuple(Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
 
 
 def _scraps() -> Path:

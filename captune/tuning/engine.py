@@ -52,6 +52,7 @@ def run_cells(
             planner.interrupt()
         on_step()
 
+    planner.while_waiting = step
     trainable: Any = StudyTrainable
     if open_trial is None and allow_cpu:
         open_trial = open_trial_anywhere

@@ -1,11 +1,11 @@
-"""What every node of a cluster must see and have before the first trial: directories, data, weights, GPUs."""
+"""What every node of a cluster must see and have before the first trial: directories and GPUs."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,58 +14,45 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from captune.config import TaskConfig
-from captune.errors import CaptuneError, StudyError
+from captune.errors import StudyError
 from captune.tuning.gpus import GpuProof, prove_gpus
 from captune.tuning.machine import BROKEN, Finding, examine
 
 T = TypeVar("T")
 
 
-def check_nodes(
-    studies: Sequence[tuple[Path, TaskConfig]], *, custom: bool = False, prepare: bool = True, here: bool = False
-) -> None:
-    """See from every node that studies can be written there, and build what its trials share, before the first trial.
+def check_nodes(directories: Sequence[Path], *, here: bool = False) -> None:
+    """See from every node that studies can be written there, before the first trial.
 
     Args:
-        studies: each study's directory and cell.
-        custom: trials are stand-ins that need no data.
-        prepare: build image store and feature bank, once per node.
-        here: there is no node but this machine, without a GPU; it is checked in this process, which saves a start.
+        directories: of the studies.
+        here: there is no node but this machine, which is looked at by this process; that saves a start.
 
     Raises:
-        StudyError: names the nodes that cannot see the studies' directories, the data or the weights, and why.
+        StudyError: names the nodes that cannot, and why.
     """
     token = secrets.token_hex(8)
-    tasks = [(str(directory), task.model_dump(mode="json")) for directory, task in studies]
-    ask = _problems_here if here else _problems
+    names = [str(directory) for directory in directories]
     try:
-        for directory, _ in studies:
+        for directory in directories:
             (directory / f".visible.{token}").write_text(token)
-        problems = ask(tasks, token, prepare and not custom)
+        answers = {"this machine": _probe_node(names, token)} if here else on_each_node(_probe_node, names, token)
     finally:
-        for directory, _ in studies:
+        for directory in directories:
             for path in directory.glob(f".visible.{token}*"):
                 path.unlink(missing_ok=True)
+    problems = [f"{name}: {problem}" for name, problem in answers.items() if problem is not None]
     if problems:
         raise StudyError(
-            "every node must see the directories of the studies, the data and the weights",
+            "every node must see the directories of the studies",
             got="\n  " + "\n  ".join(problems),
-            next_step="Put them on storage that all nodes share (--out, --data-root, --pretrained), or leave it out.",
+            next_step="Put them on storage that all nodes share (--out), or leave a node out.",
         )
 
 
-def _problems_here(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bool) -> list[str]:
-    if prepare:
-        # What is wrong with data or weights of this machine is said in the error's own words.
-        _prepare(tasks)
-    problem = _probe_node(tasks, token, prepare=False)
-    return [] if problem is None else [f"this machine: {problem}"]
-
-
-def _problems(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bool) -> list[str]:
-    answers = on_each_node(_probe_node, tasks, token, prepare)
-    return [f"{name}: {problem}" for name, problem in answers.items() if problem is not None]
+def node_name(node: dict[str, Any]) -> str:
+    """Host, address and the beginning of Ray's name for a node."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
 
 
 def on_each_node(
@@ -88,7 +75,7 @@ def on_each_node(
     }
     answers = {}
     for reference, node in pending.items():
-        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+        name = node_name(node)
         try:
             answers[name] = ray.get(reference)
         except RayError as error:
@@ -173,17 +160,27 @@ def _examine_this_node(directories: list[str]) -> list[Finding]:
     return examine(directories, expected_gpus=expected, gpus=proof)
 
 
+def show_gpus_of_this_node() -> None:
+    """Let this process (one of Ray's that asked for no GPU) use those of its node; before torch looks for any."""
+    _show_gpus(os.environ)
+
+
 def gpus_of_this_node() -> GpuProof:
     """What torch sees of the GPUs that the node of this process (one of Ray's) was started with."""
     # Ray hides the GPUs from a task that asks for none; the node's own process, which started this one, sees them.
     environment = dict(os.environ)
+    _show_gpus(environment)
+    return prove_gpus(_gpus_declared(), environment)
+
+
+def _show_gpus(environment: MutableMapping[str, str]) -> None:
+    """Make the GPUs visible that the node of this process was started with."""
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0"):
             name, _, value = entry.decode(errors="replace").partition("=")
             if name == "CUDA_VISIBLE_DEVICES":
                 environment[name] = value
-    return prove_gpus(_gpus_declared(), environment)
 
 
 def _gpus_declared() -> int:
@@ -192,9 +189,9 @@ def _gpus_declared() -> int:
     return int(nodes[here]["Resources"].get("GPU", 0))
 
 
-def _probe_node(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bool) -> str | None:
-    """What keeps this node from running trials, in words; None if nothing does."""
-    for directory, _ in tasks:
+def _probe_node(directories: list[str], token: str) -> str | None:
+    """What keeps this node from writing there, in words; None if nothing does."""
+    for directory in directories:
         mark = Path(directory) / f".visible.{token}"
         try:
             if not mark.exists() or mark.read_text() != token:
@@ -202,16 +199,4 @@ def _probe_node(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bo
             mark.with_name(f"{mark.name}.{os.getpid()}").write_text(token)
         except OSError as error:
             return f"cannot write to {directory}: {error.strerror}"
-    try:
-        if prepare:
-            _prepare(tasks)
-    except CaptuneError as error:
-        return str(error)
     return None
-
-
-def _prepare(tasks: list[tuple[str, dict[str, Any]]]) -> None:
-    from captune.training.context import prepare_node
-
-    for _, task in tasks:
-        prepare_node(TaskConfig.parse(task))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from captune.errors import UsageError
@@ -22,6 +22,11 @@ class Node:
     cpus: float
     gpus: float = 0.0
     memory_bytes: float = 0.0
+
+    @classmethod
+    def of(cls, resources: Mapping[str, float]) -> Node:
+        """A node with the resources that Ray tells of it."""
+        return cls(resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory", 0.0))
 
 
 @dataclass(frozen=True)

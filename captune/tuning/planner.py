@@ -39,6 +39,10 @@ class Planner(Searcher):
         threads: CPU threads of a trial.
         gpus: its share of them.
         timeout: seconds after which a trial that has not ended is ended as failed.
+
+    Attributes:
+        while_waiting: called when there is no trial to hand out: where none runs either, Tune asks again and again for
+            ten minutes, and does nothing else meanwhile.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Planner(Searcher):
         super().__init__()
         self.cells = list(cells)
         self.interrupted = False
+        self.while_waiting: Callable[[], None] = lambda: None
         self._threads = threads
         self._gpus = gpus
         self._timeout = timeout
@@ -66,7 +71,7 @@ class Planner(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next trial, FINISHED when every cell is, None while all must wait."""
         if self.interrupted:
-            return None
+            return str(Searcher.FINISHED)
         turns = sorted(self.cells, key=lambda cell: (len(cell.active), self._handed_out[cell.name]))
         for cell in turns:
             trial = cell.next_trial()
@@ -74,7 +79,11 @@ class Planner(Searcher):
                 self._handed_out[cell.name] += 1
                 self._trials[trial_id] = (cell, trial.key)
                 return {SPEC: cell.spec(trial, threads=self._threads).to_json()}
-        return str(Searcher.FINISHED) if all(cell.finished for cell in self.cells) else None
+        if all(cell.finished for cell in self.cells):
+            return str(Searcher.FINISHED)
+        if not self._trials:
+            self.while_waiting()
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial has ended: by itself, by the scheduler, or because the study was interrupted."""

@@ -53,7 +53,7 @@ def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
     expected = references + cell.num_screened + cell.num_trials + num_confirmations(cell)
     return Standing(
         cell=cell.name,
-        phase=f"given up: {cell.aborted}" if cell.aborted else "done" if cell.finished else _phase(cell),
+        phase=_phase(cell),
         done=len(ended),
         planned=len(ended) if cell.finished else max(expected, len(trials)),
         running=len(cell.active),
@@ -67,6 +67,12 @@ def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
 
 
 def _phase(cell: Cell) -> str:
+    if cell.aborted or cell.unable:
+        return f"given up: {cell.aborted or cell.unable}"
+    if cell.finished:
+        return "done"
+    if cell.unprepared is not None:
+        return cell.unprepared
     return "waiting" if cell.record.phase is None else _PHASES[cell.record.phase]
 
 

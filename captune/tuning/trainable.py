@@ -14,12 +14,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import ray
 from ray.tune import Trainable
 
+from captune.data.build_once import Work, work_done
 from captune.errors import CaptuneError, StudyError
 from captune.tuning.gpus import require_gpu
 from captune.tuning.schedulers import at_rung
@@ -99,6 +101,7 @@ class StudyTrainable(Trainable):
     def _take(self, config: dict[str, Any]) -> None:
         self._spec = TrialSpec.from_json(config[SPEC])
         self._trial: OpenTrial | None = None
+        self._made = Work()
         self._lock: IO[str] | None = None
 
     def step(self) -> dict[str, Any]:
@@ -114,6 +117,9 @@ class StudyTrainable(Trainable):
         except (CaptuneError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, OSError) as error:
             # A bug or a full disk ends this trial with its reason; a study of others goes on.
             payload["failed"] = _failure(error)
+        if self._made != Work():
+            # A node that joined later, or whose store was removed: what it made is counted as well.
+            payload["prepared"], self._made = asdict(self._made), Work()
         done = bool(payload.get("outcome") or payload.get("failed"))
         if done:
             self._release()
@@ -130,7 +136,9 @@ class StudyTrainable(Trainable):
         trial = self._trial
         if trial is None:
             self._lock = _lock(self._spec.path)
+            worked = work_done()
             trial = self._trial = self._open_trial(self._spec)
+            self._made = work_done() - worked
             # Epochs that were trained but not reported when a process died: their records lie in the trial's directory.
             rows += [row for row in _known_rows(self._spec.path) if self._spec.reported < row["epoch"] <= trial.epoch]
             if rows and trial.epoch < trial.num_epochs:

@@ -116,7 +116,7 @@ def test_what_is_no_number_becomes_none_and_what_is_missing_its_default() -> Non
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_kind_of_event_but_the_rare_ones_is_in_a_real_journal(name: str) -> None:
     kinds = {event.kind for event in read_journal(OLD / name / JOURNAL)}
-    rare = {"crashed", "preempted", "given_up", "warm_starts", "retried", "search_ended", "data_notes"}
+    rare = {"crashed", "preempted", "given_up", "warm_starts", "retried", "search_ended", "data_notes", "prepared"}
     assert EVENTS.keys() - kinds <= rare
 
 

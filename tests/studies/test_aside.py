@@ -28,6 +28,7 @@ class Answer:
 
 class Cell:
     finished = False
+    unable = None
 
 
 class Study:

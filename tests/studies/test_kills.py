@@ -17,7 +17,8 @@ import pytest
 
 from captune.errors import UsageError
 from captune.records import JOURNAL, Journal, atomic_write, read_journal
-from captune.records.events import Chosen, Event, Finished, SealOpened, StudyOpened
+from captune.records.event import Event
+from captune.records.events import Chosen, Finished, SealOpened, StudyOpened
 from captune.records.files import remove_leftovers, temporary_name
 from captune.records.layout import STUDY, trial_directory
 from captune.results import report

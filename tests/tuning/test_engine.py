@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from captune.records import JOURNAL, Journal, State
-from captune.records.events import Epoch, Event, StudyOpened
+from captune.records.event import Event
+from captune.records.events import Epoch, StudyOpened
 from captune.space import load_space
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, connected
@@ -195,7 +196,7 @@ def test_the_standing_is_published_for_other_shells(cluster: Cluster, tmp_path: 
 
 
 def test_every_node_is_asked_whether_it_sees_the_run(cluster: Cluster, tmp_path: Path) -> None:
-    check_nodes([(tmp_path, study().task)], prepare=False)
+    check_nodes([tmp_path])
     assert not list(tmp_path.glob(".visible*"))
 
 

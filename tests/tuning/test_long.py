@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from captune.records import JOURNAL
-from captune.records.events import Event, Finished
+from captune.records.event import Event
+from captune.records.events import Finished
 from captune.space import load_space
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells

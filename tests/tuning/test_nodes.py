@@ -16,14 +16,15 @@ from ray.cluster_utils import Cluster as LocalNodes
 
 from captune.errors import StudyError
 from captune.records import JOURNAL
-from captune.records.events import Epoch, Event, Finished
+from captune.records.event import Event
+from captune.records.events import Epoch, Finished
 from captune.tuning import cluster as cluster_module
 from captune.tuning import nodes as nodes_module
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.nodes import check_nodes
 from tests.journals import journal_lines
-from tests.tuning.fakes import FakeTrial, study
+from tests.tuning.fakes import FakeTrial
 from tests.tuning.simulate import outcomes
 from tests.tuning.test_engine import interrupt_when, new_cell
 
@@ -115,16 +116,16 @@ def test_a_node_that_does_not_see_the_run_is_named_before_the_first_trial(
     real = nodes_module._probe_node
     node_ids: list[str] = []
 
-    def probe(tasks: list[tuple[str, dict[str, Any]]], token: str, prepare: bool) -> str | None:
+    def probe(directories: list[str], token: str) -> str | None:
         if ray.get_runtime_context().get_node_id() == node_ids[0]:
-            tasks = [("/nowhere/" + blind, task) for _, task in tasks]
-        return real(tasks, token, prepare)
+            directories = ["/nowhere/" + blind for _ in directories]
+        return real(directories, token)
 
     monkeypatch.setattr(nodes_module, "_probe_node", probe)
     with connected(nodes.address, threads=1):
         node_ids += [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("node:__internal_head__")]
         with pytest.raises(StudyError) as caught:
-            check_nodes([(tmp_path, study().task)], prepare=False)
+            check_nodes([tmp_path])
     message = str(caught.value)
     assert node_ids[0][:8] in message and "does not see /nowhere/" in message
     assert message.count("does not see") == 1, "the node that sees it is not blamed"

@@ -1,0 +1,55 @@
+"""What every event of a journal has: its line, and how that is read back, leniently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from typing import Any, ClassVar, Self
+
+from captune.records.lenient import CONVERTERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of a journal. `time` is in Unix seconds and filled in when the event is written."""
+
+    kind: ClassVar[str]
+    time: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The event as the journal holds it: `event` first, `time` last."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "time"}
+        return {"event": self.kind, **values, "time": self.time}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The event that `as_json` wrote.
+
+        Raises:
+            ValueError: a field that must be there is missing or of no use.
+        """
+        return cls(**converted(cls, values))
+
+
+def converted(cls: type[Event], values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a kind of event that a line of a journal holds.
+
+    Raises:
+        ValueError: a field that must be there is missing or of no use.
+    """
+    found = {}
+    for name, convert, required in _fields(cls):  # type: ignore[arg-type]
+        value = values.get(name)
+        if value is not None or required:
+            found[name] = convert(value)
+    return found
+
+
+@cache
+def _fields(cls: type[Event]) -> tuple[tuple[str, Callable[[Any], Any], bool], ...]:
+    """Name, converter and whether it must be there, of every field of an event."""
+    return tuple(
+        (one.name, CONVERTERS[str(one.type)], one.default is MISSING and one.default_factory is MISSING)
+        for one in fields(cls)
+    )

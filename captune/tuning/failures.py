@@ -1,0 +1,35 @@
+"""When a study is given up: its first trials all failed, and more of them would fail too."""
+
+from __future__ import annotations
+
+from captune.records import State, Trial
+
+# A study whose first trials all fail the same way will not get better by running more of them.
+_SAME_FAILURES, _ANY_FAILURES = 3, 6
+
+
+class Failures:
+    """The outcomes of a session's trials, as far as they say that the study is hopeless."""
+
+    def __init__(self) -> None:
+        self._reasons: list[str] = []
+        self._succeeded = False
+
+    def forget(self) -> None:
+        """Count anew: what failed before may have been mended since."""
+        self._reasons.clear()
+
+    def note(self, trial: Trial) -> None:
+        """A trial has ended."""
+        if trial.state is State.FAILED:
+            self._reasons.append((trial.reason or "").splitlines()[0] if trial.reason else "")
+        else:
+            self._succeeded = True
+
+    def hopeless(self) -> str | None:
+        """Why the study should be given up, if it should."""
+        first = self._reasons[:_SAME_FAILURES]
+        same = len(first) == _SAME_FAILURES and len(set(first)) == 1
+        if self._succeeded or not (same or len(self._reasons) >= _ANY_FAILURES):
+            return None
+        return self._reasons[0]

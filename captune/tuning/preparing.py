@@ -1,0 +1,185 @@
+"""What trials share, made once: each dataset decoded and encoded on the nodes that run trials, beside the training.
+
+A cell's trials wait until every such node is ready for it. A node that joins later is made ready by its first trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from captune.config import TaskConfig
+from captune.data.build_once import Work, work_done
+from captune.data.catalog import images_of
+from captune.errors import CaptuneError
+from captune.records.events import Prepared
+from captune.tuning.cell import Cell
+from captune.tuning.nodes import node_name, show_gpus_of_this_node
+from captune.tuning.packing import Allotment, Node
+
+_EVERY_SECONDS = 0.25
+_WAITING = "preparing images"
+
+
+class Preparation:
+    """Lets nodes decode and encode what the cells' trials look at; cells begin as their images are ready.
+
+    Cells with the same images and backbone are prepared together, small datasets first.
+
+    Args:
+        cells: opened studies.
+
+    Attributes:
+        groups: the cells that share images and backbone.
+    """
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.groups: list[list[Cell]] = []
+        by_images: dict[TaskConfig, list[Cell]] = {}
+        for cell in cells:
+            if cell.finished:
+                continue
+            group = by_images.setdefault(images_of(cell.study.task), [])
+            if not group:
+                self.groups.append(group)
+            group.append(cell)
+        self.groups.sort(key=lambda group: group[0].info.num_pool + group[0].info.num_test)
+        self._pending: dict[Any, tuple[int, str]] = {}
+        self._answers: dict[int, dict[str, Made]] = {}
+        self._makers: list[Any] = []
+        self._looked = 0.0
+
+    def prepare_here(self) -> None:
+        """Prepare everything in this process; where it is the only one that there is to prepare, that saves a start.
+
+        Raises:
+            CaptuneError: what is wrong with data or weights, in their own words.
+        """
+        for group in self.groups:
+            _note(group[0], platform.node(), prepare_this_process(group[0].study.task.model_dump(mode="json")))
+
+    def begin(self, allotment: Allotment) -> None:
+        """Start to prepare on every node that has room for a trial; `look` sees how far it is."""
+        nodes = [
+            node
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"] and allotment.room_on(Node.of(node["Resources"])) > 0
+        ]
+        tasks = [group[0].study.task.model_dump(mode="json") for group in self.groups]
+        for group in self.groups:
+            for cell in group:
+                cell.unprepared = _WAITING
+        maker: Any = ray.remote(num_cpus=0)(NodePreparer)
+        for node in nodes:
+            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            actor: Any = maker.options(scheduling_strategy=where).remote(bool(allotment.gpus))
+            self._makers.append(actor)
+            for number, task in enumerate(tasks):
+                self._pending[actor.prepare.remote(task)] = (number, node_name(node))
+
+    def look(self) -> None:
+        """Take in what nodes have prepared; called at every turn of Ray's loop."""
+        if not self._pending or time.monotonic() - self._looked < _EVERY_SECONDS:
+            return
+        self._looked = time.monotonic()
+        ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
+        for reference in ready:
+            number, node = self._pending.pop(reference)
+            try:
+                made: Made = ray.get(reference)
+            except RayError as error:
+                made = Made(refused=f"does not answer: {str(error).strip().splitlines()[0]}", silent=True)
+            self._answers.setdefault(number, {})[node] = made
+            if not any(number == other for other, _ in self._pending.values()):
+                self._settle(self.groups[number], self._answers[number])
+        if not self._pending:
+            self.close()
+
+    def close(self) -> None:
+        """End the processes that prepare, and with them what they hold of memory and GPUs."""
+        self._pending.clear()
+        for actor in self._makers:
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+        self._makers.clear()
+
+    def _settle(self, group: Sequence[Cell], answers: dict[str, Made]) -> None:
+        """All nodes have answered: the group's cells begin, or cannot."""
+        refused = {node: made.refused for node, made in answers.items() if made.refused is not None}
+        # A node that is gone runs no trial; only where no other answers is it the cells' trouble.
+        if any(made.refused is None for made in answers.values()):
+            refused = {node: why for node, why in refused.items() if not answers[node].silent}
+        for cell in group:
+            cell.unprepared = None
+            if refused:
+                cell.unable = "\n  ".join(f"{node}: {why}" for node, why in refused.items())
+        if not refused:
+            for node, made in answers.items():
+                _note(group[0], node, made)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a node did for a dataset and backbone.
+
+    Attributes:
+        work: images decoded and encoded.
+        seconds: that it took.
+        refused: why it could not, if it could not.
+        silent: whether that is because it does not answer.
+    """
+
+    work: Work = field(default_factory=Work)
+    seconds: float = 0.0
+    refused: str | None = None
+    silent: bool = False
+
+
+class NodePreparer:
+    """Prepares one dataset and backbone after another on its node; a backbone is opened once for all.
+
+    Args:
+        gpus: whether trials use the node's GPUs.
+    """
+
+    def __init__(self, gpus: bool) -> None:
+        if gpus:
+            show_gpus_of_this_node()
+
+    def prepare(self, task: dict[str, Any]) -> Made:
+        """Prepare this node for a cell."""
+        try:
+            return prepare_this_process(task)
+        except CaptuneError as error:
+            return Made(refused=str(error))
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
+            # Trials fill the GPU: the first of this dataset prepares it on its own share.
+            return Made()
+
+
+def prepare_this_process(task: dict[str, Any]) -> Made:
+    """Prepare the node of this process for a cell.
+
+    Raises:
+        CaptuneError: data or weights are not there, or not as they should be.
+    """
+    from captune.training.context import prepare_node
+
+    began, worked = time.perf_counter(), work_done()
+    prepare_node(TaskConfig.parse(task))
+    return Made(work_done() - worked, time.perf_counter() - began)
+
+
+def _note(cell: Cell, node: str, made: Made) -> None:
+    if made.work != Work():
+        cell.write(Prepared(node=node, seconds=made.seconds, **asdict(made.work)))
