@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captune import interruption
-from captune.algorithms import ALGORITHMS, method_named, paper_config, refuse_unsealed
+from captune.algorithms import ALGORITHMS, method_named, paper_config, refuse_unfit
 from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.data.labelling import PREDICTIONS_CSV
 from captune.errors import UsageError
@@ -56,7 +56,7 @@ def configuration(
         raise UsageError(
             "the method must be the one the configuration was made for", got=f"'{method}' and '{named}'", where=place
         )
-    refuse_unsealed(named, task)
+    refuse_unfit(named, task)
     given = dict(settings or {})
     preset = "paper" if paper else None
     base = paper_config(named, task, given.get("tuning", values.get("tuning")), preset).model_dump()

@@ -16,6 +16,7 @@ from captune.algorithms.configs import (
     BlendConfig,
     CapConfig,
     CapMixtureConfig,
+    CoopConfig,
     CplConfig,
     FplConfig,
     GripConfig,
@@ -29,6 +30,7 @@ from captune.algorithms.configs import (
 from captune.algorithms.preset import CAP_SETTINGS, preset_trial
 from captune.config import TaskConfig, TrialConfig
 from captune.data.catalog import default_settings
+from captune.data.roles import has_labels
 from captune.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Method:
         trains: whether it has epochs; the others are solved when they are built.
         tunable: whether it has anything to search.
         unsealed: whether it must be given the pool's true labels (research only).
+        labels_only: whether it learns from labelled images alone and never looks at the pool: a control.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Method:
     trains: bool = True
     tunable: bool = True
     unsealed: bool = False
+    labels_only: bool = False
 
     def build(self, context: Context, config: TrialConfig, seed: int) -> Algorithm:
         """The algorithm before its first epoch."""
@@ -103,7 +107,11 @@ ALGORITHMS: dict[str, Method] = {
         ),
         Method(
             "probe", "a linear probe from the labelled images alone, held at the class texts (CLAP, CVPR 2024)",
-            ProbeConfig, "probe:Probe", trains=False,
+            ProbeConfig, "probe:Probe", trains=False, labels_only=True,
+        ),
+        Method(
+            "coop", "prompt tuning on the labelled images alone (CoOp, IJCV 2022)", CoopConfig, "coop:Coop",
+            labels_only=True,
         ),
         Method(
             "blend", "the mean of what several methods say (an ensemble of unlike members)", BlendConfig, "blend:Blend",
@@ -134,12 +142,18 @@ def method_named(name: str) -> Method:
     return ALGORITHMS[name]
 
 
-def refuse_unsealed(method: str, task: TaskConfig) -> None:
-    """See, before anything is loaded, that a method that trains on the pool's true labels may have them.
+def refuse_unfit(method: str, task: TaskConfig) -> None:
+    """See, before anything is loaded, that the cell has the labels a method learns from, and that it may have them.
 
     Raises:
-        UsageError: it may not; no such method.
+        UsageError: it has none, or they stay sealed; no such method.
     """
+    if method_named(method).labels_only and not has_labels(task):
+        raise UsageError(
+            f"--method {method} learns from labelled images alone",
+            got=f"none of them in --paradigm {task.paradigm}",
+            next_step="Use it in ssl (--shots) or trzsl, beside a method that looks at the pool.",
+        )
     if method_named(method).unsealed and not task.unseal_pool:
         raise UsageError(
             f"--method {method} trains on the pool's true labels, which stay sealed here",

@@ -182,6 +182,14 @@ class CplConfig(IterationConfig):
     batch_size: int = Field(64, ge=1, description="images a stream and step B")
 
 
+class CoopConfig(LearnerConfig):
+    """CoOp's own settings: those of the pseudolabelling methods, which take them from it, and its weight decay."""
+
+    learning_rate: float = Field(0.1, gt=0, description="peak learning rate of SGD")
+    weight_decay: float = Field(0.0005, ge=0, description="SGD weight decay")
+    batch_size: int = Field(16, ge=1, description="labelled images a step B")
+
+
 class SupervisedConfig(LearnerConfig):
     """The pseudolabelling methods' settings, with labels and CoOp's weight decay."""
 

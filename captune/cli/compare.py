@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -16,6 +17,7 @@ from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, re
 from captune.cli.paper import check_show, datasets_shown, run_paper_table, show_preset
 from captune.config import PARADIGMS, MachineConfig, Paradigm, StudyConfig, TaskConfig
 from captune.data.catalog import check_dataset_name
+from captune.data.roles import has_labels
 from captune.decisions.criteria import resolve_criterion
 from captune.errors import CaptuneError
 from captune.records import atomic_write
@@ -66,7 +68,7 @@ def compare(
     loggers = check_loggers(machine.logger)
     fixed = settings(given.trial, set_)
     studies = []
-    for kind, name in cells_of(given.task.get("paradigm", "all"), methods, console):
+    for kind, name in cells_of(given.task.get("paradigm", "all"), methods, console, given.task):
         task = TaskConfig.parse(
             given.task | {"paradigm": kind, "unseal_pool": ALGORITHMS[name].unsealed}, where=COMMAND_LINE
         )
@@ -96,8 +98,14 @@ def compare(
         raise lost
 
 
-def cells_of(paradigm: str, methods: str, console: Console) -> list[tuple[Paradigm, str]]:
-    """(paradigm, method) in the order asked; what cannot be is left out and said."""
+def cells_of(
+    paradigm: str, methods: str, console: Console, task_values: Mapping[str, Any]
+) -> list[tuple[Paradigm, str]]:
+    """(paradigm, method) in the order asked; what cannot be is left out and said.
+
+    Args:
+        task_values: the other settings of the cells.
+    """
     names = list(PARADIGMS) if paradigm == "all" else names_in(paradigm, "--paradigm")
     kinds = [cast(Paradigm, resolve_paradigm(name)) for name in names]
     if methods == "all":
@@ -106,11 +114,14 @@ def cells_of(paradigm: str, methods: str, console: Console) -> list[tuple[Paradi
         asked = [method_named(name).name for name in names_in(methods, "--methods")]
     cells: list[tuple[Paradigm, str]] = []
     for kind in dict.fromkeys(kinds):
+        labelled = has_labels(TaskConfig.parse({**task_values, "paradigm": kind}, where=COMMAND_LINE))
         for name in dict.fromkeys(asked):
             if ALGORITHMS[name].unsealed and kind == "tft":
                 console.print(
                     f"{name} is left out of tft: its pool is the test set; ul has the ceiling.", highlight=False
                 )
+            elif ALGORITHMS[name].labels_only and not labelled:
+                console.print(f"{name} is left out of {kind}: it learns from labelled images alone.", highlight=False)
             else:
                 cells.append((kind, name))
     return cells

@@ -23,6 +23,7 @@ from captune.algorithms.preset import (
 from captune.cli.options import COMMAND_LINE, names_in, resolve_paradigm
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
+from captune.data.roles import has_labels
 from captune.errors import CaptuneError, DataError, TrainingFailed, UsageError
 from captune.records.layout import METRICS
 
@@ -75,7 +76,8 @@ def run_paper_table(
     """
     datasets, paradigms, names = _asked(task_values, methods)
     missing, tasks = _found(datasets, task_values, console)
-    cells = [(dataset, paradigm, name) for dataset in tasks for paradigm in paradigms for name in names]
+    fitting = {kind: _fitting(kind, names, task_values, console) for kind in paradigms}
+    cells = [(dataset, kind, name) for dataset in tasks for kind in paradigms for name in fitting[kind]]
     for dataset, paradigm, name in cells:  # what cannot be is told before anything is trained
         task = _task(dataset, paradigm, SPLIT_SEEDS[0], task_values)
         paper_config(name, task, trial_values.get("tuning"), "paper").with_values(trial_values, where=COMMAND_LINE)
@@ -83,7 +85,7 @@ def run_paper_table(
 
     from captune.results.paper_table import grid, paper_table, write_paper_table
 
-    everything = [(dataset, paradigm, name) for dataset in datasets for paradigm in paradigms for name in names]
+    everything = [(dataset, kind, name) for dataset in datasets for kind in paradigms for name in fitting[kind]]
     table = paper_table(out / "runs", everything)
     for paradigm in paradigms:
         shown = grid(table, paradigm)
@@ -114,6 +116,16 @@ def _asked(task_values: dict[str, Any], methods: str) -> tuple[list[str], list[s
         [resolve_paradigm(name) for name in paradigms],
         [method_named(name).name for name in names],
     )
+
+
+def _fitting(paradigm: str, names: list[str], task_values: dict[str, Any], console: Console) -> list[str]:
+    """The methods that this paradigm has something for; the others are named."""
+    labelled = has_labels(TaskConfig.parse({**task_values, "dataset": "digits", "paradigm": paradigm}))
+    kept = [name for name in names if labelled or not method_named(name).labels_only]
+    for name in names:
+        if name not in kept:
+            console.print(f"{name} is left out of {paradigm}: it learns from labelled images alone.", highlight=False)
+    return kept
 
 
 def _task(dataset: str, paradigm: str, split_seed: int, values: dict[str, Any]) -> TaskConfig:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from captune.algorithms import ALGORITHMS, method_named, paper_config, refuse_unsealed
+from captune.algorithms import ALGORITHMS, method_named, paper_config, refuse_unfit
 from captune.algorithms.preset import preset_task
 from captune.cli.console import plain_console
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
@@ -100,7 +100,7 @@ def run(
         console.print(f"Not on disk and left out: {', '.join(missing)}.", highlight=False, soft_wrap=True)
     studies = _studies(file, given, settings(given.trial, set_), datasets)
     for study in studies:
-        refuse_unsealed(study.method, study.task)
+        refuse_unfit(study.method, study.task)
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.planning import show_cost, show_plan
         from captune.cli.studies import execute

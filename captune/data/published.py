@@ -48,6 +48,13 @@ _TABLE: dict[str, dict[str, tuple[float | None, float | None, float | None]]] = 
         "dtd": (43.2, 43.2, 43.4),
         "cub200": (51.82, 51.82, None),
     },
+    "coop": {
+        "flowers102": (76.8, None, 63.2),
+        "resisc45": (58.5, None, 63.4),
+        "fgvc_aircraft": (14.9, None, 21.7),
+        "eurosat": (59.5, None, 49.7),
+        "dtd": (37.1, None, 46.3),
+    },
     "grip": {
         "flowers102": (83.6, 69.8, 86.3),
         "resisc45": (74.1, 70.6, 81.1),

@@ -34,6 +34,11 @@ class Roles:
     pseudo_unseen_K: BoolArray
 
 
+def has_labels(config: TaskConfig) -> bool:
+    """Whether the cell labels images to train on."""
+    return config.paradigm == "trzsl" or (config.paradigm != "ul" and config.num_shots > 0)
+
+
 def reported_images(dataset: Dataset, config: TaskConfig) -> IntArray:
     """The images a person wants to know the classes of: the test split, and training images nobody has labelled."""
     if config.open_set_fraction:  # those are of classes that nobody asks for

@@ -92,6 +92,13 @@ def test_cpl_equals_its_box(tmp_path: Path, paradigm: str) -> None:
     assert_same(probs, plain(context, config, choose, 3))
 
 
+@pytest.mark.parametrize("paradigm", ["ssl", "trzsl"])
+def test_coop_equals_its_box(tmp_path: Path, paradigm: str) -> None:
+    """Supervised training on the labelled images, and nothing of the pool."""
+    probs, config, context = predictions("coop", task(paradigm), tmp_path)
+    assert_same(probs, plain(context, config, lambda *_: {}, 1))
+
+
 def test_supervised_equals_its_box(tmp_path: Path) -> None:
     probs, config, context = predictions("supervised", task("ul", unseal_pool=True), tmp_path)
     assert len(context.task.labelled) == len(context.task.pool)

@@ -14,6 +14,7 @@ from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import PARADIGMS, TaskConfig
 from captune.data import paradigms
 from captune.data.paradigms import build_task
+from captune.data.roles import has_labels
 from captune.errors import ConfigError, ModelError, UsageError
 from captune.training import context as context_module
 from captune.training.checkpoint import load_checkpoint
@@ -73,6 +74,10 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, method: str, i
 def test_a_method_runs_in_every_paradigm_without_a_sealed_label(
     tmp_path: Path, method: str, paradigm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if method == "coop" and not has_labels(cell(method, paradigm)):
+        with pytest.raises(UsageError, match="coop must be given labelled images"):
+            open_trial(tmp_path, method, paradigm)
+        return
     honest = train(open_trial(tmp_path / "honest", method, paradigm))
     real_init = paradigms.SealedLabels.__init__
     monkeypatch.setattr(

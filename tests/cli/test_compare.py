@@ -17,15 +17,31 @@ from captune.errors import UsageError
 
 def test_all_means_every_method_that_is_no_reference_and_the_ceiling_where_it_is_one() -> None:
     said = io.StringIO()
-    cells = cells_of("all", "all", Console(file=said))
+    cells = cells_of("all", "all", Console(file=said), {"dataset": "digits"})
     assert {name for _, name in cells} == set(ALGORITHMS) - {"zero_shot", "balanced"}
     assert ("ul", "supervised") in cells and ("tft", "supervised") not in cells
     assert "supervised is left out of tft" in said.getvalue()
+    controls = {"probe", "coop"}
+    assert {kind for kind, name in cells if name in controls} == {"ssl", "trzsl"}
+    assert "coop is left out of ul: it learns from labelled images alone" in said.getvalue()
+    with_shots = cells_of("tft,ssl", "coop", Console(file=said), {"dataset": "digits", "shots": 1})
+    assert with_shots == [("tft", "coop"), ("ssl", "coop")]
 
 
 def test_names_are_checked() -> None:
     with pytest.raises(UsageError, match="--method must name a method, but got 'gripp'"):
-        cells_of("ul", "gripp", Console(file=io.StringIO()))
+        cells_of("ul", "gripp", Console(file=io.StringIO()), {"dataset": "digits"})
+
+
+@pytest.mark.parametrize("command", ["run", "adapt"])
+@pytest.mark.parametrize("method", ["coop", "probe"])
+def test_a_control_is_refused_where_nothing_is_labelled(
+    command: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--dataset", "digits", "--paradigm", "ul", "--method", method, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2 and not (tmp_path / "out").exists()
+    assert "learns from labelled images alone" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

@@ -108,10 +108,11 @@ def test_a_published_number_has_a_source_and_a_plausible_value() -> None:
         published(dataset, paradigm, method)
         for dataset in DATASETS
         for paradigm in ("ssl", "ul", "trzsl", "tft")
-        for method in ("zero_shot", "fpl", "grip", "cpl", "cap")
+        for method in ("zero_shot", "fpl", "grip", "cpl", "cap", "coop")
     ]
     known = [number for number in numbers if number is not None]
-    assert len(known) == 2 * 5 * 3 + 2  # CUB's zero-shot in ssl and ul is of another source
+    # Five datasets by GRIP's authors (CoOp has nothing to learn from in ul), and CUB's zero-shot in ssl and ul.
+    assert len(known) == 2 * 5 * 3 + 5 * 2 + 2
     assert all(0 < number.value < 100 and number.source for number in known)
     assert published("cub200", "ul", "cap") is None and published("cub200", "trzsl", "zero_shot") is None
 
