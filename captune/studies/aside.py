@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from captune.errors import StudyError
 from captune.records import StudyRecord
+from captune.results.report import report_studies
 from captune.studies.closing import close_study
 from captune.tuning.nodes import Answer, start_here
 from captune.tuning.study import OpenStudy
 
 Closed = tuple[StudyRecord, list[Path]]
 _EVERY_SECONDS = 1.0
+# The page of several studies reads all their records, which takes seconds.
+_PAGE_SECONDS = 60.0
 
 
 class ClosingAside:
@@ -22,15 +26,25 @@ class ClosingAside:
     Args:
         studies: all that the driver runs; each keeps its lock until the driver ends.
         closed: told of each study that is closed, with the files of its report.
+        together: where the page of all closed studies is renewed, once a minute at most; None: nowhere. The last page
+            is made by who runs the studies, when all have ended.
 
     Attributes:
         records: the closed studies, by directory.
         failures: why a study could not be closed, by directory.
     """
 
-    def __init__(self, studies: Sequence[OpenStudy], closed: Callable[[StudyRecord, Sequence[Path]], None]) -> None:
+    def __init__(
+        self,
+        studies: Sequence[OpenStudy],
+        closed: Callable[[StudyRecord, Sequence[Path]], None],
+        together: Path | None = None,
+    ) -> None:
         self._studies = list(studies)
         self._closed = closed
+        self._together = together
+        self._page: Answer[list[Path]] | None = None
+        self._page_begun, self._page_shows = float("-inf"), 0
         self._running: dict[Path, Answer[Closed]] = {}
         self._looked = 0.0
         self.records: dict[Path, StudyRecord] = {}
@@ -48,11 +62,30 @@ class ClosingAside:
         for directory, answer in list(self._running.items()):
             if answer.ready():
                 self._take(directory, answer)
+        self._renew_page()
 
     def wait(self) -> None:
         """Take in what is being closed still."""
         for directory, answer in list(self._running.items()):
             self._take(directory, answer)
+        if self._page is not None:
+            self._take_page(self._page)
+
+    def _renew_page(self) -> None:
+        if self._page is not None:
+            if self._page.ready():
+                self._take_page(self._page)
+            return
+        new = len(self.records) > max(1, self._page_shows)
+        if self._together is not None and new and time.monotonic() - self._page_begun >= _PAGE_SECONDS:
+            self._page_begun, self._page_shows = time.monotonic(), len(self.records)
+            self._page = start_here(report_studies, list(self.records), self._together)
+
+    def _take_page(self, page: Answer[list[Path]]) -> None:
+        self._page = None
+        # What keeps it from being written is said where the last one is made.
+        with contextlib.suppress(Exception):
+            page.get()
 
     def _begun(self, directory: Path) -> bool:
         return directory in self._running or directory in self.records or directory in self.failures

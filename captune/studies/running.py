@@ -138,7 +138,7 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
             watcher.interrupted(cells)
             raise
     if len(records) > 1:
-        together = plans[0].directory.parent / REPORT
+        together = _common_report(plans)
         report_studies([record.directory for record in records], together)
         watcher.compared(together, len(records))
     for failure in failures[1:]:
@@ -146,6 +146,11 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     for failure in failures:
         raise failure
     return records
+
+
+def _common_report(plans: Sequence[Plan]) -> Path:
+    """Where the report of all studies of a command lies."""
+    return plans[0].directory.parent / REPORT
 
 
 def _unable(opened: OpenStudy) -> StudyError:
@@ -176,7 +181,7 @@ def _run_trials(
         budget = Budget(cells, seconds=settings.time_budget, gpu_hours=settings.gpu_hours)
         budget.reopen()
         # A single study is closed by this process, which has nothing else to do then.
-        aside = ClosingAside(studies if len(studies) > 1 else [], watcher.closed)
+        aside = ClosingAside(studies if len(studies) > 1 else [], watcher.closed, _common_report(plans))
         if settings.retry_failed:
             for cell in cells:
                 cell.retry_failed()

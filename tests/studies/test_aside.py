@@ -81,6 +81,43 @@ def test_a_study_that_ends_is_closed_while_the_others_go_on(answers: dict[Path, 
     assert list(aside.records) == [first.directory, second.directory]
 
 
+def test_the_page_of_all_is_renewed_once_a_minute_at_most_and_only_for_studies_that_it_does_not_show(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pages: list[list[Path]] = []
+    closing: dict[Path, Answer] = {}
+
+    def start_here(work: Callable[..., Any], first: Any, *_: Any) -> Answer:
+        if work is aside_module.report_studies:
+            pages.append(first)
+            answer = Answer(list)
+        else:
+            answer = closing[first] = Answer(lambda: (first.name, []))
+        answer.ended = True
+        return answer
+
+    clock = [1000.0]
+    monkeypatch.setattr(aside_module, "start_here", start_here)
+    monkeypatch.setattr(aside_module.time, "monotonic", lambda: clock[0])
+    studies = [Study(tmp_path / name) for name in "abcd"]
+    aside = ClosingAside(studies, lambda _record, _files: None, tmp_path / "report")  # type: ignore[arg-type]
+
+    def after(seconds: float, *ended: Study) -> int:
+        for study in ended:
+            study.cell.finished = True
+        for _ in range(3):
+            clock[0] += seconds / 3
+            aside.look()
+        return len(pages)
+
+    assert after(9.0, studies[0]) == 0, "one study has a page of its own"
+    assert after(9.0, studies[1]) == 1
+    assert after(9.0, studies[2]) == 1, "a minute is not over"
+    assert after(60.0) == 2 and pages[-1] == [study.directory for study in studies[:3]]
+    assert after(600.0) == 2, "nothing new"
+    assert after(60.0, studies[3]) == 3
+
+
 def test_a_study_that_cannot_be_closed_keeps_its_reason_and_stops_no_other(
     answers: dict[Path, Answer], tmp_path: Path
 ) -> None:
