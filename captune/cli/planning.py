@@ -47,8 +47,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(_yaml({"first configurations": first}), highlight=False)
 
 
-def show_cost(plan: Plan, settings: Settings, console: Console) -> None:
-    """What the study would cost on this machine, measured on a step or two."""
+def show_cost(plan: Plan, settings: Settings, console: Console, *, num_studies: int = 1) -> None:
+    """What the study would cost on this machine, measured on a step or two; studies share budgets evenly."""
     if not method_named(plan.study.method).trains:
         return
     threads = max(1, int(settings.cpus_per_trial or 1))
@@ -62,11 +62,21 @@ def show_cost(plan: Plan, settings: Settings, console: Console) -> None:
     screen = estimate_trial_cost(task, info.screen_base, method) if info.screen_base is not None else None
     for sentence in cost.sentences(
         plan.study, concurrency=at_once, screen=screen, both_roles=info.both_roles,
-        card_bytes=card_bytes if num_cards else None,
+        card_bytes=card_bytes if num_cards else None, budget_seconds=_share_of_budget(settings, at_once, num_studies),
     ):  # fmt: skip
         console.print(sentence, highlight=False)
     if settings.address is not None:
         console.print("Measured on this machine; the cluster's nodes may be faster or slower.", highlight=False)
+
+
+def _share_of_budget(settings: Settings, at_once: int, num_studies: int) -> float | None:
+    """Seconds on the clock that one of the studies has, by the narrower of the two budgets."""
+    limits = []
+    if settings.time_budget is not None:
+        limits.append(settings.time_budget)
+    if settings.gpu_hours is not None:
+        limits.append(3600 * settings.gpu_hours / (at_once * (settings.gpus_per_trial or 1.0)))
+    return min(limits) / num_studies if limits else None
 
 
 def first_configurations(

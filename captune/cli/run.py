@@ -124,7 +124,7 @@ def run(
     if dry_run:
         for plan in plans:
             show_plan(plan, console)
-            show_cost(plan, how, console)
+            show_cost(plan, how, console, num_studies=len(plans))
         return
     execute(plans, how, console)
 

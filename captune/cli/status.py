@@ -11,13 +11,14 @@ from rich.console import Console
 
 from captune.cli.console import plain_console
 from captune.config import TrialConfig, read_yaml
+from captune.durations import duration
 from captune.errors import StudyError
 from captune.records import JOURNAL, StudyRecord, read_journal
 from captune.records.layout import STUDY
 from captune.tuning.cell import Cell
 from captune.tuning.header import read_study
 from captune.tuning.lock import is_alive, read_lock
-from captune.tuning.progress import Standing, duration, standing, standings_table
+from captune.tuning.progress import Standing, standing, standings_table
 from captune.tuning.specs import CellInfo
 
 _WATCH_SECONDS = 5.0
@@ -108,7 +109,8 @@ def read_standing(directory: Path) -> tuple[Standing, StudyRecord]:
         criterion_help=str(header.get("criterion_help")),
         both_roles=bool(header.get("both_roles")),
     )
-    cell = Cell(directory, study, info, space, proposes=False)
+    starts = header.get("warm_starts") or ()
+    cell = Cell(directory, study, info, space, warm_starts=starts, proposes=False)
     journal = directory / JOURNAL
     cell.replay(read_journal(journal) if journal.exists() else [])
     holder = read_lock(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.text import Text
 from captune.cli.console import labelled
 from captune.cli.options import say_notes
 from captune.decisions.criteria import ORACLE
-from captune.records import Role, StudyRecord
+from captune.records import Role, State, StudyRecord
 from captune.records.events import Chosen
 from captune.results.tables import ORACLE_STAMP
 from captune.studies.planning import Plan
@@ -23,9 +24,10 @@ from captune.studies.running import Settings, Watcher, run_studies
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, token_file
 from captune.tuning.packing import Allotment
-from captune.tuning.progress import Progress
+from captune.tuning.progress import Progress, standing
 
 INTERRUPTED = 130
+_SHOWN_REASONS = 3
 
 
 def shown_path(path: Path) -> Path:
@@ -65,9 +67,11 @@ class Screen(Watcher):
         _say_start(cells, cluster, allotment, self._console)
 
     @contextlib.contextmanager
-    def watching(self, cells: Sequence[Cell], *, concurrency: int) -> Iterator[Callable[[], None]]:
+    def watching(
+        self, cells: Sequence[Cell], *, concurrency: int, budget: Callable[[], str | None]
+    ) -> Iterator[Callable[[], None]]:
         """Show a live table on a terminal, lines anywhere else."""
-        progress = Progress(cells, self._console, concurrency=concurrency)
+        progress = Progress(cells, self._console, concurrency=concurrency, budget=budget)
         with progress.shown():
             yield progress.refresh
 
@@ -111,9 +115,25 @@ def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> 
     if searched:
         told = ", ".join(f"{name} {_short(config[name])}" for name in searched)
         console.print(f"best configuration (c{choice.config_id}): {told}", highlight=False)
+    for line in failures_told(study):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     if files:
         console.print(f"Files in {shown_path(study.directory)}:", highlight=False, soft_wrap=True)
         console.print("  " + "  ".join(path.name for path in files), highlight=False)
+
+
+def failures_told(study: StudyRecord) -> list[str]:
+    """How many trials failed and why, the most frequent reasons first, and how to try them again; nothing of none."""
+    failed = [trial for trial in study.trials if trial.state is State.FAILED]
+    if not failed:
+        return []
+    reasons = Counter((trial.reason or "no reason recorded").splitlines()[0] for trial in failed)
+    lines = [f"{len(failed)} of {len(study.trials)} trials failed:"]
+    lines += [f"  {count} × {reason}" for reason, count in reasons.most_common(_SHOWN_REASONS)]
+    if len(reasons) > _SHOWN_REASONS:
+        lines.append(f"  and {len(reasons) - _SHOWN_REASONS} other reasons, in trials.csv")
+    where = shown_path(study.directory)
+    return [*lines, f"Once the cause is gone: captune resume {where} --retry-failed"]
 
 
 def _short(value: Any) -> str:
@@ -156,7 +176,7 @@ def _say_kept(cells: Sequence[Cell], console: Console) -> None:
     if not cells:
         console.print("Interrupted before the first trial: nothing is left behind, the same command begins again.")
     for cell in cells:
-        ended = sum(trial.ended for trial in cell.trials.values())
+        ended = standing(cell).done
         console.print(
             f"Interrupted. {cell.name}: {ended} finished trials are kept, the others go on from their last epoch.\n"
             f"Continue with: captune resume {cell.directory}",

@@ -70,6 +70,7 @@ class TrialCost:
         screen: TrialCost | None = None,
         both_roles: bool = False,
         card_bytes: int | None = None,
+        budget_seconds: float | None = None,
     ) -> tuple[str, ...]:
         """For people: what a trial and the study cost here at most, and what to change to halve it.
 
@@ -79,6 +80,7 @@ class TrialCost:
             screen: the cost of a screening trial, where the study screens.
             both_roles: whether confirmations run twice, once to be scored and once to be reported.
             card_bytes: memory of the GPU that trials share, if there is one.
+            budget_seconds: time that the study may use, if that is bounded.
         """
         # The first configuration is confirmed beside the best.
         confirmed = (study.confirm_top + 1) * study.confirm_seeds if study.confirm_top else 0
@@ -99,6 +101,10 @@ class TrialCost:
                 )  # fmt: skip
         stopped = " (ASHA stops many of the search early, so it will be less)" if study.scheduler == "asha" else ""
         sentences.append(f"The study: at most {_span(most)} for {what}, {concurrency} at a time{stopped}.")
+        if budget_seconds is not None:
+            spare = budget_seconds - most + study.trials * self.trial_seconds / concurrency
+            fit = int(spare * concurrency / self.trial_seconds)
+            sentences.append(_budget_sentence(budget_seconds, fit, study.trials, confirmed))
         if card_bytes is not None:
             sentences.append(self._card_sentence(card_bytes))
         return (*sentences, *(f"Cheaper: {sentence}" for sentence in cheaper))
@@ -123,6 +129,15 @@ class TrialCost:
             f"Up to {fit} trials fit into {size} beside each other (--gpus-per-trial {share:g}); they share its "
             "time as well, so try two first."
         )
+
+
+def _budget_sentence(budget: float, fit: int, trials: int, confirmed: int) -> str:
+    """How many trials fit into what all else leaves of a budget in seconds."""
+    beside = f"{confirmed} confirmations"
+    if fit < 1:
+        return f"A budget of {_span(budget)} fits no trial beside {beside}: raise it, or lower --confirm-top."
+    which = f", more than the {trials} that are asked for" if fit >= trials else f" of {trials}"
+    return f"A budget of {_span(budget)} fits about {fit} trials{which}, and {beside}."
 
 
 def cards() -> tuple[int, int]:

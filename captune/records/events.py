@@ -33,6 +33,7 @@ class StudyOpened(Event):
         select_by, criterion_help: the criterion of the search and what it measures.
         metric_name: what is reported on the test images.
         num_pool, num_test, num_scored: images in the pool, in the test set, and behind the selection score.
+        num_references: trials without training beside the search.
         both_roles: whether confirmed configurations are also trained in the role "report".
         notes: what a reader of the numbers should know of the model, in sentences.
         warm_starts, after: configurations tried first, or the study next to this one whose best are.
@@ -54,6 +55,7 @@ class StudyOpened(Event):
     class_names: tuple[str, ...] = ()
     num_pool: int | None = None
     num_scored: int | None = None
+    num_references: int | None = None
     both_roles: bool = False
     num_test: int | None = None
     notes: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ from captune.records.events import (
     WarmStarts,
 )
 from captune.records.trial import Trial
+from captune.records.usage import Usage
 
 ZERO_SHOT, BALANCED, ENSEMBLE = "zero_shot", "balanced", "ensemble"
 """Keys of the references: the frozen model, its predictions half-way balanced, the mean of the confirmed trials."""
@@ -57,6 +58,7 @@ class StudyRecord:
         phase: the phase that was begun last.
         given_up: why it was given up.
         warm_starts: what the study before this one found.
+        usage: time and GPU hours it has used.
         prepared: images that nodes decoded and encoded for it.
         search_ended: why its search ended before its last trial, if it did.
         choice, mismatch, settled: the last event of each kind.
@@ -78,6 +80,7 @@ class StudyRecord:
         self.phase: Phase | None = None
         self.given_up: str | None = None
         self.warm_starts: WarmStarts | None = None
+        self.usage = Usage()
         self.prepared: list[Prepared] = []
         self.search_ended: SearchEnded | None = None
         self.choice: Chosen | None = None
@@ -100,6 +103,7 @@ class StudyRecord:
         """Take in an event; returns the trial that it is about."""
         self.last_time = max(self.last_time, event.time or 0.0)
         self.num_events += 1
+        self.usage.apply(event)
         if isinstance(event, Planned):
             self._ordered = None
             trial = self.by_key[event.key] = Trial.from_plan(event)

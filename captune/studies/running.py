@@ -25,6 +25,7 @@ from captune.tuning.nodes import check_gpus, check_nodes
 from captune.tuning.packing import Allotment, allot
 from captune.tuning.preparing import Preparation
 from captune.tuning.samplers import check_sampler
+from captune.tuning.silence import Silence
 from captune.tuning.specs import TrialSpec
 from captune.tuning.stopping import StopRequests
 from captune.tuning.study import OpenStudy
@@ -81,8 +82,13 @@ class Watcher:
         """Ray is there, and trials are about to start."""
 
     @contextlib.contextmanager
-    def watching(self, cells: Sequence[Cell], *, concurrency: int) -> Iterator[Callable[[], None]]:
-        """Watch studies while the block runs; yields what is called at every turn of Ray's loop."""
+    def watching(
+        self, cells: Sequence[Cell], *, concurrency: int, budget: Callable[[], str | None]
+    ) -> Iterator[Callable[[], None]]:
+        """Watch studies while the block runs; yields what is called at every turn of Ray's loop.
+
+        `concurrency` is the trials at once, `budget` says what is left of it.
+        """
         yield lambda: None
 
     def interrupted(self, cells: Sequence[Cell]) -> None:
@@ -257,12 +263,15 @@ def _run_on_ray(
         elif preparation.groups:
             preparation.begin(allotment)
         publishing = telemetry(cells, loggers=settings.loggers, concurrency=allotment.concurrency)
-        with watcher.watching(cells, concurrency=allotment.concurrency) as refresh, publishing as publish:
+        watched = watcher.watching(cells, concurrency=allotment.concurrency, budget=budget.left)
+        silence = Silence(cells, watcher.warn)
+        with watched as refresh, publishing as publish:
 
             def step() -> None:
                 budget.check(concurrency=allotment.concurrency, gpus=allotment.gpus)
                 publish()
                 refresh()
+                silence.look()
                 aside.look()
                 preparation.look()
 

@@ -1,85 +1,22 @@
 """How much of its time and of its GPUs a study has used, and when its search must end to close within its budget.
 
-Both are counted from the journal, over every driver that ran the study: a session lasts from an opening to the last
-event before the next. Studies that run side by side share one budget: hours on the clock count once, GPU hours add up.
+Both are counted from the journal (`captune.records.usage`), over every driver that ran the study. Studies that run
+side by side share one budget: hours on the clock count once, GPU hours add up.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from captune.records import JOURNAL, Event, read_journal
-from captune.records.events import Crashed, Finished, Preempted, Started, StudyOpened
+from captune.durations import duration
+from captune.records.usage import covered
 from captune.tuning.cell import Cell
 from captune.tuning.time_left import seconds_to_close
 
 # Reports, and the last trials of a phase that leave workers idle, are not in the sum of what is left to train.
 _MARGIN, _REPORT_SECONDS = 1.15, 10.0
 _EVERY_SECONDS = 1.0
-
-
-class Usage:
-    """What one study has used, from its events in their order."""
-
-    def __init__(self, events: Iterable[Event] = ()) -> None:
-        self._closed: list[tuple[float, float]] = []
-        self._began: float | None = None
-        self._last = 0.0
-        self._running: dict[str, tuple[float, float]] = {}
-        self._gpu_seconds = 0.0
-        for event in events:
-            self.apply(event)
-
-    def apply(self, event: Event) -> None:
-        """Take in an event."""
-        now = event.time or self._last
-        if isinstance(event, StudyOpened):
-            self._end_session()
-            self._began = now
-        elif isinstance(event, Started):
-            self._stop(event.key, now)
-            self._running[event.key] = (now, event.gpus or 0.0)
-        elif isinstance(event, (Finished, Crashed, Preempted)):
-            self._stop(event.key, now)
-        self._last = max(self._last, now)
-
-    def sessions(self, now: float) -> list[tuple[float, float]]:
-        """Beginning and end of each session; the last goes on until `now`."""
-        current = [] if self._began is None else [(self._began, max(now, self._began))]
-        return self._closed + current
-
-    def gpu_seconds(self, now: float) -> float:
-        """Seconds of trials times their share of a GPU."""
-        running = sum(max(now - began, 0.0) * gpus for began, gpus in self._running.values())
-        return self._gpu_seconds + running
-
-    def _end_session(self) -> None:
-        if self._began is not None:
-            self._closed.append((self._began, max(self._last, self._began)))
-        # What ran when a driver died ran until somebody last heard of the study.
-        for key in list(self._running):
-            self._stop(key, self._last)
-
-    def _stop(self, key: str, now: float) -> None:
-        began, gpus = self._running.pop(key, (now, 0.0))
-        self._gpu_seconds += max(now - began, 0.0) * gpus
-
-    @classmethod
-    def of(cls, cell: Cell) -> Usage:
-        """That of a study that is open: its journal so far, and from now on what it writes."""
-        usage = cls(read_journal(cell.directory / JOURNAL))
-        cell.listeners.append(lambda event, _trial: usage.apply(event))
-        return usage
-
-
-def covered(intervals: Iterable[tuple[float, float]]) -> float:
-    """The length of the union of intervals."""
-    total, reached = 0.0, float("-inf")
-    for begin, end in sorted(intervals):
-        total += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-    return total
 
 
 class Budget:
@@ -101,7 +38,7 @@ class Budget:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._cells = list(cells)
-        self._usages = [Usage.of(cell) for cell in cells]
+        self._usages = [cell.record.usage for cell in cells]
         self._seconds, self._gpu_seconds = seconds, None if gpu_hours is None else 3600 * gpu_hours
         self._clock = clock
         self._checked = 0.0
@@ -117,6 +54,17 @@ class Budget:
         """Of all studies."""
         now = self._clock()
         return sum(usage.gpu_seconds(now) for usage in self._usages) / 3600
+
+    def left(self) -> str | None:
+        """What is left of the limits, in words; None without one."""
+        told = []
+        if self._seconds is not None:
+            left = max(0.0, self._seconds - self.spent_seconds)
+            told.append(f"{duration(left)} left of the budget of {duration(self._seconds)}")
+        if self._gpu_seconds is not None:
+            hours = self._gpu_seconds / 3600
+            told.append(f"{max(0.0, hours - self.spent_gpu_hours):.2f} of {hours:g} GPU hours left")
+        return ", ".join(told) or None
 
     def reopen(self) -> None:
         """Let searches that an earlier budget ended go on, where this one has room for more than their closing."""

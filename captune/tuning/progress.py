@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from captune.records import ZERO_SHOT, Event, Phase, State, Trial
+from captune.durations import duration
+from captune.records import ENSEMBLE, ZERO_SHOT, Event, Phase, State, Trial
 from captune.records.events import Crashed, Finished, PhaseBegun, Preempted
 from captune.tuning.cell import Cell
 from captune.tuning.time_left import num_confirmations, seconds_left
@@ -45,11 +46,12 @@ class Standing:
 
 def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
     """The standing of a study, from what its journal says."""
-    trials = list(cell.trials.values())
+    # Ensembles are no trials: closing a study averages them.
+    trials = [trial for trial in cell.trials.values() if trial.origin != ENSEMBLE]
     ended = [trial for trial in trials if trial.ended]
     scores = [trial.score_at_end for trial in cell.search if trial.finished and trial.score_at_end is not None]
-    # A study that is read from disk knows its references by their trials alone.
-    references = max(len(cell.info.references), sum(trial.phase is Phase.REFERENCE for trial in trials))
+    # A study that is read from disk has their number only.
+    references = len(cell.info.references) or cell.record.opened.num_references or 0
     expected = references + cell.num_screened + cell.num_trials + num_confirmations(cell)
     return Standing(
         cell=cell.name,
@@ -87,9 +89,18 @@ class Progress:
         cells: the studies.
         console: where to; a terminal gets a live table, anything else a line for each finished trial.
         concurrency: trials at once, for the time that is left.
+        budget: what is left of it, in words, if there is one.
     """
 
-    def __init__(self, cells: Sequence[Cell], console: Console, *, concurrency: int) -> None:
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        console: Console,
+        *,
+        concurrency: int,
+        budget: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._budget = budget
         self._cells = list(cells)
         self._console = console
         self._concurrency = concurrency
@@ -121,14 +132,18 @@ class Progress:
             self._standings = [standing(cell, concurrency=self._concurrency) for cell in self._cells]
 
     def _table(self) -> Table:
-        return standings_table(self._standings)
+        table = standings_table(self._standings)
+        table.caption, table.caption_justify = self._budget(), "left"
+        return table
 
     def _line(self, cell: Cell) -> Any:
         def write(event: Event, trial: Trial | None) -> None:
             if isinstance(event, PhaseBegun):
                 self._say(f"{cell.name}: {_PHASES[event.name]}")
             elif isinstance(event, (Finished, Preempted, Crashed)) and trial is not None:
-                self._say(trial_line(cell, trial, event, standing(cell, concurrency=self._concurrency)))
+                line = trial_line(cell, trial, event, standing(cell, concurrency=self._concurrency))
+                budget = self._budget()
+                self._say(line if budget is None else f"{line} [{budget}]")
 
         return write
 
@@ -175,11 +190,3 @@ def standings_table(standings: Sequence[Standing]) -> Table:
 
 def _number(score: float | None) -> str:
     return "–" if score is None else f"{score:.4f}"
-
-
-def duration(seconds: float) -> str:
-    """A time span as people say it: 45 s, 3 min, 2 h 10 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -274,6 +274,7 @@ def study_header(study: StudyConfig, info: CellInfo, space: Space, *, study_id: 
         class_names=info.class_names,
         num_pool=info.num_pool,
         num_scored=info.num_scored,
+        num_references=len(info.references),
         both_roles=info.both_roles,
         num_test=info.num_test,
         notes=info.notes,

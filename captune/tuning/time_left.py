@@ -23,7 +23,7 @@ def seconds_left(cell: Cell, *, concurrency: int = 1) -> float | None:
     planned is taken to have the mean budget of those like it, and to be stopped as early as they were.
     """
     trials = [trial for trial in cell.trials.values() if trial.phase != Phase.REFERENCE]
-    rates = _seconds_an_epoch(trials)
+    rates = seconds_an_epoch(trials)
     left: dict[str, float] = {}
     for trial in trials:
         if not trial.ended:
@@ -45,7 +45,7 @@ def seconds_to_close(cell: Cell) -> tuple[float, float]:
     Running trials come to their end and the best are confirmed. Zero where nothing has been measured yet.
     """
     trials = [trial for trial in cell.trials.values() if trial.phase != Phase.REFERENCE]
-    rates = _seconds_an_epoch(trials)
+    rates = seconds_an_epoch(trials)
     seconds = [
         max(_budget(trial) - trial.num_epochs, 0.0) * rates.get(_tuning(trial.config), 0.0)
         for trial in trials if trial.key in cell.active
@@ -71,7 +71,7 @@ def _to_be_planned(cell: Cell) -> list[tuple[Phase, int, dict[str, Any]]]:
     return [(phase, max(count, 0), config) for phase, count, config in counts]
 
 
-def _seconds_an_epoch(trials: Sequence[Trial]) -> dict[str, float]:
+def seconds_an_epoch(trials: Sequence[Trial]) -> dict[str, float]:
     """By what is tuned; a method without epochs counts each of its trials as one."""
     seconds: dict[str, float] = {}
     epochs: dict[str, float] = {}

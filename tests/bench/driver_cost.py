@@ -82,7 +82,7 @@ class Window(Watcher):
         self.cost: Cost | None = None
 
     @contextlib.contextmanager
-    def watching(self, cells: Sequence[Cell], *, concurrency: int) -> Iterator[Callable[[], None]]:
+    def watching(self, cells: Sequence[Cell], **_: object) -> Iterator[Callable[[], None]]:
         (cell,) = cells
         deliver = cell.deliver
 

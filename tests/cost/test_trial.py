@@ -194,3 +194,20 @@ def test_a_single_trial_tells_no_overhead(tmp_path: Path) -> None:
     write_journal(tmp_path / "run", [(0.0, 3.0, 5.0)])
     with pytest.raises(RecordError, match="two finished search trials"):
         trial_overhead(tmp_path / "run")
+
+
+def test_a_dry_run_says_how_many_trials_fit_a_budget() -> None:
+    cost = TrialCost(
+        num_epochs=10, step_seconds=0.1, epoch_seconds=6.0, trial_seconds=60.0, prepare_seconds=0.0,
+        memory_bytes=1_000_000_000, halve=(),
+    )  # fmt: skip
+    study = StudyConfig(task=task(), trials=100, confirm_top=1, confirm_seeds=3)
+
+    def told(seconds: float) -> str:
+        sentences = cost.sentences(study, concurrency=2, budget_seconds=seconds)
+        return next(sentence for sentence in sentences if "budget" in sentence)
+
+    # 30 minutes, two trials a minute: sixty, of which six confirm.
+    assert told(1800.0) == "A budget of 30 min fits about 54 trials of 100, and 6 confirmations."
+    assert "more than the 100 that are asked for" in told(7200.0)
+    assert told(100.0).endswith("fits no trial beside 6 confirmations: raise it, or lower --confirm-top.")

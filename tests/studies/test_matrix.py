@@ -27,7 +27,7 @@ class Looker(Watcher):
         self.page_beside: list[str] = []
 
     @contextmanager
-    def watching(self, cells: Sequence[Cell], *, concurrency: int) -> Iterator[Callable[[], None]]:
+    def watching(self, cells: Sequence[Cell], **_: object) -> Iterator[Callable[[], None]]:
         self.cells = cells
 
         def look() -> None:

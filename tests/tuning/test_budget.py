@@ -14,10 +14,12 @@ from captune.config import MachineConfig
 from captune.errors import ConfigError, StudyError
 from captune.records import JOURNAL, StudyRecord, read_journal
 from captune.records.events import Finished, Planned, SearchEnded, Started, StudyOpened
+from captune.records.usage import Usage, covered
 from captune.space import Parameter, Space
-from captune.tuning.budget import Budget, Usage, covered
+from captune.tuning.budget import Budget
 from captune.tuning.cell import Cell
 from captune.tuning.planner import Planner, StudyScheduler
+from captune.tuning.silence import Silence
 from captune.tuning.stopping import StopRequests, request_stop
 from tests.tuning.fakes import FakeTrial, info, study
 from tests.tuning.simulate import advance, drive, make_cell, outcomes
@@ -249,3 +251,55 @@ def test_a_request_to_stop_is_heard_once_and_one_of_another_day_not_at_all(tmp_p
     assert requests.came()
     requests._looked = 0.0
     assert not requests.came()
+
+
+# ── what a person is told ─────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_left_of_a_budget_is_counted_down_in_words(tmp_path: Path) -> None:
+    cell = make_cell(tmp_path, study(trials=4, confirm_top=0))
+    clock = opened_at(cell)
+    budget = Budget([cell], seconds=1800.0, gpu_hours=2.0, clock=clock)
+    trial = cell.next_trial()
+    assert trial is not None
+    cell.start(trial.key, "node", gpus=0.5)
+    clock.now += 720.0
+    assert budget.left() == "18 min left of the budget of 30 min, 1.90 of 2 GPU hours left"
+    assert Budget([cell]).left() is None
+
+
+def test_a_trial_that_makes_no_step_for_ten_times_its_usual_time_is_told_once(tmp_path: Path) -> None:
+    cell = make_cell(tmp_path, study(trials=3, confirm_top=0, scheduler="none"))
+    clock, told = Clock(0.0), list[str]()
+    silence = Silence([cell], told.append, clock=clock)
+
+    def after(seconds: float) -> int:
+        clock.now += seconds
+        silence.look()
+        return len(told)
+
+    def begin() -> tuple[str, FakeTrial]:
+        trial = cell.next_trial()
+        assert trial is not None
+        cell.start(trial.key, "worker-3")
+        return trial.key, FakeTrial(cell.spec(trial, threads=1), seconds=30.0)
+
+    while (begun := begin())[0] in ("zero_shot", "balanced"):
+        advance(cell, *begun)
+    key, worker = begun
+    assert after(10_000.0) == 0, "nobody knows yet what is usual"
+    advance(cell, key, worker)
+    assert after(290.0) == 0, "an epoch takes 30 s"
+    assert after(20.0) == 1
+    assert f"{key} on worker-3 has made no step for 5 min, where an epoch usually takes 30 s" in told[0]
+    assert after(1000.0) == 1, "it is said once"
+    advance(cell, key, worker)
+    assert after(310.0) == 2, "and again where it stands still again"
+
+
+def test_what_a_study_has_used_is_in_its_record(tmp_path: Path) -> None:
+    cell = make_cell(tmp_path, study(trials=2, confirm_top=0))
+    drive(cell)
+    record = StudyRecord(tmp_path, read_journal(tmp_path / JOURNAL))
+    assert record.usage.seconds() == pytest.approx(record.last_time - float(record.first_opened.time or 0.0))
+    assert record.usage.gpu_seconds() == 0.0

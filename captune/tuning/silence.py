@@ -1,0 +1,76 @@
+"""Trials that make no step for ten times their usual time: a person is told, since nothing else ends them by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from captune.durations import duration
+from captune.records import Epoch, Event, Trial
+from captune.records.events import Crashed, Finished, Preempted, Started
+from captune.tuning.cell import Cell
+from captune.tuning.time_left import seconds_an_epoch
+
+_TIMES = 10
+# Opening a trial and its final evaluation are no epochs, and short epochs are reported together.
+_LEAST_SECONDS = 60.0
+_EVERY_SECONDS = 1.0
+
+
+class Silence:
+    """Watches how long running trials have not been heard of.
+
+    Args:
+        cells: opened studies.
+        tell: told once of each trial that is silent, in words.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, cells: Sequence[Cell], tell: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cells = list(cells)
+        self._tell = tell
+        self._clock = clock
+        self._heard: dict[tuple[str, str], float] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._looked = float("-inf")
+        for cell in cells:
+            cell.listeners.append(self._listener(cell))
+
+    def look(self) -> None:
+        """Tell of trials that have become silent; called at every turn of the loop."""
+        now = self._clock()
+        if now - self._looked < _EVERY_SECONDS:
+            return
+        self._looked = now
+        for cell in self._cells:
+            quiet = [(key, now - self._heard.get((cell.name, key), now)) for key in cell.active]
+            quiet = [(key, seconds) for key, seconds in quiet if seconds > _LEAST_SECONDS]
+            if not quiet:
+                continue
+            rates = seconds_an_epoch([trial for trial in cell.trials.values() if trial.num_epochs])
+            for key, seconds in quiet:
+                usual = rates.get(str(cell.trials[key].config.get("tuning")))
+                if usual is not None and seconds > _TIMES * usual and (cell.name, key) not in self._told:
+                    self._told.add((cell.name, key))
+                    self._tell(_sentence(cell, cell.trials[key], seconds, usual))
+
+    def _listener(self, cell: Cell) -> Callable[[Event, Trial | None], None]:
+        def note(event: Event, _trial: Trial | None) -> None:
+            if isinstance(event, (Started, Epoch)):
+                self._heard[cell.name, event.key] = self._clock()
+                self._told.discard((cell.name, event.key))
+            elif isinstance(event, (Finished, Crashed, Preempted)):
+                self._heard.pop((cell.name, event.key), None)
+
+        return note
+
+
+def _sentence(cell: Cell, trial: Trial, seconds: float, usual: float) -> str:
+    where = f" on {trial.node}" if trial.node else ""
+    return (
+        f"{cell.name} {trial.key}{where} has made no step for {duration(seconds)}, where an epoch usually takes "
+        f"{duration(usual) if usual >= 1 else f'{usual:.2f} s'}. A mount or a GPU that hangs looks like this; "
+        "`captune resume` with --trial-timeout ends such trials by itself."
+    )

@@ -1,0 +1,73 @@
+"""Counts are alike in the live view, in `captune status` and in the lines at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from captune.cli.status import read_standing
+from captune.cli.studies import failures_told
+from captune.records import ENSEMBLE, Event, Journal, Phase, State, StudyRecord, Trial
+from captune.records.events import Finished, Planned
+from captune.records.layout import JOURNAL
+from captune.space import load_space
+from captune.tuning.progress import Standing, standing
+from captune.tuning.study import OpenStudy
+from tests.tuning.fakes import info, space_path, study
+from tests.tuning.simulate import drive
+
+
+@pytest.mark.parametrize("both_roles", [False, True])
+def test_a_study_on_disk_is_counted_as_its_driver_counts_it_at_every_moment(tmp_path: Path, both_roles: bool) -> None:
+    facts = info(both_roles=both_roles)
+    directory = tmp_path / "study"
+    settings = study(trials=6, confirm_top=2, confirm_seeds=2)
+    opened = OpenStudy(directory, settings, facts, load_space(space_path(tmp_path), facts.base), durable=False)
+    differing: list[tuple[Standing, Standing]] = []
+    seen = 0
+
+    def alike(_event: Event, _trial: Trial | None) -> None:
+        nonlocal seen
+        seen += 1
+        live, read = standing(opened.cell), read_standing(directory)[0]
+        # A trial is handed out between its plan and its start; whoever reads the disk cannot tell.
+        read = replace(read, running=live.running, seconds_left=live.seconds_left)
+        if read != live:
+            differing.append((live, read))
+
+    opened.cell.listeners.append(alike)
+    drive(opened.cell, concurrency=2)
+    opened.close()
+    assert seen > 20
+    assert not differing, differing[0]
+
+
+def test_an_ensemble_that_closing_averages_is_no_trial_that_was_run(tmp_path: Path) -> None:
+    facts = info()
+    directory = tmp_path / "study"
+    settings = study(trials=3, confirm_top=1, confirm_seeds=1)
+    opened = OpenStudy(directory, settings, facts, load_space(space_path(tmp_path), facts.base), durable=False)
+    drive(opened.cell)
+    before = standing(opened.cell)
+    opened.close()
+    with Journal(directory / JOURNAL, durable=False) as journal:
+        journal.append(Planned(key=ENSEMBLE, phase=Phase.REFERENCE, origin=ENSEMBLE))
+        journal.append(Finished(key=ENSEMBLE, state=State.COMPLETE, score=0.5))
+    after = read_standing(directory)[0]
+    assert (after.done, after.planned) == (before.done, before.planned)
+
+
+def test_the_lines_at_the_end_say_how_many_trials_failed_and_why(tmp_path: Path) -> None:
+    reasons = ["out of memory\nmore of it", "out of memory", "no such file", "a", "b"]
+    events: list[Event] = []
+    for number, reason in enumerate([*reasons, None]):
+        key = f"t{number:04d}"
+        state = State.FAILED if reason else State.COMPLETE
+        events += [Planned(key=key, phase=Phase.SEARCH), Finished(key=key, state=state, reason=reason)]
+    lines = failures_told(StudyRecord(tmp_path, events))
+    assert lines[:3] == ["5 of 6 trials failed:", "  2 × out of memory", "  1 × no such file"]
+    assert lines[-2] == "  and 1 other reasons, in trials.csv"
+    assert lines[-1] == f"Once the cause is gone: captune resume {tmp_path} --retry-failed"
+    assert failures_told(StudyRecord(tmp_path, events[-2:])) == []
