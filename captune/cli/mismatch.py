@@ -45,13 +45,18 @@ def mismatch(
     console = plain_console()
     with console.status("Loading PyTorch"):
         from captune.algorithms.concepts import class_descriptions
+        from captune.algorithms.presence import absent_names
+        from captune.decisions.presence import absent_sentence
         from captune.training.context import cell_notes, open_context
     notes = cell_notes(task)
     options.say_notes(console, notes)
     context = open_context(task, Role.REPORT)
     options.say_notes(console, [note for note in context.notes if note not in notes])
-    rows = _rows(context, threshold)
+    absent = absent_names(context)
+    rows = _rows(context, threshold, {one.label for one in absent})
     _print(console, context, rows)
+    if (said := absent_sentence(absent, context.task.class_names)) is not None:
+        console.print(f"{said}.", highlight=False, markup=False, soft_wrap=True)
     described = class_descriptions(context)
     without = [name for label, name in enumerate(context.task.class_names) if label not in described]
     if without:
@@ -67,7 +72,7 @@ def mismatch(
             writer.writerows(rows)
 
 
-def _rows(context: Context, threshold: int | None) -> list[dict[str, Any]]:
+def _rows(context: Context, threshold: int | None, absent: set[int]) -> list[dict[str, Any]]:
     from captune.algorithms.concepts import class_descriptions, mismatch_report
     from captune.equations.alignment import choose_description
 
@@ -89,6 +94,7 @@ def _rows(context: Context, threshold: int | None) -> list[dict[str, Any]]:
                 "verdict": verdict,
                 "taken_as": taken.get(label, ""),
                 "zero_shot_count": report.zero_shot_counts[column],
+                "seems_absent": "yes" if label in absent else "",
                 "images_taken": len(report.assigned[label]),
                 "cluster_similarity": f"{report.cluster_similarity[label]:.4f}" if verdict else "",
                 "description": chosen or ("none: left alone" if verdict == "mismatched" else ""),
@@ -99,7 +105,16 @@ def _rows(context: Context, threshold: int | None) -> list[dict[str, Any]]:
 
 def _print(console: Console, context: Context, rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"Concept mismatch, {context.task.dataset}: {len(context.task.pool)} pool images")
-    for name in ("class", "verdict", "taken as", "zero-shot count", "images taken", "cluster cosine", "description"):
+    for name in (
+        "class",
+        "verdict",
+        "taken as",
+        "zero-shot count",
+        "absent",
+        "images taken",
+        "cluster cosine",
+        "description",
+    ):
         table.add_column(name, justify="left" if name in ("class", "verdict", "description") else "right")
     # Those that stand out first; the rest in the order in which they were matched.
     for row in sorted(
@@ -110,6 +125,7 @@ def _print(console: Console, context: Context, rows: list[dict[str, Any]]) -> No
     console.print(table)
     console.print(
         "candidate: no cluster was a clear match when the others had taken theirs; mismatched: also among the classes "
-        "predicted least. A mismatched class with descriptions gets its first main samples by the one shown.",
+        "predicted least. A mismatched class with descriptions gets its first main samples by the one shown. absent: "
+        "the pool seems to hold no image of it, so no description can help.",
         highlight=False,
     )

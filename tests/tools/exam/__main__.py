@@ -74,6 +74,18 @@ def judge(
     report(cache, out, without=tuple(name for name in without.split(",") if name), learned=learned)
 
 
+@app.command()
+def presence(
+    cache: Annotated[Path, typer.Option(help="Folder of cached predictions.")],
+    features: Annotated[Path, typer.Option(help="Folder of feature files, whose stems are the datasets.")] = FEATURES,
+    out: Annotated[Path, typer.Option(help="Folder of the table.")] = Path("analysis/measurements"),
+) -> None:
+    """Which names are absent: fit and judge the model, leaving whole datasets out; print its constants."""
+    from tests.tools.exam.presence import judge_presence
+
+    judge_presence(cache, out, [file.stem for file in sorted(features.glob("*.npz"))])
+
+
 def _fill_one(job: tuple) -> int:  # type: ignore[type-arg]
     import torch
 

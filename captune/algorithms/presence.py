@@ -1,0 +1,44 @@
+"""Which asked-for names the pool of a cell seems to hold no image of: the numbers for captune.decisions.presence."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from captune.algorithms.anchored import Anchored
+from captune.algorithms.configs import AnchoredConfig
+from captune.decisions.advice import NUM_NEIGHBOURS
+from captune.decisions.presence import Absent, absent_classes, absent_sentence
+from captune.seeding import torch_generator
+from captune.training.context import Context
+from captune.training.knowledge import classes_unknown
+
+_MOST_IMAGES = 4000
+
+
+def absent_names(context: Context) -> list[Absent]:
+    """The classes that seem to have no image among the unlabelled ones (a seeded part of a large pool), surest first.
+
+    None are named where images are labelled, for then every name has been seen or its absence is the task's (trzsl),
+    and where the backbone does not know the classes.
+    """
+    task = context.task
+    generator = torch_generator(task.config.split_seed, "presence")
+    pool = np.sort(np.concatenate([task.pool, task.holdout]))
+    if len(task.labelled) or len(pool) <= NUM_NEIGHBOURS or task.num_classes < 3 or classes_unknown(context):
+        return []
+    mixture = Anchored(context, AnchoredConfig(), 0)
+    pool = pool[np.sort(torch.randperm(len(pool), generator=generator)[:_MOST_IMAGES].numpy())]
+    features_ND = context.image_features_MD[torch.as_tensor(pool, device=context.device)]
+    similarity_NN = features_ND @ features_ND.T
+    similarity_NN.fill_diagonal_(float("-inf"))
+    return absent_classes(
+        context.zero_shot_logits(pool).softmax(-1).cpu(),
+        mixture.predict(pool).cpu(),
+        similarity_NN.topk(NUM_NEIGHBOURS).indices.cpu(),
+    )
+
+
+def names_absent(context: Context) -> str | None:
+    """What to tell a person of names that seem absent, with the evidence; None where none does."""
+    return absent_sentence(absent_names(context), context.task.class_names)
