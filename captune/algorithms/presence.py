@@ -27,7 +27,7 @@ def absent_names(context: Context) -> list[Absent]:
     pool = np.sort(np.concatenate([task.pool, task.holdout]))
     if len(task.labelled) or len(pool) <= NUM_NEIGHBOURS or task.num_classes < 3 or classes_unknown(context):
         return []
-    mixture = Anchored(context, AnchoredConfig(), 0)
+    mixture = Anchored(context, AnchoredConfig.parse({}), 0)
     pool = pool[np.sort(torch.randperm(len(pool), generator=generator)[:_MOST_IMAGES].numpy())]
     features_ND = context.image_features_MD[torch.as_tensor(pool, device=context.device)]
     similarity_NN = features_ND @ features_ND.T
