@@ -33,6 +33,7 @@ def main(question: str, make_table: Callable[[Sequence[StudyRecord]], pd.DataFra
             print(csv_text(table, studies), end="")
         else:
             write_csv(table, arguments.out, studies)
+            print(f"wrote {arguments.out}: {len(table)} rows of {len(studies)} studies", file=sys.stderr)
     except CaptuneError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None

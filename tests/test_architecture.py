@@ -28,6 +28,7 @@ HOMES = {
     "open_clip": {"model"},
     "pandas": {"results", "adapted", "api.py"},
     "matplotlib": {"results/plots.py"},
+    "jinja2": {"results/rendering.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -129,9 +129,9 @@ def cells_of(
 
 def write_comparison(out: Path, console: Console) -> None:
     """Every table, figure and the page over all studies in the folder, earlier ones too; the methods on the screen."""
+    from captune.results.formats import percent
     from captune.results.load import load_studies
     from captune.results.methods import methods_table
-    from captune.results.page import percent
     from captune.results.report import report_studies
 
     def mean_sd(mean: float | None, sd: float | None) -> str:

@@ -26,9 +26,9 @@ def report(
     """
     console = plain_console()
     with console.status("Loading"):
-        from captune.results.best import best_configs_table
+        from captune.results.best_configs import best_configs_table
+        from captune.results.formats import percent, points
         from captune.results.load import load_studies
-        from captune.results.page import percent, points
         from captune.results.report import report_studies, report_study
         from captune.results.tables import ORACLE_STAMP
     records = load_studies(studies)

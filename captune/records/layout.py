@@ -27,8 +27,9 @@ TENSORBOARD = "tensorboard"
 BEST_CONFIG, PAGE = "best_config.yaml", "report.html"
 REPORT = "report"
 """The folder next to several studies that holds their common report."""
-OUTDATED = ("runs.csv",)
-"""Derived files that earlier versions wrote under another name; the next report removes them (now: studies.csv)."""
+OUTDATED = ("runs.csv", "concepts.csv")
+"""Derived files that earlier versions wrote under another name; the next report removes them (now: studies.csv;
+classes.csv and pairs.csv)."""
 
 # In the directory of a trial.
 CONFIG, EPOCHS = "config.yaml", "epochs.jsonl"

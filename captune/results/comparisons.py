@@ -17,6 +17,8 @@ from captune.records import BALANCED, ZERO_SHOT, Role, State, StudyRecord
 from captune.results.best import configuration_name, metrics_by_seed, recorded_choice, reference_metric
 
 ALL_CELLS = "all cells"
+FEWEST_CELLS = 5
+"""Cells that an interval over cells needs: of fewer, resampling draws the same few again and again."""
 BySeed = Mapping[int | None, float]
 _COLUMNS = (
     "scope", "cell", "study", "first", "second", "measure", "num_cells", "num_pairs", "mean_first", "mean_second",
@@ -68,7 +70,7 @@ def _within(study: StudyRecord) -> list[dict[str, Any]]:
     context = {"scope": "configurations", "cell": cell_of(study), "study": study.name, "measure": measure}
     frozen = {ZERO_SHOT, BALANCED}
     return [
-        context | {"first": a, "second": b} | _compare([(values[a], values[b])])
+        context | {"first": a, "second": b} | compare([(values[a], values[b])])
         for a, b in statistics.pairs_of(list(values))
         if not {a, b} <= frozen
     ]
@@ -115,15 +117,17 @@ def _across(studies: Sequence[StudyRecord]) -> list[dict[str, Any]]:
             continue  # neither depends on a seed: the two columns of best_configs.csv say it all
         context = {"scope": "methods", "first": a, "second": b, "measure": "metric"}
         for cell, pair in shared.items():
-            rows.append(context | {"cell": cell} | _compare([pair]))
+            rows.append(context | {"cell": cell} | compare([pair]))
         if len(shared) > 1:
-            rows.append(context | {"cell": ALL_CELLS} | _compare(list(shared.values())))
+            rows.append(context | {"cell": ALL_CELLS} | compare(list(shared.values())))
     return rows
 
 
-def _compare(strata: Sequence[tuple[BySeed, BySeed]]) -> dict[str, Any]:
-    """One pair over the seeds of one cell, or over several cells (each weighs the same; Wilcoxon's test takes their
-    means).
+def compare(strata: Sequence[tuple[BySeed, BySeed]]) -> dict[str, Any]:
+    """One pair over the seeds of one cell, or over several cells.
+
+    Over several, each cell is one value, the mean of its differences: interval, test and verdict are about cells like
+    these, so cells are resampled, and below `FEWEST_CELLS` of them there is no interval.
     """
     paired = [
         ([first[seed] for seed in first if seed in second], [second[seed] for seed in first if seed in second])
@@ -136,10 +140,14 @@ def _compare(strata: Sequence[tuple[BySeed, BySeed]]) -> dict[str, Any]:
     single = len(paired) == 1
     units = differences[0] if single else [float(np.mean(d)) for d in differences]
     generator = np.random.default_rng(0)
-    interval = statistics.t_interval(units) if single else statistics.stratified_bootstrap(differences, generator)
+    if single:
+        interval = statistics.t_interval(units)
+    else:
+        few = len(units) < FEWEST_CELLS
+        interval = None if few else statistics.stratified_bootstrap([units], generator)
     improvements = [statistics.probability_of_improvement(a, b) or 0.0 for a, b in paired]
     bounds = statistics.probability_of_improvement_interval(*paired[0], generator) if single else None
-    posterior = statistics.rope_posterior(differences)
+    posterior = statistics.rope_posterior([units])
     return {
         "num_pairs": sum(len(d) for d in differences),
         "mean_first": float(np.mean([np.mean(a) for a, _ in paired])),
@@ -156,13 +164,15 @@ def _compare(strata: Sequence[tuple[BySeed, BySeed]]) -> dict[str, Any]:
         "rope_equal": posterior.same if posterior else None,
         "rope_second": posterior.worse if posterior else None,
         "minimum_effect": statistics.MINIMUM_EFFECT,
-        "verdict": statistics.verdict(differences),
+        "verdict": statistics.verdict([units]),
         "note": _note(min(len(d) for d in differences), len(units), single),
     }
 
 
 def _note(num_seeds: int, num_units: int, single: bool) -> str | None:
-    if num_seeds < statistics.MINIMUM_PAIRS:
+    if not single and num_units < FEWEST_CELLS:
+        return f"no interval over {num_units} cells: it needs {FEWEST_CELLS}"
+    if single and num_seeds < statistics.MINIMUM_PAIRS:
         return f"too few seeds for a verdict ({num_seeds}, at least {statistics.MINIMUM_PAIRS})"
     if num_units < 6:
         return (

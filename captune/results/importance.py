@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 TRIALS_A_SETTING = 5
-"""Below this many finished trials a setting the importances are called a hint."""
+"""Below this many finished trials a setting the importances are no evidence: they are in the table, but not drawn."""
 FANOVA_TRIALS = 256
 """fANOVA reads at most this many trials, evenly spaced in their order: Optuna's takes a time that grows with N²."""
 _GRID = 7
@@ -42,9 +42,10 @@ _IMPORTANCE_COLUMNS = (
     "importance",
     "rank",
     "num_trials",
+    "enough",
     "note",
 )
-_MARGINAL_COLUMNS = ("study", "parameter", "log", "value", "mean", "low", "high", "num_trials")
+_MARGINAL_COLUMNS = ("study", "parameter", "log", "value", "choice", "mean", "low", "high", "num_trials")
 
 
 def importance_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
@@ -134,12 +135,13 @@ def _main_rows(study: StudyRecord) -> list[dict[str, Any]]:
     if num_trials < MINIMUM_TRIALS or not _scores_differ(study):
         return []
     few = num_trials < TRIALS_A_SETTING * max(1, len(domains_of(study)))
-    note = f"a hint: {num_trials} trials for {len(domains_of(study))} settings" if few else None
+    note = f"{num_trials} trials for {len(domains_of(study))} settings are too few, a setting needs {TRIALS_A_SETTING}"
     rows = []
     for method in ("PED-ANOVA", "fANOVA"):
         most = FANOVA_TRIALS if method == "fANOVA" else None
         importances = _importances(optuna_study(study, most=most), method)
         used = num_trials if most is None else min(most, num_trials)
+        used_words = f"{used} of {num_trials} trials, evenly spaced"
         ordered = sorted(importances.items(), key=lambda item: (-item[1], item[0]))
         for rank, (name, value) in enumerate(ordered, start=1):
             rows.append(
@@ -151,7 +153,8 @@ def _main_rows(study: StudyRecord) -> list[dict[str, Any]]:
                     "importance": value,
                     "rank": rank,
                     "num_trials": used,
-                    "note": note if used == num_trials else f"{used} of {num_trials} trials, evenly spaced",
+                    "enough": not few,
+                    "note": note if few else (used_words if used < num_trials else None),
                 }
             )
     return rows
@@ -196,7 +199,7 @@ def _marginal(surrogate: Surrogate, background_NP: Floats, column: int, domain: 
         {
             "parameter": domain.name,
             "log": domain.log,
-            "value": domain.from_unit(float(unit)),
+            ("choice" if domain.choices else "value"): domain.from_unit(float(unit)),
             "mean": float(means_TU[:, index].mean()),
             "low": float(low_U[index]),
             "high": float(high_U[index]),

@@ -8,17 +8,23 @@ from typing import Any
 
 import pandas as pd
 
+from captune.config import TaskConfig
+from captune.data.catalog import DATASETS, default_backbone
 from captune.decisions import statistics
 from captune.decisions.criteria import ORACLE
+from captune.errors import CaptuneError
 from captune.records import Phase, State, StudyRecord
-from captune.results.best import best_configs_table, recorded_choice
+from captune.results.best import recorded_choice
+from captune.results.best_configs import best_flags
 from captune.results.curves import expected_best
+from captune.results.tables import clock
 
 _COLUMNS = (
     "study", "dataset", "paradigm", "method", "select_by", "metric_name", "advice", "num_screened", "num_trials",
     "num_complete", "num_stopped_early", "num_failed", "num_unfinished", "num_confirmed", "num_confirm_trials",
-    "sealed_opened", "measurable", "num_classes", "num_pool", "num_test", "interval_level", "minimum_effect", "notes",
-    "next_steps", "seed", "captune", "git", "host", "compute_seconds",
+    "sealed_opened", "measurable", "num_classes", "num_pool", "num_test", "interval_level", "minimum_effect", "seed",
+    "backbone", "weights", "tuning", "template", "captune", "versions", "git", "machine", "begun",
+    "wall_seconds", "compute_seconds",
 )  # fmt: skip
 _RISING = 0.002
 """An expected gain above this (0.2 points) over the last quarter of the trials says that more trials would still
@@ -27,7 +33,7 @@ pay.
 
 
 def studies_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per study; see analysis/README.md for each column."""
+    """One row per study; captune/results/columns.yaml explains each column."""
     return pd.DataFrame([_row(study) for study in studies], columns=list(_COLUMNS))
 
 
@@ -59,20 +65,55 @@ def _row(study: StudyRecord) -> dict[str, Any]:
         "num_test": study.opened.num_test,
         "interval_level": statistics.LEVEL,
         "minimum_effect": statistics.MINIMUM_EFFECT,
-        "notes": "; ".join(study.notes) or None,
-        "next_steps": "; ".join(next_steps(study)) or None,
         "seed": study.settings.get("seed"),
+        **_what_was_adapted(study),
         "captune": study.opened.versions.get("captune"),
+        "versions": ", ".join(f"{name} {version}" for name, version in study.opened.versions.items()) or None,
         "git": study.opened.git,
-        "host": study.opened.host,
+        "machine": study.opened.host,
+        "begun": clock(study.first_opened.time),
+        "wall_seconds": study.last_time - study.first_opened.time if study.first_opened.time else None,
         "compute_seconds": sum(t.seconds or 0.0 for t in study.trials if t.phase != Phase.REFERENCE),
     }
 
 
+def _what_was_adapted(study: StudyRecord) -> dict[str, Any]:
+    """The model of a study, and what of it is learned."""
+    base, task = study.opened.base, study.task
+    tuning = {"features": "adapters on frozen features", "prompts": f"{base.get('prompts')} prompts"}
+    backbone: str | None = "precomputed features"
+    weights: str | None = None
+    if not study.dataset.startswith("features:"):
+        try:
+            backbone, weights = default_backbone(TaskConfig.parse(task))
+        except CaptuneError:  # the settings of another version
+            backbone, weights = task.get("backbone"), task.get("pretrained")
+        weights = weights or ("embedded in captune" if backbone == "tiny" else None)
+    row = DATASETS.get(study.dataset)
+    return {
+        "backbone": backbone,
+        "weights": weights,
+        "tuning": tuning.get(str(base.get("tuning"))),
+        "template": task.get("template") or (row.template if row is not None else None),
+    }
+
+
+def notes_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
+    """One row a sentence: what cannot be said of a study, or should be kept in mind (`note`), and what to try next
+    (`next step`).
+    """
+    rows = [
+        {"study": study.name, "kind": kind, "text": text}
+        for study in studies
+        for kind, texts in (("note", study.notes), ("next step", next_steps(study)))
+        for text in texts
+    ]
+    return pd.DataFrame(rows, columns=["study", "kind", "text"])
+
+
 def next_steps(study: StudyRecord) -> list[str]:
     """What a person might do now, by the flags of the best configuration and the state of the search."""
-    best = best_configs_table([study]).iloc[0]
-    marks = str(best["flags"]).split()
+    marks = best_flags(study)
     steps = []
     search = study.of_phase(Phase.SEARCH)
     if any(trial.state not in (State.COMPLETE, State.PRUNED, State.FAILED) for trial in search):
@@ -81,16 +122,14 @@ def next_steps(study: StudyRecord) -> list[str]:
         steps.append(
             "the best configuration leaves zero-shot as it is: try fewer main samples or a higher learning rate"
         )
-    if "below_zero_shot" in marks or "maybe_below_zero_shot" in marks:
+    if marks.below_zero_shot or marks.maybe_below_zero_shot:
         steps.append(
             "the best configuration does not beat zero-shot here: keep zero-shot, or try another method or criterion"
         )
-    borders = [mark.removeprefix("on_border:") for mark in marks if mark.startswith("on_border:")]
-    if borders:
-        steps.append(
-            f"the best configuration lies on the border of {', '.join(borders)}: widen that range in the search space"
-        )
-    if "underpowered" in marks:
+    if marks.border_settings:
+        borders = ", ".join(marks.border_settings)
+        steps.append(f"the best configuration lies on the border of {borders}: widen that range in the search space")
+    if marks.underpowered:
         steps.append("the seeds are too few to be sure: raise `--confirm-seeds`")
     if _still_rising(study):
         steps.append("the expected best score still rises with the number of trials: raise `--trials`")

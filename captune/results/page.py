@@ -1,4 +1,4 @@
-"""report.html: one page of the tables and figures, in one file, without scripts or requests.
+"""report.html of one study: the answer, why, what was adapted, the images, the classes, the search.
 
 Every number on it is a cell of a CSV (fractions shown as percent with one decimal): the page is made from the tables
 alone.
@@ -6,354 +6,252 @@ alone.
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from captune.config import PARADIGMS
 from captune.decisions.criteria import ORACLE
+from captune.results import views
+from captune.results.best_configs import COLUMNS
+from captune.results.formats import duration, fixed, in_words, is_known, percent, plain, points, short_name
+from captune.results.rendering import render, shown_figures
+from captune.results.tables import ORACLE_STAMP, setting_columns
 
-Row = Mapping[str, Any]
-Cell = Callable[[Row], str]
-NOTHING = "–"
-_CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+Tables = Mapping[str, pd.DataFrame]
 _CAPTIONS = {
-    "study": "The search, and what was confirmed over fresh seeds.",
-    "robustness": "Worst seed, worst class and, where it was measured, other pools.",
+    "study": "Each trial's selection score, and what was confirmed over fresh seeds; what is advised is marked.",
+    "robustness": "Worst seed, worst class and, where it was run, other pools.",
     "importance": "Which settings mattered, and how the score goes with them (the forest's view of these trials).",
     "curves": "What a shorter search would have found.",
     "comparisons": "Paired differences; blue: the first is better, red: the second, green: equal, grey: undecided.",
+    "shares": "How often each class is predicted in the pool, by zero-shot and by what is advised.",
+    "reliability": "How often a prediction is right, by how sure the model is; on the dashed line it is as sure as it "
+    "should be.",
 }
-_ADVICE = {
-    "adapt": "Adapt: the best configuration beats zero-shot by more than the noise.",
-    "keep zero-shot": "Keep zero-shot: no configuration was shown to be better.",
-    "use balanced zero-shot": "Use balanced zero-shot: nothing trained was shown to be better.",
-    "adaptation changed nothing": "Keep zero-shot: the best configuration predicts the same.",
-    "use the ensemble": "Use the ensemble of the confirmed configurations.",
-}
+_MOST_PAIRS = 12
 
 
-def render_page(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> str:
-    """The page of one study, or of several side by side.
+def render_study(tables: Tables, figures: Mapping[str, Path], files: Sequence[str]) -> str:
+    """The page of one study.
 
     Args:
         tables: by file name, as they were written.
         figures: SVG files by name, put into the page.
+        files: names of the files beside the page that it leads to.
     """
-    studies = _rows(tables["studies.csv"])
-    title = str(studies[0]["study"]) if len(studies) == 1 else "captune report"
-    parts = [f"<h1>{escape(title)}</h1>"]
-    parts += _one_study(tables, figures) if len(studies) == 1 else _many_studies(tables, figures)
-    files = "".join(f"<li>{escape(name)}</li>" for name in tables)
-    parts.append(f"<h2>Files</h2><p>Every number above is in one of these, beside this page:</p><ul>{files}</ul>")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head><body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
+    study, best = views.rows_of(tables["studies.csv"])[0], views.rows_of(tables["best_configs.csv"])[0]
+    parts: dict[str, Any] = {
+        "title": study["study"],
+        "subtitle": f"{study['method']} on {study['dataset']}, {_paradigm(study['paradigm'])}",
+        "stamp": ORACLE_STAMP if study["select_by"] == ORACLE else "",
+        "best": {name: value if is_known(value) else "" for name, value in best.items()},
+        "candidates": _candidates(tables),
+        "compared": _compared(tables, best),
+        "steps": _notes(tables, "next step"),
+        "facts": _facts(study),
+        "settings": _settings(best),
+        "settings_of": in_words(best["configuration"]),
+        "galleries": [],
+        "classes": _classes(tables),
+        "pairs": _pairs(tables),
+        "confusion": [],
+        "trials": _best_trials(tables),
+        "front": _front(tables),
+        "no_importance": _no_importance(tables),
+        "criteria": _criteria(tables),
+        "notes": _notes(tables, "note"),
+        "figures": shown_figures(figures, _CAPTIONS),
+        "files": files,
+    }
+    return render("study.html", contents=_contents(parts), **parts)
 
 
-def _rows(table: pd.DataFrame | None) -> list[dict[str, Any]]:
-    return (
-        [] if table is None else [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-    )
+def _contents(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The sections that the page has, with their names."""
+    drawn = parts["figures"]
+    has = {
+        ("why", "Why"): True,
+        ("next", "What to try next"): parts["steps"],
+        ("adapted", "What was adapted"): True,
+        ("images", "Images"): parts["galleries"],
+        ("classes", "Classes"): parts["classes"].rows or parts["confusion"] or {"shares", "reliability"} & drawn.keys(),
+        ("search", "The search"): True,
+        ("criteria", "Choosing without labels"): parts["criteria"].rows,
+        ("limits", "What to keep in mind"): parts["notes"],
+        ("files", "Files"): True,
+    }
+    return [entry for entry, there in has.items() if there]
 
 
-def is_known(value: Any) -> bool:
-    """Whether a table cell holds something."""
-    return value is not None and not (isinstance(value, float) and value != value) and value is not pd.NA
+def _paradigm(key: Any) -> str:
+    said = PARADIGMS.get(str(key))
+    return f"{key} ({said})" if said else str(key)
 
 
-def percent(value: Any) -> str:
-    """A fraction as percent with one decimal, a dash for nothing."""
-    return f"{100 * float(value):.1f}" if is_known(value) else NOTHING
+def _notes(tables: Tables, kind: str) -> list[str]:
+    return [str(row["text"]) for row in views.rows_of(tables.get("notes.csv")) if row["kind"] == kind]
 
 
-def points(value: Any) -> str:
-    """A difference of fractions in points with its sign."""
-    return f"{100 * float(value):+.1f}" if is_known(value) else NOTHING
-
-
-def plain(value: Any) -> str:
-    """A number without needless digits, or text."""
-    if not is_known(value):
-        return NOTHING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        return f"{value:.4g}" if float(value) != round(float(value)) else str(round(float(value)))
-    return str(value)
-
-
-def _interval(row: Row, low: str, high: str, show: Callable[[Any], str] = percent) -> str:
-    if not is_known(row.get(low)) or not is_known(row.get(high)):
-        return NOTHING
-    return f"{show(row[low])} to {show(row[high])}"
-
-
-def _table(rows: Sequence[Row], columns: Mapping[str, Cell], caption: str = "") -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell(row))}</td>" for cell in columns.values()) + "</tr>" for row in rows
-    )
-    note = f"<p class=note>{escape(caption)}</p>" if caption else ""
-    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}"
-
-
-def _column(name: str, show: Callable[[Any], str] = plain) -> Cell:
-    return lambda row: show(row.get(name))
-
-
-def _figure(figures: Mapping[str, Path], name: str) -> str:
-    if name not in figures:
-        return ""
-    data = base64.b64encode(figures[name].read_bytes()).decode()
-    caption = escape(_CAPTIONS[name])
-    image = f'<img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-
-
-def _list(text: Any) -> str:
-    items = [item for item in str(text).split("; ") if item] if is_known(text) else []
-    return f"<ul>{''.join(f'<li>{_prose(item)}</li>' for item in items)}</ul>" if items else ""
-
-
-def _prose(text: str) -> str:
-    """Escaped text with `code` set as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-
-
-def _name(value: Any) -> str:
-    """A configuration's or reference's name as it is said."""
-    return plain(value).replace("zero_shot", "zero-shot")
-
-
-def _section(title: str, *parts: str) -> list[str]:
-    body = "".join(parts)
-    return [f"<section><h2>{escape(title)}</h2>{body}</section>"] if body else []
-
-
-def _one_study(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> list[str]:
-    study, best = _rows(tables["studies.csv"])[0], _rows(tables["best_configs.csv"])[0]
-    stamp = (
-        "<p class=stamp>Selected by sealed labels (oracle): research only.</p>" if study["select_by"] == ORACLE else ""
-    )
-    parts = [stamp, f"<p class=advice>{escape(_ADVICE.get(str(best['advice']), str(best['advice'])))}</p>"]
-    parts += _section("What was chosen, and why", f"<p>{escape(plain(best['reason']))}.</p>", _settings(best))
-    parts += _section("How sure", *_how_sure(best, study))
-    parts += _section("What to try next", _list(study["next_steps"]))
-    parts += _section("What cannot be said", _list(study["notes"]))
-    parts += _section("What was done", _what_was_done(study), _figure(figures, "study"))
-    parts += _section("Confirmed configurations", _configurations(tables), _figure(figures, "robustness"))
-    parts += _section("Compared", _comparisons(tables, best), _figure(figures, "comparisons"))
-    parts += _section("What mattered", _figure(figures, "importance"))
-    parts += _section("Would fewer trials have done?", _figure(figures, "curves"))
-    parts += _section("Choosing without labels", _selection(tables))
-    parts += _section("Classes, before and after", _concepts(tables))
-    parts += _section("Score against balance", _front(tables))
-    parts += _section("Best trials of the search", _best_trials(tables))
-    return parts
-
-
-def _settings(best: Row) -> str:
-    if not is_known(best["params"]):
-        return ""
-    params = json.loads(str(best["params"]))
-    rows = [{"setting": name, "value": value} for name, value in params.items()]
-    return _table(
-        rows,
-        {"setting": _column("setting"), "value": _column("value")},
-        f"Configuration {plain(best['configuration'])}; the whole of it is in best_config.yaml.",
-    )
-
-
-def _how_sure(best: Row, study: Row) -> list[str]:
-    metric = str(best["metric_name"]).replace("_", " ")
-    if is_known(study.get("measurable")) and not study["measurable"]:
-        return [
-            f"<p>No labels: {escape(metric)} is not measured. predictions.csv says what each image was taken for.</p>"
-        ]
-    if not is_known(best["test_mean"]):
-        return [f"<p>No sealed {escape(metric)} exists for it yet; what is known is the selection score above.</p>"]
-    facts = [
-        {"what": f"{metric} of the best configuration", "value": percent(best["test_mean"])},
-        {"what": "its interval over seeds", "value": _interval(best, "test_low", "test_high")},
-        {"what": "seeds", "value": plain(best["num_seeds"])},
-        {"what": "zero-shot", "value": percent(best["zero_shot"])},
-        {"what": "balanced zero-shot", "value": percent(best["balanced"])},
-        {"what": "ensemble of the confirmed", "value": percent(best["ensemble"])},
-        {"what": "the configuration it began with", "value": percent(best["default"])},
-        {"what": "gain over zero-shot (points)", "value": points(best["gain_over_zero_shot"])},
-        {"what": "its interval", "value": _interval(best, "gain_low", "gain_high", points)},
-        {"what": "lost by not looking at the test (points)", "value": percent(best["oracle_gap"])},
+def _candidates(tables: Tables) -> views.Table:
+    """What the choice was between: the score it could see, and the test metric that was measured afterwards."""
+    rows = views.rows_of(tables.get("robustness.csv"))
+    columns = [
+        views.text("candidate", "configuration", short_name),
+        views.number("selection score %", "score_mean", percent),
     ]
-    table = _table(facts, {"on the sealed test": _column("what"), "%": _column("value")})
-    flags = (
-        f"<p>Flags: {escape(str(best['flags']).replace(' ', ', '))}.</p>"
-        if is_known(best["flags"]) and best["flags"]
-        else ""
-    )
-    return [table, flags]
-
-
-def _what_was_done(study: Row) -> str:
-    names = {
-        "dataset": "dataset", "paradigm": "paradigm", "method": "method", "selected by": "select_by",
-        "trials": "num_trials", "complete": "num_complete", "stopped early": "num_stopped_early",
-        "failed": "num_failed", "unfinished": "num_unfinished", "confirmed configurations": "num_confirmed",
-        "classes": "num_classes", "pool images": "num_pool", "test images": "num_test", "seed": "seed",
-        "captune": "captune",
-    }  # fmt: skip
-    rows = [{"what": label, "value": study[column]} for label, column in names.items() if is_known(study[column])]
-    return _table(rows, {"": _column("what"), " ": _column("value")})
-
-
-def _configurations(tables: Mapping[str, pd.DataFrame]) -> str:
-    rows = _rows(tables.get("robustness.csv"))
-    sealed = any(is_known(row["mean"]) for row in rows)
-    columns: dict[str, Cell] = {"": lambda row: f"{_name(row['configuration'])}{' ✓' if row['chosen'] is True else ''}"}
-    if sealed:
-        columns |= {
-            "mean %": _column("mean", percent),
-            "interval": lambda row: _interval(row, "t_low", "t_high"),
-            "worst class": _column("worst_class_recall", percent),
-        }
+    if any(is_known(row["score_low"]) for row in rows):
+        columns.append(views.interval("its interval", "score_low", "score_high"))
+    note = "The marked row is what is advised. "
+    if any(is_known(row["mean"]) for row in rows):
+        columns += [views.number("test %", "mean", percent)]
+        columns += [views.interval("interval over seeds", "t_low", "t_high")]
+        columns += [views.number("worst class %", "worst_class_recall", percent)]
+        note += "The selection score is all that the choice could see; the test was measured afterwards."
     else:
-        columns |= {
-            "score %": _column("score_mean", percent),
-            "interval": lambda row: _interval(row, "score_low", "score_high"),
-        }
-    columns["seeds"] = _column("num_seeds")
-    return _table(rows, columns, "✓ is the best by selection score.")
+        note += "The selection score is all that the choice could see."
+    return views.table(rows, [*columns, views.number("seeds", "num_seeds")], note)
 
 
-def _comparisons(tables: Mapping[str, pd.DataFrame], best: Row) -> str:
-    rows = _rows(tables.get("comparisons.csv"))
-    own = [row for row in rows if best["configuration"] in (row["first"], row["second"])] if len(rows) > 12 else rows
-    return _table(own, _COMPARED)
+def _compared(tables: Tables, best: views.Row) -> views.Table:
+    rows = views.rows_of(tables.get("comparisons.csv"))
+    if len(rows) > _MOST_PAIRS:
+        rows = [row for row in rows if best["advised_candidate"] in (row["first"], row["second"])]
+    return views.table(rows, COMPARED, "Differences are paired by seed.")
 
 
-_COMPARED: dict[str, Cell] = {
-    "pair": lambda row: f"{_name(row['first'])} − {_name(row['second'])}",
-    "points": _column("difference", points),
-    "interval": lambda row: _interval(row, "low", "high", points),
-    "verdict": _column("verdict"),
-}
+def _pair(row: views.Row) -> views.Cell:
+    return views.Cell(f"{short_name(row['first'])} − {short_name(row['second'])}")
 
 
-def _selection(tables: Mapping[str, pd.DataFrame]) -> str:
-    columns: dict[str, Cell] = {
-        "criterion": _column("criterion"),
-        "Spearman": lambda row: f"{float(row['spearman']):.2f}" if is_known(row["spearman"]) else NOTHING,
-        "its pick %": _column("pick_metric", percent),
-        "regret": _column("regret", percent),
-    }
-    note = "Rank correlation with the sealed metric over all trials, the trial it would pick, and its cost in points."
-    return _table(_rows(tables.get("selection.csv")), columns, note)
+COMPARED = (
+    views.Column("pair", _pair),
+    views.number("points", "difference", points),
+    views.interval("95 % interval", "low", "high", points),
+    views.text("verdict", "verdict"),
+)
 
 
-def _concepts(tables: Mapping[str, pd.DataFrame]) -> str:
-    rows = [row for row in _rows(tables.get("concepts.csv")) if row["kind"] == "class" and is_known(row["change"])]
-    rows.sort(key=lambda row: -abs(float(row["change"])))
-    columns = {
-        "class": _column("class"),
-        "recall before %": _column("before", percent),
-        "after %": _column("after", percent),
-        "change": _column("change", points),
-    }
-    return _table(rows[:10], columns, "The classes that changed most; all of them are in concepts.csv.")
-
-
-def _best_trials(tables: Mapping[str, pd.DataFrame]) -> str:
-    rows = [row for row in _rows(tables["trials.csv"]) if row["phase"] == "search" and is_known(row["score"])]
-    rows.sort(key=lambda row: -float(row["score"]))
-    columns = {
-        "trial": _column("key"),
-        "state": lambda row: str(row["state"]).lower(),
-        "score %": _column("score", percent),
-        "metric %": _column("metric", percent),
-    }
-    return _table(rows[:10], columns)
-
-
-def _front(tables: Mapping[str, pd.DataFrame]) -> str:
-    """The trials that no other beats in selection score and balance at once, where there are several."""
-    rows = [row for row in _rows(tables["trials.csv"]) if row["on_pareto_front"] is True]
-    rows.sort(key=lambda row: -float(row["score"]))
-    columns = {
-        "trial": _column("key"),
-        "score %": _column("score", percent),
-        "balance %": _column("balance", percent),
-        "metric %": _column("metric", percent),
-    }
-    note = "The Pareto front: no trial has a better selection score without losing pseudolabel balance."
-    return _table(rows, columns, note) if len(rows) > 1 else ""
-
-
-def _many_studies(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> list[str]:
-    best, studies = _rows(tables["best_configs.csv"]), _rows(tables["studies.csv"])
-    stamped = [row for row in studies if row["select_by"] == ORACLE]
-    parts = [
-        f"<p class=stamp>{escape(str(row['study']))}: selected by sealed labels (oracle), research only.</p>"
-        for row in stamped
+def _facts(study: views.Row) -> list[tuple[str, str]]:
+    """What was adapted, with what, on what, when."""
+    shown: list[tuple[str, Any]] = [
+        ("dataset", study["dataset"]),
+        ("paradigm", _paradigm(study["paradigm"])),
+        ("classes", study["num_classes"]),
+        ("images in the pool", study["num_pool"]),
+        ("test images", study["num_test"]),
+        ("backbone", study["backbone"]),
+        ("weights", study["weights"]),
+        ("method", study["method"]),
+        ("what is learned", study["tuning"]),
+        ("prompt", study["template"]),
+        ("selected by", study["select_by"]),
+        ("search trials", study["num_trials"]),
+        ("of which complete", study["num_complete"]),
+        ("stopped early", study["num_stopped_early"]),
+        ("failed", study["num_failed"]),
+        ("unfinished", study["num_unfinished"]),
+        ("confirmed configurations", study["num_confirmed"]),
+        ("seed", study["seed"]),
+        ("begun", study["begun"]),
+        ("from begin to end", duration(study["wall_seconds"])),
+        ("computing time of all trials", duration(study["compute_seconds"])),
+        ("machine", study["machine"]),
+        ("versions", study["versions"]),
+        ("revision", study["git"]),
     ]
-    chosen: dict[str, Cell] = {
-        "study": _column("study"),
-        "advice": _column("advice"),
-        "best %": _column("test_mean", percent),
-        "zero-shot %": _column("zero_shot", percent),
-        "gain": lambda row: points(row["gain_over_zero_shot"]),
-        "interval": lambda row: _interval(row, "gain_low", "gain_high", points),
-    }
-    parts += _section(
-        "What was chosen",
-        _table(best, chosen, "Means over seeds on the sealed test; the reasons are in best_configs.csv."),
-    )
-    ranks = {
-        "method": _column("method", _name),
-        "mean rank": _column("mean_rank"),
-        "mean %": _column("mean_metric", percent),
-    }
-    parts += _section(
-        "Methods", _table(_rows(tables.get("ranks.csv")), ranks), _methods(tables), _figure(figures, "comparisons")
-    )
-    mean = [row for row in _rows(tables.get("selection.csv")) if str(row["study"]) == "mean of studies"]
-    selection = {**tables, "selection.csv": pd.DataFrame(mean)} if mean else {}
-    parts += _section("Choosing without labels", _selection(selection) if mean else "")
-    transfer: dict[str, Cell] = {
-        "best of": _column("source"),
-        "used on": _column("target"),
-        "%": _column("value", percent),
-        "regret": _column("regret", percent),
-    }
-    moved = _rows(tables.get("transfer.csv"))
-    if len({row["method"] for row in moved}) > 1:
-        transfer = {"method": _column("method"), **transfer}
-    parts += _section("Transfer", _table(moved, transfer))
-    parts += _section("Would fewer trials have done?", _figure(figures, "curves"))
-    steps = [row for row in studies if is_known(row["next_steps"])]
-    parts += _section(
-        "What to try next", *(f"<h3>{escape(str(row['study']))}</h3>{_list(row['next_steps'])}" for row in steps)
-    )
-    notes = [row for row in studies if is_known(row["notes"])]
-    parts += _section(
-        "What cannot be said", *(f"<h3>{escape(str(row['study']))}</h3>{_list(row['notes'])}" for row in notes)
-    )
-    return parts
+    return [(name, plain(value)) for name, value in shown if is_known(value) and value != 0]
 
 
-def _methods(tables: Mapping[str, pd.DataFrame]) -> str:
-    rows = [row for row in _rows(tables.get("comparisons.csv")) if row["scope"] == "methods"]
-    pooled = [row for row in rows if row["cell"] == "all cells"]
-    return _table(pooled or rows, {"cell": _column("cell"), **_COMPARED})
+def _settings(best: views.Row) -> list[tuple[str, str]]:
+    names = setting_columns(COLUMNS, [best])
+    return [(name, plain(best[name])) for name in names if is_known(best[name])]
+
+
+def _classes(tables: Tables) -> views.Table:
+    rows = views.rows_of(tables.get("classes.csv"))
+    measured = any(is_known(row["recall_change"]) for row in rows)
+    order = "recall_change" if measured else "share_change"
+    rows = [row for row in rows if is_known(row[order])]
+    rows.sort(key=lambda row: -abs(float(row[order])))
+    columns = [views.text("class", "class")]
+    if measured:
+        columns += [
+            views.number("recall before %", "recall_before", percent),
+            views.number("after %", "recall_after", percent),
+            views.number("change", "recall_change", points),
+        ]
+    if any(is_known(row.get("share_before")) for row in rows):
+        columns += [
+            views.number("share of pool before %", "share_before", percent),
+            views.number("after %", "share_after", percent),
+        ]
+    if any(is_known(row["mismatched"]) for row in rows):
+        columns.append(views.text("name misses its images", "mismatched"))
+    count = 10
+    note = "The classes that changed most; all of them are in classes.csv." if len(rows) > count else ""
+    return views.table(rows[:count], columns, note)
+
+
+def _pairs(tables: Tables) -> views.Table:
+    rows = views.rows_of(tables.get("pairs.csv"))
+    rows.sort(key=lambda row: -max(float(row[name]) for name in ("before", "after") if is_known(row[name])))
+    columns = [
+        views.text("class", "class"),
+        views.text("taken for", "predicted_as"),
+        views.number("images before", "before"),
+        views.number("after", "after"),
+        views.number("change", "change"),
+    ]
+    note = "Test images, mean over seeds. A dash: not among that side's ten most frequent mistakes."
+    return views.table(rows[:10], columns, note)
+
+
+def _best_trials(tables: Tables) -> views.Table:
+    rows = [row for row in views.rows_of(tables["trials.csv"]) if row["phase"] == "search" and is_known(row["score"])]
+    rows.sort(key=lambda row: -float(row["score"]))
+    columns = [
+        views.text("trial", "key"),
+        views.text("state", "state", lambda state: plain(state).lower()),
+        views.number("selection score %", "score", percent),
+        views.number("test %", "metric", percent),
+    ]
+    return views.table(rows[:10], columns, "The best trials of the search by selection score; all are in trials.csv.")
+
+
+def _front(tables: Tables) -> views.Table:
+    """The trials that no other beats in selection score and balance at once, where there are several."""
+    rows = [row for row in views.rows_of(tables["trials.csv"]) if row["on_pareto_front"] is True]
+    rows.sort(key=lambda row: -float(row["score"]))
+    columns = [
+        views.text("trial", "key"),
+        views.number("selection score %", "score", percent),
+        views.number("balance %", "balance", percent),
+        views.number("test %", "metric", percent),
+    ]
+    note = "The Pareto front: no trial has a better selection score without losing pseudolabel balance."
+    return views.table(rows if len(rows) > 1 else [], columns, note)
+
+
+def _no_importance(tables: Tables) -> str:
+    rows = [row for row in views.rows_of(tables.get("importance.csv")) if row["kind"] == "main"]
+    notes = [str(row["note"]) for row in rows if row["enough"] is not True and is_known(row["note"])]
+    return f"Which settings mattered is not drawn: {notes[0]}." if notes else ""
+
+
+def _criteria(tables: Tables) -> views.Table:
+    note = (
+        "Rank correlation of each criterion with the test metric over all trials, the trial it would pick, and how "
+        "far that is below the best trial by test."
+    )
+    return views.table(views.rows_of(tables.get("selection.csv")), CRITERIA, note)
+
+
+CRITERIA = (
+    views.text("criterion", "criterion"),
+    views.number("Spearman", "spearman", fixed),
+    views.number("its pick, test %", "pick_metric", percent),
+    views.number("below the best (points)", "pick_regret", percent),
+)

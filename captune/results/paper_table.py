@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 
 import pandas as pd
 
 from captune.data.published import published
 from captune.records import atomic_write
+from captune.results import views
+from captune.results.rendering import render
 
 COLUMNS = (
     "dataset", "paradigm", "method", "metric", "num_seeds", "mean", "sd", "published", "published_sd", "difference",
@@ -88,29 +88,14 @@ def write_paper_table(table: pd.DataFrame, out: Path, missing: Sequence[str], no
 
 
 def _page(table: pd.DataFrame, missing: Sequence[str], notes: Sequence[str]) -> str:
-    style = resources.files("captune.results").joinpath("page.css").read_text(encoding="utf-8")
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>The paper\'s table</title><style>{style}</style></head>',
-        "<body><main><h1>The paper's table</h1>",
-        "<p>Accuracy on the test images in percent (trzsl: harmonic mean of seen and unseen classes), mean ± standard "
-        "deviation over the published seeds. In brackets the published number and the difference; a cell without "
-        "brackets has no published number that could be read at its source.</p>",
-    ]
+    sources = [source for source in dict.fromkeys(table["source"]) if isinstance(source, str)]
+    grids = []
     for paradigm in dict.fromkeys(table["paradigm"]):
         cells = grid(table, str(paradigm))
-        head = "".join(f"<th>{html.escape(str(name))}</th>" for name in ["", *cells.columns])
-        parts.append(f"<h2>{html.escape(str(paradigm))}</h2><table><thead><tr>{head}</tr></thead><tbody>")
-        for method, row in cells.iterrows():
-            texts = "".join(f"<td>{html.escape(str(text))}</td>" for text in row)
-            parts.append(f"<tr><th>{html.escape(str(method))}</th>{texts}</tr>")
-        parts.append("</tbody></table>")
-    for title, lines in (
-        ("Not on disk", missing),
-        ("Notes", notes),
-        ("Sources", [source for source in dict.fromkeys(table["source"]) if isinstance(source, str)]),
-    ):
-        if lines:
-            items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-            parts.append(f"<h2>{title}</h2><ul>{items}</ul>")
-    return "\n".join([*parts, "</main></body></html>"]) + "\n"
+        rows = [
+            views.GridRow(str(method), tuple(views.GridCell(str(text)) for text in row))
+            for method, row in cells.iterrows()
+        ]
+        grids.append((str(paradigm), views.Grid("", tuple(str(name) for name in cells.columns), tuple(rows))))
+    lists = {"Not on disk": missing, "Notes": notes, "Sources": sources}
+    return render("paper_table.html", title="The paper's table", grids=grids, lists=lists)

@@ -20,9 +20,11 @@ from matplotlib.ticker import MaxNLocator
 
 from captune.records.files import replacing
 from captune.records.trial import FIRST_ORIGINS
+from captune.results.formats import short_name
 
 # Okabe and Ito's palette ("Color Universal Design", 2008): told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, RED, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A", "#222222"
+PAPER, GRID = "#ffffff", "#e4e4e4"
 WIDTH = 5.0
 """Inches: about 350 points, so that a 360 px screen shows the type at nearly its size."""
 STYLE: Any = {
@@ -33,13 +35,21 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#E4E4E4",
+    "grid.color": GRID,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "text.color": BLACK,
+    "axes.edgecolor": BLACK,
+    "axes.labelcolor": BLACK,
+    "xtick.color": BLACK,
+    "ytick.color": BLACK,
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 9,
     "svg.hashsalt": "captune",
-    "svg.fonttype": "path",
+    # Text stays text: it can be searched, and follows the page's font and colours.
+    "svg.fonttype": "none",
 }
 
 
@@ -140,21 +150,16 @@ def _first_words(origin: str) -> str:
 
 
 def _draw_configurations(axis: Axes, robustness: pd.DataFrame, column: str) -> None:
-    title, low, high, label = _PANELS[column]
+    title, low, high, axis_label = _PANELS[column]
     rows = robustness[(robustness["origin"] != "reference") & robustness[column].notna()].sort_values(column)
     for place, (_, row) in enumerate(rows.iterrows()):
-        chosen = bool(row["chosen"])
-        colour = BLUE if chosen else GREY
+        colour = BLUE if row["advised"] else GREY
         if pd.notna(row[low]):
             axis.plot(
                 [100 * row[low], 100 * row[high]], [place, place], color=colour, linewidth=2.2, solid_capstyle="round"
             )
         axis.plot(100 * row[column], place, "o", color=colour, markersize=6.5)
-    names = [
-        f"{row['configuration']}{_first_words(str(row['origin']))}{' – chosen' if row['chosen'] else ''}"
-        for _, row in rows.iterrows()
-    ]
-    axis.set_yticks(range(len(rows)), names)
+    axis.set_yticks(range(len(rows)), [_candidate_label(row) for _, row in rows.iterrows()])
     axis.set_ylim(-0.7, len(rows) - 0.3)
     for name, colour, dashes in (("zero_shot", RED, (4, 2)), ("balanced", GREEN, (2, 1))):
         level = robustness.loc[robustness["configuration"] == name, column].dropna()
@@ -166,15 +171,25 @@ def _draw_configurations(axis: Axes, robustness: pd.DataFrame, column: str) -> N
                 linewidth=1.4,
                 dashes=dashes,
                 zorder=1,
-                label=name.replace("_", "-"),
+                label=_candidate_label(robustness[robustness["configuration"] == name].iloc[0]),
             )
     labelled = bool(axis.get_legend_handles_labels()[1])
     if labelled:
         axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.1, handletextpad=0.4)
     metric = str(robustness["metric_name"].iloc[0]).replace("_", " ")
     axis.set_title(title, pad=20 if labelled else None)
-    axis.set_xlabel(label.format(metric=metric))
+    axis.set_xlabel(axis_label.format(metric=metric))
     axis.grid(False, axis="y")
+
+
+def _candidate_label(row: Any) -> str:
+    name = f"{_text(short_name(row['configuration']))}{_first_words(str(row['origin']))}"
+    return f"{name} – advised" if row["advised"] else name
+
+
+def _text(name: Any) -> str:
+    """A name as matplotlib shall write it: a dollar sign is one, and begins no formula."""
+    return str(name).replace("$", r"\$")
 
 
 _STRESS_WORDS = {
@@ -207,7 +222,7 @@ def robustness_figure(robustness: pd.DataFrame) -> Figure | None:
         axes[0].plot(
             100 * ordered["worst_class_recall"], places, "D", color=ORANGE, markersize=5, label="worst class (recall)"
         )
-        axes[0].set_yticks(places, [str(name).replace("_", "-") for name in ordered["configuration"]])
+        axes[0].set_yticks(places, [_candidate_label(row) for _, row in ordered.iterrows()])
         axes[0].set_ylim(-0.7, len(ordered) - 0.3)
         axes[0].set_title("Worst cases", pad=20)
         axes[0].set_xlabel("%")
@@ -229,7 +244,7 @@ def _draw_stress(axis: Axes, rows: pd.DataFrame, columns: Sequence[str]) -> None
             [100 * row[name] for name in known],
             "o",
             color=colour,
-            label=str(row["configuration"]),
+            label=_text(short_name(row["configuration"])),
         )
         axis.axhline(100 * row["mean"], color=colour, linewidth=1, dashes=(3, 2), alpha=0.7)
     named = [name.rsplit("_", 1) for name in known]
@@ -241,8 +256,11 @@ def _draw_stress(axis: Axes, rows: pd.DataFrame, columns: Sequence[str]) -> None
 
 
 def importance_figure(importance: pd.DataFrame, marginals: pd.DataFrame) -> Figure | None:
-    """Which settings mattered, by two measures, and how the score goes with the four that mattered most (one study)."""
-    main = importance[importance["kind"] == "main"]
+    """Which settings mattered, by two measures, and how the score goes with the four that mattered most (one study).
+
+    None where the trials are too few to say.
+    """
+    main = importance[(importance["kind"] == "main") & importance["enough"].eq(True)]
     if not len(main):
         return None
     wide = main.pivot_table(index="parameter", columns="method", values="importance", aggfunc="mean")
@@ -271,12 +289,12 @@ def importance_figure(importance: pd.DataFrame, marginals: pd.DataFrame) -> Figu
 
 
 def _draw_marginal(axis: Axes, curve: pd.DataFrame, name: str) -> None:
-    values = pd.to_numeric(curve["value"], errors="coerce")
+    values = curve["value"]
     if values.isna().any():
         places = np.arange(len(curve))
         spread = [100 * (curve["mean"] - curve["low"]), 100 * (curve["high"] - curve["mean"])]
         axis.errorbar(places, 100 * curve["mean"], yerr=spread, fmt="o", color=BLUE)
-        axis.set_xticks(places, [str(value) for value in curve["value"]])
+        axis.set_xticks(places, [str(value) for value in curve["choice"]])
         axis.set_xlim(-0.6, len(curve) - 0.4)
     else:
         axis.plot(values, 100 * curve["mean"], color=BLUE)
@@ -303,7 +321,7 @@ def curves_figure(curves: pd.DataFrame) -> Figure | None:
         for axis, (column, title, label) in zip(axes, panels, strict=True):
             for colour, (study, rows) in zip([BLUE, ORANGE, GREEN, RED, GREY] * 20, by_study, strict=False):
                 low, high = 100 * rows[f"{column}_low"], 100 * rows[f"{column}_high"]
-                axis.plot(rows["num_trials"], 100 * rows[column], color=colour, label=str(study))
+                axis.plot(rows["num_trials"], 100 * rows[column], color=colour, label=_text(study))
                 axis.fill_between(rows["num_trials"], low, high, color=colour, alpha=0.15, linewidth=0)
                 zero = rows["zero_shot_score" if column == "expected_best_score" else "zero_shot_metric"].dropna()
                 if len(zero):
@@ -342,4 +360,4 @@ def comparisons_figure(comparisons: pd.DataFrame) -> Figure | None:
 
 
 def _pair_label(row: Any) -> str:
-    return f"{row['first']} − {row['second']}".replace("zero_shot", "zero-shot")
+    return f"{_text(short_name(row['first']))} − {_text(short_name(row['second']))}"

@@ -5,31 +5,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
+from captune.data.labelling import COLUMNS as PREDICTIONS_COLUMNS
+from captune.data.labelling import PREDICTIONS_CSV
 from captune.decisions.criteria import ORACLE
 from captune.plain_yaml import dump_yaml
 from captune.records import BALANCED, ENSEMBLE, StudyRecord, atomic_write
 from captune.records.files import remove_leftovers
-from captune.records.layout import OUTDATED
+from captune.records.layout import OUTDATED, PAGE
 from captune.results import plots
-from captune.results.best import Choice, best_configs_table, ensemble_config, recorded_choice
+from captune.results.best import Choice, ensemble_config, recorded_choice
+from captune.results.best_configs import best_configs_table
+from captune.results.classes import classes_table, pairs_table
 from captune.results.comparisons import ALL_CELLS, comparisons_table, ranks_table
-from captune.results.concepts import concepts_table
 from captune.results.curves import curves_table
+from captune.results.dictionary import columns_table, datapackage
 from captune.results.importance import importance_table, marginals_table
 from captune.results.load import load_studies, load_study
-from captune.results.overview import studies_table
-from captune.results.page import render_page
+from captune.results.matrix_page import render_matrix
+from captune.results.overview import notes_table, studies_table
+from captune.results.page import render_study
 from captune.results.robustness import robustness_table
-from captune.results.selection import selection_table
-from captune.results.tables import ORACLE_STAMP, confirm_table, epochs_table, trials_table, write_csv
+from captune.results.selection import criteria_table, selection_table
+from captune.results.tables import ORACLE_STAMP, confirm_table, epochs_table, stamped, trials_table, write_csv
 from captune.results.transfer import transfer_table
 
 Tables = dict[str, pd.DataFrame]
+COLUMNS_CSV = "columns.csv"
 
 
 def report_study(study: StudyRecord | Path) -> list[Path]:
@@ -60,6 +68,7 @@ def tables_of(studies: Sequence[StudyRecord]) -> Tables:
     """Every table the records support, by file name; a table without rows is left out."""
     makers: dict[str, Callable[[Sequence[StudyRecord]], pd.DataFrame]] = {
         "studies.csv": studies_table,
+        "notes.csv": notes_table,
         "trials.csv": trials_table,
         "epochs.csv": epochs_table,
         "confirm.csv": confirm_table,
@@ -71,8 +80,10 @@ def tables_of(studies: Sequence[StudyRecord]) -> Tables:
         "marginals.csv": marginals_table,
         "curves.csv": curves_table,
         "selection.csv": selection_table,
+        "criteria.csv": criteria_table,
         "transfer.csv": transfer_table,
-        "concepts.csv": concepts_table,
+        "classes.csv": classes_table,
+        "pairs.csv": pairs_table,
     }
     tables = {name: make(studies) for name, make in makers.items()}
     return {name: table for name, table in tables.items() if len(table) or name == "trials.csv"}
@@ -94,8 +105,38 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path) -> list[Path]:
         written += [png, svg]
         drawn[name] = svg
     page = out_dir / "report.html"
-    atomic_write(page, render_page(tables, drawn))
+    written += _write_dictionary(tables, studies, out_dir)
+    files = [path.name for path in written if path.suffix in (".csv", ".yaml", ".json")]
+    if (out_dir / PREDICTIONS_CSV).exists():
+        files.append(PREDICTIONS_CSV)
+    if len(studies) == 1:
+        atomic_write(page, render_study(tables, drawn, files))
+    else:
+        atomic_write(page, render_matrix(tables, drawn, files, _addresses(studies, out_dir)))
     return [*written, page]
+
+
+def _write_dictionary(tables: Tables, studies: Sequence[StudyRecord], out_dir: Path) -> list[Path]:
+    """What every column means, for people (columns.csv) and for programs (datapackage.json)."""
+    columns = columns_table({name: stamped(table, studies) for name, table in tables.items()})
+    more = {COLUMNS_CSV: stamped(columns, studies)}
+    if (out_dir / PREDICTIONS_CSV).exists():
+        more[PREDICTIONS_CSV] = pd.DataFrame(columns=list(PREDICTIONS_COLUMNS))
+    columns = pd.concat([columns, columns_table(more)], ignore_index=True)
+    title = studies[0].name if len(studies) == 1 else f"{len(studies)} captune studies"
+    package = out_dir / "datapackage.json"
+    atomic_write(package, datapackage(title, columns))
+    return [write_csv(columns, out_dir / COLUMNS_CSV, studies), package]
+
+
+def _addresses(studies: Sequence[StudyRecord], out_dir: Path) -> dict[str, str]:
+    """Study → its own page, as seen from the report of many; only where there is one."""
+    pages = {study.name: study.directory / PAGE for study in studies}
+    return {
+        name: quote(Path(os.path.relpath(page.resolve(), out_dir.resolve())).as_posix())
+        for name, page in pages.items()
+        if page.exists()
+    }
 
 
 def _figures(studies: Sequence[StudyRecord], tables: Tables) -> dict[str, plots.Figure]:

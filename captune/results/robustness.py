@@ -10,7 +10,7 @@ import pandas as pd
 
 from captune.decisions import statistics
 from captune.records import Phase, Role, State, StudyRecord, Trial, number_or_none
-from captune.results.best import configuration_name, recorded_choice, report_trials
+from captune.results.best import recorded_choice, report_trials
 from captune.results.surrogate import Surrogate, fit_surrogate
 from captune.results.tables import final_balance
 
@@ -21,7 +21,7 @@ SENSITIVITY_STEP = 0.2
 """Share of its range by which a setting is moved to see what it costs."""
 
 _COLUMNS = (
-    "study", "dataset", "paradigm", "method", "configuration", "config_id", "origin", "chosen", "num_seeds",
+    "study", "dataset", "paradigm", "method", "configuration", "config_id", "origin", "advised", "num_seeds",
     "metric_name", "mean", "sd", "iqm", "worst_seed", "low", "high", "t_low", "t_high", "score_mean", "score_sd",
     "score_low", "score_high",
     "worst_class_recall", "worst_class_recall_worst_seed", "pseudolabel_balance", "prediction_balance", "prediction_cv",
@@ -45,13 +45,13 @@ def robustness_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def _study_rows(study: StudyRecord) -> list[dict[str, Any]]:
-    chosen = configuration_name(study, recorded_choice(study).config_id)
+    advised = recorded_choice(study).name
     surrogate = fit_surrogate(study)
     groups: dict[str, list[Trial]] = {}
     for trial in study.of_phase(Phase.REFERENCE):
         groups.setdefault(trial.name, []).append(trial)
     groups |= study.configurations() or _unconfirmed(study)
-    return [_row(study, name, trials, name == chosen, surrogate) for name, trials in groups.items()]
+    return [_row(study, name, trials, name == advised, surrogate) for name, trials in groups.items()]
 
 
 def _unconfirmed(study: StudyRecord) -> dict[str, list[Trial]]:
@@ -62,7 +62,7 @@ def _unconfirmed(study: StudyRecord) -> dict[str, list[Trial]]:
 
 
 def _row(
-    study: StudyRecord, name: str, trials: Sequence[Trial], chosen: bool, surrogate: Surrogate | None
+    study: StudyRecord, name: str, trials: Sequence[Trial], advised: bool, surrogate: Surrogate | None
 ) -> dict[str, Any]:
     reported = report_trials(study, name)
     values = [trial.metric for trial in reported if trial.metric is not None]
@@ -81,7 +81,7 @@ def _row(
         "configuration": name,
         "config_id": trials[0].config_id,
         "origin": study.origin_of(trials[0]),
-        "chosen": chosen,
+        "advised": advised,
         "num_seeds": len(values) or len(scores),
         "metric_name": study.metric_name,
         "mean": statistics.mean(values),

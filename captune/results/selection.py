@@ -1,4 +1,4 @@
-"""selection.csv: how well each criterion, chosen blind, would have chosen."""
+"""selection.csv and criteria.csv: how well each criterion, without a test label, would have chosen."""
 
 from __future__ import annotations
 
@@ -9,41 +9,52 @@ import numpy as np
 import pandas as pd
 
 from captune.decisions import statistics
-from captune.records import BALANCED, ZERO_SHOT, Phase, Role, State, StudyRecord, Trial
+from captune.records import ZERO_SHOT, Phase, Role, State, StudyRecord, Trial
 from captune.results.best import reference_metric
 
-MEAN_OF_STUDIES = "mean of studies"
 _COLUMNS = (
     "study", "dataset", "paradigm", "method", "criterion", "selected_by_it", "num_trials", "spearman", "spearman_low",
-    "spearman_high", "pick", "pick_metric", "oracle", "oracle_metric", "random_metric", "regret", "oracle_gap",
+    "spearman_high", "pick", "num_tied", "pick_metric", "oracle", "oracle_metric", "random_metric", "pick_regret",
     "zero_shot_metric", "gain_over_zero_shot", "gain_over_random",
 )  # fmt: skip
 _AVERAGED = (
-    "spearman", "pick_metric", "oracle_metric", "random_metric", "regret", "oracle_gap", "zero_shot_metric",
+    "spearman", "pick_metric", "oracle_metric", "random_metric", "pick_regret", "zero_shot_metric",
     "gain_over_zero_shot", "gain_over_random",
 )  # fmt: skip
 
 
 def selection_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per study and criterion, over its complete search and confirmation trials; with several studies also
-    the means.
+    """One row a study and criterion, over its complete search and confirmation trials.
 
-    Nothing before the seal was opened. `regret` is the best trial's sealed metric minus the picked trial's;
-    `oracle_gap` the same with zero-shot and balanced zero-shot among what the oracle may take.
+    Nothing before the seal was opened. `pick_regret` is the best trial's sealed metric minus the picked trial's.
     """
-    studies = list(studies)
-    rows = [row for study in studies for row in _rows(study)]
-    table = pd.DataFrame(rows, columns=list(_COLUMNS))
-    if table["study"].nunique() < 2:
-        return table
-    means: list[dict[str, Any]] = []
-    for criterion, group in table.groupby("criterion", sort=False):
-        averages = {name: float(group[name].astype(float).mean()) for name in _AVERAGED}
-        means.append(
-            {"study": MEAN_OF_STUDIES, "criterion": criterion, "num_trials": group["num_trials"].sum(), **averages}
-        )
-    means.sort(key=lambda row: row["pick_metric"], reverse=True)
-    return pd.DataFrame([*rows, *means], columns=list(_COLUMNS))
+    return pd.DataFrame([row for study in studies for row in _rows(study)], columns=list(_COLUMNS))
+
+
+def criteria_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
+    """Means of `selection_table` over the studies that have every criterion named, best pick first; nothing of one
+    study.
+
+    Criteria are compared over the same studies only. A criterion that fewer than half of the studies have is left out,
+    so that it does not shrink that set for the others.
+    """
+    table = selection_table(studies)
+    num_studies = table["study"].nunique()
+    having = table.groupby("criterion", sort=False)["study"].nunique()
+    listed = [criterion for criterion, count in having.items() if 2 * count >= num_studies]
+    table = table[table["criterion"].isin(listed)]
+    criteria_of = table.groupby("study", sort=False)["criterion"].nunique()
+    common = list(criteria_of[criteria_of == len(listed)].index)
+    if num_studies < 2 or len(common) < 2:
+        return pd.DataFrame(columns=["criterion", "num_studies", *_AVERAGED])
+    groups = table[table["study"].isin(common)].groupby("criterion", sort=False)
+    rows = [
+        {"criterion": criterion, "num_studies": len(common)}
+        | {name: group[name].astype(float).mean() for name in _AVERAGED}
+        for criterion, group in groups
+    ]
+    averages = pd.DataFrame(rows, columns=["criterion", "num_studies", *_AVERAGED])
+    return averages.sort_values("pick_metric", ascending=False, kind="stable", ignore_index=True)
 
 
 def _rows(study: StudyRecord) -> list[dict[str, Any]]:
@@ -79,7 +90,6 @@ def _row(study: StudyRecord, criterion: str, trials: list[Trial]) -> dict[str, A
     pick, pick_metric = pairs[top[0]][0], float(np.mean([metrics[index] for index in top]))
     oracle = int(np.argmax(metrics))
     zero = reference_metric(study, ZERO_SHOT)
-    frozen = [level for name in (ZERO_SHOT, BALANCED) if (level := reference_metric(study, name)) is not None]
     random_metric = float(np.mean(metrics))
     return {
         "study": study.name,
@@ -92,13 +102,13 @@ def _row(study: StudyRecord, criterion: str, trials: list[Trial]) -> dict[str, A
         "spearman": statistics.spearman(values, metrics),
         "spearman_low": interval.low if interval else None,
         "spearman_high": interval.high if interval else None,
-        "pick": pick if len(top) == 1 else f"any of {len(top)}",
+        "pick": pick if len(top) == 1 else None,
+        "num_tied": len(top),
         "pick_metric": pick_metric,
         "oracle": pairs[oracle][0],
         "oracle_metric": metrics[oracle],
         "random_metric": random_metric,
-        "regret": metrics[oracle] - pick_metric,
-        "oracle_gap": max([*frozen, metrics[oracle]]) - pick_metric,
+        "pick_regret": metrics[oracle] - pick_metric,
         "zero_shot_metric": zero,
         "gain_over_zero_shot": None if zero is None else pick_metric - zero,
         "gain_over_random": pick_metric - random_metric,

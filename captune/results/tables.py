@@ -7,7 +7,7 @@ resumed study gives the file of the uninterrupted one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pandas as pd
 
 from captune.decisions.criteria import ORACLE
 from captune.records import ZERO_SHOT, Phase, StudyRecord, Trial, atomic_write, number_or_none
+from captune.results.best import recorded_choice
 from captune.results.domains import searched_space
 
 WALL_CLOCK_COLUMNS = ("attempts", "preemptions", "seconds", "node", "started")
@@ -25,7 +26,15 @@ REPORT_COLUMNS = (
     "metric", "accuracy", "seen_accuracy", "unseen_accuracy", "worst_class_recall", "ece", "prediction_balance",
     "prediction_cv", "agreement_zero_shot",
 )  # fmt: skip
-_TRIAL_COLUMNS = ("study", "key", "phase", "tuning", "number", "origin", "promoted_from", "state")
+STRESS_COLUMNS = ("pool_imbalance", "pool_fraction", "open_set_fraction", "shot_noise")
+"""Settings of the cell that a stress trial changes, the fields of `TaskConfig`."""
+_TRIAL_COLUMNS = ("study", "key", "phase", "tuning", "number", "origin", "advised", "promoted_from", "state")
+_TRIAL_RESULTS = (
+    "score", "score_epoch", "score_over_zero_shot", "balance", "on_pareto_front", "metric_name", "metric",
+    "metric_over_zero_shot", "fidelity", "num_epochs", "num_parameters", "reason",
+)  # fmt: skip
+_YES_NO = {True: "yes", False: "no"}
+_NAMES_TAKEN = {*_TRIAL_COLUMNS, "score", "metric", "seconds", "node", "fidelity"}
 
 
 def trials_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
@@ -34,22 +43,26 @@ def trials_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     `tuning` says what a trial learned: scores of screening (features) and search trials (prompts) do not compare.
     """
     studies = list(studies)
-    parameters = {study.name: searched_parameters(study) for study in studies}
-    names = list(dict.fromkeys(name for study in studies for name in parameters[study.name]))
-    rows = [row for study in studies for row in _trial_rows(study, parameters[study.name])]
-    results = ("score", "score_epoch", "score_over_zero_shot", "balance", "on_pareto_front", "metric_name", "metric",
-               "metric_over_zero_shot", "fidelity", "num_epochs", "num_parameters", "reason")  # fmt: skip
-    columns = [*_TRIAL_COLUMNS, *(_column(name) for name in names), *results, *WALL_CLOCK_COLUMNS]
+    rows = [row for study in studies for row in _trial_rows(study, searched_parameters(study))]
+    own = (*_TRIAL_COLUMNS, *_TRIAL_RESULTS, *WALL_CLOCK_COLUMNS)
+    columns = [*_TRIAL_COLUMNS, *setting_columns(own, rows), *_TRIAL_RESULTS, *WALL_CLOCK_COLUMNS]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _column(parameter: str) -> str:
-    # A field called like one of the table's own columns keeps its value apart.
-    return (
-        f"config.{parameter}"
-        if parameter in {*_TRIAL_COLUMNS, "score", "metric", "seconds", "node", "fidelity"}
-        else parameter
-    )
+def setting_cells(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Searched settings as cells of a row; lists as JSON."""
+    return {_setting_column(name): _cell(value) for name, value in params.items()}
+
+
+def setting_columns(own: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The columns that rows have beside a table's own ones, in the order in which they come up."""
+    known = set(own)
+    return list(dict.fromkeys(name for row in rows for name in row if name not in known))
+
+
+def _setting_column(parameter: str) -> str:
+    # A field called like a column of a table keeps its value apart.
+    return f"config.{parameter}" if parameter in _NAMES_TAKEN else parameter
 
 
 def searched_parameters(study: StudyRecord) -> list[str]:
@@ -80,7 +93,7 @@ def _trial_rows(study: StudyRecord, names: Sequence[str]) -> list[dict[str, Any]
     zero_shot = study.find(ZERO_SHOT)
     zero_score = zero_shot.score if zero_shot else None
     zero_metric = zero_shot.metric if zero_shot else None
-    front = pareto_front(study)
+    front, advised = pareto_front(study), recorded_choice(study)
     rows = []
     for trial in [*study.of_phase(Phase.REFERENCE), *study.of_phase(Phase.SCREEN), *study.of_phase(Phase.SEARCH)]:
         searched = trial.phase != Phase.REFERENCE
@@ -95,8 +108,9 @@ def _trial_rows(study: StudyRecord, names: Sequence[str]) -> list[dict[str, Any]
             "num_epochs": len(trial.epochs) if searched else None,
             "tuning": trial.config.get("tuning") if searched else None,
             "promoted_from": trial.promoted_from,
+            "advised": trial.name == advised.name or f"c{trial.number}" == advised.name,
         }
-        row |= {_column(name): _cell(parameter_value(trial, name)) if searched else None for name in names}
+        row |= setting_cells({name: parameter_value(trial, name) if searched else None for name in names})
         rows.append(row)
     return rows
 
@@ -118,12 +132,13 @@ def _common(study: StudyRecord, trial: Trial) -> dict[str, Any]:
         "preemptions": trial.preemptions,
         "seconds": trial.seconds,
         "node": trial.node,
-        "started": _clock(trial.started),
+        "started": clock(trial.started),
     }
 
 
-def _clock(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+def clock(seconds: float | None) -> str | None:
+    """Unix seconds as a date and time in UTC."""
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _difference(first: float | None, second: float | None) -> float | None:
@@ -181,6 +196,7 @@ def confirm_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row per confirmation or stress trial (configuration, seed, role); test metrics once the seal is open."""
     rows = []
     for study in studies:
+        advised = recorded_choice(study).name
         for trial in [*study.of_phase(Phase.CONFIRM), *study.of_phase(Phase.STRESS)]:
             report = (trial.report or {}) if study.sealed_opened else {}
             rows.append(
@@ -191,14 +207,15 @@ def confirm_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
                     "config_id": trial.config_id,
                     "seed": trial.seed,
                     "role": trial.role,
-                    "task_overrides": json.dumps(trial.task_overrides) if trial.task_overrides else None,
+                    "advised": trial.name == advised,
+                    **{name: trial.task_overrides.get(name) for name in STRESS_COLUMNS},
                     "pseudolabel_balance": final_balance(trial),
                     "metric_name": study.metric_name if report else None,
                 }
             )
-    columns = ["study", "key", "phase", "configuration", "config_id", "origin", "seed", "role", "task_overrides",
-               "state", "score", "score_epoch", "pseudolabel_balance", "metric_name", *REPORT_COLUMNS, "reason",
-               *WALL_CLOCK_COLUMNS]  # fmt: skip
+    columns = ["study", "key", "phase", "configuration", "config_id", "origin", "advised", "seed", "role",
+               *STRESS_COLUMNS, "state", "score", "score_epoch", "pseudolabel_balance", "metric_name", *REPORT_COLUMNS,
+               "reason", *WALL_CLOCK_COLUMNS]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -211,9 +228,18 @@ def write_csv(table: pd.DataFrame, path: Path, studies: Iterable[StudyRecord] = 
     return path
 
 
+def stamped(table: pd.DataFrame, studies: Iterable[StudyRecord]) -> pd.DataFrame:
+    """The table, with a warning in every row where one of its studies was selected by sealed labels."""
+    return table.assign(stamp=ORACLE_STAMP) if any(study.select_by == ORACLE for study in studies) else table
+
+
 def csv_text(table: pd.DataFrame, studies: Iterable[StudyRecord] = ()) -> str:
-    """The text that `write_csv` writes."""
-    if any(study.select_by == ORACLE for study in studies):
-        table = table.assign(stamp=ORACLE_STAMP)
-    clean = table.replace([np.inf, -np.inf], np.nan)
+    """The text that `write_csv` writes: yes and no for what is true or false."""
+    clean = stamped(table, studies).replace([np.inf, -np.inf], np.nan)
+    for name in clean.select_dtypes("float"):
+        # Counts with a gap are floats to pandas, which would round those of more than eight digits.
+        if len(known := clean[name].dropna()) and (known % 1 == 0).all():
+            clean[name] = clean[name].astype("Int64")
+    for name in clean.columns[clean.dtypes.isin([np.dtype(bool), np.dtype(object)])]:
+        clean[name] = [_YES_NO.get(value, value) if isinstance(value, bool) else value for value in clean[name]]
     return str(clean.to_csv(index=False, float_format="%.8g", lineterminator="\n"))

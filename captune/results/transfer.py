@@ -18,7 +18,7 @@ from captune.results.surrogate import Surrogate, fit_surrogate
 BEST_ON_AVERAGE = "best on average"
 _COLUMNS = (
     "method", "source", "source_study", "configuration", "target", "target_study", "measure", "how", "value", "best",
-    "regret", "params",
+    "regret",
 )  # fmt: skip
 
 
@@ -115,7 +115,6 @@ def _row(method: str, source: str, source_study: str, trial: Trial, target: _Tar
         "value": value,
         "best": best,
         "regret": None if value is None or best is None else max(0.0, best - value),
-        "params": _settings(trial.params),
     }
 
 

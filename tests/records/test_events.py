@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from captune.results.concepts import concepts_table
 
 from captune.records import JOURNAL, Phase, Role, State, StudyRecord, read_journal
 from captune.records.events import (
@@ -24,7 +25,6 @@ from captune.records.events import (
 )
 from captune.records.layout import STUDY
 from captune.records.lines import event_from_json
-from captune.results.concepts import concepts_table
 from captune.results.load import load_study
 from captune.results.report import tables_of
 from captune.results.selection import selection_table

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from captune.records import SCHEMA_VERSION, Journal, State
+from captune.decisions.choosing import choose
+from captune.records import SCHEMA_VERSION, Journal, State, StudyRecord, read_journal
 from tests.journals import append
 
 SPACE = {
@@ -150,6 +152,12 @@ class FakeStudy:
     def choice(self, **fields: Any) -> None:
         self.write("choice", **fields)
 
+    def choose(self) -> None:
+        """Choose by the rule."""
+        record = StudyRecord(self.directory, read_journal(self.directory / "journal.jsonl"))
+        self.clock += 1.0
+        self.journal.append(replace(choose(record).as_event(), time=self.clock))
+
     def open_seal(self) -> None:
         self.write("phase", name="sealed_opened", detail={})
         for key, metric in self.metric_of.items():
@@ -176,5 +184,6 @@ def whole_study(directory: Path, **options: Any) -> Path:
     study.search(12, stop_every=5, fail=6)
     study.confirm(sorted({0, *study.best_of_search()}))
     study.stress(study.best_of_search(1)[0])
+    study.choose()
     study.open_seal()
     return study.close()

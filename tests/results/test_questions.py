@@ -1,4 +1,4 @@
-"""Robustness, comparisons, importance, curves, selection, transfer, concepts: by hand, by oracle, at the edges."""
+"""Robustness, comparisons, importance, curves, selection, transfer, classes: by hand, by oracle, at the edges."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from synthetic import FakeStudy, quality, whole_study
 from captune.decisions.statistics import subset_weights
 from captune.records import StudyRecord
 from captune.records.events import Mismatch
-from captune.results.comparisons import ALL_CELLS, cell_of, comparisons_table, ranks_table
-from captune.results.concepts import concepts_table
+from captune.results.classes import classes_table, pairs_table
+from captune.results.comparisons import ALL_CELLS, cell_of, compare, comparisons_table, ranks_table
 from captune.results.curves import curves_table, expected_best, trial_counts
 from captune.results.importance import FANOVA_TRIALS, importance_table, marginals_table, optuna_study, pair_variance
 from captune.results.load import load_studies, load_study
+from captune.results.plots import importance_figure
 from captune.results.report import tables_of
 from captune.results.robustness import robustness_table
-from captune.results.selection import MEAN_OF_STUDIES, selection_table
+from captune.results.selection import criteria_table, selection_table
 from captune.results.surrogate import fit_surrogate
 from captune.results.transfer import BEST_ON_AVERAGE, transfer_table
 
@@ -131,7 +132,16 @@ def test_methods_are_compared_per_cell_and_over_all_cells(matrix: list[StudyReco
     single = cells[cells["cell"] != ALL_CELLS]
     assert set(single["cell"]) == {"digits ul", "digits tft"}
     assert pooled["difference"] == pytest.approx(single["difference"].mean())
-    assert pooled["num_pairs"] == 8 and pooled["num_cells"] == 2 and pooled["verdict"] == "first better"
+    assert pooled["num_pairs"] == 8 and pooled["num_cells"] == 2 and pooled["verdict"] == "undecided"
+    assert pd.isna(pooled["low"]) and "no interval over 2 cells" in pooled["note"]
+
+
+def test_an_interval_over_cells_is_about_cells_not_about_their_seeds() -> None:
+    """Seeds agree to a thousandth in every cell, cells differ by points: 0.01, 0.03, …, 0.09 have the mean 0.05."""
+    cells = [({0: 0.5 + gain, 1: 0.501 + gain}, {0: 0.5, 1: 0.501}) for gain in (0.01, 0.03, 0.05, 0.07, 0.09)]
+    row = compare(cells)
+    assert row["difference"] == pytest.approx(0.05) and row["num_cells"] == 5
+    assert 0.01 < row["low"] < 0.035 and 0.065 < row["high"] < 0.09
 
 
 def test_zero_shot_is_a_method_and_ranks_share_ties(matrix: list[StudyRecord]) -> None:
@@ -237,9 +247,12 @@ def test_importance_is_silent_when_it_cannot_speak(tmp_path: Path) -> None:
     assert importance_table(runs).empty and marginals_table(runs).empty
 
 
-def test_few_trials_are_called_a_hint(study: StudyRecord) -> None:
+def test_too_few_trials_are_said_to_be_and_not_drawn(study: StudyRecord, long_search: StudyRecord) -> None:
     table = importance_table([study])
-    assert table[table["kind"] == "main"]["note"].str.startswith("a hint: 9 trials for 4 settings").all()
+    main = table[table["kind"] == "main"]
+    assert main["note"].str.startswith("9 trials for 4 settings are too few").all() and not main["enough"].any()
+    assert importance_figure(table, marginals_table([study])) is None
+    assert importance_figure(importance_table([long_search]), marginals_table([long_search])) is not None
 
 
 def test_optuna_study_holds_the_trials_even_outside_the_space(long_search: StudyRecord) -> None:
@@ -343,23 +356,39 @@ def test_selection_by_hand(tmp_path: Path) -> None:
     own, other = row_of(table, criterion="agree-balanced"), row_of(table, criterion="entropy")
     assert own["selected_by_it"] and not other["selected_by_it"]
     assert (own["pick"], own["oracle"]) == ("t0002", "t0001")
-    assert (own["regret"], own["gain_over_zero_shot"]) == pytest.approx((0.03, 0.02))
+    assert (own["pick_regret"], own["gain_over_zero_shot"]) == pytest.approx((0.03, 0.02))
     assert own["spearman"] == pytest.approx(0.5) and other["spearman"] == pytest.approx(-0.5)
-    assert other["regret"] == pytest.approx(0.15) and own["random_metric"] == pytest.approx(0.69)
+    assert other["pick_regret"] == pytest.approx(0.15) and own["random_metric"] == pytest.approx(0.69)
 
 
 def test_criterion_that_cannot_tell_trials_apart_picks_any(tmp_path: Path) -> None:
     run = hand_study(tmp_path, [0.1, 0.8, 0.9], [1, 1, 1], [0.60, 0.75, 0.72])
     row = row_of(selection_table([run]), criterion="entropy")
-    assert row["pick"] == "any of 3" and row["pick_metric"] == pytest.approx(0.69) and pd.isna(row["spearman"])
+    assert (
+        row["pick"] is None
+        and row["num_tied"] == 3
+        and row["pick_metric"] == pytest.approx(0.69)
+        and pd.isna(row["spearman"])
+    )
 
 
-def test_selection_over_runs_ends_with_the_means(matrix: list[StudyRecord]) -> None:
-    table = selection_table(matrix)
-    means = table[table["study"] == MEAN_OF_STUDIES].set_index("criterion")
-    single = table[(table["study"] != MEAN_OF_STUDIES) & (table["criterion"] == "agree-balanced")]
+def test_criteria_are_averaged_over_studies_best_first(matrix: list[StudyRecord]) -> None:
+    table, means = selection_table(matrix), criteria_table(matrix).set_index("criterion")
+    single = table[table["criterion"] == "agree-balanced"]
     assert means.loc["agree-balanced", "spearman"] == pytest.approx(single["spearman"].astype(float).mean())
     assert means.index[0] == "agree-balanced" and means.loc["infomax", "spearman"] < 0
+    assert criteria_table(matrix[:1]).empty
+
+
+def test_criteria_are_ranked_over_common_studies_only(tmp_path: Path) -> None:
+    """entropy is missing in the third study, where every pick is bad: there no other criterion may be measured."""
+    good = [hand_study(tmp_path / str(n), [0.1, 0.8, 0.9], [3, 2, 1], [0.60, 0.75, 0.72]) for n in range(2)]
+    lacking = hand_study(tmp_path / "lacking", [0.1, 0.8, 0.9], [3, 2, 1], [0.2, 0.1, 0.1])
+    for trial in lacking.trials:
+        trial.scores.pop("entropy", None)
+    means = criteria_table([*good, lacking]).set_index("criterion")
+    assert means.loc["agree-balanced", "pick_metric"] == pytest.approx(0.72)
+    assert means.loc["entropy", "pick_metric"] == pytest.approx(0.60) and means["num_studies"].eq(2).all()
 
 
 def test_selection_needs_the_open_seal(tmp_path: Path) -> None:
@@ -387,22 +416,23 @@ def test_transfer_of_one_run_is_nothing(study: StudyRecord) -> None:
     assert transfer_table([study]).empty
 
 
-# concepts
+# classes
 
 
-def test_concepts_before_and_after_by_hand(study: StudyRecord) -> None:
-    table = concepts_table([study])
-    two = row_of(table, **{"kind": "class", "class": "two"})
-    assert two["before"] == pytest.approx(0.5) and two["change"] == pytest.approx(two["after"] - 0.5)
-    pair = row_of(table, **{"kind": "pair", "class": "two", "predicted_as": "three"})
+def test_classes_before_and_after_by_hand(study: StudyRecord) -> None:
+    table = classes_table([study])
+    two = row_of(table, **{"class": "two"})
+    assert two["recall_before"] == pytest.approx(0.5)
+    assert two["recall_change"] == pytest.approx(two["recall_after"] - 0.5)
+    pair = row_of(pairs_table([study]), **{"class": "two", "predicted_as": "three"})
     assert (pair["before"], pair["after"], pair["change"]) == (40, 15, -25)
     assert table["mismatched"].isna().all(), "no detection was recorded"
 
 
-def test_concepts_mark_recorded_mismatches_and_read_class_numbers(study_dir: Path) -> None:
+def test_classes_mark_recorded_mismatches_and_read_class_numbers(study_dir: Path) -> None:
     run = load_study(study_dir)
     run.apply(Mismatch(mismatched=(2,)))
-    flagged = concepts_table([run])
+    flagged = classes_table([run])
     assert list(flagged[flagged["mismatched"].eq(True)]["class"]) == ["two"]
 
 
@@ -410,5 +440,5 @@ def test_no_table_fails_on_an_empty_run(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     run = load_study(study.close())
     makers = (robustness_table, comparisons_table, ranks_table, importance_table, marginals_table, curves_table,
-              selection_table, transfer_table, concepts_table)  # fmt: skip
+              selection_table, criteria_table, transfer_table, classes_table, pairs_table)  # fmt: skip
     assert all(make([run]).empty for make in makers)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,12 +19,13 @@ from typer.testing import CliRunner
 from captune.algorithms import member_config
 from captune.algorithms.configs import BlendConfig
 from captune.errors import RecordError, UsageError
+from captune.results.formats import duration
 from captune.results.load import load_study
 from captune.results.report import report_studies, report_study, tables_of
 
-ALL_CSV = {"studies", "trials", "epochs", "confirm", "best_configs", "robustness", "comparisons", "importance",
-           "marginals", "curves", "selection", "concepts"}  # fmt: skip
-FIGURES = {"study", "robustness", "importance", "comparisons", "curves"}
+ALL_CSV = {"studies", "notes", "columns", "trials", "epochs", "confirm", "best_configs", "robustness", "comparisons",
+           "importance", "marginals", "curves", "selection", "classes", "pairs"}  # fmt: skip
+FIGURES = {"study", "robustness", "comparisons", "curves"}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +45,10 @@ def small_study(directory: Path, **options: str) -> Path:
     return study.close()
 
 
+HIDDEN = ("style", "script", "svg")
+"""What a reader does not see as text of the page; a figure's numbers are those of its axes."""
+
+
 class Page(HTMLParser):
     """Visible text, tags and addresses of a page."""
 
@@ -57,11 +66,11 @@ class Page(HTMLParser):
         self.addresses += [value for name, value in attrs if name in ("src", "href", "action") and value]
         if tag not in ("meta", "img", "br"):
             self._open.append(tag)
-        self._hidden += tag == "style"
+        self._hidden += tag in HIDDEN
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag, "tags must nest"
-        self._hidden -= tag == "style"
+        self._hidden -= tag in HIDDEN
 
     def handle_data(self, data: str) -> None:
         if not self._hidden:
@@ -69,7 +78,7 @@ class Page(HTMLParser):
 
 
 def numbers_of(text: str) -> list[str]:
-    return re.findall(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])", text)
+    return re.findall(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])", text.replace("−", "-"))
 
 
 def shown_forms(directory: Path) -> set[str]:
@@ -83,10 +92,9 @@ def shown_forms(directory: Path) -> set[str]:
             try:
                 value = float(cell)
             except ValueError:
-                # Settings stand in a JSON cell and are shown rounded.
-                forms |= {f"{float(part):.4g}" for part in numbers_of(cell)}
                 continue
             forms |= {f"{100 * value:.1f}", f"{100 * value:+.1f}", f"{value:.2f}", f"{value:.4g}", str(round(value))}
+            forms |= {f"{100 * value:.4g}", *numbers_of(duration(value))}
     return forms
 
 
@@ -106,26 +114,99 @@ def test_page_holds_no_number_that_is_not_in_a_csv(reported: Path) -> None:
     assert len(numbers_of(" ".join(page.text))) > 80, "the page does hold numbers"
 
 
-def test_page_is_one_file_without_scripts_or_requests(reported: Path) -> None:
+def test_page_is_one_file_whose_only_script_is_the_one_its_policy_names(reported: Path) -> None:
     html = (reported / "report.html").read_text(encoding="utf-8")
     page = Page(html)
-    assert not {"script", "link", "iframe", "object", "form", "a"} & set(page.tags)
-    assert page.addresses and all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
-    assert "default-src 'none'" in html and "@import" not in html and "url(" not in html.split("</style>")[0]
-    assert 'name="viewport"' in html and "@media print" in html
-    assert page.tags.count("img") == len(FIGURES)
+    assert not {"link", "iframe", "object", "form", "base"} & set(page.tags)
+    (script,) = re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy and "img-src data:" in policy
+    assert "@import" not in html and "url(" not in html.split("</style>")[0]
+    assert 'name="viewport"' in html and "@media print" in html and "prefers-color-scheme: dark" in html
+    assert not re.findall(r"\son\w+=", html), "no script in an attribute"
 
 
-def test_page_says_what_was_run_chosen_how_sure_and_what_next(reported: Path) -> None:
-    text = " ".join(Page((reported / "report.html").read_text(encoding="utf-8")).text)
-    for heading in ("What was chosen, and why", "How sure", "What was done", "Confirmed configurations", "Files"):
-        assert heading in text
+def test_every_link_of_the_page_leads_to_a_place_on_it_or_a_file_beside_it(reported: Path) -> None:
+    html = (reported / "report.html").read_text(encoding="utf-8")
+    places = set(re.findall(r'\bid="([^"]+)"', html))
+    addresses = Page(html).addresses
+    assert {"trials.csv", "columns.csv", "best_config.yaml", "datapackage.json", "#why"} <= set(addresses)
+    for address in addresses:
+        assert address.removeprefix("#") in places if address.startswith("#") else (reported / address).is_file()
+
+
+def test_no_identifier_stands_twice_and_every_figure_has_a_title(reported: Path) -> None:
+    html = (reported / "report.html").read_text(encoding="utf-8")
+    names = re.findall(r'\bid="([^"]+)"', html)
+    assert len(names) == len(set(names)) and html.count("<svg") == len(FIGURES)
+    for labelled in re.findall(r'<svg[^>]*role="img" aria-labelledby="([^"]+)"', html):
+        assert re.search(rf'<title id="{labelled}">[^<]{{20,}}</title>', html)
+    assert html.count('role="img"') == len(FIGURES)
+    assert not re.findall(r"#(?:222222|ffffff|0072b2)", html.split("</style>")[1], re.IGNORECASE), "colours are themed"
+
+
+def test_the_first_sentence_is_the_answer_with_gain_uncertainty_and_the_next_command(reported: Path) -> None:
+    html = (reported / "report.html").read_text(encoding="utf-8")
+    (first,) = re.findall(r'<p class="first">(.*?)</p>', html)
+    best = pd.read_csv(reported / "best_configs.csv").iloc[0]
+    assert unescape(first) == best["answer"] and html.index(first) < html.index('id="why"')
+    assert re.search(r"\d points above zero-shot.s [\d.]+ % \(95 % interval over seeds: \+", unescape(first))
+    (command,) = re.findall(r"<pre>(.*?)</pre>", html)
+    assert command == best["next_command"] and command.startswith("captune adapt")
+    assert html.index("selection score") > html.index('id="why"'), "scores come after the answer"
+
+
+def test_what_is_advised_is_the_same_everywhere(reported: Path) -> None:
+    name = pd.read_csv(reported / "best_configs.csv").iloc[0]["advised_candidate"]
+    for file, column in (("robustness", "configuration"), ("confirm", "configuration"), ("trials", "key")):
+        table = pd.read_csv(reported / f"{file}.csv", true_values=["yes"], false_values=["no"])
+        marked = set(table.loc[table["advised"], column])
+        assert marked == {f"t{int(name[1:]):04d}" if file == "trials" else name}, file
+    html = (reported / "report.html").read_text(encoding="utf-8")
+    marked_rows = re.findall(r'<tr class="advised">\s*<td>(.*?)</td>', html)
+    assert set(marked_rows) == {name}
+    assert f"{name} – advised" in html.split('id="why"')[1].split("</svg>")[0]
 
 
 def test_html_in_names_is_only_text(tmp_path: Path) -> None:
     directory = small_study(tmp_path / "evil", dataset="<script>alert(1)</script>")
     report_study(directory)
-    assert "<script" not in (directory / "report.html").read_text(encoding="utf-8")
+    html = (directory / "report.html").read_text(encoding="utf-8")
+    assert html.count("<script") == 1 and "&lt;script&gt;alert(1)" in html
+
+
+def test_a_dollar_in_a_name_is_a_dollar_in_figures(tmp_path: Path) -> None:
+    directories = [small_study(tmp_path / name) for name in ("cheap$1", "dear$2")]
+    report_studies(directories, tmp_path / "out")
+    assert "cheap$1" in (tmp_path / "out" / "curves.svg").read_text(encoding="utf-8")
+
+
+def test_data_package_says_what_is_in_every_csv(reported: Path) -> None:
+    package = json.loads((reported / "datapackage.json").read_text(encoding="utf-8"))
+    resources = {resource["path"]: resource["schema"]["fields"] for resource in package["resources"]}
+    assert set(resources) == {path.name for path in reported.glob("*.csv")}
+    columns = pd.read_csv(reported / "columns.csv")
+    for path in reported.glob("*.csv"):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        fields = resources[path.name]
+        assert [field["name"] for field in fields] == list(table.columns), path.name
+        assert list(columns[columns["table"] == path.name]["column"]) == list(table.columns), path.name
+        for field in fields:
+            cells = [cell for cell in table[field["name"]] if cell]
+            assert field["description"] and all(CELLS[field["type"]].fullmatch(cell) for cell in cells), (path, field)
+            if field.get("unit") in ("fraction", "probability"):
+                assert all(-1 <= float(cell) <= 1 for cell in cells), (path.name, field["name"])
+
+
+CELLS = {
+    "string": re.compile(r".*", re.DOTALL),
+    "number": re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?"),
+    "integer": re.compile(r"-?\d+"),
+    "boolean": re.compile(r"yes|no"),
+    "datetime": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"),
+}
+"""How a cell of each Frictionless type may look in the tables."""
 
 
 def test_report_written_again_is_the_same_to_the_byte_whatever_was_edited(tmp_path: Path) -> None:
@@ -180,7 +261,7 @@ def test_tables_agree_with_each_other(reported: Path) -> None:
     own = confirm[(confirm["configuration"] == best["configuration"]) & (confirm["phase"] == "confirm")]
     assert best["test_mean"] == pytest.approx(robust.loc[best["configuration"], "mean"])
     assert best["test_mean"] == pytest.approx(own["metric"].mean())
-    assert bool(robust.loc[best["configuration"], "chosen"])
+    assert robust.loc[best["configuration"], "advised"] == "yes"
 
 
 def test_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -190,7 +271,7 @@ def test_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
     study.plan("t0002", "search", number=2, config_id=2, params=study.sample())
     written = {path.name for path in report_study(study.close())}
     assert {"trials.csv", "best_configs.csv", "report.html", "study.png"} <= written
-    assert not {"confirm.csv", "selection.csv", "concepts.csv", "importance.csv"} & written
+    assert not {"confirm.csv", "selection.csv", "classes.csv", "importance.csv"} & written
     page = " ".join(Page((study.directory / "report.html").read_text(encoding="utf-8")).text)
     assert "the seal was not opened" in page and "captune resume" in page
 

@@ -110,7 +110,11 @@ def test_epochs_table_holds_criteria_by_name_and_wall_clock_last(study: StudyRec
 def test_confirm_table_holds_confirmation_and_stress(study: StudyRecord) -> None:
     table = confirm_table([study])
     assert set(table["phase"]) == {"confirm", "stress"}
-    assert table[table["phase"] == "stress"]["task_overrides"].notna().all()
+    stress = table[table["phase"] == "stress"].set_index("key")
+    assert sorted(stress["pool_imbalance"].dropna()) == [10, 50] and sorted(stress["pool_fraction"].dropna()) == [
+        0.25,
+        0.5,
+    ]
     assert list(table[table["configuration"] == "c0"]["seed"]) == [1, 2, 3]
 
 

@@ -1,42 +1,53 @@
-"""concepts.csv: which classes and confused pairs adaptation mended, and which it broke."""
+"""classes.csv and pairs.csv: which classes and confused pairs adaptation improved, and which it made worse."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from captune.decisions import statistics
 from captune.records import ZERO_SHOT, StudyRecord, Trial, number_or_none
-from captune.results.best import configuration_name, recorded_choice, report_trials
+from captune.results.best import compared_candidate, report_trials
 
-_COLUMNS = (
-    "study", "dataset", "paradigm", "method", "configuration", "kind", "class", "predicted_as", "mismatched", "before",
-    "after", "change",
-)  # fmt: skip
+_CONTEXT = ("study", "dataset", "paradigm", "method", "candidate")
+_CLASS_COLUMNS = (*_CONTEXT, "class", "mismatched", "recall_before", "recall_after", "recall_change")
+_PAIR_COLUMNS = (*_CONTEXT, "class", "predicted_as", "before", "after", "change")
 
 
-def concepts_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """Rows `kind` class (recall in [0, 1]) and pair (mean number of test images of `class` predicted as
-    `predicted_as`).
+def classes_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
+    """One row a class: its recall on the test, in [0, 1].
 
-    Before is zero-shot, after the mean of the best configuration over its seeds. Reports list the ten worst pairs
-    only: a pair missing from one side has an empty cell there, not a zero. `mismatched` is empty where the study
-    recorded no detection.
+    Before is zero-shot; after is the mean, over its seeds, of what the study advises (the best configuration where that
+    is zero-shot). `mismatched` is empty where the study recorded no detection.
     """
-    return pd.DataFrame([row for study in studies for row in _rows(study)], columns=list(_COLUMNS))
+    return pd.DataFrame(_rows(studies, _class_rows), columns=list(_CLASS_COLUMNS))
 
 
-def _rows(study: StudyRecord) -> list[dict[str, Any]]:
-    zero_shot = study.find(ZERO_SHOT)
-    name = configuration_name(study, recorded_choice(study).config_id)
-    after = report_trials(study, name) if name else []
-    if not study.sealed_opened or zero_shot is None or not zero_shot.report or not after:
-        return []
-    context = {"study": study.name, "dataset": study.dataset, "paradigm": study.paradigm, "method": study.method,
-               "configuration": name}  # fmt: skip
-    return [context | row for row in [*_class_rows(study, zero_shot, after), *_pair_rows(study, zero_shot, after)]]
+def pairs_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
+    """One row a confused pair: the number of test images of `class` that are predicted as `predicted_as`.
+
+    Before and after as in `classes_table`. Reports list the ten worst pairs only: a pair missing from one side has an
+    empty cell there, not a zero.
+    """
+    return pd.DataFrame(_rows(studies, _pair_rows), columns=list(_PAIR_COLUMNS))
+
+
+_Maker = Callable[[StudyRecord, Trial, Sequence[Trial]], list[dict[str, Any]]]
+
+
+def _rows(studies: Iterable[StudyRecord], make: _Maker) -> list[dict[str, Any]]:
+    rows = []
+    for study in studies:
+        zero_shot, name = study.find(ZERO_SHOT), compared_candidate(study)
+        after = report_trials(study, name) if name else []
+        if not study.sealed_opened or zero_shot is None or not zero_shot.report or not after:
+            continue
+        context = {"study": study.name, "dataset": study.dataset, "paradigm": study.paradigm, "method": study.method,
+                   "candidate": name}  # fmt: skip
+        rows += [context | row for row in make(study, zero_shot, after)]
+    return rows
 
 
 def _class_name(study: StudyRecord, label: Any) -> str:
@@ -63,12 +74,11 @@ def _class_rows(study: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) ->
         name = _class_name(study, label)
         rows.append(
             {
-                "kind": "class",
                 "class": name,
                 "mismatched": None if flagged is None else name in flagged,
-                "before": before,
-                "after": mean,
-                "change": None if before is None or mean is None else mean - before,
+                "recall_before": before,
+                "recall_after": mean,
+                "recall_change": None if before is None or mean is None else mean - before,
             }
         )
     return rows
@@ -97,7 +107,6 @@ def _pair_rows(study: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> 
             continue
         rows.append(
             {
-                "kind": "pair",
                 "class": _class_name(study, key[0]),
                 "predicted_as": _class_name(study, key[1]),
                 "before": before.get(key),

@@ -1,0 +1,136 @@
+"""columns.csv and datapackage.json: what every column of the tables beside them means.
+
+The package is a Frictionless Data Package (Table Schema): its types and missing values are those of the CSVs, so that
+any tool that knows the format reads them with the right types.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+
+from captune.config import TrialConfig
+from captune.decisions.criteria import CRITERIA
+from captune.plain_yaml import parse_yaml
+from captune.records.events import EPOCH_VALUES
+
+_SOURCE = Path(__file__).parent / "columns.yaml"
+_WITH_SETTINGS = ("trials.csv", "best_configs.csv")
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a column holds: its type (Frictionless Table Schema), the unit of its numbers, a description."""
+
+    type: str
+    unit: str
+    description: str
+
+
+def columns_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a column of the given tables, in their order; see `meaning_of`."""
+    rows = []
+    for name, table in tables.items():
+        for column in table.columns:
+            meaning = meaning_of(name, str(column), table[column])
+            rows.append({"table": name, "column": column, "type": meaning.type, "unit": meaning.unit or None,
+                         "description": meaning.description})  # fmt: skip
+    return pd.DataFrame(rows, columns=list(_known()["columns.csv"]))
+
+
+def datapackage(title: str, columns: pd.DataFrame) -> str:
+    """The descriptor of a folder of tables.
+
+    Args:
+        title: of the package.
+        columns: the table that `columns_table` made, of all CSVs in the folder.
+    """
+    resources = []
+    for name, rows in columns.groupby("table", sort=False):
+        fields = [_field(row.column, row.type, row.unit, row.description) for row in rows.itertuples()]
+        resources.append(
+            {
+                "name": str(name).removesuffix(".csv"),
+                "path": name,
+                "profile": "tabular-data-resource",
+                "format": "csv",
+                "mediatype": "text/csv",
+                "encoding": "utf-8",
+                "schema": {"fields": fields, "missingValues": [""]},
+            }
+        )
+    package_name = re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip("-") or "captune"
+    package = {"profile": "tabular-data-package", "name": package_name, "title": title, "resources": resources}
+    return json.dumps(package, indent=1, ensure_ascii=False) + "\n"
+
+
+def _field(name: str, kind: str, unit: str | None, description: str) -> dict[str, object]:
+    field: dict[str, object] = {"name": name, "type": kind, "description": description}
+    if unit is not None and unit == unit:
+        field["unit"] = unit
+    if kind == "boolean":
+        field |= {"trueValues": ["yes"], "falseValues": ["no"]}
+    return field
+
+
+def meaning_of(table: str, column: str, values: Iterable[object] = ()) -> Meaning:
+    """What a column of a table means.
+
+    Columns that are not listed in columns.yaml are searched settings (trials.csv, best_configs.csv; their type is that
+    of their values), selection criteria and what a method reports of an epoch (epochs.csv), and sensitivities
+    (robustness.csv).
+
+    Raises:
+        KeyError: none of these.
+    """
+    known = _known()
+    listed = known.get(table, {}).get(column) or known["common"].get(column)
+    if listed is not None:
+        return listed
+    if table in _WITH_SETTINGS:
+        return _setting(column.removeprefix("config."), values)
+    if table == "epochs.csv":
+        return _of_an_epoch(column)
+    if column.startswith("sensitivity_"):
+        setting = column.removeprefix("sensitivity_")
+        return Meaning(
+            "number",
+            "fraction",
+            f"how far the forest's predicted score falls when {setting} moves a fifth of its range (a choice: to any "
+            "other)",
+        )
+    raise KeyError(f"{table}: no description of the column {column}")
+
+
+def _setting(name: str, values: Iterable[object]) -> Meaning:
+    field = TrialConfig.model_fields.get(name)
+    said = f": {field.description}" if field is not None and field.description else ""
+    present = [value for value in values if value is not None and value == value]
+    numbers = bool(present) and all(isinstance(value, (int, float)) for value in present)
+    flags = bool(present) and all(isinstance(value, bool) for value in present)
+    kind = "boolean" if flags else "number" if numbers else "string"
+    return Meaning(kind, "", f"searched setting{said}")
+
+
+def _of_an_epoch(name: str) -> Meaning:
+    if name in EPOCH_VALUES:
+        return Meaning("number", "", EPOCH_VALUES[name])
+    said = f"criterion: {CRITERIA[name].help}" if name in CRITERIA else "reported by the method"
+    return Meaning("number", "", said)
+
+
+@lru_cache(maxsize=1)
+def _known() -> dict[str, dict[str, Meaning]]:
+    tables = parse_yaml(_SOURCE.read_text(encoding="utf-8"), where=_SOURCE, what="columns")
+    return {table: {name: Meaning(*said) for name, said in columns.items()} for table, columns in tables.items()}
+
+
+def described_tables() -> dict[str, tuple[str, ...]]:
+    """The tables that columns.yaml lists, with their own columns."""
+    return {table: tuple(columns) for table, columns in _known().items() if table != "common"}

@@ -1,0 +1,83 @@
+"""How the cells of a table are shown to a person: percent, points, plain numbers, names in words."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pandas as pd
+
+NOTHING = "–"
+MINUS = "−"
+_NAMES = {
+    "zero_shot": "zero-shot",
+    "balanced": "balanced zero-shot",
+    "anchored": "anchored zero-shot",
+    "ensemble": "the ensemble of the confirmed configurations",
+    "blend": "the blend of candidates",
+}
+
+
+def is_known(value: Any) -> bool:
+    """Whether a table cell holds something."""
+    return value is not None and not (isinstance(value, float) and value != value) and value is not pd.NA
+
+
+def percent(value: Any) -> str:
+    """A fraction as percent with one decimal, a dash for nothing."""
+    return _with_minus(f"{100 * float(value):.1f}") if is_known(value) else NOTHING
+
+
+def points(value: Any) -> str:
+    """A difference of fractions in points with its sign."""
+    return _with_minus(f"{100 * float(value):+.1f}") if is_known(value) else NOTHING
+
+
+def fixed(value: Any) -> str:
+    """A number with two decimals."""
+    return _with_minus(f"{float(value):.2f}") if is_known(value) else NOTHING
+
+
+def plain(value: Any) -> str:
+    """A number without needless digits, or text."""
+    if not is_known(value):
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)):
+        whole = float(value) == round(float(value))
+        return _with_minus(str(round(float(value))) if whole else f"{value:.4g}")
+    return str(value)
+
+
+def _with_minus(text: str) -> str:
+    """A minus sign instead of the hyphen that Python writes, also in an exponent; no sign before a zero."""
+    text = re.sub(r"^-(0(?:\.0*)?)$", r"\1", text)
+    return text.replace("-", MINUS)
+
+
+def in_words(name: Any) -> str:
+    """A candidate in words, as the object of a sentence: `c7` is "configuration c7"."""
+    text = plain(name)
+    if text in _NAMES:
+        return _NAMES[text]
+    if re.fullmatch(r"c\d+", text):
+        return f"configuration {text}"
+    return f"the configuration of trial {text}" if re.fullmatch(r"t\d+", text) else text
+
+
+def short_name(name: Any) -> str:
+    """A candidate as it stands in a table or a figure."""
+    return {"ensemble": "ensemble", "blend": "blend"}.get(plain(name), _NAMES.get(plain(name), plain(name)))
+
+
+def duration(seconds: Any) -> str:
+    """Seconds in the two largest units that they fill."""
+    if not is_known(seconds):
+        return NOTHING
+    total = round(float(seconds))
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"

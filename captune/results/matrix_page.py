@@ -1,0 +1,211 @@
+"""report.html of several studies side by side: one grid of gains, methods, transfers, criteria."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from captune.decisions.criteria import ORACLE
+from captune.results import views
+from captune.results.comparisons import ALL_CELLS
+from captune.results.formats import NOTHING, fixed, is_known, percent, plain, points, short_name
+from captune.results.page import COMPARED
+from captune.results.rendering import render, shown_figures
+from captune.results.tables import ORACLE_STAMP
+from captune.results.transfer import BEST_ON_AVERAGE
+
+Tables = Mapping[str, pd.DataFrame]
+_CAPTIONS = {
+    "comparisons": "Paired differences; blue: the first is better, red: the second, green: equal, grey: undecided.",
+    "curves": "What a shorter search would have found, one line a study.",
+}
+_DEEPEST = 0.2
+"""A gain or loss of this size (20 points) is shaded most."""
+
+
+def render_matrix(
+    tables: Tables, figures: Mapping[str, Path], files: Sequence[str], addresses: Mapping[str, str]
+) -> str:
+    """The page of several studies.
+
+    Args:
+        tables: by file name, as they were written.
+        figures: SVG files by name, put into the page.
+        files: names of the files beside the page that it leads to.
+        addresses: study → its own page, from this one.
+    """
+    best, studies = views.rows_of(tables["best_configs.csv"]), views.rows_of(tables["studies.csv"])
+    sentence, lines = _answer(best)
+    parts: dict[str, Any] = {
+        "title": f"{len(studies)} studies side by side",
+        "subtitle": _subtitle(studies),
+        "stamps": [f"{row['study']}: {ORACLE_STAMP}" for row in studies if row["select_by"] == ORACLE],
+        "answer": sentence,
+        "answer_lines": lines,
+        "gains": _gain_grids(best, addresses),
+        "chosen": _chosen(best, addresses),
+        "ranks": _ranks(tables),
+        "compared": _compared(tables),
+        "transfers": _transfer_grids(tables),
+        "criteria": _criteria(tables),
+        "remarks": _remarks(tables),
+        "figures": shown_figures(figures, _CAPTIONS),
+        "files": files,
+    }
+    has = {
+        ("gains", "Gains"): True,
+        ("methods", "Methods"): parts["ranks"].rows or parts["compared"].rows,
+        ("transfer", "Transfer"): parts["transfers"],
+        ("criteria", "Choosing without labels"): parts["criteria"].rows,
+        ("search", "Fewer trials"): "curves" in parts["figures"],
+        ("limits", "What to keep in mind"): parts["remarks"],
+        ("files", "Files"): True,
+    }
+    return render("matrix.html", contents=[entry for entry, there in has.items() if there], **parts)
+
+
+def _subtitle(studies: Sequence[views.Row]) -> str:
+    counted = {name: len({row[name] for row in studies}) for name in ("dataset", "paradigm", "method")}
+    return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counted.items())
+
+
+def _answer(best: Sequence[views.Row]) -> tuple[str, list[str]]:
+    """What the studies found together, counted; and what became of the advice on the test."""
+    advised = Counter(str(row["advice"]) for row in best)
+    sentence = "; ".join(f"{advice}: {count} of {len(best)}" for advice, count in advised.most_common())
+    gains = [float(row["advised_gain"]) for row in best if is_known(row["advised_gain"])]
+    lines = []
+    if gains:
+        above, below = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+        lines.append(
+            f"Where the advice was not to keep zero-shot, what is advised is above zero-shot on the test in {above} of "
+            f"{len(gains)} studies and below it in {below}."
+        )
+    return f"The advice of {len(best)} studies: {sentence}.", lines
+
+
+def _gain_grids(best: Sequence[views.Row], addresses: Mapping[str, str]) -> list[views.Grid]:
+    """For each method a grid of datasets and paradigms: the gain of what is advised over zero-shot, in points."""
+    grids = []
+    for method in dict.fromkeys(str(row["method"]) for row in best):
+        own = [row for row in best if str(row["method"]) == method]
+        datasets = sorted({str(row["dataset"]) for row in own})
+        paradigms = sorted({str(row["paradigm"]) for row in own})
+        rows = []
+        for dataset in datasets:
+            cells = []
+            for paradigm in paradigms:
+                here = [row for row in own if row["dataset"] == dataset and row["paradigm"] == paradigm]
+                cells.append(_gain_cell(here, addresses))
+            rows.append(views.GridRow(dataset, tuple(cells)))
+        note = (
+            f"{method}: points that what is advised gains over zero-shot on the test; 0 where zero-shot is kept, a "
+            "dash where nothing was measured. Blue: gain, red: loss. Each number leads to the study's own page."
+        )
+        grids.append(views.Grid("", tuple(paradigms), tuple(rows), note))
+    return grids
+
+
+def _gain_cell(rows: Sequence[views.Row], addresses: Mapping[str, str]) -> views.GridCell:
+    """A cell of the grid of gains; of several studies of one cell the first, the others are in the table."""
+    if not rows:
+        return views.GridCell("")
+    row, address = rows[0], addresses.get(str(rows[0]["study"]))
+    if not is_known(row["advised_gain"]):
+        kept = is_known(row["advised_test"])
+        return views.GridCell("0" if kept else NOTHING, href=address)
+    gain = float(row["advised_gain"])
+    depth = round(60 * min(1.0, abs(gain) / _DEEPEST))
+    return views.GridCell(points(gain), depth, "blue" if gain > 0 else "red", href=address)
+
+
+def _chosen(best: Sequence[views.Row], addresses: Mapping[str, str]) -> views.Table:
+    columns = [
+        views.linked(views.text("study", "study"), lambda row: addresses.get(str(row["study"]))),
+        views.text("advised", "advised_candidate", short_name),
+        views.number("test %", "advised_test", percent),
+        views.number("zero-shot %", "zero_shot", percent),
+        views.number("gain", "advised_gain", points),
+        views.interval("95 % interval", "advised_gain_low", "advised_gain_high", points),
+        views.number("below the best candidate", "regret", percent),
+    ]
+    return views.table(best, columns, "Means over seeds on the sealed test; the reasons are in best_configs.csv.")
+
+
+def _ranks(tables: Tables) -> views.Table:
+    columns = [
+        views.text("method", "method", short_name),
+        views.number("mean rank", "mean_rank", fixed),
+        views.number("mean test %", "mean_metric", percent),
+        views.number("cells", "num_cells"),
+    ]
+    return views.table(views.rows_of(tables.get("ranks.csv")), columns, "Over the cells that hold every method.")
+
+
+def _compared(tables: Tables) -> views.Table:
+    rows = [row for row in views.rows_of(tables.get("comparisons.csv")) if row["scope"] == "methods"]
+    pooled = [row for row in rows if row["cell"] == ALL_CELLS]
+    columns = (views.number("cells", "num_cells"), *COMPARED, views.text("what limits it", "note"))
+    if pooled:
+        return views.table(pooled, columns, "Each cell weighs the same; intervals are over cells.")
+    return views.table(rows, (views.text("cell", "cell"), *COMPARED), "Differences are paired by seed.")
+
+
+def _transfer_grids(tables: Tables) -> list[views.Grid]:
+    """For each method: whose best configuration (rows) on which cell (columns), as regret in points."""
+    grids = []
+    moved = views.rows_of(tables.get("transfer.csv"))
+    for method in dict.fromkeys(str(row["method"]) for row in moved):
+        own = [row for row in moved if str(row["method"]) == method]
+        targets = list(dict.fromkeys(str(row["target"]) for row in own))
+        sources = list(dict.fromkeys(str(row["source"]) for row in own))
+        regrets = {(str(row["source"]), str(row["target"])): row["regret"] for row in own}
+        rows = [
+            views.GridRow(
+                source, tuple(_regret_cell(regrets.get((source, target)), source == target) for target in targets)
+            )
+            for source in sorted(sources, key=lambda source: source == BEST_ON_AVERAGE)
+        ]
+        note = (
+            f"{method}: points below the best known there, when the best configuration of the row's cell is used on "
+            "the column's. Where it was not run there, a forest on the column's trials predicts it (transfer.csv says "
+            "which); a dash where neither can say."
+        )
+        grids.append(views.Grid("best of ↓ used on →", tuple(targets), tuple(rows), note))
+    return grids
+
+
+def _regret_cell(regret: Any, own: bool) -> views.GridCell:
+    if not is_known(regret):
+        return views.GridCell(NOTHING, own=own)
+    depth = round(60 * min(1.0, float(regret) / _DEEPEST))
+    return views.GridCell(percent(regret), depth, "red", own=own)
+
+
+def _criteria(tables: Tables) -> views.Table:
+    rows = views.rows_of(tables.get("criteria.csv"))
+    columns = [
+        views.text("criterion", "criterion"),
+        views.number("Spearman", "spearman", fixed),
+        views.number("its pick, test %", "pick_metric", percent),
+        views.number("below the best (points)", "pick_regret", percent),
+        views.number("studies", "num_studies"),
+    ]
+    note = (
+        "Means over the studies that have all of these criteria: rank correlation with the test metric, the test "
+        "metric of the trial it would pick, and how far that is below the best trial by test."
+    )
+    return views.table(rows, columns, note)
+
+
+def _remarks(tables: Tables) -> list[tuple[str, str]]:
+    """Each sentence once, with the studies it is about; what concerns most studies first."""
+    about: dict[str, list[str]] = {}
+    for row in views.rows_of(tables.get("notes.csv")):
+        about.setdefault(str(row["text"]), []).append(str(row["study"]))
+    ordered = sorted(about.items(), key=lambda item: -len(item[1]))
+    return [(text, plain(", ".join(studies))) for text, studies in ordered]
