@@ -363,6 +363,7 @@ class StudyConfig(Config):
     storage: Annotated[str | None, MACHINE] = Field(
         None, description="database for the Optuna copy of the study; default: a file in the study's directory"
     )
+    images: Annotated[bool, MACHINE] = Field(True, description="put small pictures of the images into the report page")
 
     @property
     def num_screen_trials(self) -> int:

@@ -27,7 +27,7 @@ HOMES = {
     "optuna": {"tuning", "results"},
     "open_clip": {"model"},
     "pandas": {"results", "adapted", "api.py"},
-    "matplotlib": {"results/plots.py"},
+    "matplotlib": {"results/plots.py", "results/class_plots.py"},
     "jinja2": {"results/rendering.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -18,6 +18,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Where to write; needed for several studies; for one, its own directory.")
     ] = None,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Small pictures of the images in the page of a study.")
+    ] = True,
 ) -> None:
     """Write every table, figure and page the records support: one study, many, finished or not.
 
@@ -38,7 +41,10 @@ def report(
             got=f"{len(records)} studies and no --out",
             next_step="Add --out DIR.",
         )
-    written = report_study(records[0].directory) if out is None else report_studies(studies, out)
+    if out is None:
+        written = report_study(records[0].directory, images=images)
+    else:
+        written = report_studies(studies, out)
     table = Table("study", "advice", "best %", "zero-shot %", "gain", "flags", box=None, pad_edge=False)
     for _, row in best_configs_table(records).iterrows():
         gain = points(row["gain_over_zero_shot"])

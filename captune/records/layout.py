@@ -9,6 +9,7 @@ runs/digits-ul-cap/
   tensorboard/KEY/      curves of a trial
   trials/KEY/           config.yaml epochs.jsonl resume.safetensors checkpoint.safetensors predictions.safetensors .lock
   *.csv *.png *.svg     tables and figures
+  findings.json         what the closed study found on pool and test images, with small pictures, for the report
   best_config.yaml      for `captune adapt --config`
   report.html           the page
 ```
@@ -25,6 +26,7 @@ LOCK, GUARD = "driver.lock", ".driver.guard"
 OPTUNA_COPY = "optuna.journal"
 TENSORBOARD = "tensorboard"
 BEST_CONFIG, PAGE = "best_config.yaml", "report.html"
+FINDINGS = "findings.json"
 REPORT = "report"
 """The folder next to several studies that holds their common report."""
 OUTDATED = ("runs.csv", "concepts.csv")

@@ -6,6 +6,7 @@ them what the test labels said afterwards; they never change what is advised.
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from captune.config import TaskConfig
 from captune.decisions import statistics
 from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord
 from captune.results.best import metrics_by_seed, recorded_choice, reference_metric
+from captune.results.findings import findings_of
 from captune.results.formats import in_words, percent
 
 _USE = {
@@ -31,7 +33,7 @@ class Measured:
     low: float | None
     high: float | None
     over: str
-    """What the interval is over: "test images" or "seeds"; empty without one."""
+    """What the interval is over: seeds, test images or both; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,31 @@ def answer_of(study: StudyRecord) -> Answer:
 
 
 def measured_of(study: StudyRecord, name: str) -> Measured | None:
-    """The sealed metric of a candidate (mean over seeds) and its gain over zero-shot."""
+    """The sealed metric of a candidate (mean over seeds) and its gain over zero-shot.
+
+    The interval of the gain holds the spread over seeds (Student), where there are several, and over the test images
+    (paired differences, normal), where the study wrote that down.
+    """
     values = list(metrics_by_seed(study, name).values())
     centre, zero = statistics.mean(values), reference_metric(study, ZERO_SHOT)
     if centre is None:
         return None
     if zero is None or name == ZERO_SHOT:
         return Measured(centre, None, None, None, "")
-    spread = statistics.t_interval([value - zero for value in values])
-    low, high = (spread.low, spread.high) if spread else (None, None)
-    return Measured(centre, centre - zero, low, high, "seeds" if spread else "")
+    gain, over = centre - zero, []
+    spread, found = statistics.t_interval([value - zero for value in values]), findings_of(study)
+    halves = []
+    if spread is not None:
+        over.append("seeds")
+        halves.append(spread.half_width)
+    if found.get("candidate") == name and found.get("gain_error") is not None:
+        over.append("test images")
+        halves.append(statistics.normal_quantile(0.5 + statistics.LEVEL / 2) * float(found["gain_error"]))
+    if not halves:
+        return Measured(centre, gain, None, None, "")
+    # Seeds and images are independent sources of error.
+    half = math.hypot(*halves)
+    return Measured(centre, gain, gain - half, gain + half, " and ".join(over))
 
 
 def best_by_test(study: StudyRecord, advised: str) -> tuple[str | None, float | None]:

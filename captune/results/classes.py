@@ -10,19 +10,42 @@ import pandas as pd
 from captune.decisions import statistics
 from captune.records import ZERO_SHOT, StudyRecord, Trial, number_or_none
 from captune.results.best import compared_candidate, report_trials
+from captune.results.findings import class_name, findings_of
 
 _CONTEXT = ("study", "dataset", "paradigm", "method", "candidate")
-_CLASS_COLUMNS = (*_CONTEXT, "class", "mismatched", "recall_before", "recall_after", "recall_change")
+_CLASS_COLUMNS = (*_CONTEXT, "class", "mismatched", "recall_before", "recall_after", "recall_change",
+                  "share_before", "share_after", "share_change")  # fmt: skip
 _PAIR_COLUMNS = (*_CONTEXT, "class", "predicted_as", "before", "after", "change")
 
 
 def classes_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a class: its recall on the test, in [0, 1].
+    """One row a class: its recall on the test, and the share of the pool that is predicted as it, in [0, 1].
 
     Before is zero-shot; after is the mean, over its seeds, of what the study advises (the best configuration where that
     is zero-shot). `mismatched` is empty where the study recorded no detection.
     """
-    return pd.DataFrame(_rows(studies, _class_rows), columns=list(_CLASS_COLUMNS))
+    rows = []
+    for study in studies:
+        recalls = {row["class"]: row for row in _rows([study], _class_rows)}
+        shares = _share_rows(study)
+        flagged = _mismatched(study)
+        for name in dict.fromkeys([*recalls, *shares]):
+            own = {"class": name, "mismatched": None if flagged is None else name in flagged}
+            rows.append(_context(study) | own | shares.get(name, {}) | recalls.get(name, {}))
+    return pd.DataFrame(rows, columns=list(_CLASS_COLUMNS))
+
+
+def _share_rows(study: StudyRecord) -> dict[str, dict[str, Any]]:
+    """Class → its share of the pool before and after."""
+    return {
+        class_name(study, label): {"share_before": before, "share_after": after, "share_change": after - before}
+        for label, (before, after) in enumerate(findings_of(study).get("shares", []))
+    }
+
+
+def _context(study: StudyRecord) -> dict[str, Any]:
+    return {"study": study.name, "dataset": study.dataset, "paradigm": study.paradigm, "method": study.method,
+            "candidate": compared_candidate(study)}  # fmt: skip
 
 
 def pairs_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
@@ -44,38 +67,27 @@ def _rows(studies: Iterable[StudyRecord], make: _Maker) -> list[dict[str, Any]]:
         after = report_trials(study, name) if name else []
         if not study.sealed_opened or zero_shot is None or not zero_shot.report or not after:
             continue
-        context = {"study": study.name, "dataset": study.dataset, "paradigm": study.paradigm, "method": study.method,
-                   "candidate": name}  # fmt: skip
-        rows += [context | row for row in make(study, zero_shot, after)]
+        rows += [_context(study) | row for row in make(study, zero_shot, after)]
     return rows
-
-
-def _class_name(study: StudyRecord, label: Any) -> str:
-    names = study.opened.class_names
-    if isinstance(label, int) and 0 <= label < len(names):
-        return names[label]
-    return str(label)
 
 
 def _mismatched(study: StudyRecord) -> set[str] | None:
     """The classes that concept-mismatch detection flagged; None where it did not take place."""
     recorded = None if study.mismatch is None else study.mismatch.mismatched
-    return None if recorded is None else {_class_name(study, label) for label in recorded}
+    return None if recorded is None else {class_name(study, label) for label in recorded}
 
 
 def _class_rows(study: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> list[dict[str, Any]]:
     before_K = _recalls(zero_shot)
     after_SK = [_recalls(trial) for trial in after]
-    flagged = _mismatched(study)
     rows = []
     for label, before in enumerate(before_K):
         values = [recall_K[label] for recall_K in after_SK if label < len(recall_K)]
         mean = statistics.mean([value for value in values if value is not None])
-        name = _class_name(study, label)
+        name = class_name(study, label)
         rows.append(
             {
                 "class": name,
-                "mismatched": None if flagged is None else name in flagged,
                 "recall_before": before,
                 "recall_after": mean,
                 "recall_change": None if before is None or mean is None else mean - before,
@@ -107,8 +119,8 @@ def _pair_rows(study: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> 
             continue
         rows.append(
             {
-                "class": _class_name(study, key[0]),
-                "predicted_as": _class_name(study, key[1]),
+                "class": class_name(study, key[0]),
+                "predicted_as": class_name(study, key[1]),
                 "before": before.get(key),
                 "after": mean,
                 "change": None if key not in before or mean is None else mean - before[key],

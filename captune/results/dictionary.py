@@ -53,7 +53,7 @@ def datapackage(title: str, columns: pd.DataFrame) -> str:
     """
     resources = []
     for name, rows in columns.groupby("table", sort=False):
-        fields = [_field(row.column, row.type, row.unit, row.description) for row in rows.itertuples()]
+        fields = [_field({str(key): value for key, value in row.items()}) for row in rows.to_dict("records")]
         resources.append(
             {
                 "name": str(name).removesuffix(".csv"),
@@ -70,11 +70,11 @@ def datapackage(title: str, columns: pd.DataFrame) -> str:
     return json.dumps(package, indent=1, ensure_ascii=False) + "\n"
 
 
-def _field(name: str, kind: str, unit: str | None, description: str) -> dict[str, object]:
-    field: dict[str, object] = {"name": name, "type": kind, "description": description}
-    if unit is not None and unit == unit:
-        field["unit"] = unit
-    if kind == "boolean":
+def _field(row: Mapping[str, object]) -> dict[str, object]:
+    field = {"name": row["column"], "type": row["type"], "description": row["description"]}
+    if isinstance(row["unit"], str):
+        field["unit"] = row["unit"]
+    if row["type"] == "boolean":
         field |= {"trueValues": ["yes"], "falseValues": ["no"]}
     return field
 

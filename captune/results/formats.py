@@ -52,7 +52,7 @@ def plain(value: Any) -> str:
 
 def _with_minus(text: str) -> str:
     """A minus sign instead of the hyphen that Python writes, also in an exponent; no sign before a zero."""
-    text = re.sub(r"^-(0(?:\.0*)?)$", r"\1", text)
+    text = re.sub(r"^[-+](0(?:\.0*)?)$", r"\1", text)
     return text.replace("-", MINUS)
 
 

@@ -17,6 +17,7 @@ from captune.decisions.criteria import ORACLE
 from captune.results import views
 from captune.results.best_configs import COLUMNS
 from captune.results.formats import duration, fixed, in_words, is_known, percent, plain, points, short_name
+from captune.results.galleries import confusion_grids, galleries
 from captune.results.rendering import render, shown_figures
 from captune.results.tables import ORACLE_STAMP, setting_columns
 
@@ -34,13 +35,16 @@ _CAPTIONS = {
 _MOST_PAIRS = 12
 
 
-def render_study(tables: Tables, figures: Mapping[str, Path], files: Sequence[str]) -> str:
+def render_study(
+    tables: Tables, figures: Mapping[str, Path], files: Sequence[str], jpegs: Sequence[Sequence[str]] = ()
+) -> str:
     """The page of one study.
 
     Args:
         tables: by file name, as they were written.
         figures: SVG files by name, put into the page.
         files: names of the files beside the page that it leads to.
+        jpegs: base64, one or two for each row of pictures.csv.
     """
     study, best = views.rows_of(tables["studies.csv"])[0], views.rows_of(tables["best_configs.csv"])[0]
     parts: dict[str, Any] = {
@@ -54,10 +58,10 @@ def render_study(tables: Tables, figures: Mapping[str, Path], files: Sequence[st
         "facts": _facts(study),
         "settings": _settings(best),
         "settings_of": in_words(best["configuration"]),
-        "galleries": [],
+        "galleries": galleries(tables.get("pictures.csv"), jpegs),
         "classes": _classes(tables),
         "pairs": _pairs(tables),
-        "confusion": [],
+        "confusion": confusion_grids(tables.get("confusion.csv")),
         "trials": _best_trials(tables),
         "front": _front(tables),
         "no_importance": _no_importance(tables),
@@ -98,6 +102,7 @@ def _notes(tables: Tables, kind: str) -> list[str]:
 def _candidates(tables: Tables) -> views.Table:
     """What the choice was between: the score it could see, and the test metric that was measured afterwards."""
     rows = views.rows_of(tables.get("robustness.csv"))
+    rows.sort(key=lambda row: -float(row["score_mean"]) if is_known(row["score_mean"]) else 0.0)
     columns = [
         views.text("candidate", "configuration", short_name),
         views.number("selection score %", "score_mean", percent),

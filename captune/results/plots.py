@@ -71,7 +71,8 @@ def stamp(figure: Figure, text: str) -> None:
     figure.suptitle(text, color="#d55e00", fontsize="small", fontweight="bold")
 
 
-def _figure(height: float, rows: int = 1, ratios: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
+def new_figure(height: float, rows: int = 1, ratios: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure of one column, with its axes from top to bottom."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 1, squeeze=False, gridspec_kw={"height_ratios": ratios} if ratios else None)
@@ -94,7 +95,7 @@ def study_figure(trials: pd.DataFrame, robustness: pd.DataFrame) -> Figure | Non
     panels += ["mean"] if confirmed["mean"].notna().any() else []
     heights = [2.9] + [1.1 + 0.3 * (len(confirmed) + 1)] * (len(panels) - 1)
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(sum(heights), len(panels), heights)
+        figure, axes = new_figure(sum(heights), len(panels), heights)
         _draw_search(axes[0], trials, search)
         for axis, column in zip(axes[1:], panels[1:], strict=True):
             _draw_configurations(axis, robustness, column)
@@ -183,11 +184,11 @@ def _draw_configurations(axis: Axes, robustness: pd.DataFrame, column: str) -> N
 
 
 def _candidate_label(row: Any) -> str:
-    name = f"{_text(short_name(row['configuration']))}{_first_words(str(row['origin']))}"
+    name = f"{plain_text(short_name(row['configuration']))}{_first_words(str(row['origin']))}"
     return f"{name} – advised" if row["advised"] else name
 
 
-def _text(name: Any) -> str:
+def plain_text(name: Any) -> str:
     """A name as matplotlib shall write it: a dollar sign is one, and begins no formula."""
     return str(name).replace("$", r"\$")
 
@@ -210,7 +211,7 @@ def robustness_figure(robustness: pd.DataFrame) -> Figure | None:
     panels = 1 + bool(len(stressed))
     heights = [0.9 + 0.34 * len(rows), 2.6][:panels]
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(sum(heights), panels, heights)
+        figure, axes = new_figure(sum(heights), panels, heights)
         ordered = rows.sort_values("mean")
         for place, (_, row) in enumerate(ordered.iterrows()):
             axes[0].plot(
@@ -244,7 +245,7 @@ def _draw_stress(axis: Axes, rows: pd.DataFrame, columns: Sequence[str]) -> None
             [100 * row[name] for name in known],
             "o",
             color=colour,
-            label=_text(short_name(row["configuration"])),
+            label=plain_text(short_name(row["configuration"])),
         )
         axis.axhline(100 * row["mean"], color=colour, linewidth=1, dashes=(3, 2), alpha=0.7)
     named = [name.rsplit("_", 1) for name in known]
@@ -317,11 +318,11 @@ def curves_figure(curves: pd.DataFrame) -> Figure | None:
         panels.append(("expected_metric_of_pick", "Test metric of the trial it would pick", "metric (%)"))
     by_study = list(curves.groupby("study", sort=False))
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(2.7 * len(panels), len(panels))
+        figure, axes = new_figure(2.7 * len(panels), len(panels))
         for axis, (column, title, label) in zip(axes, panels, strict=True):
             for colour, (study, rows) in zip([BLUE, ORANGE, GREEN, RED, GREY] * 20, by_study, strict=False):
                 low, high = 100 * rows[f"{column}_low"], 100 * rows[f"{column}_high"]
-                axis.plot(rows["num_trials"], 100 * rows[column], color=colour, label=_text(study))
+                axis.plot(rows["num_trials"], 100 * rows[column], color=colour, label=plain_text(study))
                 axis.fill_between(rows["num_trials"], low, high, color=colour, alpha=0.15, linewidth=0)
                 zero = rows["zero_shot_score" if column == "expected_best_score" else "zero_shot_metric"].dropna()
                 if len(zero):
@@ -344,7 +345,7 @@ def comparisons_figure(comparisons: pd.DataFrame) -> Figure | None:
     rows = rows.reindex(rows["difference"].abs().sort_values(ascending=False).index)[:15].sort_values("difference")
     colours = {"first better": BLUE, "second better": RED, "practically equal": GREEN}
     with mpl.rc_context(STYLE):
-        figure, (axis,) = _figure(1.0 + 0.32 * len(rows))
+        figure, (axis,) = new_figure(1.0 + 0.32 * len(rows))
         for place, (_, row) in enumerate(rows.iterrows()):
             colour = colours.get(str(row["verdict"]), GREY)
             if pd.notna(row["low"]):
@@ -360,4 +361,4 @@ def comparisons_figure(comparisons: pd.DataFrame) -> Figure | None:
 
 
 def _pair_label(row: Any) -> str:
-    return f"{_text(short_name(row['first']))} − {_text(short_name(row['second']))}"
+    return f"{plain_text(short_name(row['first']))} − {plain_text(short_name(row['second']))}"

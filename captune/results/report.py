@@ -19,13 +19,14 @@ from captune.plain_yaml import dump_yaml
 from captune.records import BALANCED, ENSEMBLE, StudyRecord, atomic_write
 from captune.records.files import remove_leftovers
 from captune.records.layout import OUTDATED, PAGE
-from captune.results import plots
+from captune.results import class_plots, plots
 from captune.results.best import Choice, ensemble_config, recorded_choice
 from captune.results.best_configs import best_configs_table
 from captune.results.classes import classes_table, pairs_table
 from captune.results.comparisons import ALL_CELLS, comparisons_table, ranks_table
 from captune.results.curves import curves_table
 from captune.results.dictionary import columns_table, datapackage
+from captune.results.findings import confusion_table, jpegs_of, pictures_table, reliability_table
 from captune.results.importance import importance_table, marginals_table
 from captune.results.load import load_studies, load_study
 from captune.results.matrix_page import render_matrix
@@ -40,8 +41,12 @@ Tables = dict[str, pd.DataFrame]
 COLUMNS_CSV = "columns.csv"
 
 
-def report_study(study: StudyRecord | Path) -> list[Path]:
+def report_study(study: StudyRecord | Path, *, images: bool = True) -> list[Path]:
     """Write every derived file of one study beside its journal; whatever its record cannot support is left out.
+
+    Args:
+        study: the study, or its directory.
+        images: whether the page shows small pictures of the images, where the study took some.
 
     Returns:
         The files, in the order written: CSVs, best_config.yaml, figures, report.html.
@@ -50,7 +55,7 @@ def report_study(study: StudyRecord | Path) -> list[Path]:
         RecordError: no journal.
     """
     record = study if isinstance(study, StudyRecord) else load_study(study)
-    return _write([record], record.directory)
+    return _write([record], record.directory, images=images)
 
 
 def report_studies(directories: Iterable[Path | str], out_dir: Path) -> list[Path]:
@@ -84,16 +89,22 @@ def tables_of(studies: Sequence[StudyRecord]) -> Tables:
         "transfer.csv": transfer_table,
         "classes.csv": classes_table,
         "pairs.csv": pairs_table,
+        "confusion.csv": confusion_table,
+        "reliability.csv": reliability_table,
+        "pictures.csv": pictures_table,
     }
     tables = {name: make(studies) for name, make in makers.items()}
     return {name: table for name, table in tables.items() if len(table) or name == "trials.csv"}
 
 
-def _write(studies: Sequence[StudyRecord], out_dir: Path) -> list[Path]:
+def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = False) -> list[Path]:
     remove_leftovers(out_dir)
     for name in OUTDATED:
         (out_dir / name).unlink(missing_ok=True)
     tables = tables_of(studies)
+    if not images:
+        tables.pop("pictures.csv", None)
+        (out_dir / "pictures.csv").unlink(missing_ok=True)
     written = [write_csv(table, out_dir / name, studies) for name, table in tables.items()]
     if len(studies) == 1:
         written += write_best_config(studies[0], out_dir / "best_config.yaml")
@@ -110,7 +121,8 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path) -> list[Path]:
     if (out_dir / PREDICTIONS_CSV).exists():
         files.append(PREDICTIONS_CSV)
     if len(studies) == 1:
-        atomic_write(page, render_study(tables, drawn, files))
+        jpegs = jpegs_of(studies[0]) if "pictures.csv" in tables else []
+        atomic_write(page, render_study(tables, drawn, files, jpegs))
     else:
         atomic_write(page, render_matrix(tables, drawn, files, _addresses(studies, out_dir)))
     return [*written, page]
@@ -147,6 +159,10 @@ def _figures(studies: Sequence[StudyRecord], tables: Tables) -> dict[str, plots.
             figures["robustness"] = plots.robustness_figure(tables["robustness.csv"])
         if "importance.csv" in tables:
             figures["importance"] = plots.importance_figure(tables["importance.csv"], tables["marginals.csv"])
+        if "classes.csv" in tables:
+            figures["shares"] = class_plots.shares_figure(tables["classes.csv"])
+        if "reliability.csv" in tables:
+            figures["reliability"] = class_plots.reliability_figure(tables["reliability.csv"])
     if "comparisons.csv" in tables:
         figures["comparisons"] = plots.comparisons_figure(_widest(tables["comparisons.csv"]))
     if "curves.csv" in tables:

@@ -15,7 +15,6 @@ import numpy as np
 from captune.algorithms.concepts import mismatch_report
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
-from captune.data.duplicates import nearest_across
 from captune.data.labelling import PREDICTIONS_CSV, image_names
 from captune.decisions.choosing import choose
 from captune.decisions.criteria import ENSV, ORACLE
@@ -26,19 +25,19 @@ from captune.records.layout import trial_directory
 from captune.records.trial import trial_key
 from captune.results.load import add_notes
 from captune.results.report import report_study
+from captune.studies.findings import write_findings
 from captune.studies.seal import open_seal, report_trials
 from captune.training.context import open_context
 from captune.training.ensemble import write_ensemble
 from captune.training.evaluation import oracle_score
 from captune.training.knowledge import classes_unknown
 from captune.training.labelling import write_predictions
+from captune.training.near_duplicates import near_duplicates
 from captune.tuning.votes import Votes
 
 Write = Callable[[Event], object]
 # Images times classes above which clustering the pool again and again takes minutes.
 _MISMATCH_LIMIT = 20_000_000
-# Pairs of images above which looking for near duplicates takes minutes; `captune datasets --check --duplicates` does.
-_NEAREST_LIMIT = 3_000_000_000
 
 
 def close_study(directory: Path) -> tuple[StudyRecord, list[Path]]:
@@ -54,7 +53,8 @@ def close_study(directory: Path) -> tuple[StudyRecord, list[Path]]:
     record = choose_and_evaluate(directory)
     predictions = write_study_predictions(record)
     add_notes(record)
-    return record, [*predictions, *report_study(record)]
+    findings = write_findings(record)
+    return record, [*predictions, *findings, *report_study(record)]
 
 
 def choose_and_evaluate(directory: Path) -> StudyRecord:
@@ -143,21 +143,17 @@ def note_data(record: StudyRecord, write: Write) -> None:
         return
     context = open_context(task, Role.REPORT)
     notes = [note for note in context.notes if "unreadable" in note]
-    dataset = load_dataset(task)
-    readable = np.array([path not in context.unreadable for path in dataset.paths], dtype=bool)
-    train, test = (images[readable[images]] for images in (dataset.indices("train", "val"), dataset.indices("test")))
-    if len(train) * len(test) <= _NEAREST_LIMIT:
-        features_MD = context.image_features_MD.cpu().numpy()
-        count, pairs = nearest_across(features_MD[train], features_MD[test])
-        if count:
-            named = [
-                f"{image_names(dataset, test[[at]])[0]} = {image_names(dataset, train[[row]])[0]} ({cosine:.4f})"
-                for row, at, cosine in pairs
-            ]
-            notes.append(
-                f"{count} of {len(test)} test images are nearly a training image (cosine of the frozen features at "
-                f"least 0.99); the closest: {', '.join(named)}"
-            )
+    found = near_duplicates(task)
+    if found.count:
+        dataset = load_dataset(task)
+        named = [
+            f"{image_names(dataset, np.array([test]))[0]} = {image_names(dataset, np.array([other]))[0]} ({cosine:.4f})"
+            for test, other, cosine in found.pairs
+        ]
+        notes.append(
+            f"{found.count} of {found.num_test} test images are nearly a training image (cosine of the frozen features "
+            f"at least 0.99); the closest: {', '.join(named)}"
+        )
     write(DataNotes(notes=tuple(notes)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from captune.records import Role
 from captune.records.layout import PREDICTIONS
 
 _NUM_CONFUSED = 10
+_NUM_BINS = 10
 
 
 def evaluate_trial(config: TaskConfig, role: Role, directory: Path) -> dict[str, Any]:
@@ -115,6 +118,103 @@ def _confused_pairs(predicted_N: IntArray, labels_N: IntArray, num_classes: int)
     pairs, counts = np.unique(labels_N[wrong_N] * num_classes + predicted_N[wrong_N], return_counts=True)
     most = np.lexsort((pairs, -counts))[:_NUM_CONFUSED]
     return [[int(pairs[at] // num_classes), int(pairs[at] % num_classes), int(counts[at])] for at in most]
+
+
+@dataclass(frozen=True)
+class MeasuredChanges:
+    """What a candidate changes on the labelled test images against zero-shot.
+
+    Attributes:
+        confusion: (true class, predicted class, images before, images after), mean over the candidate's seeds; pairs
+            without an image are left out.
+        reliability: (before or after, lower end, upper end, images, mean confidence, accuracy) of each bin of
+            confidence that holds an image.
+        gain: mean over images of rightness after minus rightness before.
+        gain_error: its standard error over the test images.
+        examples: (true class, predicted class, index in the dataset, probability) of mistakes after, surest first.
+    """
+
+    confusion: list[tuple[int, int, float, float]]
+    reliability: list[tuple[str, float, float, float, float, float]]
+    gain: float
+    gain_error: float
+    examples: list[tuple[int, int, int, float]]
+
+
+def measured_changes(
+    config: TaskConfig, role: Role, zero_shot: Path, candidate: Sequence[Path], *, num_examples: int = 200
+) -> MeasuredChanges | None:
+    """Compare a candidate with zero-shot, image by image; the seal must be open.
+
+    Args:
+        config: the cell.
+        role: the candidate's trials ran in it.
+        zero_shot: directory of the zero-shot trial.
+        candidate: directories of the candidate's trials (its seeds).
+        num_examples: how many mistakes are kept.
+
+    Returns:
+        None where no test image has a label, or one of the trials left no predictions of these images.
+    """
+    task, labels_N = _test_truth(config, role)
+    images_N = task.test
+    tables = [safetensors.torch.load_file(path / PREDICTIONS) for path in (zero_shot, *candidate)]
+    if "test_images" in tables[0]:
+        images_N = tables[0]["test_images"].numpy()
+        labels_N = labels_N[np.isin(task.test, images_N)]
+    known_N = labels_N >= 0
+    probs = [table["test_probs"].float().numpy() for table in tables]
+    if not known_N.any() or any(probs_NK.shape != (len(labels_N), task.num_classes) for probs_NK in probs):
+        return None
+    labels_N, images_N = labels_N[known_N], images_N[known_N]
+    before_NK, *after = (probs_NK[known_N] for probs_NK in probs)
+    right_N = np.mean([probs_NK.argmax(-1) == labels_N for probs_NK in after], axis=0)
+    difference_N = right_N - (before_NK.argmax(-1) == labels_N)
+    mean_NK = np.mean(after, axis=0)
+    wrong = np.flatnonzero(mean_NK.argmax(-1) != labels_N)
+    wrong = wrong[np.argsort(-mean_NK[wrong].max(-1), kind="stable")][:num_examples]
+    return MeasuredChanges(
+        confusion=_confusion(labels_N, before_NK, after),
+        reliability=[*_bins("before", [before_NK], labels_N), *_bins("after", after, labels_N)],
+        gain=float(difference_N.mean()),
+        gain_error=float(difference_N.std(ddof=1) / np.sqrt(len(labels_N))) if len(labels_N) > 1 else 0.0,
+        examples=[
+            (int(labels_N[row]), int(mean_NK[row].argmax()), int(images_N[row]), float(mean_NK[row].max()))
+            for row in wrong
+        ],
+    )
+
+
+def _confusion(
+    labels_N: IntArray, before_NK: np.ndarray, after: Sequence[np.ndarray]
+) -> list[tuple[int, int, float, float]]:
+    num_classes = before_NK.shape[1]
+
+    def counted(probs_NK: np.ndarray) -> np.ndarray:
+        pairs_N = labels_N * num_classes + probs_NK.argmax(-1)
+        return np.bincount(pairs_N, minlength=num_classes**2)
+
+    first_P, second_P = counted(before_NK), np.mean([counted(probs_NK) for probs_NK in after], axis=0)
+    return [
+        (int(pair // num_classes), int(pair % num_classes), float(first_P[pair]), float(second_P[pair]))
+        for pair in np.flatnonzero((first_P > 0) | (second_P > 0))
+    ]
+
+
+def _bins(
+    which: str, seeds: Sequence[np.ndarray], labels_N: IntArray
+) -> list[tuple[str, float, float, float, float, float]]:
+    """Ten bins of equal width over the confidence; all seeds together, counted as images of one."""
+    confidence_N = np.concatenate([probs_NK.max(-1) for probs_NK in seeds])
+    right_N = np.concatenate([probs_NK.argmax(-1) == labels_N for probs_NK in seeds])
+    bin_N = np.minimum((confidence_N * _NUM_BINS).astype(int), _NUM_BINS - 1)
+    found = []
+    for number in np.unique(bin_N):
+        inside_N = bin_N == number
+        ends = (number / _NUM_BINS, (number + 1) / _NUM_BINS)
+        means = (float(confidence_N[inside_N].mean()), float(right_N[inside_N].mean()))
+        found.append((which, *ends, float(inside_N.sum() / len(seeds)), *means))
+    return found
 
 
 def test_predictions(directory: Path) -> IntArray:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from real import real_study
 from synthetic import FakeStudy, whole_study
 from typer.testing import CliRunner
 
@@ -24,12 +25,20 @@ from captune.results.load import load_study
 from captune.results.report import report_studies, report_study, tables_of
 
 ALL_CSV = {"studies", "notes", "columns", "trials", "epochs", "confirm", "best_configs", "robustness", "comparisons",
-           "importance", "marginals", "curves", "selection", "classes", "pairs"}  # fmt: skip
-FIGURES = {"study", "robustness", "comparisons", "curves"}
+           "importance", "marginals", "curves", "selection", "classes", "pairs", "confusion", "reliability",
+           "pictures"}  # fmt: skip
+FIGURES = {"study", "robustness", "comparisons", "curves", "shares", "reliability"}
 
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real study."""
+    return real_study(tmp_path_factory.mktemp("runs") / "digits-ul-cap")
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that adapts: three seeds, gains beyond doubt, stress trials."""
     directory = whole_study(tmp_path_factory.mktemp("runs") / "digits-ul-cap")
     report_study(directory)
     return directory
@@ -146,7 +155,8 @@ def test_no_identifier_stands_twice_and_every_figure_has_a_title(reported: Path)
     assert not re.findall(r"#(?:222222|ffffff|0072b2)", html.split("</style>")[1], re.IGNORECASE), "colours are themed"
 
 
-def test_the_first_sentence_is_the_answer_with_gain_uncertainty_and_the_next_command(reported: Path) -> None:
+def test_the_first_sentence_is_the_answer_with_gain_uncertainty_and_the_next_command(simulated: Path) -> None:
+    reported = simulated
     html = (reported / "report.html").read_text(encoding="utf-8")
     (first,) = re.findall(r'<p class="first">(.*?)</p>', html)
     best = pd.read_csv(reported / "best_configs.csv").iloc[0]
@@ -157,7 +167,8 @@ def test_the_first_sentence_is_the_answer_with_gain_uncertainty_and_the_next_com
     assert html.index("selection score") > html.index('id="why"'), "scores come after the answer"
 
 
-def test_what_is_advised_is_the_same_everywhere(reported: Path) -> None:
+def test_what_is_advised_is_the_same_everywhere(simulated: Path) -> None:
+    reported = simulated
     name = pd.read_csv(reported / "best_configs.csv").iloc[0]["advised_candidate"]
     for file, column in (("robustness", "configuration"), ("confirm", "configuration"), ("trials", "key")):
         table = pd.read_csv(reported / f"{file}.csv", true_values=["yes"], false_values=["no"])
@@ -219,7 +230,8 @@ def test_report_written_again_is_the_same_to_the_byte_whatever_was_edited(tmp_pa
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
-def test_best_config_holds_the_whole_configuration_and_the_advice(reported: Path) -> None:
+def test_best_config_holds_the_whole_configuration_and_the_advice(simulated: Path) -> None:
+    reported = simulated
     text = (reported / "best_config.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
     best = pd.read_csv(reported / "best_configs.csv").iloc[0]
@@ -254,7 +266,8 @@ def test_advice_to_use_the_ensemble_is_a_blend_that_can_be_trained(tmp_path: Pat
         assert own.items() >= member.settings.items()
 
 
-def test_tables_agree_with_each_other(reported: Path) -> None:
+def test_tables_agree_with_each_other(simulated: Path) -> None:
+    reported = simulated
     best = pd.read_csv(reported / "best_configs.csv").iloc[0]
     robust = pd.read_csv(reported / "robustness.csv").set_index("configuration")
     confirm = pd.read_csv(reported / "confirm.csv")
