@@ -12,6 +12,15 @@ from captune.cli.console import plain_console
 from captune.decisions.criteria import ORACLE
 from captune.errors import UsageError
 
+_MARKS = {
+    "below_zero_shot": "best below zero-shot",
+    "maybe_below_zero_shot": "best perhaps below zero-shot",
+    "on_border": "setting on its border",
+    "underpowered": "too few seeds",
+    "oracle": "selected by test labels",
+}
+"""Columns of best_configs.csv that are warnings, in words."""
+
 
 def report(
     studies: Annotated[list[Path], typer.Argument(help="Directories of studies, or folders that hold them.")],
@@ -45,12 +54,13 @@ def report(
         written = report_study(records[0].directory, images=images)
     else:
         written = report_studies(studies, out)
-    table = Table("study", "advice", "best %", "zero-shot %", "gain", "flags", box=None, pad_edge=False)
+    table = Table("study", "advice", "advised %", "zero-shot %", "gain", "beware", box=None, pad_edge=False)
     for _, row in best_configs_table(records).iterrows():
-        gain = points(row["gain_over_zero_shot"])
+        marks = [words for name, words in _MARKS.items() if row[name]]
         table.add_row(
-            row["study"], row["advice"], percent(row["test_mean"]), percent(row["zero_shot"]), gain, row["flags"]
-        )
+            row["study"], row["advice"], percent(row["advised_test"]), percent(row["zero_shot"]),
+            points(row["advised_gain"]), ", ".join(marks),
+        )  # fmt: skip
     console.print(table)
     for record in records:
         if record.select_by == ORACLE:
