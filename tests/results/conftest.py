@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from real import real_study
 from synthetic import whole_study
 
 from captune.results.load import StudyRecord, load_study
@@ -17,6 +18,12 @@ from captune.results.load import StudyRecord, load_study
 @pytest.fixture(scope="session")
 def study_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return whole_study(tmp_path_factory.mktemp("runs") / "digits-ul-cap")
+
+
+@pytest.fixture(scope="session")
+def real_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed real study; not to be written into."""
+    return real_study(tmp_path_factory.mktemp("real") / "digits-ul-cap")
 
 
 @pytest.fixture(scope="session")

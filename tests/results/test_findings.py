@@ -32,8 +32,8 @@ from captune.studies import findings
 
 
 @pytest.fixture(scope="module")
-def closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return real_study(tmp_path_factory.mktemp("runs") / "digits-ul-cap")
+def closed(real_dir: Path) -> Path:
+    return real_dir
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from real import real_study
 from synthetic import FakeStudy, whole_study
 from typer.testing import CliRunner
 
@@ -31,9 +30,8 @@ FIGURES = {"study", "robustness", "comparisons", "curves", "shares", "reliabilit
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real study."""
-    return real_study(tmp_path_factory.mktemp("runs") / "digits-ul-cap")
+def reported(real_dir: Path) -> Path:
+    return real_dir
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ QUICK = {"epochs": 2, "steps_per_epoch": 2, "tuning": "features"}
 def settings(paradigm: str, **values: Any) -> StudyConfig:
     """A study of digits that takes seconds."""
     task = TaskConfig(dataset="digits", paradigm=paradigm)  # type: ignore[arg-type]
-    return StudyConfig(
-        task=task, method="cap", fixed=QUICK, **({"trials": 3, "confirm_top": 2, "confirm_seeds": 1} | values)
-    )
+    small = {"fixed": QUICK, "trials": 3, "confirm_top": 2, "confirm_seeds": 1}
+    return StudyConfig(task=task, method="cap", **(small | values))
 
 
 def run_trials(plan: Plan, *, resume: bool = False) -> OpenStudy:
