@@ -41,6 +41,7 @@ def render_matrix(
     best, studies = views.rows_of(tables["best_configs.csv"]), views.rows_of(tables["studies.csv"])
     sentence, lines = _answer(best)
     parts: dict[str, Any] = {
+        "broad": True,
         "title": f"{len(studies)} studies side by side",
         "subtitle": _subtitle(studies),
         "stamps": [f"{row['study']}: {ORACLE_STAMP}" for row in studies if row["select_by"] == ORACLE],

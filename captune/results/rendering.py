@@ -39,8 +39,13 @@ def render(template: str, **values: Any) -> str:
     script, style = _source("page.js"), _source("page.css")
     # A browser hashes what stands between the tags, to the last line break.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    own = {"script": Markup(script), "style": Markup(style), "script_hash": f"sha256-{digest}"}
-    return environment.get_template(template).render(**own, **values)
+    own: dict[str, Any] = {
+        "broad": False,
+        "script": Markup(script),
+        "style": Markup(style),
+        "script_hash": f"sha256-{digest}",
+    }
+    return environment.get_template(template).render(**(own | values))
 
 
 @lru_cache(maxsize=1)

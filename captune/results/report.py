@@ -39,6 +39,8 @@ from captune.results.transfer import transfer_table
 
 Tables = dict[str, pd.DataFrame]
 COLUMNS_CSV = "columns.csv"
+MOST_CURVES = 12
+"""Studies whose curves can be told apart in one figure."""
 
 
 def report_study(study: StudyRecord | Path, *, images: bool = True) -> list[Path]:
@@ -165,7 +167,7 @@ def _figures(studies: Sequence[StudyRecord], tables: Tables) -> dict[str, plots.
             figures["reliability"] = class_plots.reliability_figure(tables["reliability.csv"])
     if "comparisons.csv" in tables:
         figures["comparisons"] = plots.comparisons_figure(_widest(tables["comparisons.csv"]))
-    if "curves.csv" in tables:
+    if "curves.csv" in tables and len(studies) <= MOST_CURVES:
         figures["curves"] = plots.curves_figure(tables["curves.csv"])
     return {name: figure for name, figure in figures.items() if figure is not None}
 
