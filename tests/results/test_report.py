@@ -139,7 +139,8 @@ def test_every_link_of_the_page_leads_to_a_place_on_it_or_a_file_beside_it(repor
     places = set(re.findall(r'\bid="([^"]+)"', html))
     addresses = Page(html).addresses
     assert {"trials.csv", "columns.csv", "best_config.yaml", "datapackage.json", "#why"} <= set(addresses)
-    for address in addresses:
+    assert all(one.startswith("data:image/jpeg;base64,") for one in addresses if one.startswith("data:"))
+    for address in (one for one in addresses if not one.startswith("data:")):
         assert address.removeprefix("#") in places if address.startswith("#") else (reported / address).is_file()
 
 
@@ -174,7 +175,7 @@ def test_what_is_advised_is_the_same_everywhere(simulated: Path) -> None:
         assert marked == {f"t{int(name[1:]):04d}" if file == "trials" else name}, file
     html = (reported / "report.html").read_text(encoding="utf-8")
     marked_rows = re.findall(r'<tr class="advised">\s*<td>(.*?)</td>', html)
-    assert set(marked_rows) == {name}
+    assert set(marked_rows) == {name, f"t{int(name[1:]):04d}"}, "the configuration, and the trial it comes from"
     assert f"{name} – advised" in html.split('id="why"')[1].split("</svg>")[0]
 
 
@@ -335,7 +336,7 @@ def test_no_csv_holds_the_word_nan(reported: Path) -> None:
 
 def test_tables_are_left_out_when_empty(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "empty")
-    assert set(tables_of([load_study(study.close())])) == {"studies.csv", "trials.csv", "best_configs.csv"}
+    assert set(tables_of([load_study(study.close())])) == {"studies.csv", "notes.csv", "trials.csv", "best_configs.csv"}
 
 
 def test_command_reports_one_run_in_place_and_asks_where_for_several(tmp_path: Path) -> None:
