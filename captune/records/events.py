@@ -37,7 +37,8 @@ class StudyOpened(Event):
         both_roles: whether confirmed configurations are also trained in the role "report".
         notes: what a reader of the numbers should know of the model, in sentences.
         warm_starts, after: configurations tried first, or the study next to this one whose best are.
-        versions, git, host: what ran it.
+        versions, git, host, machine: what ran it.
+        command: the command line that opened it, without passwords; null where it was opened from Python.
     """
 
     kind: ClassVar[str] = "study_opened"
@@ -62,6 +63,8 @@ class StudyOpened(Event):
     versions: dict[str, Any] = field(default_factory=dict)
     git: str | None = None
     host: str | None = None
+    machine: str | None = None
+    command: str | None = None
     warm_starts: tuple[dict[str, Any], ...] = ()
     after: str | None = None
 

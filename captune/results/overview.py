@@ -23,7 +23,7 @@ _COLUMNS = (
     "study", "dataset", "paradigm", "method", "select_by", "metric_name", "advice", "num_screened", "num_trials",
     "num_complete", "num_stopped_early", "num_failed", "num_unfinished", "num_confirmed", "num_confirm_trials",
     "sealed_opened", "measurable", "num_classes", "num_pool", "num_test", "interval_level", "minimum_effect", "seed",
-    "backbone", "weights", "tuning", "template", "captune", "versions", "git", "machine", "begun",
+    "backbone", "weights", "tuning", "template", "command", "captune", "versions", "git", "machine", "begun",
     "wall_seconds", "compute_seconds",
 )  # fmt: skip
 _RISING = 0.002
@@ -70,7 +70,8 @@ def _row(study: StudyRecord) -> dict[str, Any]:
         "captune": study.opened.versions.get("captune"),
         "versions": ", ".join(f"{name} {version}" for name, version in study.opened.versions.items()) or None,
         "git": study.opened.git,
-        "machine": study.opened.host,
+        "machine": ", ".join(filter(None, [study.opened.host, study.opened.machine])) or None,
+        "command": study.first_opened.command,
         "begun": clock(study.first_opened.time),
         "wall_seconds": study.last_time - study.first_opened.time if study.first_opened.time else None,
         "compute_seconds": sum(t.seconds or 0.0 for t in study.trials if t.phase != Phase.REFERENCE),

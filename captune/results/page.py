@@ -164,6 +164,7 @@ def _facts(study: views.Row) -> list[tuple[str, str]]:
         ("from begin to end", duration(study["wall_seconds"])),
         ("computing time of all trials", duration(study["compute_seconds"])),
         ("machine", study["machine"]),
+        ("command", study["command"]),
         ("versions", study["versions"]),
         ("revision", study["git"]),
     ]

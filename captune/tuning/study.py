@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import platform
+import shlex
 import subprocess
+import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -281,7 +284,19 @@ def study_header(study: StudyConfig, info: CellInfo, space: Space, *, study_id: 
         versions=versions(),
         git=git_revision(),
         host=platform.node(),
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        command=command_line(sys.argv),
     )
+
+
+def command_line(argv: Sequence[str]) -> str | None:
+    """A command of captune as it was typed, passwords in addresses left out; None for any other program."""
+    program, *arguments = argv or [""]
+    path = Path(program)
+    if path.stem != "captune" and path.parent.name != "captune":
+        return None
+    shown = [without_password(one) if "://" in one or "password=" in one else one for one in arguments]
+    return shlex.join(["captune", *shown])
 
 
 def _screen_header(info: CellInfo, space: Space) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import threading
@@ -27,9 +28,9 @@ from captune.studies.running import chain
 from captune.tuning import lock as lock_module
 from captune.tuning.header import read_study
 from captune.tuning.lock import STALE_SECONDS, DriverLock, is_alive, read_lock
-from captune.tuning.mirror import KEY, open_storage
+from captune.tuning.mirror import HIDDEN, KEY, open_storage
 from captune.tuning.specs import CellInfo
-from captune.tuning.study import OpenStudy, git_revision, with_storage
+from captune.tuning.study import OpenStudy, command_line, git_revision, with_storage
 from tests.journals import journal_lines
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes
@@ -386,3 +387,21 @@ def test_a_password_of_a_storage_stays_out_of_the_records_and_is_asked_for_again
         with_storage(recorded, None)
     assert with_storage(recorded, address) == study(trials=2, confirm_top=0, storage=address)
     run_study(tmp_path / "run", resume=True, trials=3, confirm_top=0, storage=address)
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["/usr/bin/captune", "run", "--dataset", "folder:my photos"], "captune run --dataset 'folder:my photos'"),
+        (["/x/captune/__main__.py", "run"], "captune run"),
+        (["/usr/bin/captune", "run", "--storage", "postgresql://me:secret@host/db"],
+         f"captune run --storage 'postgresql://me:{HIDDEN}@host/db'"),
+        (["/usr/bin/captune", "run", "--storage=mysql://me:secret@host/db?password=secret"],
+         f"captune run '--storage=mysql://me:{HIDDEN}@host/db?password={HIDDEN}'"),
+        (["notebook.py"], None),
+        ([], None),
+    ],
+)  # fmt: skip
+def test_command_line_is_recorded_without_passwords(argv: list[str], shown: str | None) -> None:
+    said = command_line(argv)
+    assert (said and shlex.split(said)) == (shown and shlex.split(shown)) and "secret" not in str(said)
