@@ -52,6 +52,7 @@ class Cell:
         proposes: whether trials will be asked for; without, the study can only be looked at, and Optuna stays out.
 
     Attributes:
+        report_seconds: how long a trial gathers epochs before it reports them.
         unprepared: what its trials wait for, in words: nodes that decode and encode its images; None: nothing.
         unable: why no node can run its trials; they are not begun then, and this is written nowhere.
     """
@@ -79,6 +80,7 @@ class Cell:
         self.waiting: deque[str] = deque()
         self.active: set[str] = set()
         self.after: Cell | None = None
+        self.report_seconds = 1.0
         self.unprepared: str | None = None
         self.unable: str | None = None
         self.check_driver: Callable[[], None] = lambda: None
@@ -238,6 +240,7 @@ class Cell:
             reported=trial.num_epochs,
             attempt=trial.attempts + 1,
             threads=threads,
+            report_seconds=self.report_seconds,
         )
 
     @property

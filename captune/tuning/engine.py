@@ -20,6 +20,10 @@ from captune.tuning.planner import Planner, StopOnInterrupt, StudyCallback, Stud
 from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import SPEC, OpenTrial, StudyTrainable, open_trial_anywhere
 
+# A report costs the driver some milliseconds and a wait for the disk, an epoch in it little more: with many trials at
+# once each gathers its epochs for longer. Where a scheduler decides, they come at once.
+_REPORTS_A_SECOND = 32
+
 
 def run_cells(
     cells: Sequence[Cell],
@@ -45,6 +49,8 @@ def run_cells(
     """
     planner = Planner(cells, threads=allotment.threads, gpus=allotment.gpus, timeout=trial_timeout)
     scheduler = StudyScheduler(planner)
+    for cell in cells:
+        cell.report_seconds = max(1.0, allotment.concurrency / _REPORTS_A_SECOND)
 
     def step() -> None:
         scheduler.end_overdue()

@@ -7,11 +7,12 @@ reported once and the study goes on.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ def without_password(address: str) -> str:
     return f"{scheme}{slashes}{name}{colon and ':' + HIDDEN}@{tail}"
 
 
+_GATHER_SECONDS = 2.0
+
+
 class Mirror:
     """Follows one study's search trials into an Optuna storage.
 
@@ -99,6 +103,7 @@ class Mirror:
         self._ids: dict[str, int] = {}
         self._ended: set[str] = set()
         self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
 
     def start(self, trials: list[Trial]) -> None:
         """Bring the storage into line with the journal, then follow.
@@ -126,17 +131,35 @@ class Mirror:
     def close(self) -> None:
         """Write what is still to be written."""
         if self._thread is not None:
+            self._closing.set()
             self._orders.put(None)
             self._thread.join(timeout=60)
             self._thread = None
 
     def _work(self) -> None:
         try:
-            while (order := self._orders.get()) is not None:
-                name, arguments = order
-                getattr(self, "_" + name)(*arguments)
+            ended = False
+            while not ended:
+                orders, ended = self._next_orders()
+                # With a hundred trials there are a hundred reports a second, and each write costs milliseconds.
+                for together, some in itertools.groupby(orders, lambda order: order[0] == "report"):
+                    if together:
+                        self._report([arguments for _, arguments in some])
+                    else:
+                        for name, arguments in some:
+                            getattr(self, "_" + name)(*arguments)
         except Exception as error:  # whatever a database driver raises: the mirror is a convenience
             self._on_trouble(f"The Optuna storage is no longer written ({type(error).__name__}: {error}).")
+
+    def _next_orders(self) -> tuple[list[tuple[str, tuple[Any, ...]]], bool]:
+        """What has come in since, and whether that was all; reports are gathered for a while."""
+        orders = [self._orders.get()]
+        if orders[0] is not None and orders[0][0] == "report":
+            self._closing.wait(_GATHER_SECONDS)
+        while not self._orders.empty():
+            orders.append(self._orders.get())
+        known = [order for order in orders if order is not None]
+        return known, len(known) < len(orders)
 
     def _reconcile(self, trials: list[Trial]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -155,9 +178,13 @@ class Mirror:
                     self._ended.add(trial.key)
                     continue
             known = copy.intermediate_values if copy is not None else {}
-            for epoch in trial.epochs:
-                if epoch.score is not None and known.get(epoch.epoch) != epoch.score:
-                    self._report(trial.key, epoch.epoch, epoch.score)
+            self._report(
+                [
+                    (trial.key, epoch.epoch, epoch.score)
+                    for epoch in trial.epochs
+                    if epoch.score is not None and known.get(epoch.epoch) != epoch.score
+                ]
+            )
             if trial.ended:
                 self._finish(trial)
 
@@ -172,9 +199,11 @@ class Mirror:
         )  # fmt: skip
         self._ids[trial.key] = optuna_internals.add_trial(self._opened(), copy)
 
-    def _report(self, key: str, epoch: int, score: float) -> None:
-        if len(self._directions) == 1 and key not in self._ended:
-            optuna_internals.set_intermediate_value(self._opened(), self._ids[key], epoch, score)
+    def _report(self, reports: Sequence[tuple[Any, ...]]) -> None:
+        """Enter scores: key, epoch and score of each."""
+        if len(self._directions) == 1:
+            values = [(self._ids[key], epoch, score) for key, epoch, score in reports if key not in self._ended]
+            optuna_internals.set_intermediate_values(self._opened(), values)
 
     def _finish(self, trial: Trial) -> None:
         if trial.key in self._ended:

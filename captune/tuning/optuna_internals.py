@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -27,6 +29,31 @@ def identity(trial: FrozenTrial) -> int:
 def set_intermediate_value(study: optuna.Study, trial_id: int, step: int, value: float) -> None:
     """Enter an intermediate value of a running trial."""
     study._storage.set_trial_intermediate_value(trial_id, step, value)
+
+
+def set_intermediate_values(study: optuna.Study, values: Sequence[tuple[int, int, float]]) -> None:
+    """Enter intermediate values of running trials: identity, step and value of each.
+
+    A journal takes them in one write, which Optuna has no public way for; one by one each would lock, open, write and
+    sync the file.
+    """
+    storage = study._storage
+    if not isinstance(storage, JournalStorage):
+        for value in values:
+            set_intermediate_value(study, *value)
+    elif values:
+        order = {
+            "op_code": int(JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE),
+            "worker_id": storage._replay_result.worker_id,
+        }
+        with storage._thread_lock:
+            storage._backend.append_logs(
+                [
+                    order | {"trial_id": identity, "step": step, "intermediate_value": value}
+                    for identity, step, value in values
+                ]
+            )
+            storage._sync_with_backend()
 
 
 def finish_trial(

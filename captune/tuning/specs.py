@@ -62,6 +62,7 @@ class TrialSpec:
     reported: int
     attempt: int
     threads: int
+    report_seconds: float = 1.0
 
     def to_json(self) -> str:
         """One line of JSON (Tune copies and flattens configurations; a string stays a string)."""

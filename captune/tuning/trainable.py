@@ -32,8 +32,6 @@ PAYLOAD = "captune"
 # An orphan of a killed driver lets go within seconds; a minute covers a slow node.
 _LOCK_SECONDS = 60.0
 _TRACEBACK_CHARACTERS = 4000
-# A report costs the driver some ten milliseconds, an epoch on frozen features little more.
-_REPORT_SECONDS = 1.0
 
 
 class OpenTrial(Protocol):
@@ -146,7 +144,7 @@ class StudyTrainable(Trainable):
         while trial.epoch < trial.num_epochs:
             rows.append(trial.run_epoch() | _memory())
             judged = at_rung(trial.epoch, trial.num_epochs)
-            if trial.epoch < trial.num_epochs and (judged or time.perf_counter() - began > _REPORT_SECONDS):
+            if trial.epoch < trial.num_epochs and (judged or time.perf_counter() - began > self._spec.report_seconds):
                 return None
         started = time.perf_counter()
         outcome = trial.finish()

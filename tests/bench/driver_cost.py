@@ -10,9 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import cProfile
+import os
 import pstats
+import re
+import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,6 +84,7 @@ class Window(Watcher):
         self.directory, self.trials, self.seconds, self.profile = directory, trials, seconds, profile
         self.reports = self.epochs = 0
         self.began: tuple[float, float] | None = None
+        self.threads: Counter[str] = Counter()
         self.cost: Cost | None = None
 
     @contextlib.contextmanager
@@ -102,14 +108,29 @@ class Window(Watcher):
         reported = sum(bool(trial.num_epochs) and not trial.ended for trial in cell.search)
         if self.began is None and reported >= self.trials:
             self.began, self.reports, self.epochs = (now, time.process_time()), 0, 0
+            self.threads = cpu_by_thread()
             if self.profile is not None:
                 self.profile.enable()
         elif self.began is not None and self.cost is None and now - self.began[0] > self.seconds:
             if self.profile is not None:
                 self.profile.disable()
             cpu = time.process_time() - self.began[1]
+            self.threads = cpu_by_thread() - self.threads
             self.cost = Cost(self.trials, self.reports, self.epochs, cpu, now - self.began[0])
             request_stop(self.directory)
+
+
+def cpu_by_thread() -> Counter[str]:
+    """CPU seconds of this process's threads by name, those whose names differ by a number together."""
+    python = {thread.native_id: thread.name for thread in threading.enumerate()}
+    found: Counter[str] = Counter()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            fields = (task / "stat").read_text()
+            name = python.get(int(task.name), fields[fields.index("(") + 1 : fields.rindex(")")])
+            ticks = sum(map(int, fields[fields.rindex(")") + 2 :].split()[11:13]))
+            found[re.sub(r"\d+", "N", name)] += ticks / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def measure(trials: int, *, seconds: float, pause: float, profile: cProfile.Profile | None = None) -> Cost:
@@ -126,6 +147,8 @@ def measure(trials: int, *, seconds: float, pause: float, profile: cProfile.Prof
         )  # fmt: skip
         with contextlib.suppress(KeyboardInterrupt):
             run_studies([plan], settings, window)
+        for name, seconds in window.threads.most_common(8):
+            print(f"    {name}: {1000 * seconds / max(window.reports, 1):.2f} ms a report", file=sys.stderr)
         if window.cost is None:
             raise RuntimeError("the trials must all run at once, but they did not")
         return window.cost

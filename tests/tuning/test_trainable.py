@@ -15,10 +15,11 @@ from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable
 from tests.tuning.fakes import FakeTrial, info
 
 
-def actor(directory: Path, *, epochs: int, **manners: Any) -> StudyTrainable:
+def actor(directory: Path, *, epochs: int, report_seconds: float = 1.0, **manners: Any) -> StudyTrainable:
     spec = TrialSpec(
         cell="fake", key="t0001", directory=str(directory), method="fake", task={}, seed=0, role="score",
         config=info(epochs=epochs).base.model_dump(mode="json"), select_by="auto", reported=0, attempt=1, threads=1,
+        report_seconds=report_seconds,
     )  # fmt: skip
     trainable = StudyTrainable.__new__(StudyTrainable)
     trainable.setup({SPEC: spec.to_json()}, open_trial=partial(FakeTrial, **manners))
@@ -45,6 +46,11 @@ def test_short_epochs_are_reported_together_up_to_each_rung_and_the_last_with_th
 def test_long_epochs_are_reported_one_by_one(tmp_path: Path) -> None:
     found = reports(actor(tmp_path, epochs=4, pause=1.1))
     assert [[row["epoch"] for row in report["rows"]] for report in found] == [[1], [2], [3], [4]]
+
+
+def test_where_many_trials_run_each_gathers_its_epochs_for_longer(tmp_path: Path) -> None:
+    found = reports(actor(tmp_path, epochs=4, pause=1.1, report_seconds=60.0))
+    assert [[row["epoch"] for row in report["rows"]] for report in found] == [[1], [2], [3, 4]], "rungs come at once"
 
 
 def test_epochs_before_a_failure_are_reported_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
