@@ -22,7 +22,7 @@ from captune.tuning.trainable import SPEC, OpenTrial, StudyTrainable, open_trial
 
 # A report costs the driver some milliseconds and a wait for the disk, an epoch in it little more: with many trials at
 # once each gathers its epochs for longer. Where a scheduler decides, they come at once.
-_REPORTS_A_SECOND = 32
+_REPORTS_A_SECOND = 16
 
 
 def run_cells(
@@ -50,7 +50,7 @@ def run_cells(
     planner = Planner(cells, threads=allotment.threads, gpus=allotment.gpus, timeout=trial_timeout)
     scheduler = StudyScheduler(planner)
     for cell in cells:
-        cell.report_seconds = max(1.0, allotment.concurrency / _REPORTS_A_SECOND)
+        cell.report_seconds = gathering_seconds(allotment.concurrency)
 
     def step() -> None:
         scheduler.end_overdue()
@@ -99,6 +99,11 @@ def run_cells(
                 next_step="What is finished is kept: continue with --resume.",
             ) from error  # fmt: skip
     return not planner.interrupted
+
+
+def gathering_seconds(concurrency: int) -> float:
+    """How long each of so many trials at once gathers its epochs before it reports them."""
+    return max(1.0, concurrency / _REPORTS_A_SECOND)
 
 
 def _trial_name(trial: Any) -> str:

@@ -1,17 +1,17 @@
-"""What a report of a trial costs the driver: CPU time of its process a report, while many sleeping trials run.
+"""What a report of a trial costs the driver, in CPU time of its process, all threads.
 
-`python -m tests.bench.driver_cost --trials 4 32 128` runs a study of trials that sleep for a second and report, with
-all that a real study has around it (journal, Optuna copy, TensorBoard, gauges, live lines), and prints a Markdown row
-for each number of trials.
+`python -m tests.bench.driver_cost` hands the reports of 4, 32 and 128 trials to the code that takes them in, as fast as
+it does: planner, journal, Optuna copy, TensorBoard, lines. `--real 4` measures so many sleeping trials on Ray, with
+Tune's own part; more real workers than cores measure the starvation of a machine. Both print Markdown rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import cProfile
+import io
+import json
 import os
-import pstats
 import re
 import sys
 import tempfile
@@ -22,6 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+
+from rich.console import Console
 
 from captune.records import Event
 from captune.records.events import Epoch
@@ -29,8 +32,14 @@ from captune.space import load_space
 from captune.studies.planning import Plan
 from captune.studies.running import Settings, Watcher, run_studies
 from captune.tuning.cell import Cell
+from captune.tuning.engine import gathering_seconds
+from captune.tuning.planner import Planner, StudyScheduler
+from captune.tuning.progress import Progress
 from captune.tuning.specs import TrialSpec
 from captune.tuning.stopping import request_stop
+from captune.tuning.study import OpenStudy
+from captune.tuning.telemetry import TensorBoard
+from captune.tuning.trainable import PAYLOAD
 from tests.tuning.fakes import FakeTrial, info, space_path, study
 
 
@@ -80,8 +89,8 @@ def open_sleeping(spec: TrialSpec, *, pause: float) -> Sleeping:
 class Window(Watcher):
     """Measures from the moment all trials run until `seconds` are over, then asks the study to stop."""
 
-    def __init__(self, directory: Path, trials: int, seconds: float, profile: cProfile.Profile | None = None) -> None:
-        self.directory, self.trials, self.seconds, self.profile = directory, trials, seconds, profile
+    def __init__(self, directory: Path, trials: int, seconds: float) -> None:
+        self.directory, self.trials, self.seconds = directory, trials, seconds
         self.reports = self.epochs = 0
         self.began: tuple[float, float] | None = None
         self.threads: Counter[str] = Counter()
@@ -109,11 +118,7 @@ class Window(Watcher):
         if self.began is None and reported >= self.trials:
             self.began, self.reports, self.epochs = (now, time.process_time()), 0, 0
             self.threads = cpu_by_thread()
-            if self.profile is not None:
-                self.profile.enable()
         elif self.began is not None and self.cost is None and now - self.began[0] > self.seconds:
-            if self.profile is not None:
-                self.profile.disable()
             cpu = time.process_time() - self.began[1]
             self.threads = cpu_by_thread() - self.threads
             self.cost = Cost(self.trials, self.reports, self.epochs, cpu, now - self.began[0])
@@ -133,14 +138,14 @@ def cpu_by_thread() -> Counter[str]:
     return found
 
 
-def measure(trials: int, *, seconds: float, pause: float, profile: cProfile.Profile | None = None) -> Cost:
+def measure(trials: int, *, seconds: float, pause: float) -> Cost:
     """The cost with so many trials at once, over a window of `seconds`."""
     with tempfile.TemporaryDirectory(prefix="captune-driver-") as folder:
         directory = Path(folder) / "study"
         facts = info(epochs=100_000)
         space = load_space(space_path(Path(folder)), facts.base)
         plan = Plan(directory, study(trials=trials, confirm_top=0), facts, space)
-        window = Window(directory, trials, seconds, profile)
+        window = Window(directory, trials, seconds)
         settings = Settings(
             concurrency=trials, cpus_per_trial=1 / 128, memory_per_trial=0.001, dashboard=False,
             open_trial=partial(open_sleeping, pause=pause),
@@ -154,21 +159,63 @@ def measure(trials: int, *, seconds: float, pause: float, profile: cProfile.Prof
         return window.cost
 
 
+def measure_in_process(trials: int, *, report_seconds: float, reports: int) -> Cost:
+    """The cost of captune's own part: reports of trials whose epochs take a second."""
+    with tempfile.TemporaryDirectory(prefix="captune-driver-") as folder:
+        directory, facts = Path(folder) / "study", info(epochs=100_000)
+        settings = study(trials=trials, confirm_top=0, sampler="random")
+        opened = OpenStudy(directory, settings, facts, load_space(space_path(Path(folder)), facts.base))
+        board = TensorBoard(opened.cell)
+        Progress([opened.cell], Console(file=io.StringIO()), concurrency=trials)
+        planner = Planner([opened.cell])
+        scheduler = StudyScheduler(planner)
+        names = [f"tune-{number}" for number in range(trials + len(facts.references))]
+        for name in names:
+            planner.suggest(name)
+            planner.started(name, None)
+        ended = {"rows": [], "outcome": {"score": 0.7, "scores": {"fake": 0.7}}}
+        for name in names[: len(facts.references)]:
+            planner.on_trial_complete(name, {PAYLOAD: json.dumps(ended)})
+        running = [SimpleNamespace(trial_id=name) for name in names[len(facts.references) :]]
+        epochs = max(1, round(report_seconds))
+        began, cpu = time.monotonic(), time.process_time()
+        for number in range(reports):
+            rows = [_row(number * epochs + at + 1) for at in range(epochs)]
+            for trial in running:
+                told = json.dumps({"rows": rows, "node": "node", "outcome": None})
+                scheduler.on_trial_result(None, trial, {PAYLOAD: told, "done": False})
+        opened.settle()
+        board.close()
+        cost = Cost(
+            trials, reports * trials, reports * trials * epochs, time.process_time() - cpu, time.monotonic() - began
+        )
+        opened.close()
+        return cost
+
+
+def _row(epoch: int) -> dict[str, object]:
+    return {
+        "epoch": epoch, "fidelity": epoch / 100_000, "score": 0.5, "scores": {"fake": 0.5}, "loss": 0.5,
+        "num_confident": 10, "num_main": 5, "balance": 0.9, "learning_rate": 0.1, "seconds": 1.0, "images": 64,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, nargs="+", default=[4, 32, 128])
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds a trial sleeps between reports")
-    parser.add_argument("--profile", action="store_true", help="print where the main thread spends its time")
+    parser.add_argument("--reports", type=int, default=30, help="of each trial")
+    parser.add_argument("--gathered", type=float, help="seconds a report gathers; default: what a study would")
+    parser.add_argument("--real", type=int, help="so many sleeping trials on Ray instead")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long those are watched")
     asked = parser.parse_args()
-    print(
-        "| trials at once | reports a second | CPU ms a report | CPU ms an epoch | % of a core |\n|---|---|---|---|---|"
-    )
+    print("| trials at once | reports a second | CPU ms a report | CPU ms an epoch | % of a core |", flush=True)
+    print("|---|---|---|---|---|", flush=True)
+    if asked.real is not None:
+        print(measure(asked.real, seconds=asked.seconds, pause=1.0).row(), flush=True)
+        return
     for trials in asked.trials:
-        profile = cProfile.Profile() if asked.profile else None
-        print(measure(trials, seconds=asked.seconds, pause=asked.pause, profile=profile).row(), flush=True)
-        if profile is not None:
-            pstats.Stats(profile).sort_stats("cumulative").print_stats(70)
+        gathered = asked.gathered or gathering_seconds(trials)
+        print(measure_in_process(trials, report_seconds=gathered, reports=asked.reports).row(), flush=True)
 
 
 if __name__ == "__main__":
