@@ -13,6 +13,7 @@ from captune.cli.console import plain_console
 from captune.cli.options import Given, with_options
 from captune.errors import UsageError
 from captune.tuning.cluster import Cluster, connected, ensure_token
+from captune.tuning.environment import ray_environment
 from captune.tuning.machine import BROKEN, FINE, Finding, examine
 from captune.tuning.nodes import examine_nodes
 from captune.tuning.packing import Node, allot
@@ -36,8 +37,9 @@ def doctor(
     directories = [str(path.expanduser().absolute()) for path in shared or ()]
     address = given.machine.get("address")
     if address is None:
-        ensure_token()
-        reports = {"this machine": examine(directories, ports=True)}
+        with ray_environment():
+            ensure_token()
+            reports = {"this machine": examine(directories, ports=True)}
         nodes: tuple[Node, ...] = ()
     else:
         with connected(address, threads=1) as cluster:

@@ -26,6 +26,7 @@ import ray
 from captune import interruption, own_process
 from captune.errors import StudyError, UsageError
 from captune.tuning import ray_internals
+from captune.tuning.environment import ray_environment, worker_variables
 from captune.tuning.lock import is_running
 from captune.tuning.packing import Node
 
@@ -85,6 +86,8 @@ def connected(
 ) -> Iterator[Cluster]:
     """Connect to a cluster, starting one on this machine if no address is given, and leave nothing behind.
 
+    The environment has captune's variables for Ray (`captune.tuning.environment`) as long as the block lasts.
+
     Args:
         address: `auto`, `host:port`, `ray://…`, or None for a cluster of one's own.
         threads: CPU threads of a trial, set before its process imports torch.
@@ -95,12 +98,21 @@ def connected(
     Raises:
         StudyError: no cluster answers at the address.
     """
+    with ray_environment(), _connection(address, threads, dashboard, dashboard_host, cpus) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def _connection(
+    address: str | None, threads: int, dashboard: bool, dashboard_host: str | None, cpus: int | None
+) -> Iterator[Cluster]:
     scraps = _scraps()
+    workers = thread_variables(threads) | worker_variables() | own_process.VARIABLES
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,
-        "runtime_env": {"env_vars": thread_variables(threads) | own_process.VARIABLES},
+        "runtime_env": {"env_vars": workers},
     }
     # Also to join: a cluster that asks for none ignores it, one that asks says that it is another.
     ensure_token()
@@ -129,6 +141,7 @@ def connected(
             noted,
             _muted(),
             ray_internals.signals_kept(),
+            ray_internals.environment_heard(),
             ray_internals.on_loopback() if loopback else contextlib.nullcontext(),
             ray_internals.patient_start(_START_SECONDS),
             _said_if_slow(),

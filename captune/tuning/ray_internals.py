@@ -21,6 +21,7 @@ from ray.experimental import internal_kv
 # Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
 # on, it knows it by its network address, and GCS, raylet, agents and metrics listen on every interface.
 NETWORK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_HANDLER_SWITCH = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 _GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
 
 
@@ -42,6 +43,25 @@ def on_loopback() -> Iterator[None]:
         os.environ.pop(NETWORK_SWITCH)
         if variable is not None:
             os.environ[NETWORK_SWITCH] = variable
+
+
+@contextlib.contextmanager
+def environment_heard() -> Iterator[None]:
+    """Ray as it is started or joined in the block has the environment's RAY_AUTH_MODE and leaves SIGTERM as it says.
+
+    Ray read both when it was imported, before captune set them. Uses `ray._raylet.Config.initialize`, as Ray does when
+    it turns tokens on by itself, and `ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER`. Without it a
+    cluster might ask for no token, and SIGTERM would abort the driver in C++.
+    """
+    constants: Any = ray._private.ray_constants
+    before = constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
+    constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = constants.env_bool(_HANDLER_SWITCH, False)
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
+    try:
+        yield
+    finally:
+        constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = before
 
 
 @contextlib.contextmanager

@@ -50,6 +50,8 @@ import captune
 captune.datasets()
 import captune.model
 import captune.model.backbone
+import captune.studies.running
+import captune.tuning.cluster
 
 changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
 # PyTorch, scikit-learn and open_clip set some of their own.

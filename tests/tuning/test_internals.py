@@ -14,6 +14,7 @@ from ray.tune.execution.tune_controller import TuneController
 
 import captune
 from captune.tuning import optuna_internals, ray_internals
+from captune.tuning.environment import RAY_VARIABLES, ray_environment
 
 PACKAGE = Path(captune.__file__).parent
 HOMES = {"tuning/ray_internals.py", "tuning/optuna_internals.py"}
@@ -45,6 +46,28 @@ def test_on_loopback_changes_what_ray_read_and_puts_it_back(monkeypatch) -> None
         assert os.environ[ray_internals.NETWORK_SWITCH] == "0"
     assert ray_constants.ENABLE_RAY_CLUSTER is before
     assert os.environ[ray_internals.NETWORK_SWITCH] == "1"
+
+
+def test_rays_failure_handler_follows_the_environment_even_where_ray_was_imported_before(monkeypatch) -> None:
+    from ray._private import ray_constants
+
+    monkeypatch.setattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", False)
+    with ray_internals.environment_heard():
+        assert ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER is True
+    assert ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER is False
+
+
+def test_the_environment_has_rays_variables_only_while_ray_is_used_and_the_users_stay(monkeypatch) -> None:
+    for name in RAY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
+    before = dict(os.environ)
+    with ray_environment():
+        assert os.environ["RAY_AUTH_MODE"] == "token" and os.environ["RAY_DEDUP_LOGS"] == "1"
+        with ray_environment():
+            pass
+        assert set(RAY_VARIABLES) <= set(os.environ)
+    assert dict(os.environ) == before
 
 
 def test_rays_own_sigterm_handler_is_kept_out() -> None:

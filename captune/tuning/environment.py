@@ -1,0 +1,44 @@
+"""The environment variables by which captune sets Ray up. They are set while captune uses Ray, never by an import."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+RAY_VARIABLES = {
+    "RAY_AUTH_MODE": "token",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray's C++ handler would take SIGTERM from captune's and abort.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+}
+# Read by a worker about itself, also on a cluster that captune did not start.
+_WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",)
+
+
+@contextlib.contextmanager
+def ray_environment() -> Iterator[None]:
+    """Set those of `RAY_VARIABLES` that the user has not set; after the block they are gone again."""
+    added = {name: value for name, value in RAY_VARIABLES.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def worker_variables() -> dict[str, str]:
+    """What the processes of trials need in their environment, for Ray to give to them."""
+    return {name: os.environ.get(name, RAY_VARIABLES[name]) for name in _WORKERS}
