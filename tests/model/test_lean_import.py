@@ -54,8 +54,10 @@ import captune.studies.running
 import captune.tuning.cluster
 
 changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
-# PyTorch, scikit-learn and open_clip set some of their own.
-ours = {name for name in changed if name.startswith(("CAPTUNE_", "RAY_", "TUNE_"))}
+# PyTorch, scikit-learn, open_clip and Ray set some of their own.
+from captune.tuning.environment import RAY_VARIABLES
+
+ours = {name for name in changed if name in RAY_VARIABLES or name.startswith(("CAPTUNE_", "TUNE_"))}
 assert not ours, ours
 stand_ins = [name for name, module in sys.modules.items() if type(module).__name__ == "_StandIn"]
 assert not stand_ins, stand_ins
