@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from captune.records.enums import Phase, Role, State
-from captune.records.event import Event, converted
+from captune.records.event import Event
 from captune.records.lenient import number_or_none
 
 SCHEMA_VERSION = 2
@@ -203,8 +203,9 @@ class Epoch(Event):
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The event that `as_json` wrote."""
-        others = {name: value for name, value in values.items() if name not in _EPOCH_OWN}
-        return cls(**{**converted(cls, values), "values": others})
+        event = super().from_json(values)
+        event.__dict__["values"] = {name: value for name, value in values.items() if name not in _EPOCH_OWN}
+        return event
 
     @property
     def seconds(self) -> float:

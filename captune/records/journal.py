@@ -22,6 +22,8 @@ from captune.records.event import Event
 from captune.records.lenient import jsonable
 from captune.records.lines import event_from_json
 
+_decode = json.JSONDecoder().decode
+
 
 class Journal:
     """The journal of one study, open for writing.
@@ -29,8 +31,13 @@ class Journal:
     NaN and infinities are written as null: a number that does not exist is never written as one.
     """
 
-    def __init__(self, path: Path, *, durable: bool = True) -> None:
+    def __init__(self, path: Path, *, durable: bool = True, length: int | None = None) -> None:
         """Open for appending, cutting off a torn last line.
+
+        Args:
+            path: the file; it is made if there is none.
+            durable: fsync every event.
+            length: bytes of its intact lines, as `read_journal_and_length` found them; it is read for them if None.
 
         Raises:
             RecordError: a line before the last is damaged.
@@ -38,7 +45,7 @@ class Journal:
         self.path = path
         self._durable = durable
         self._together = False
-        self._length = _intact_length(path)
+        self._length = _intact_length(path) if length is None else length
         self._file = path.open("ab", buffering=0)
         if path.stat().st_size > self._length:
             self._file.truncate(self._length)
@@ -117,8 +124,17 @@ def read_journal(path: Path) -> list[Event]:
     Raises:
         RecordError: the file is missing, or a line before the last fails its checksum.
     """
+    return read_journal_and_length(path)[0]
+
+
+def read_journal_and_length(path: Path) -> tuple[list[Event], int]:
+    """What `read_journal` gives, and the bytes of the intact lines, to open the same file for writing.
+
+    Raises:
+        RecordError: the file is missing, or a line before the last fails its checksum.
+    """
     try:
-        return [event_from_json(values) for values, _ in _lines(path)]
+        found = [(event_from_json(values), end) for values, end in _lines(path)]
     except FileNotFoundError:
         raise RecordError(
             "a study's directory must hold its journal",
@@ -126,6 +142,7 @@ def read_journal(path: Path) -> list[Event]:
             where=path,
             next_step="Is this the directory that `captune run` wrote?",
         ) from None
+    return [event for event, _ in found], found[-1][1] if found else 0
 
 
 def read_damaged_journal(path: Path) -> tuple[list[Event], list[str]]:
@@ -185,5 +202,5 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
     checksum, _, body = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(body):
         return None
-    values = json.loads(body)
+    values = _decode(body.decode())
     return values if isinstance(values, dict) else None

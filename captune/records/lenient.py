@@ -12,6 +12,8 @@ from captune.records.enums import Phase, Role, State
 
 def number_or_none(value: Any) -> float | None:
     """A finite float, or None: what is not a number never becomes one."""
+    if type(value) is float:  # nearly all are, and a long journal has hundreds of thousands
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None

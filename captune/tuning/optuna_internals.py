@@ -21,7 +21,7 @@ def add_trial(study: optuna.Study, template: FrozenTrial) -> int:
     return int(study._storage.create_new_trial(study._study_id, template_trial=template))
 
 
-def identity(trial: FrozenTrial) -> int:
+def identity(trial: FrozenTrial | optuna.Trial) -> int:
     """A trial's identity in its storage."""
     return int(trial._trial_id)
 

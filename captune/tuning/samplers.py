@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from captune.errors import UsageError
 from captune.records import State
@@ -58,8 +59,22 @@ def check_sampler(name: str) -> None:
         )
 
 
+@dataclass
+class _Taken:
+    """A trial that was not asked for and that Optuna does not know yet, in Optuna's words."""
+
+    params: dict[str, Any]
+    state: TrialState = TrialState.RUNNING
+    values: list[float] | None = None
+    intermediate_values: dict[int, float] = field(default_factory=dict)
+
+
 class Sampler:
-    """Proposes configurations and learns from their outcomes; search trial numbers are Optuna's trial numbers."""
+    """Proposes configurations and learns from their outcomes; search trial numbers are Optuna's trial numbers.
+
+    Trials that it did not propose are given to Optuna only when the next proposal is asked for, each as it is by then:
+    a study of thousands of trials is opened in one pass over its journal.
+    """
 
     def __init__(self, name: str, space: Space, *, seed: int, num_objectives: int = 1) -> None:
         self._name = name
@@ -68,6 +83,9 @@ class Sampler:
         self._distributions = distributions(space)
         self._stateful = name in _STATEFUL
         self._single = num_objectives == 1
+        self._taken: dict[int, _Taken] = {}
+        self._identities: dict[int, int] = {}
+        self._ended: set[int] = set()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._study = optuna.create_study(
             sampler=_create(name, derive_seed(seed, "sampler")), directions=["maximize"] * num_objectives
@@ -97,47 +115,58 @@ class Sampler:
                     next_step="Continue with the Optuna version that study.yaml names.",
                 )
             return
-        with _quiet():
-            self._study.add_trial(
-                optuna.create_trial(
-                    state=TrialState.RUNNING,
-                    params=self._space.clip(params),
-                    distributions={k: d for k, d in self._distributions.items() if k in params},
-                )
-            )
+        self._taken[number] = _Taken(self._space.clip(params))
 
     def report(self, number: int, percent: int, score: float | None) -> None:
         """Enter an intermediate score at a share of the budget (percent, so that budgets compare)."""
-        if score is not None and self._single:
-            trial = self._trial(number)
-            if not trial.state.is_finished():  # else it failed and is tried again
-                optuna_internals.set_intermediate_value(self._study, optuna_internals.identity(trial), percent, score)
+        # One that has ended failed before and is tried again: the sampler keeps what it was told first.
+        if score is None or not self._single or number in self._ended:
+            return
+        if number in self._taken:
+            self._taken[number].intermediate_values[percent] = score
+        else:
+            optuna_internals.set_intermediate_value(self._study, self._identities[number], percent, score)
 
     def tell(self, number: int, state: State, values: Sequence[float] | None) -> None:
         """Enter the outcome of a search trial."""
-        if self._trial(number).state.is_finished():
-            return  # a trial that had failed and was tried again: the sampler keeps what it was told first
-        values = values if state == State.COMPLETE or (state == State.PRUNED and self._single) else None
-        with _quiet():
-            if state == State.PRUNED and self._single:
-                # `tell` takes the last intermediate value for a pruned trial and none else.
-                self._study.tell(number, state=TrialState.PRUNED)
-            elif state == State.PRUNED:
-                self._study.tell(number, state=TrialState.FAIL)
-            else:
-                self._study.tell(number, values=values, state=OPTUNA_STATES[state])
+        if number in self._ended:
+            return
+        self._ended.add(number)
+        told = OPTUNA_STATES[state] if self._single or state != State.PRUNED else TrialState.FAIL
+        values = values if told == TrialState.COMPLETE else None
+        if number not in self._taken:
+            with _quiet():
+                self._study.tell(number, values=values, state=told)
+            return
+        taken = self._taken[number]
+        if told == TrialState.PRUNED and taken.intermediate_values:
+            # What `tell` does: a pruned trial has its last intermediate value and none else.
+            values = [taken.intermediate_values[max(taken.intermediate_values)]]
+        taken.state, taken.values = told, None if values is None else list(values)
 
     def _ask(self, number: int) -> optuna.Trial:
+        self._give_taken()
         if not self._stateful:
             self._study.sampler = _create(self._name, derive_seed(self._seed, "sampler", number))
         with _quiet():
             trial = self._study.ask(self._distributions)
         if trial.number != number:
             raise ValueError(f"search trials must be numbered without gaps, but got {trial.number} for {number}")
+        self._identities[number] = optuna_internals.identity(trial)
         return trial
 
-    def _trial(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+    def _give_taken(self) -> None:
+        with _quiet():
+            for number, taken in self._taken.items():
+                trial = optuna.create_trial(
+                    state=taken.state,
+                    params=taken.params,
+                    distributions={name: self._distributions[name] for name in taken.params},
+                    values=taken.values,
+                    intermediate_values=taken.intermediate_values,
+                )
+                self._identities[number] = optuna_internals.add_trial(self._study, trial)
+        self._taken.clear()
 
 
 def _create(name: str, seed: int) -> BaseSampler:

@@ -19,9 +19,10 @@ import captune
 from captune.config import StudyConfig, read_yaml
 from captune.errors import RecordError, UsageError
 from captune.plain_yaml import dump_yaml
-from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write, read_journal
+from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write
 from captune.records.events import Finished, StudyOpened
 from captune.records.files import remove_leftovers, temporary_name
+from captune.records.journal import read_journal_and_length
 from captune.records.layout import GUARD, JOURNAL, OPTUNA_COPY, RESUME, STUDY, TRIAL_LOCK, TRIALS, trial_directory
 from captune.records.lenient import jsonable
 from captune.space import Space
@@ -74,7 +75,7 @@ class OpenStudy:
         self._lock = DriverLock(directory)
         try:
             _clean(directory)
-            events = _known_events(directory)
+            events, length = _known_events(directory)
             known = StudyRecord(directory, events)
             header = study_header(study, info, space, study_id=known.opened.study_id)
             header = replace(header, warm_starts=tuple(warm_starts), after=after)
@@ -87,7 +88,7 @@ class OpenStudy:
             self.cell = Cell(directory, study, info, space, warm_starts=header.warm_starts)
             self.cell.replay(events)
             write_study(directory, header)
-            journal = Journal(directory / JOURNAL, durable=durable)
+            journal = Journal(directory / JOURNAL, durable=durable, length=length)
             self.mirrors = self._follow(study, space)
             self.cell.check_driver = self._lock.check
             self.cell.open(journal, header)
@@ -194,21 +195,22 @@ def _clean(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _known_events(directory: Path) -> list[Event]:
-    """What the journal holds; nothing where the study was killed before its first line: it is then begun anew.
+def _known_events(directory: Path) -> tuple[list[Event], int]:
+    """What the journal holds, and its length; nothing where the study was killed before its first line: it is then
+    begun anew.
 
     Raises:
         UsageError: trials without a journal: it was lost, and a new one would train them again.
     """
     path = directory / JOURNAL
     if path.exists():
-        return read_journal(path)
+        return read_journal_and_length(path)
     if (directory / STUDY).exists() and any((directory / TRIALS).iterdir()):
         raise UsageError(
             "a study's directory must hold its journal", got=f"{STUDY} and trials without it", where=directory,
             next_step="Restore journal.jsonl, or give another --out.",
         )  # fmt: skip
-    return []
+    return [], 0
 
 
 def _check_continues(known: StudyRecord, header: StudyOpened, *, resume: bool) -> None:
