@@ -86,6 +86,7 @@ def test_with_nothing_confident_only_main_samples_teach(tmp_path: Path, tiny: Ba
         assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_a_step_on_a_full_size_vit_has_the_plain_loss_and_gradients(tmp_path: Path, vit: Backbone) -> None:
     assert_same_step(Workbench(tmp_path, vit, 4, batch_size=2, num_images=4))
 

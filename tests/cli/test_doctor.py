@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_this_machine_is_told_and_a_directory_that_is_missing_breaks_it(
 ) -> None:
     monkeypatch.setattr(machine, "_LEAST_MEMORY", 1)
     monkeypatch.setattr(machine, "_LEAST_DISK", 1)
+    monkeypatch.setattr(machine, "prove_gpus", functools.cache(machine.prove_gpus))
     code, output = call(capsys, "--shared", str(tmp_path))
     assert code == 0 and "Nothing to mend." in output
     for told in (f"torch: {torch.__version__}", "CPUs:", "memory:", "GB free", "Ray: captune", "token:", str(tmp_path)):

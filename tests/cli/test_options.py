@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shutil
 import subprocess
 import sys
@@ -64,45 +65,81 @@ def test_fields_that_are_no_options_are_none() -> None:
     assert not {"task", "fixed", "unseal_pool"} & options_of("run").keys()
 
 
-def answer(arguments: list[str]) -> tuple[int, str, set[str], int]:
-    """Exit code, output, imported packages and MB of a command in a process of its own."""
-    program = (
-        "import sys\nfrom captune.cli.main import main\n"
-        f"try:\n    main({arguments!r})\nexcept SystemExit as end:\n    code = end.code\n"
-        "heavy = {'torch', 'ray', 'optuna', 'pandas', 'scipy', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
-        # Not getrusage: its peak counts what the process that forked this one held.
-        "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
-        "print('ANSWER', code or 0, int(peak) // 1024, *sorted(heavy))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
-    last = done.stdout.rstrip().splitlines()[-1].split()
-    assert last[0] == "ANSWER", done.stdout + done.stderr
-    return int(last[1]), done.stdout + done.stderr, set(last[3:]), int(last[2])
+_PROGRAM = """
+import json, os, sys
+from captune.cli.main import main
+
+for arguments in json.loads(sys.stdin.read()):
+    sys.stdout.flush()
+    if os.fork():
+        os.wait()
+        continue
+    code = 0
+    try:
+        main(arguments)
+    except SystemExit as end:
+        code = end.code or 0
+    heavy = {"torch", "ray", "optuna", "pandas", "scipy", "sklearn", "matplotlib"} & set(sys.modules)
+    # Not getrusage: its peak counts what the process that started this one held.
+    peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print("ANSWER", code, int(peak) // 1024, *sorted(heavy), flush=True)
+    os._exit(0)
+"""
+Answer = tuple[int, str, set[str], int]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["run", "--help"], 0, "SETTING=VALUE"),
-        (["compare", "--help"], 0, "--confirm-seeds"),
-        (["adapt", "--help"], 0, "--tuning"),
-        (["report", "--help"], 0, "--out"),
-        (["run", *["--dataset", "digits", "--paradigm", "ul", "--trails", "3"]], 2, "--trials"),
-        (["run", *["--dataset", "digits", "--paradigm", "ul", "--trials", "0"]], 2, "trials"),
-        (["run", *["--dataset", "digts", "--paradigm", "ul"]], 2, "'digits'"),
-        (["run", *["--dataset", "digits", "--paradigm", "ul", "--method", "capp"]], 2, "'cap'"),
-        (["run", *["--dataset", "digits", "--paradigm", "ul", "--set", "margn_scale=8"]], 2, "'margin_scale'"),
-        (["run", *["--dataset", "digits", "--paradigm", "ul", "--epochs", "0"]], 2, "epochs"),
-        (["run", *["--dataset", "digits", "--paradigm", "ul", "--concurrency", "0"]], 2, "concurrency"),
-        (["run", *["--dataset", "digits", "--paradigm", "ul", "--logger", "tensorbord"]], 2, "'tensorboard'"),
-        (["run", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "neighbors"]], 2, "'neighbours'"),
-        (["run", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "val"]], 2, "(ssl)"),
-        (["compare", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "neighbors"]], 2, "'neighbours'"),
-        (["run", "/nowhere/study.yaml"], 2, "must be readable"),
-    ],
-)
-def test_help_and_wrong_usage_need_no_pytorch(arguments: list[str], code: int, said: str) -> None:
-    found, output, heavy, megabytes = answer(arguments)
+def answers(commands: list[list[str]]) -> list[Answer]:
+    """Exit code, output, imported packages and MB of commands, each in a process that had imported `main` alone."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM], input=json.dumps(commands), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=100, check=False,
+    )  # fmt: skip
+    found: list[Answer] = []
+    output: list[str] = []
+    for line in done.stdout.splitlines():
+        if not line.startswith("ANSWER "):
+            output.append(line)
+            continue
+        _, code, peak, *heavy = line.split()
+        found.append((int(code), "\n".join(output), set(heavy), int(peak)))
+        output = []
+    assert len(found) == len(commands), done.stdout
+    return found
+
+
+def answer(arguments: list[str]) -> Answer:
+    """The same of one command."""
+    return answers([arguments])[0]
+
+
+USAGE = [
+    (["run", "--help"], 0, "SETTING=VALUE"),
+    (["compare", "--help"], 0, "--confirm-seeds"),
+    (["adapt", "--help"], 0, "--tuning"),
+    (["report", "--help"], 0, "--out"),
+    (["run", *["--dataset", "digits", "--paradigm", "ul", "--trails", "3"]], 2, "--trials"),
+    (["run", *["--dataset", "digits", "--paradigm", "ul", "--trials", "0"]], 2, "trials"),
+    (["run", *["--dataset", "digts", "--paradigm", "ul"]], 2, "'digits'"),
+    (["run", *["--dataset", "digits", "--paradigm", "ul", "--method", "capp"]], 2, "'cap'"),
+    (["run", *["--dataset", "digits", "--paradigm", "ul", "--set", "margn_scale=8"]], 2, "'margin_scale'"),
+    (["run", *["--dataset", "digits", "--paradigm", "ul", "--epochs", "0"]], 2, "epochs"),
+    (["run", *["--dataset", "digits", "--paradigm", "ul", "--concurrency", "0"]], 2, "concurrency"),
+    (["run", *["--dataset", "digits", "--paradigm", "ul", "--logger", "tensorbord"]], 2, "'tensorboard'"),
+    (["run", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "neighbors"]], 2, "'neighbours'"),
+    (["run", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "val"]], 2, "(ssl)"),
+    (["compare", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "neighbors"]], 2, "'neighbours'"),
+    (["run", "/nowhere/study.yaml"], 2, "must be readable"),
+]
+
+
+@pytest.fixture(scope="module")
+def usage() -> list[Answer]:
+    return answers([arguments for arguments, _, _ in USAGE])
+
+
+@pytest.mark.parametrize("place", range(len(USAGE)), ids=lambda place: " ".join(USAGE[place][0]))
+def test_help_and_wrong_usage_need_no_pytorch(usage: list[Answer], place: int) -> None:
+    (_, code, said), (found, output, heavy, megabytes) = USAGE[place], usage[place]
     assert (found, heavy) == (code, set()), output
     assert said in output
     assert megabytes < 150
@@ -124,8 +161,8 @@ def test_a_report_needs_neither_pytorch_nor_ray_and_optuna_only_for_importances(
     assert (tmp_path / "study" / "report.html").exists()
 
 
-def test_help_shows_flags_without_a_type() -> None:
-    _, output, _, _ = answer(["run", "--help"])
+def test_help_shows_flags_without_a_type(usage: list[Answer]) -> None:
+    _, output, _, _ = usage[0]
     assert "<bool>" not in output and "--stress" in output and "--no-dashboard" in output
 
 

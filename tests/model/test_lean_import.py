@@ -72,6 +72,7 @@ assert asked is torch._dynamo.utils.is_compile_supported
 """
 
 
+@pytest.mark.slow
 def test_importing_captune_changes_nothing_in_a_process_that_is_not_its_own() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in own_process.VARIABLES}
     done = subprocess.run(

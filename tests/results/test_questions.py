@@ -15,10 +15,11 @@ from synthetic import FakeStudy, quality, whole_study
 from captune.decisions.statistics import subset_weights
 from captune.records import StudyRecord
 from captune.records.events import Mismatch
+from captune.results import importance
 from captune.results.classes import classes_table, pairs_table
 from captune.results.comparisons import ALL_CELLS, cell_of, compare, comparisons_table, ranks_table
 from captune.results.curves import curves_table, expected_best, trial_counts
-from captune.results.importance import FANOVA_TRIALS, importance_table, marginals_table, optuna_study, pair_variance
+from captune.results.importance import importance_table, marginals_table, optuna_study, pair_variance
 from captune.results.load import load_studies, load_study
 from captune.results.plots import importance_figure
 from captune.results.report import tables_of
@@ -311,16 +312,18 @@ def test_a_report_grows_with_the_number_of_trials_not_with_its_square(tmp_path: 
     assert operations[2000] < 6 * operations[500], operations
 
 
-def test_fanova_reads_a_bounded_number_of_trials_and_says_so(tmp_path: Path) -> None:
+def test_fanova_reads_a_bounded_number_of_trials_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert importance.FANOVA_TRIALS == 256
+    monkeypatch.setattr(importance, "FANOVA_TRIALS", 32)
     study = FakeStudy(tmp_path / "many")
     study.references()
-    study.search(FANOVA_TRIALS + 40)
+    study.search(72)
     run = load_study(study.close())
     assert len(optuna_study(run, most=16).trials) == 16
     main = importance_table([run]).query("kind == 'main'").set_index("method")
-    assert set(main.loc["fANOVA", "num_trials"]) == {FANOVA_TRIALS}
-    assert set(main.loc["fANOVA", "note"]) == {f"{FANOVA_TRIALS} of {FANOVA_TRIALS + 40} trials, evenly spaced"}
-    assert set(main.loc["PED-ANOVA", "num_trials"]) == {FANOVA_TRIALS + 40}
+    assert set(main.loc["fANOVA", "num_trials"]) == {32}
+    assert set(main.loc["fANOVA", "note"]) == {"32 of 72 trials, evenly spaced"}
+    assert set(main.loc["PED-ANOVA", "num_trials"]) == {72}
 
 
 def test_curve_rises_within_its_band_and_ends_at_the_best(study: StudyRecord) -> None:

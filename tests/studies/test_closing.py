@@ -13,8 +13,10 @@ import torch
 from captune.config import TaskConfig
 from captune.data import paradigms
 from captune.records import JOURNAL
+from captune.results.concepts import concepts_table
 from captune.results.load import load_study
 from captune.results.report import report_study
+from captune.results.robustness import robustness_table
 from captune.training import context, evaluation, scoring
 from captune.training.ensemble import write_ensemble
 from captune.training.trial import PREDICTIONS
@@ -138,20 +140,14 @@ def test_oracle_scores_are_the_sealed_metric_and_every_output_is_stamped(tmp_pat
 def test_mismatched_classes_are_recorded_once_and_marked_in_concepts(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul"))
     (event,) = events(directory, "mismatch")
-    names = load_study(directory).opened.class_names
-    report_study(directory)
-    import pandas as pd
-
-    table = pd.read_csv(directory / "concepts.csv")
+    record = load_study(directory)
+    names, table = record.opened.class_names, concepts_table([record])
     marked = table[(table["kind"] == "class") & (table["mismatched"].astype(str) == "True")]["class"]
     assert sorted(marked) == sorted(names[label] for label in event["mismatched"])
 
 
 def test_stress_runs_fill_the_columns_of_harder_pools(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul", stress=True, trials=2, confirm_top=1))
-    report_study(directory)
-    import pandas as pd
-
-    table = pd.read_csv(directory / "robustness.csv")
+    table = robustness_table([load_study(directory)])
     columns = ["imbalance_1", "imbalance_10", "imbalance_50", "pool_25", "pool_50"]
     assert (table[columns].notna().all(axis=1)).sum() == 1

@@ -30,6 +30,9 @@ STATEFUL = {
 }
 
 
+Uninterrupted = tuple[TrialConfig, Path, dict[str, Any]]
+
+
 def task(paradigm: str = "ul", **values: Any) -> TaskConfig:
     return TaskConfig.parse({"dataset": "digits", "paradigm": paradigm, **values})
 
@@ -69,11 +72,18 @@ def test_a_trial_writes_what_the_records_need(tmp_path: Path, paradigm: str) -> 
     assert [line.count('"epoch"') for line in (tmp_path / EPOCHS).read_text().splitlines()] == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("tuning", ["features", "prompts"])
+@pytest.fixture(scope="module", params=["features", "prompts"])
+def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    trial = config(**{**STATEFUL, "tuning": request.param, "batch_size": 16})
+    directory = tmp_path_factory.mktemp("whole")
+    return trial, directory, train(open_trial(directory, trial))
+
+
 @pytest.mark.parametrize("interrupted_after", [1, 2, 3])
-def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, tuning: str, interrupted_after: int) -> None:
-    trial = config(**{**STATEFUL, "tuning": tuning})
-    whole = train(open_trial(tmp_path / "whole", trial))
+def test_interrupted_and_resumed_is_uninterrupted(
+    tmp_path: Path, uninterrupted: Uninterrupted, interrupted_after: int
+) -> None:
+    trial, directory, whole = uninterrupted
     first = open_trial(tmp_path / "halves", trial)
     for _ in range(interrupted_after):
         first.run_epoch()
@@ -82,7 +92,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, tuning: str, i
     resumed = open_trial(tmp_path / "halves", trial)
     assert resumed.epoch == interrupted_after
     assert train(resumed) == whole
-    assert_same_tensors(learned(tmp_path / "whole"), learned(tmp_path / "halves"))
+    assert_same_tensors(learned(directory), learned(tmp_path / "halves"))
 
 
 @pytest.mark.parametrize(("seconds", "saved"), [(0.0, [1, 2, 3, 4]), (3600.0, [4])])

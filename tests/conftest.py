@@ -1,0 +1,30 @@
+"""What holds for all tests: the process is captune's own, and the files that take longest come first.
+
+`pytest` hands whole files to its workers (`--dist=loadfile`), in the order in which they were collected. A long file
+that came last would leave one worker alone with it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from captune import own_process
+
+# As in the command line and in workers: PyTorch's compiler and timm stay out until a test needs them.
+own_process.declare()
+
+# By CPU seconds, or by seconds waited for Ray; order alone depends on this.
+_LONG_FIRST = (
+    "tuning/test_engine.py", "tuning/test_watching.py", "tuning/test_gpus.py", "studies/test_closing.py",
+    "results/test_report.py", "algorithms/test_methods.py", "studies/test_kills.py", "training/test_trial.py",
+    "bench/test_plain.py", "tools/test_tiny.py", "data/test_views.py", "bench/test_bench.py", "cost/test_trial.py",
+    "tuning/test_screen.py", "model/test_fused.py", "tuning/test_cell.py", "cli/test_options.py",
+    "analysis/test_scripts.py", "cli/test_using.py", "algorithms/test_blend.py", "tuning/test_study.py",
+    "tuning/test_cli.py", "model/test_towers.py", "cli/test_doctor.py", "results/test_questions.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first; within a file the order stays."""
+    places = {f"tests/{name}": place for place, name in enumerate(_LONG_FIRST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
