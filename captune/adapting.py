@@ -21,7 +21,7 @@ from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.data.labelling import PREDICTIONS_CSV
 from captune.errors import UsageError
 from captune.records import Role, atomic_write
-from captune.records.layout import METRICS
+from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, METRICS
 
 if TYPE_CHECKING:
     from captune.training.trial import TrainingTrial
@@ -121,7 +121,7 @@ def adapt_once(
     """
     from captune.training.evaluation import evaluate_trial
     from captune.training.labelling import write_predictions
-    from captune.training.trial import CHECKPOINT, EPOCHS, TrainingTrial
+    from captune.training.trial import TrainingTrial
 
     work = out / ".trial"
     trial = TrainingTrial.open(
@@ -139,7 +139,7 @@ def adapt_once(
     write_predictions([work], task, Role.REPORT, out / PREDICTIONS_CSV)
     _write_epochs(work / EPOCHS, out / "epochs.csv")
     (work / CHECKPOINT).replace(out / CHECKPOINT)
-    (work / "config.yaml").replace(out / "config.yaml")
+    (work / CONFIG).replace(out / CONFIG)
     report = {
         "dataset": task.dataset,
         "paradigm": task.paradigm,

@@ -9,7 +9,7 @@ from captune.adapted.open_clip_folder import write_names
 from captune.errors import CheckpointError
 from captune.model.backbone import save_backbone
 from captune.records import atomic_write
-from captune.training.trial import CHECKPOINT
+from captune.records.layout import CHECKPOINT
 
 
 def write_bundle(model: AdaptedModel, out: Path) -> list[Path]:

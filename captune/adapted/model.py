@@ -24,8 +24,8 @@ from captune.model.class_prompts import learned_template
 from captune.model.classifier import Classifier, build_classifier
 from captune.model.configuration import CONFIG_FILE
 from captune.model.recorded import no_backbone_recorded, recorded_backbone, refuse_links_outside
+from captune.records.layout import CHECKPOINT
 from captune.training.checkpoint import load_checkpoint, without_prefix
-from captune.training.trial import CHECKPOINT
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,7 @@ from captune.decisions.criteria import ORACLE
 from captune.plain_yaml import dump_yaml
 from captune.records import BALANCED, ENSEMBLE, StudyRecord, atomic_write
 from captune.records.files import remove_leftovers
-from captune.records.layout import OUTDATED, PAGE
+from captune.records.layout import BEST_CONFIG, OUTDATED, PAGE
 from captune.results import class_plots, plots
 from captune.results.best import Choice, ensemble_config, recorded_choice
 from captune.results.best_configs import best_configs_table
@@ -109,7 +109,7 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = Fals
         (out_dir / "pictures.csv").unlink(missing_ok=True)
     written = [write_csv(table, out_dir / name, studies) for name, table in tables.items()]
     if len(studies) == 1:
-        written += write_best_config(studies[0], out_dir / "best_config.yaml")
+        written += write_best_config(studies[0], out_dir / BEST_CONFIG)
     drawn: dict[str, Path] = {}
     for name, figure in _figures(studies, tables).items():
         if any(study.select_by == ORACLE for study in studies):
@@ -117,7 +117,7 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = Fals
         png, svg = plots.save_figure(figure, out_dir / name)
         written += [png, svg]
         drawn[name] = svg
-    page = out_dir / "report.html"
+    page = out_dir / PAGE
     written += _write_dictionary(tables, studies, out_dir)
     files = [path.name for path in written if path.suffix in (".csv", ".yaml", ".json")]
     if (out_dir / PREDICTIONS_CSV).exists():

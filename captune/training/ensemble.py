@@ -14,9 +14,9 @@ from torch import Tensor
 from captune.config import TaskConfig
 from captune.metrics import balance
 from captune.records import Role, atomic_write
+from captune.records.layout import PREDICTIONS
 from captune.training.context import open_context
 from captune.training.scoring import gain_errors, selection_scores
-from captune.training.trial import PREDICTIONS
 
 
 def write_ensemble(

@@ -13,7 +13,7 @@ from captune.data.catalog import load_dataset
 from captune.data.labelling import image_names, predictions, predictions_csv
 from captune.data.paradigms import build_task
 from captune.records import Role, atomic_write
-from captune.training.trial import PREDICTIONS
+from captune.records.layout import PREDICTIONS
 
 
 def write_predictions(directories: Sequence[Path], config: TaskConfig, role: Role, file: Path) -> int:

@@ -20,6 +20,7 @@ from captune.decisions.criteria import resolve_criterion
 from captune.errors import CheckpointError, TrainingFailed
 from captune.metrics import balance
 from captune.records import Role, atomic_write
+from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, PREDICTIONS, RESUME
 from captune.seeding import torch_generator
 from captune.training.checkpoint import load_checkpoint, save_checkpoint
 from captune.training.context import Context, open_context
@@ -27,12 +28,6 @@ from captune.training.loop import AlgorithmSpec, final_tensors, num_parameters, 
 from captune.training.memory import free_memory, is_out_of_memory, out_of_memory_explained
 from captune.training.scoring import gain_errors, judged_images, selection_scores
 
-RESUME, CHECKPOINT, PREDICTIONS, EPOCHS = (
-    "resume.safetensors",
-    "checkpoint.safetensors",
-    "predictions.safetensors",
-    "epochs.jsonl",
-)
 # A checkpoint costs some ten milliseconds, a tenth of a short epoch on frozen features: those share one.
 SAVE_SECONDS = 1.0
 # Enough for a score to steer the scheduler; the final score uses every held-out image.
@@ -101,7 +96,7 @@ class TrainingTrial:
         if (directory / RESUME).exists():
             trial._resume()
         else:
-            atomic_write(directory / "config.yaml", trial_config.to_yaml())
+            atomic_write(directory / CONFIG, trial_config.to_yaml())
             (directory / EPOCHS).unlink(missing_ok=True)
         return trial
 

@@ -58,7 +58,6 @@ class Planner(Searcher):
         self._began: dict[str, float] = {}
         self._trials: dict[str, tuple[Cell, str]] = {}
         self._handed_out = dict.fromkeys((cell.name for cell in cells), 0)
-        self.last_heard = time.monotonic()
 
     def interrupt(self) -> None:
         """Hand out nothing more and let Tune end what runs."""
@@ -100,7 +99,6 @@ class Planner(Searcher):
 
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Take in an epoch; whether the trial should stop."""
-        self.last_heard = time.monotonic()
         cell, key = self._trials[trial_id]
         return cell.deliver(key, json.loads(result[PAYLOAD]))
 

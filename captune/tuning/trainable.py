@@ -23,6 +23,7 @@ from ray.tune import Trainable
 
 from captune.data.build_once import Work, work_done
 from captune.errors import CaptuneError, StudyError
+from captune.records.layout import EPOCHS
 from captune.tuning.gpus import require_gpu
 from captune.tuning.schedulers import at_rung
 from captune.tuning.specs import TrialSpec
@@ -163,7 +164,7 @@ class StudyTrainable(Trainable):
 
 def _known_rows(directory: Path) -> list[dict[str, Any]]:
     """The records of a trial's epochs, the last of each."""
-    path = directory / "epochs.jsonl"
+    path = directory / EPOCHS
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")

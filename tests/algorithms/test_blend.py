@@ -16,10 +16,11 @@ from captune.algorithms.configs import BlendConfig
 from captune.config import TaskConfig
 from captune.errors import ConfigError, UsageError
 from captune.records import Role
+from captune.records.layout import CHECKPOINT, PREDICTIONS
 from captune.training.checkpoint import load_checkpoint
 from captune.training.context import open_context
 from captune.training.ensemble import write_ensemble
-from captune.training.trial import CHECKPOINT, PREDICTIONS, TrainingTrial
+from captune.training.trial import TrainingTrial
 
 SMALL = {"tuning": "features", "epochs": 2, "steps_per_epoch": 3, "batch_size": 8}
 MEMBERS = [

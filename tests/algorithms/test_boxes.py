@@ -12,8 +12,9 @@ import torch
 
 from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import TaskConfig
+from captune.records.layout import PREDICTIONS
 from captune.training.context import Context
-from captune.training.trial import PREDICTIONS, TrainingTrial
+from captune.training.trial import TrainingTrial
 from tests.reference import anchored_gaussians, mixtures
 from tests.reference import pseudolabelling as reference
 

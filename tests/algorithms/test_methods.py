@@ -16,9 +16,10 @@ from captune.data import paradigms
 from captune.data.paradigms import build_task
 from captune.data.roles import has_labels
 from captune.errors import ConfigError, ModelError, UsageError
+from captune.records.layout import CHECKPOINT
 from captune.training import context as context_module
 from captune.training.checkpoint import load_checkpoint
-from captune.training.trial import CHECKPOINT, TrainingTrial
+from captune.training.trial import TrainingTrial
 
 SEALED = [name for name, method in ALGORITHMS.items() if not method.unsealed]
 SMALL = {"epochs": 2, "steps_per_epoch": 2, "batch_size": 8, "learning_rate": 0.02}

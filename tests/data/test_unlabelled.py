@@ -14,8 +14,8 @@ from captune.data.catalog import load_dataset
 from captune.data.dataset import Dataset
 from captune.data.paradigms import Task, build_task
 from captune.errors import CaptuneError, ConfigError, DataError
+from captune.records.layout import PREDICTIONS
 from captune.training.evaluation import evaluate_trial
-from captune.training.trial import PREDICTIONS
 from tests.data.miniatures import write_image
 
 NAMES = "ring,bar,cup"

@@ -13,13 +13,13 @@ import torch
 from captune.config import TaskConfig
 from captune.data import paradigms
 from captune.records import JOURNAL
-from captune.results.concepts import concepts_table
+from captune.records.layout import PREDICTIONS
+from captune.results.classes import classes_table
 from captune.results.load import load_study
 from captune.results.report import report_study
 from captune.results.robustness import robustness_table
 from captune.training import context, evaluation, scoring
 from captune.training.ensemble import write_ensemble
-from captune.training.trial import PREDICTIONS
 from tests.journals import journal_lines
 from tests.studies.lives import search, settings
 from tests.tuning.simulate import outcomes
@@ -137,12 +137,12 @@ def test_oracle_scores_are_the_sealed_metric_and_every_output_is_stamped(tmp_pat
         assert "selected by sealed labels" in path.read_text(encoding="utf-8").lower(), path.name
 
 
-def test_mismatched_classes_are_recorded_once_and_marked_in_concepts(tmp_path: Path) -> None:
+def test_mismatched_classes_are_recorded_once_and_marked_in_the_table_of_classes(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul"))
     (event,) = events(directory, "mismatch")
     record = load_study(directory)
-    names, table = record.opened.class_names, concepts_table([record])
-    marked = table[(table["kind"] == "class") & (table["mismatched"].astype(str) == "True")]["class"]
+    names, table = record.opened.class_names, classes_table([record])
+    marked = table[table["mismatched"].astype(bool)]["class"]
     assert sorted(marked) == sorted(names[label] for label in event["mismatched"])
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import TaskConfig, TrialConfig
 from captune.errors import TrainingFailed
+from captune.records.layout import RESUME
 from captune.training import trial as trial_module
 from captune.training.checkpoint import load_checkpoint
 from captune.training.context import Context
 from captune.training.loop import Algorithm
 from captune.training.memory import free_memory, is_out_of_memory
-from captune.training.trial import RESUME, TrainingTrial
+from captune.training.trial import TrainingTrial
 
 TASK = TaskConfig.parse({"dataset": "digits", "paradigm": "ul"})
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of 79 GiB"

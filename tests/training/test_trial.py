@@ -13,10 +13,11 @@ from captune.algorithms import ALGORITHMS, paper_config
 from captune.config import TaskConfig, TrialConfig
 from captune.data import paradigms
 from captune.errors import CheckpointError, TrainingFailed
+from captune.records.layout import CHECKPOINT, EPOCHS, PREDICTIONS, RESUME
 from captune.training import context as context_module
 from captune.training import trial as trial_module
 from captune.training.checkpoint import load_checkpoint
-from captune.training.trial import CHECKPOINT, EPOCHS, PREDICTIONS, RESUME, TrainingTrial
+from captune.training.trial import TrainingTrial
 
 SMALL = {"epochs": 4, "steps_per_epoch": 3, "learning_rate": 0.02, "grow_every": 2}
 # Every part of the method that carries state from epoch to epoch is switched on.
