@@ -67,6 +67,7 @@ def test_fields_that_are_no_options_are_none() -> None:
 
 _PROGRAM = """
 import json, os, sys
+import captune.cli.adapt, captune.cli.compare, captune.cli.report, captune.cli.run
 from captune.cli.main import main
 
 for arguments in json.loads(sys.stdin.read()):
@@ -89,7 +90,7 @@ Answer = tuple[int, str, set[str], int]
 
 
 def answers(commands: list[list[str]]) -> list[Answer]:
-    """Exit code, output, imported packages and MB of commands, each in a process that had imported `main` alone."""
+    """Exit code, output, imported packages and MB of commands, each in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM], input=json.dumps(commands), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=100, check=False,
