@@ -34,7 +34,7 @@ from captune.plain_yaml import dump_yaml, parse_yaml
 Paradigm = Literal["ul", "ssl", "trzsl", "tft"]
 PARADIGMS: dict[str, str] = {
     "ul": "unsupervised learning: no labels, the pool is the training images",
-    "ssl": "semi-supervised learning: a few labelled images a class, the pool is the rest of the training images",
+    "ssl": "semi-supervised learning: a few labelled images per class, the pool is the rest of the training images",
     "trzsl": "transductive zero-shot learning: seen classes labelled, the pool is the unseen classes' training images",
     "tft": "transductive fine-tuning (Dhillon et al., ICLR 2020): the pool is the test images, labels sealed",
 }
@@ -259,7 +259,7 @@ class TaskConfig(Config):
 
     @property
     def num_shots(self) -> int:
-        """Labelled images a class, the paradigm's default filled in."""
+        """Labelled images per class, the paradigm's default filled in."""
         return self.shots if self.shots is not None else {"ssl": 2}.get(self.paradigm, 0)
 
 

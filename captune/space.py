@@ -177,7 +177,7 @@ def load_space(
         path: the YAML file.
         base: the method's own configuration at the cell's budget; its class says which fields exist.
         fixed: fields set on the command line; they leave the space.
-        class_size: estimated pool images a class, the cap of `max: class_size`.
+        class_size: estimated pool images per class, the cap of `max: class_size`.
 
     Raises:
         ConfigError: every problem of the file at once.

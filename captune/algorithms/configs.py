@@ -151,7 +151,7 @@ class LearnerConfig(TrialConfig):
 class FplConfig(LearnerConfig):
     """FPL's own settings."""
 
-    num_pseudolabels: int = Field(16, ge=1, description="K: pseudolabelled images a class")
+    num_pseudolabels: int = Field(16, ge=1, description="K: pseudolabelled images per class")
     leaderboard: Literal["grip", "published", "exclusive"] = Field(
         "grip", description="rule of the boards: as GRIP's code fills them, as CAP's does, or each image on one"
     )
@@ -187,7 +187,7 @@ class CoopConfig(LearnerConfig):
 
     learning_rate: float = Field(0.1, gt=0, description="peak learning rate of SGD")
     weight_decay: float = Field(0.0005, ge=0, description="SGD weight decay")
-    batch_size: int = Field(16, ge=1, description="labelled images a step B")
+    batch_size: int = Field(16, ge=1, description="B: labelled images per step")
 
 
 class SupervisedConfig(LearnerConfig):

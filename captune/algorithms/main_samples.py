@@ -1,4 +1,4 @@
-"""CAP's main samples: which images stand for a class at the start, and how their boards grow."""
+"""CAP's main samples: for each class the trusted pseudolabelled images at the start, and how their number grows."""
 
 from __future__ import annotations
 

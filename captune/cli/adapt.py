@@ -1,4 +1,4 @@
-"""captune adapt: one trial (or one a seed) without Ray: train, write a checkpoint, open the seal, report."""
+"""captune adapt: one trial (or one per seed) without Ray: train, write a checkpoint, read the test labels, report."""
 
 from __future__ import annotations
 

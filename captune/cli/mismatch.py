@@ -1,4 +1,4 @@
-"""captune mismatch: which class names miss their images, and why detection thinks so, before any training."""
+"""captune mismatch: which class names CLIP does not connect with their images, and by which numbers."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def draw_shots(dataset: Dataset, images: IntArray, shots: int, *, as_many_as_the
     Args:
         dataset: whose labels are used.
         images: to draw from, in the dataset's order.
-        shots: images a class.
+        shots: images per class.
         as_many_as_there_are: take all images of a class that has fewer, instead of refusing.
 
     Returns:
@@ -67,7 +67,7 @@ def exponential_pool(pool: IntArray, labels_N: IntArray, classes: IntArray, imba
 
     Args:
         pool: image indices.
-        labels_N: their true labels: behind the seal only.
+        labels_N: their true labels, which only sealed labels may hold.
         classes: that the pool consists of.
         imbalance: R, largest over smallest class, at least 1.
         seed: root seed.

@@ -199,7 +199,7 @@ def _template(values: npt.NDArray[np.generic], file: Path) -> str:
 def _labels(values: npt.NDArray[np.generic], num_images: int, num_classes: int, file: Path) -> IntArray:
     if values.shape != (num_images,) or not np.issubdtype(values.dtype, np.integer):
         raise DataError(
-            f"labels must be {num_images} whole numbers, one an image",
+            f"labels must be {num_images} whole numbers, one per image",
             got=f"{values.dtype} {values.shape}",
             where=file,
         )
@@ -219,7 +219,7 @@ def _is_ascii(values: npt.NDArray[np.generic]) -> bool:
 
 def _split_rows(values: npt.NDArray[np.generic], num_images: int, file: Path) -> dict[str, IntArray]:
     if values.shape != (num_images,):
-        raise DataError(f"split must be {num_images} names, one an image", got=f"shape {values.shape}", where=file)
+        raise DataError(f"split must be {num_images} names, one per image", got=f"shape {values.shape}", where=file)
     if values.dtype.kind not in "US":
         raise DataError("split must be text: train, val or test", got=str(values.dtype), where=file)
     names = values.astype(str) if _is_ascii(values) else np.full(values.shape, "bytes that are no text")

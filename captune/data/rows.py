@@ -48,7 +48,7 @@ class DatasetRow:
         layouts: folder shapes it is read in, best first.
         torchvision: name of the class in torchvision.datasets that downloads it, if there is one.
         backbone: default model.
-        budget: epochs and steps an epoch.
+        budget: epochs and steps per epoch.
         settings: trial settings that differ for this dataset, each with its reason beside it.
         tuning: what is learned by default, "prompts" or "features".
         feature_settings: trial settings that differ where frozen features are tuned.

@@ -1,6 +1,6 @@
 """The statistics of every report, each small, sourced, and honest about too few numbers.
 
-Inputs are sequences of finite floats, one a seed. An interval that cannot be given (one seed, no seed) is None; a
+Inputs are sequences of finite floats, one per seed. An interval that cannot be given (one seed, no seed) is None; a
 constant sample has an interval of no width. Randomness comes from the generator that is handed in.
 """
 

@@ -23,7 +23,7 @@ def candidate_sets(probs_NK: Tensor, *, intra_quantile: float, inter_quantile: f
     Args:
         probs_NK: probabilities of the pool.
         intra_quantile: alpha in [0, 1]; larger keeps more classes an image.
-        inter_quantile: beta in [0, 1]; larger keeps fewer images a class.
+        inter_quantile: beta in [0, 1]; larger keeps fewer images per class.
 
     Returns:
         bool [N, K]; a row may be empty.
@@ -46,7 +46,7 @@ def candidate_sets(probs_NK: Tensor, *, intra_quantile: float, inter_quantile: f
 
 
 def balanced_selection(probs_NK: Tensor, candidates_NK: Tensor, size: int) -> list[int]:
-    """At most `size` images a class, each counted under one of its candidates.
+    """At most `size` images per class, each counted under one of its candidates.
 
     Every image stands first under its most probable candidate; a class with more than `size` keeps the most probable,
     and those turned away try their next candidate, where they may push out less probable ones (deferred acceptance, so
@@ -55,7 +55,7 @@ def balanced_selection(probs_NK: Tensor, candidates_NK: Tensor, size: int) -> li
     Args:
         probs_NK: probabilities of the pool.
         candidates_NK: bool, from `candidate_sets`.
-        size: K, images a class.
+        size: K, images per class.
 
     Returns:
         Indices of the selected images, rising.
@@ -94,7 +94,7 @@ def partial_label_loss(logits_BK: Tensor, candidates_BK: Tensor) -> Tensor:
 
     Args:
         logits_BK: logits.
-        candidates_BK: bool, at least one a row.
+        candidates_BK: bool, at least one per row.
 
     Returns:
         A scalar in nats; 0 for an empty batch.

@@ -81,7 +81,7 @@ def fit_text_guided_mixture(
         labelled_weight: gamma, weight of the labelled term.
         num_steps: rounds of all three updates, and a last one of z.
         num_inner: updates of z a round.
-        num_confident: images a class, by ŷ, whose mean starts mu (labelled images instead, where a class has some).
+        num_confident: images per class, by ŷ, whose mean starts mu (labelled images instead, where a class has some).
         form: with labelled images the published implementation puts their rows of w before the pool's and their rows of
             z behind, and leaves out each one's nearest image as if it were itself; "paper" does neither. Without
             labelled images there is no difference.

@@ -12,7 +12,7 @@ from captune.records.lenient import mapping, number_or_none
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """A line of any older journal as today's captune writes it.
 
-    Schema 1 (captune 0.1) wrote the opening of the seal and giving up as phases.
+    Schema 1 (captune 0.1) wrote that test labels may be read, and that a study is given up, as phases.
     """
     if values.get("event") == "phase":
         if values.get("name") == "sealed_opened":

@@ -14,7 +14,7 @@ __all__ = ["Candidate", "Choice", "choose", "recorded_choice"]
 def report_trials(study: StudyRecord, name: str) -> list[Trial]:
     """The trials that measure a configuration on the test: in the report role where there are any, else in the other.
 
-    For a name of the search (`t0003`) its single trial. Empty before the seal was opened.
+    For a name of the search (`t0003`) its single trial. Empty as long as the test labels were not read.
     """
     if not study.sealed_opened:
         return []
@@ -30,7 +30,7 @@ def metrics_by_seed(study: StudyRecord, name: str) -> dict[int | None, float]:
 
 
 def reference_metric(study: StudyRecord, name: str) -> float | None:
-    """Report metric of a reference, once the seal was opened; of its report-role trial where there is one."""
+    """Report metric of a reference, once the test labels were read; of its report-role trial where there is one."""
     return statistics.mean([trial.metric for trial in report_trials(study, name) if trial.metric is not None])
 
 

@@ -31,7 +31,7 @@ def comparisons_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """Pairs of configurations within each study, and of methods across studies of the same cell; one row per pair.
 
     Differences are paired by seed, in fractions. Holm's correction is over the rows of one scope (a study's
-    configurations; all method pairs). Before the seal is opened configurations are compared by selection score
+    configurations; all method pairs). Before the test labels are read, configurations are compared by selection score
     (`measure`).
     """
     studies = list(studies)

@@ -140,7 +140,7 @@ def _what_is_missing(study: StudyRecord) -> list[str]:
     if not any(trial.finished for trial in study.of_phase(Phase.CONFIRM)):
         notes.append("no configuration was confirmed over fresh seeds: scores are single trials")
     if not study.sealed_opened:
-        notes.append("the seal was not opened: no test metric exists yet")
+        notes.append("the test labels were not read yet: there is no test metric")
     elif not any(trial.report for trial in study.trials):
-        notes.append("the seal was opened but no report was written")
+        notes.append("the test labels were released, but no metric was written")
     return notes

@@ -1,4 +1,4 @@
-"""robustness.csv: how each configuration holds up over seeds, classes, pools and small changes of its settings."""
+"""robustness.csv: how much each configuration varies over seeds, classes, pools and small changes of its settings."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _COLUMNS = (
 
 
 def robustness_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a configuration: references, and confirmed ones (without confirmation, the best three search trials and
+    """One row per configuration: references, and confirmed ones (without confirmation, the best three search trials and
     the first).
 
     Fractions in [0, 1]. `low`/`high` are the 95 % bootstrap interval of the mean metric over seeds, `t_low`/`t_high`
     Student's.
-    Metric columns are empty before the seal was opened. `sensitivity_<setting>` columns follow.
+    Metric columns are empty as long as the test labels were not read. `sensitivity_<setting>` columns follow.
     """
     rows = [row for study in studies for row in _study_rows(study)]
     sensitivities = dict.fromkeys(name for row in rows for name in row if name.startswith("sensitivity_"))

@@ -52,7 +52,7 @@ def fit_surrogate(study: StudyRecord, *, target: str = "score") -> Surrogate | N
     """A forest on the finished and stopped search trials; None below five of them or without settings.
 
     Args:
-        target: "score", or "metric" (sealed; only after the seal was opened).
+        target: "score", or "metric" (only once the test labels were read).
     """
     domains = domains_of(study)
     rows, values = [], []

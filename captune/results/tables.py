@@ -1,7 +1,7 @@
 """Records to tables: trials.csv, epochs.csv, confirm.csv, and the one way a table becomes a file.
 
-Row order and every column but `WALL_CLOCK_COLUMNS` are functions of what the journal says, not of when it was said: a
-resumed study gives the file of the uninterrupted one.
+Row order and every column but `WALL_CLOCK_COLUMNS` depend on what is in the journal, not on when it was written: a
+resumed study gives the same file as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NAMES_TAKEN = {*_TRIAL_COLUMNS, "score", "metric", "seconds", "node", "fidelity
 
 
 def trials_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a reference, a screening and a search trial; fractions in [0, 1], empty where the journal has no number.
+    """One row per reference, screening and search trial; fractions in [0, 1], empty where the journal has no number.
 
     `tuning` says what a trial learned: scores of screening (features) and search trials (prompts) do not compare.
     """
@@ -193,7 +193,7 @@ def epochs_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def confirm_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per confirmation or stress trial (configuration, seed, role); test metrics once the seal is open."""
+    """One row per confirmation or stress trial (configuration, seed, role); metrics once test labels may be read."""
     rows = []
     for study in studies:
         advised = recorded_choice(study).name

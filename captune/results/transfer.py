@@ -1,4 +1,4 @@
-"""transfer.csv: does one cell's best configuration serve another cell, and which single one is best everywhere?"""
+"""transfer.csv: how good one cell's best configuration is on other cells, and which single one is best on average."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Closing studies beside those that still train: in a process of Ray's, while the driver goes on handing out trials."""
+"""Close a study in a process of Ray's while others still train, so that the driver goes on handing out trials."""
 
 from __future__ import annotations
 

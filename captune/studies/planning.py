@@ -1,4 +1,4 @@
-"""A study that is ready to be run: its cell described, its search space resolved, its first configurations gathered."""
+"""Prepare a study: describe its cell, resolve its search space, gather its first configurations."""
 
 from __future__ import annotations
 

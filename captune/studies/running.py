@@ -1,4 +1,4 @@
-"""Studies run to their end: opened, given to Ray together, closed one by one.
+"""Run studies to their end: open them, give all to Ray together, close each as it ends.
 
 Nothing here prints: what happens is told to a `Watcher`, and the command line has one that does.
 """

@@ -1,1 +1,1 @@
-"""Training one trial: the loop, its checkpoints, what may be selected on, and the one place that opens the seal."""
+"""Training one trial: the loop, its checkpoints, the selection scores, and the only module that reads test labels."""

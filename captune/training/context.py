@@ -87,7 +87,7 @@ class Context:
 
 @lru_cache(maxsize=8)
 def open_context(config: TaskConfig, role: Role, device: str = "auto") -> Context:
-    """Open (building once per node what is missing) the frozen side of a cell; the seal is dropped unopened."""
+    """Open (building once per node what is missing) the frozen side of a cell. Its test labels are not kept."""
     return _open(config, role, device, progress=None)[0]
 
 

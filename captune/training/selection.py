@@ -90,7 +90,7 @@ def label_free_scores(
 
 
 def feature_clusters(features_ND: Tensor, num_classes: int, seed: int) -> np.ndarray:
-    """k-means clusters of frozen features (N,), one a class at most, for `ami`."""
+    """k-means clusters of frozen features (N,), at most one per class, for `ami`."""
     features = features_ND.cpu().numpy()
     return KMeans(min(num_classes, len(features)), n_init=4, random_state=seed % 2**32).fit_predict(features)
 

@@ -1,7 +1,7 @@
-"""GPUs that are really used: what torch sees of those that Ray counts, in words.
+"""Whether torch can use the GPUs that Ray counts, and if not, why.
 
-Ray believes what it is told (`--num-gpus`, a pod's limits). Whether torch can compute there depends on its build, the
-driver and the card; each is looked at in a process of its own, so that no GPU memory stays taken afterwards.
+Ray takes the number it is given (`--num-gpus`, a pod's limits). Whether torch can compute there depends on its build,
+the driver and the card. A process of its own looks at them, so that no GPU memory stays taken afterwards.
 """
 
 from __future__ import annotations

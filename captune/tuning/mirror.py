@@ -1,8 +1,8 @@
 """A copy of the search in an Optuna storage, for optuna-dashboard and for teams that read a database.
 
-One way only: the journal is the truth, the mirror follows. It is written by a thread of its own, so a slow database
-never holds up the study, and brought into line with the journal whenever a study starts; a mirror that fails is
-reported once and the study goes on.
+It goes one way only: the journal is what counts, the copy follows it. A thread of its own writes it, so that a slow
+database never holds up the study. Whenever a study starts, the copy is completed from the journal. If writing fails,
+that is reported once and the study goes on.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Progress:
             yield self
 
     def refresh(self) -> None:
-        """Take stock; called at every turn of Tune's loop, which is not drawn more than a few times a second."""
+        """Note how far the studies are. Called at every turn of Tune's loop; draws a few times per second at most."""
         now = time.monotonic()
         if now - self._refreshed > 0.25:
             self._refreshed = now

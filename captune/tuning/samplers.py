@@ -1,7 +1,7 @@
 """Samplers: Optuna's, in memory, rebuilt from the journal.
 
-What a sampler proposes for search trial n depends on the study's seed, on n, and on the trials told before: nothing of
-it has to be stored, and a resumed study goes on as the uninterrupted one would have.
+What a sampler proposes for search trial n depends on the study's seed, on n, and on the outcomes told before. So none
+of it has to be stored, and a resumed study goes on as the uninterrupted one would have.
 """
 
 from __future__ import annotations

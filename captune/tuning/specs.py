@@ -21,7 +21,7 @@ class CellInfo:
         references: trials without training beside the search: key, method, configuration.
         num_classes, class_names, num_pool, num_test: of the cell as it is reported.
         num_scored: images the selection score is measured on.
-        class_size: estimated pool images a class in a search trial.
+        class_size: estimated pool images per class in a search trial.
         metric_name: the report metric.
         criterion, criterion_help: what the search selects by.
         both_roles: score trials hide classes or test images, so that the report metric needs trials of its own.

@@ -1,4 +1,4 @@
-"""How long a study will still take: epochs that are left, at the seconds an epoch took so far."""
+"""How long a study will still take: the epochs that are left, times the seconds an epoch took so far."""
 
 from __future__ import annotations
 

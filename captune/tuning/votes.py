@@ -1,7 +1,7 @@
 """EnsV: a candidate's score is its agreement with the vote of all candidates so far (NeurIPS 2024 D&B).
 
-The vote changes with every candidate, so a score in the journal is the one of its moment; what is confirmed is ranked
-by the vote of all.
+The vote changes with every candidate, so the journal holds the score at the time it was written. Confirmed trials are
+ranked by the vote of all.
 """
 
 from __future__ import annotations

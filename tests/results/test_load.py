@@ -117,7 +117,7 @@ def test_unfinished_run_says_what_is_open(tmp_path: Path) -> None:
     run = load_study(study.close())
     assert (run.find("t0002").state, run.find("t0003").state) == ("RUNNING", "PLANNED")  # type: ignore[union-attr]
     assert any("2 of 4 search trials" in note for note in run.notes)
-    assert any("seal was not opened" in note for note in run.notes)
+    assert any("test labels were not read yet" in note for note in run.notes)
 
 
 def test_last_row_of_a_repeated_epoch_counts(tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
     assert {"trials.csv", "best_configs.csv", "report.html", "study.png"} <= written
     assert not {"confirm.csv", "selection.csv", "classes.csv", "importance.csv"} & written
     page = " ".join(Page((study.directory / "report.html").read_text(encoding="utf-8")).text)
-    assert "the seal was not opened" in page and "captune resume" in page
+    assert "test labels were not read yet" in page and "captune resume" in page
 
 
 def test_run_without_any_trial_is_reported(tmp_path: Path) -> None:
