@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
-from captune.equations.cosine import unit
+from captune.equations.checks import require
+from captune.equations.mixture_parts import class_means, mixture_inputs, shrunk
 
-_SMALLEST = 1e-9
 _MOST_IMAGES = 1e4
 
 
@@ -75,41 +74,17 @@ def fit_anchored_mixture(
     Raises:
         ValueError: shapes do not fit, there is no image, or a value is out of range.
     """
-    sizes = check_shapes(
-        features_ND=features_ND,
-        text_features_KD=text_features_KD,
-        open_K=open_K,
-        labelled_features_MD=labelled_features_MD,
-        labels_M=labels_M,
-    )
-    require(sizes["N"] >= 1, "1 <= N", N=sizes["N"])
-    require(0 < shrinkage <= 1, "0 < shrinkage <= 1", shrinkage=shrinkage)
     require(text_images is None or text_images > 0, "0 < text_images", text_images=text_images)
-    require(num_steps >= 1, "1 <= num_steps", num_steps=num_steps)
-    pool_ND = unit(features_ND).double()
-    num_classes, num_images = sizes["K"], len(pool_ND)
-    open_K = torch.ones(num_classes, dtype=torch.bool) if open_K is None else open_K
-    closed_K = ~open_K.to(pool_ND.device)
-    labelled_MD = pool_ND[:0] if labelled_features_MD is None else unit(labelled_features_MD).double()
-    labels_M = torch.zeros(0, dtype=torch.long, device=pool_ND.device) if labels_M is None else labels_M
-    one_hot_MK = torch.nn.functional.one_hot(labels_M, num_classes).double()
-    all_XD = torch.cat([pool_ND, labelled_MD])
-    text_KD = unit(text_features_KD).double()
-    text_KD = logit_scale * (text_KD - text_KD.mean(dim=0))
-
-    def assign(logits_NK: Tensor) -> Tensor:
-        return logits_NK.masked_fill(closed_K, float("-inf")).softmax(dim=1)
-
-    q_NK = assign(pool_ND @ text_KD.T)
-    prior_K = (~closed_K).double() / (~closed_K).sum()
+    given = mixture_inputs(features_ND, text_features_KD, open_K, labelled_features_MD, labels_M, shrinkage, num_steps)
+    num_images, open_K = len(given.pool_ND), ~given.closed_K
+    text_KD = logit_scale * (given.text_KD - given.text_KD.mean(dim=0))
+    q_XK, prior_K = given.assign(given.pool_ND @ text_KD.T), given.even_prior_K
     for _ in range(num_steps):
-        weights_KD, bias_K, kappa = _discriminant(
-            all_XD, torch.cat([q_NK, one_hot_MK]), text_KD, text_images, shrinkage
-        )
-        q_NK = assign(pool_ND @ weights_KD.T + bias_K + prior_K.log())
+        weights_KD, bias_K, kappa = _discriminant(given.images_XD, q_XK, text_KD, text_images, shrinkage)
+        q_XK = given.assign(given.pool_ND @ weights_KD.T + bias_K + prior_K.log())
         if pool_prior:
-            prior_K = (q_NK.sum(dim=0) + 1) * ~closed_K / (num_images + (~closed_K).sum())
-    weights_KD, bias_K, kappa = _discriminant(all_XD, torch.cat([q_NK, one_hot_MK]), text_KD, text_images, shrinkage)
+            prior_K = (q_XK[:num_images].sum(dim=0) + 1) * open_K / (num_images + open_K.sum())
+    weights_KD, bias_K, kappa = _discriminant(given.images_XD, q_XK, text_KD, text_images, shrinkage)
     return AnchoredMixture(weights_KD.float(), bias_K.float(), prior_K.float(), kappa)
 
 
@@ -119,17 +94,12 @@ def _discriminant(
     """w [K, D], b [K] and kappa under some assignments; `text_KD` comes centred and scaled by s."""
     num_images, width = all_XD.shape
     counts_K = q_XK.sum(dim=0)
-    means_KD = (q_XK.T @ all_XD) / counts_K.clamp(min=_SMALLEST)[:, None]
-    # A class without an image stands where all images do; its text alone decides.
-    means_KD = torch.where(counts_K[:, None] > _SMALLEST, means_KD, all_XD.mean(dim=0))
+    means_KD = class_means(all_XD, q_XK)
     centre_D = means_KD.mean(dim=0)
     means_KD = means_KD - centre_D
     centred_XD = all_XD - centre_D
     sigma_DD = (centred_XD.T @ centred_XD - (means_KD * counts_K[:, None]).T @ means_KD) / num_images
-    # Digits' border pixels and the like: a direction without variance would make Sigma singular.
-    diagonal_D = sigma_DD.diagonal().clamp(min=0) + _SMALLEST
-    sigma_DD = (1 - shrinkage) * sigma_DD
-    sigma_DD.diagonal().copy_(diagonal_D)
+    sigma_DD = shrunk(sigma_DD, shrinkage)
 
     anchors_KD = text_KD @ sigma_DD
     if text_images is None:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
-from captune.equations.cosine import unit
+from captune.equations.checks import require
+from captune.equations.mixture_parts import class_means, mixture_inputs, shrunk
 
-_SMALLEST = 1e-9
 # Images added to every class's share of the pool: a class without any keeps a small one.
 _PSEUDOCOUNT = 0.1
 
@@ -89,65 +88,39 @@ def fit_anchored_gaussians(
     Raises:
         ValueError: shapes do not fit, there is no image, or a value is out of range.
     """
-    sizes = check_shapes(
-        features_ND=features_ND,
-        text_features_KD=text_features_KD,
-        open_K=open_K,
-        labelled_features_MD=labelled_features_MD,
-        labels_M=labels_M,
-    )
-    require(sizes["N"] >= 1, "1 <= N", N=sizes["N"])
     require(text_images > 0, "0 < text_images", text_images=text_images)
     require(covariance_images >= 0, "0 <= covariance_images", covariance_images=covariance_images)
     require(likelihood_weight >= 0, "0 <= likelihood_weight", likelihood_weight=likelihood_weight)
     require(text_strength >= 0, "0 <= text_strength", text_strength=text_strength)
-    require(0 < shrinkage <= 1, "0 < shrinkage <= 1", shrinkage=shrinkage)
-    require(num_steps >= 1, "1 <= num_steps", num_steps=num_steps)
-    pool_ND, num_classes = unit(features_ND).double(), sizes["K"]
-    open_K = torch.ones(num_classes, dtype=torch.bool) if open_K is None else open_K
-    closed_K = ~open_K.to(pool_ND.device)
-    labelled_MD = pool_ND[:0] if labelled_features_MD is None else unit(labelled_features_MD).double()
-    labels_M = torch.zeros(0, dtype=torch.long, device=pool_ND.device) if labels_M is None else labels_M
-    one_hot_MK = torch.nn.functional.one_hot(labels_M, num_classes).double()
-    text_KD = logit_scale * unit(text_features_KD).double()
-
-    def assign(logits_NK: Tensor) -> Tensor:
-        return torch.cat([logits_NK.masked_fill(closed_K, float("-inf")).softmax(dim=1), one_hot_MK])
-
-    text_NK = text_strength * pool_ND @ text_KD.T
-    q_XK = assign(pool_ND @ text_KD.T)
-    images_XD = torch.cat([pool_ND, labelled_MD])
-    centre_D = _class_means(images_XD, q_XK).mean(dim=0)
-    images_XD, texts_KD = images_XD - centre_D, text_KD - text_KD.mean(dim=0)
-    scatter_DD = _scatter(images_XD, q_XK, _class_means(images_XD, q_XK))
-    anchor_DD = _shrunk(scatter_DD, shrinkage) / len(images_XD)
+    given = mixture_inputs(features_ND, text_features_KD, open_K, labelled_features_MD, labels_M, shrinkage, num_steps)
+    num_images, num_classes = len(given.pool_ND), len(given.text_KD)
+    text_KD = logit_scale * given.text_KD
+    text_NK = text_strength * given.pool_ND @ text_KD.T
+    q_XK = given.assign(given.pool_ND @ text_KD.T)
+    centre_D = class_means(given.images_XD, q_XK).mean(dim=0)
+    images_XD, texts_KD = given.images_XD - centre_D, text_KD - text_KD.mean(dim=0)
+    scatter_DD = _scatter(images_XD, q_XK, class_means(images_XD, q_XK))
+    anchor_DD = shrunk(scatter_DD, shrinkage) / len(images_XD)
     anchors_KD = texts_KD @ anchor_DD
 
-    prior_K = (~closed_K).double() / (~closed_K).sum()
+    prior_K = given.even_prior_K
     for _ in range(num_steps):
         counts_K = q_XK.sum(dim=0)
         share_K = (text_images / (counts_K + text_images))[:, None]
-        mu_KD = (1 - share_K) * _class_means(images_XD, q_XK) + share_K * anchors_KD
+        mu_KD = (1 - share_K) * class_means(images_XD, q_XK) + share_K * anchors_KD
         apart_KD = anchors_KD - mu_KD
-        sigma_DD = _shrunk(_scatter(images_XD, q_XK, mu_KD), shrinkage)
+        sigma_DD = shrunk(_scatter(images_XD, q_XK, mu_KD), shrinkage)
         sigma_DD = sigma_DD + text_images * apart_KD.T @ apart_KD + covariance_images * num_classes * anchor_DD
         sigma_DD = sigma_DD / (len(images_XD) + num_classes + covariance_images * num_classes)
         density_KD = torch.linalg.solve(sigma_DD, mu_KD.T).T
         density_K = -0.5 * (density_KD * mu_KD).sum(dim=1)
-        logits_NK = text_NK + likelihood_weight * (images_XD[: len(pool_ND)] @ density_KD.T + density_K)
-        q_XK = assign(logits_NK + prior_K.log())
-        prior_K = (q_XK[: len(pool_ND)].sum(dim=0) + _PSEUDOCOUNT) * ~closed_K
+        logits_NK = text_NK + likelihood_weight * (images_XD[:num_images] @ density_KD.T + density_K)
+        q_XK = given.assign(logits_NK + prior_K.log())
+        prior_K = (q_XK[:num_images].sum(dim=0) + _PSEUDOCOUNT) * ~given.closed_K
         prior_K = prior_K / prior_K.sum()
     weights_KD = text_strength * text_KD + likelihood_weight * density_KD
     bias_K = likelihood_weight * (density_K - density_KD @ centre_D)
     return AnchoredGaussians(weights_KD.float(), bias_K.float(), prior_K.float(), q_XK.sum(dim=0).float())
-
-
-def _class_means(images_XD: Tensor, q_XK: Tensor) -> Tensor:
-    """v̄ [K, D]; a class without an image stands where all images do."""
-    counts_K1 = q_XK.sum(dim=0)[:, None]
-    means_KD = (q_XK.T @ images_XD) / counts_K1.clamp(min=_SMALLEST)
-    return torch.where(counts_K1 > _SMALLEST, means_KD, images_XD.mean(dim=0))
 
 
 def _scatter(images_XD: Tensor, q_XK: Tensor, centres_KD: Tensor) -> Tensor:
@@ -155,11 +128,3 @@ def _scatter(images_XD: Tensor, q_XK: Tensor, centres_KD: Tensor) -> Tensor:
     cross_DD = (q_XK.T @ images_XD).T @ centres_KD
     own_DD = (centres_KD * q_XK.sum(dim=0)[:, None]).T @ centres_KD
     return images_XD.T @ images_XD - cross_DD - cross_DD.T + own_DD
-
-
-def _shrunk(scatter_DD: Tensor, shrinkage: float) -> Tensor:
-    """The off-diagonal part times 1 - shrinkage; a direction without variance gets a little, or Sigma were singular."""
-    diagonal_D = scatter_DD.diagonal().clamp(min=0) + _SMALLEST
-    shrunk_DD = (1 - shrinkage) * scatter_DD
-    shrunk_DD.diagonal().copy_(diagonal_D)
-    return shrunk_DD
