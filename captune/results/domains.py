@@ -82,26 +82,16 @@ def domains_of(study: StudyRecord) -> list[Domain]:
 
 
 def _declared(name: str, spec: Any) -> Domain | None:
-    if isinstance(spec, (list, tuple)) and spec:
-        return Domain(name, choices=tuple(spec))
+    """From `Parameter.describe`; None where the recorded text was edited beyond reading."""
     if not isinstance(spec, dict) or spec.get("role") == "fixed":
         return None
-    inner = spec.get("domain")
-    if isinstance(inner, dict):
-        spec = {**spec, **inner}
-    elif isinstance(inner, (list, tuple)):
-        spec = {**spec, "range": inner}
-    for key in ("choices", "values", "choice"):
-        if isinstance(spec.get(key), (list, tuple)) and spec[key]:
-            return Domain(name, choices=tuple(spec[key]))
-    bounds = spec.get("range") or (spec.get("low"), spec.get("high"))
-    if isinstance(bounds, (list, tuple)) and len(bounds) == 2:
-        low, high = number_or_none(bounds[0]), number_or_none(bounds[1])
-        if low is not None and high is not None:
-            kind = str(spec.get("type") or spec.get("kind") or "")
-            log = bool(spec.get("log")) or spec.get("scale") == "log" or kind.startswith("log")
-            return Domain(name, low, high, log=log and low > 0, integer="int" in kind or spec.get("integer") is True)
-    return None
+    choices = spec.get("choices")
+    if isinstance(choices, list) and choices:
+        return Domain(name, choices=tuple(choices))
+    low, high = number_or_none(spec.get("low")), number_or_none(spec.get("high"))
+    if low is None or high is None:
+        return None
+    return Domain(name, low, high, log=spec.get("log") is True and low > 0, integer=spec.get("type") == "int")
 
 
 def _observed(name: str, values: Sequence[Any]) -> Domain | None:
