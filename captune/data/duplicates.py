@@ -22,6 +22,8 @@ from captune.data.tree import name_some, printable
 from captune.errors import DataError
 from captune.records import atomic_write
 
+NEARLY = 0.99
+"""Cosine of frozen features from which two images count as nearly the same."""
 _HEAD = 2**16
 # Fewer files than this are read again each time; of more the answer is kept beside the stores.
 _KEPT_FROM = 500
@@ -186,7 +188,7 @@ def _leak(group: Sequence[tuple[str, str, int]]) -> str | None:
 
 
 def nearest_across(
-    pool_ND: np.ndarray, test_TD: np.ndarray, *, threshold: float = 0.99, num_pairs: int = 10, block: int = 1024
+    pool_ND: np.ndarray, test_TD: np.ndarray, *, threshold: float = NEARLY, num_pairs: int = 10, block: int = 1024
 ) -> tuple[int, list[tuple[int, int, float]]]:
     """Test images that are nearly a pool image, by cosine of their frozen features.
 

@@ -322,12 +322,19 @@ class Mismatch(Event):
     reason: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataNotes(Event):
-    """What only the decoded images themselves tell: unreadable ones, near duplicates; no label is read for it."""
+    """What only the opened weights and the decoded images tell; no label is read for it.
+
+    Attributes:
+        notes: how the weights were read, what was assumed of them, unreadable images; in sentences.
+        near_duplicates: `count` of `num_test` test images whose frozen features have a cosine of `threshold` or more
+            with a training image's, and the ten `closest` (`test`, `train`, `cosine`); null where none was looked for.
+    """
 
     kind: ClassVar[str] = "data_notes"
     notes: tuple[str, ...] = ()
+    near_duplicates: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

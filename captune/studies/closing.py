@@ -13,15 +13,28 @@ from pathlib import Path
 import numpy as np
 
 from captune.algorithms.concepts import mismatch_report
-from captune.config import TaskConfig
+from captune.config import TaskConfig, read_yaml
 from captune.data.catalog import load_dataset
+from captune.data.duplicates import NEARLY
 from captune.data.labelling import PREDICTIONS_CSV, image_names
 from captune.decisions.choosing import choose
 from captune.decisions.criteria import ENSV, ORACLE
 from captune.errors import StudyError
-from captune.records import ENSEMBLE, JOURNAL, Event, Journal, Phase, Role, State, StudyRecord, read_journal
+from captune.plain_yaml import dump_yaml
+from captune.records import (
+    ENSEMBLE,
+    JOURNAL,
+    Event,
+    Journal,
+    Phase,
+    Role,
+    State,
+    StudyRecord,
+    atomic_write,
+    read_journal,
+)  # fmt: skip
 from captune.records.events import DataNotes, Finished, Mismatch, Planned, Settled
-from captune.records.layout import trial_directory
+from captune.records.layout import STUDY, trial_directory
 from captune.records.trial import trial_key
 from captune.results.load import add_notes
 from captune.results.report import report_study
@@ -38,6 +51,7 @@ from captune.tuning.votes import Votes
 Write = Callable[[Event], object]
 # Images times classes above which clustering the pool again and again takes minutes.
 _MISMATCH_LIMIT = 20_000_000
+_FOUND = "found_in_data"
 
 
 def close_study(directory: Path) -> tuple[StudyRecord, list[Path]]:
@@ -137,24 +151,40 @@ def find_mismatch(record: StudyRecord, write: Write) -> None:
 
 
 def note_data(record: StudyRecord, write: Write) -> None:
-    """Note unreadable images, and test images that nearly equal a training image; of one's own images, once a study."""
+    """Note what only the opened weights and the decoded images tell, once a study; in study.yaml too.
+
+    That is how the weights were read, unreadable images, and test images that nearly equal a training image.
+    """
+    if record.data_notes is None:
+        write(_found_in_data(record))
+    file, noted = record.directory / STUDY, record.data_notes
+    if noted is not None and file.exists():
+        content = read_yaml(file)
+        found = {"notes": list(noted.notes), "near_duplicates": noted.near_duplicates}
+        if content.get(_FOUND) != found:
+            atomic_write(file, dump_yaml(content | {_FOUND: found}))
+
+
+def _found_in_data(record: StudyRecord) -> DataNotes:
     task = _task(record)
-    if record.data_notes is not None or not task.dataset.startswith(("folder:", "csv:")):
-        return
-    context = open_context(task, Role.REPORT)
-    notes = [note for note in context.notes if "unreadable" in note]
+    notes = [note for note in open_context(task, Role.REPORT).notes if note not in record.opened.notes]
+    dataset = load_dataset(task)
+    if dataset.images_NHWC is not None:  # the embedded digits are nobody's copies
+        return DataNotes(notes=tuple(notes))
     found = near_duplicates(task)
+    closest = [
+        {"test": image_names(dataset, np.array([test]))[0], "train": image_names(dataset, np.array([other]))[0],
+         "cosine": round(cosine, 5)}
+        for test, other, cosine in found.pairs
+    ]  # fmt: skip
     if found.count:
-        dataset = load_dataset(task)
-        named = [
-            f"{image_names(dataset, np.array([test]))[0]} = {image_names(dataset, np.array([other]))[0]} ({cosine:.4f})"
-            for test, other, cosine in found.pairs
-        ]
+        named = ", ".join(f"{pair['test']} = {pair['train']} ({pair['cosine']:.4f})" for pair in closest[:3])
         notes.append(
             f"{found.count} of {found.num_test} test images are nearly a training image (cosine of the frozen features "
-            f"at least 0.99); the closest: {', '.join(named)}"
+            f"at least {NEARLY}); the closest: {named}{', …' if len(closest) > 3 else ''}"
         )
-    write(DataNotes(notes=tuple(notes)))
+    near = {"count": found.count, "num_test": found.num_test, "threshold": NEARLY, "closest": closest}
+    return DataNotes(notes=tuple(notes), near_duplicates=near if closest else None)
 
 
 def record_choice(record: StudyRecord, write: Write) -> None:

@@ -37,7 +37,9 @@ def near_duplicates(config: TaskConfig) -> NearDuplicates:
     """Look for them; nothing where that would take minutes."""
     context = open_context(config, Role.REPORT)
     dataset = load_dataset(config)
-    readable = np.array([path not in context.unreadable for path in dataset.paths], dtype=bool)
+    readable = np.ones(dataset.num_images, bool)
+    if context.unreadable:
+        readable[:] = [path not in context.unreadable for path in dataset.paths]
     train, test = (images[readable[images]] for images in (dataset.indices("train", "val"), dataset.indices("test")))
     if not len(train) or not len(test) or len(train) * len(test) > _MOST_PAIRS:
         return NearDuplicates(len(test), 0, ())
