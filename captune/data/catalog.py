@@ -253,6 +253,12 @@ def _catalogue_dataset(row: DatasetRow, task: TaskConfig) -> Dataset:
             where=listing.where,
             next_step="Is this the whole dataset, in the shape that is named in `captune datasets`?",
         )
+    located = listing.located()
+    absolute = {name: list(zip(split.paths, split.labels_N.tolist(), strict=True)) for name, split in located.items()}
+    listing = keep_copies_together(
+        replace(listing, splits=absolute, image_folder=None), cache_directory(task),
+        allow=False, shared_test=task.paradigm == "tft", published=True,
+    )  # fmt: skip
     splits = listing.located()
     return Dataset(
         key=row.key,
@@ -273,8 +279,9 @@ def _catalogue_notes(row: DatasetRow, layout: Layout, listing: Listing) -> tuple
         return (
             f"{row.key} is read as {layout.name} without a split file, cut by captune: {listing.cut}. "
             "Numbers made with this split do not compare with published ones.",
+            *listing.notes,
         )
-    return (f"{row.key} is read as {layout.name}, its own split files",)
+    return (f"{row.key} is read as {layout.name}, its own split files", *listing.notes)
 
 
 def _digits(row: DatasetRow) -> Dataset:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from captune.data.dataset import UNKNOWN
@@ -24,7 +25,7 @@ from captune.records import atomic_write
 
 NEARLY = 0.99
 """Cosine of frozen features from which two images count as nearly the same."""
-_HEAD = 2**16
+_PIECE = 4096
 # Fewer files than this are read again each time; of more the answer is kept beside the stores.
 _KEPT_FROM = 500
 
@@ -32,23 +33,23 @@ _KEPT_FROM = 500
 def equal_files(paths: Sequence[str], cache: Path | None = None) -> list[list[int]]:
     """Groups of positions whose files are one file (links, another spelling) or hold the same bytes; rising.
 
-    Files are read only where another has the same size, and whole only where the first 64 KiB agree too.
+    Files are read only where another has the same size, and whole only where 4 KiB from their middle agree too.
 
     Args:
         paths: files that are there.
         cache: a folder that keeps the answer for many files, by their paths, sizes and times of change.
     """
-    by_file: dict[tuple[int, int], list[int]] = defaultdict(list)
-    by_size: dict[int, list[int]] = defaultdict(list)
     digest = hashlib.sha256()
+    facts_N3 = np.empty((len(paths), 3), np.uint64)
     for position, path in enumerate(paths):
         status = os.stat(path)  # noqa: PTH116 - a Path for each of a million files costs seconds
-        same = by_file[status.st_dev, status.st_ino]
-        if not same and status.st_size:
-            by_size[status.st_size].append(position)
-        same.append(position)
+        facts_N3[position] = status.st_dev % 2**64, status.st_ino % 2**64, status.st_size
         digest.update(os.fsencode(path) + b"\0%d\0%d\n" % (status.st_size, status.st_mtime_ns))
-    alike = [positions for positions in by_size.values() if len(positions) > 1]
+    # One array and not a dictionary of a million lists: each worker of a study reads the dataset.
+    one_file = _equal_rows(facts_N3[:, :2], np.arange(len(paths)))
+    again = {position for positions in one_file for position in positions[1:]}
+    to_read = np.array([at for at in np.flatnonzero(facts_N3[:, 2]) if at not in again], np.int64)
+    alike = _equal_rows(facts_N3[to_read, 2:], to_read)
     kept = None
     if cache is not None and sum(map(len, alike)) >= _KEPT_FROM:
         kept = cache / "equal-files" / f"{digest.hexdigest()[:32]}.json"
@@ -57,18 +58,31 @@ def equal_files(paths: Sequence[str], cache: Path | None = None) -> list[list[in
         groups = _equal_bytes(paths, alike)
         if kept is not None:
             _remember(kept, groups)
-    names = {positions[0]: positions for positions in by_file.values()}
-    joined = [sorted(other for first in group for other in names[first]) for group in groups]
+    names = {positions[0]: positions for positions in one_file}
+    joined = [sorted(other for first in group for other in names.get(first, [first])) for group in groups]
     inside = {position for group in joined for position in group}
-    joined += [positions for positions in by_file.values() if len(positions) > 1 and positions[0] not in inside]
+    joined += [positions for positions in one_file if positions[0] not in inside]
     return sorted(joined)
+
+
+def _equal_rows(values_ND: npt.NDArray[np.uint64], positions_N: npt.NDArray[np.int64]) -> list[list[int]]:
+    """Positions of rows that occur more than once, a group for each, rising."""
+    order_N = np.lexsort(values_ND.T)
+    sorted_ND = values_ND[order_N]
+    starts = np.flatnonzero(np.r_[True, (sorted_ND[1:] != sorted_ND[:-1]).any(1)]) if len(order_N) else np.empty(0, int)
+    ends = np.r_[starts[1:], len(order_N)]
+    return sorted(
+        sorted(positions_N[order_N[start:end]].tolist())
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=False)
+        if end - start > 1
+    )
 
 
 def _equal_bytes(paths: Sequence[str], alike: Iterable[Sequence[int]]) -> list[list[int]]:
     found: list[list[int]] = []
     for positions in alike:
-        for begun in _grouped(positions, lambda position: _digest(paths[position], _HEAD)):
-            found += _grouped(begun, lambda position: _digest(paths[position], None))
+        for begun in _grouped(positions, lambda position: _middle(paths[position])):
+            found += _grouped(begun, lambda position: _digest(paths[position]))
     # Stubs and error pages are alike without being an image: decoding tells what they are.
     return sorted(group for group in found if _opens(paths[group[0]]))
 
@@ -88,13 +102,21 @@ def _grouped(positions: Sequence[int], key: Callable[[int], Hashable]) -> list[l
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _digest(path: str, length: int | None) -> Hashable:
+def _middle(path: str) -> Hashable:
+    """A piece of a file; its beginning is often a header that many share."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
-            if length is not None:
-                return file.read(length)
-            return hashlib.file_digest(file, "sha256").digest()
+            file.seek(max(0, os.fstat(file.fileno()).st_size // 2 - _PIECE // 2))
+            return file.read(_PIECE)
     except OSError:  # told when it is decoded; it is like no other
+        return path
+
+
+def _digest(path: str) -> Hashable:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
         return path
 
 
@@ -113,7 +135,9 @@ def _remember(file: Path, groups: list[list[int]]) -> None:
         return  # it is only found again next time
 
 
-def keep_copies_together(listing: Listing, cache: Path | None, *, allow: bool, shared_test: bool) -> Listing:
+def keep_copies_together(
+    listing: Listing, cache: Path | None, *, allow: bool, shared_test: bool, published: bool = False
+) -> Listing:
     """The listing with copies on one side of captune's own cut, and a note of copies across splits that were given.
 
     Args:
@@ -121,18 +145,24 @@ def keep_copies_together(listing: Listing, cache: Path | None, *, allow: bool, s
         cache: see `equal_files`.
         allow: copies across given splits are allowed.
         shared_test: the test images are trained on anyway (tft).
+        published: splits that were given are those of a published dataset: nobody can mend them, and all numbers on
+            them were made with its copies, so these are noted and never refused.
 
     Raises:
         DataError: copies with two labels, or test images that are training images too and not allowed to be.
     """
     placed = [(split, path, label) for split in SPLITS for path, label in listing.splits.get(split, [])]
     groups = equal_files([path for _, path, _ in placed], cache)
-    _refuse_two_labels([[placed[at] for at in group] for group in groups], listing)
     across = [group for group in groups if len({placed[at][0] for at in group}) > 1]
+    unclear = _two_labels([[placed[at] for at in group] for group in groups], listing)
+    if unclear and not published:
+        raise _two_labels_error(unclear, listing)
     notes = []
     if groups:
         copies = sum(len(group) - 1 for group in groups)
         notes.append(f"{copies} of {len(placed)} images are copies of another (the same file or the same bytes)")
+    if unclear:
+        notes.append(f"{len(unclear)} images have two labels, as copies: {name_some(unclear)}")
     if listing.cut:
         side = {at: placed[group[0]][0] for group in across for at in group}
         splits: dict[str, Items] = {split: [] for split in SPLITS}
@@ -142,17 +172,23 @@ def keep_copies_together(listing: Listing, cache: Path | None, *, allow: bool, s
     pairs = [pair for group in across if (pair := _leak([placed[at] for at in group])) is not None]
     measured = any(label != UNKNOWN for _, label in listing.splits.get("test", []))
     if pairs and measured and not shared_test:
-        if not allow:
+        if published:
+            notes.append(
+                f"{len(pairs)} test images are in the training images too, in the published split itself: "
+                f"{name_some(pairs)}"
+            )
+        elif not allow:
             raise DataError(
                 "a test image must not be a training image too, or what is measured on it is learned by heart",
                 got=f"{len(pairs)} that are: {name_some(pairs)}",
                 where=listing.where,
                 next_step="Take them out of one side, or say --allow-duplicates, which every output then records.",
             )
-        notes.append(
-            f"--allow-duplicates: {len(pairs)} test images are in the training images too, so their accuracy is "
-            f"partly learned by heart: {name_some(pairs)}"
-        )
+        else:
+            notes.append(
+                f"--allow-duplicates: {len(pairs)} test images are in the training images too, so their accuracy is "
+                f"partly learned by heart: {name_some(pairs)}"
+            )
     return _with(listing, listing.splits, notes)
 
 
@@ -163,7 +199,8 @@ def _with(listing: Listing, splits: dict[str, Items], notes: Sequence[str]) -> L
     )  # fmt: skip
 
 
-def _refuse_two_labels(groups: Sequence[Sequence[tuple[str, str, int]]], listing: Listing) -> None:
+def _two_labels(groups: Sequence[Sequence[tuple[str, str, int]]], listing: Listing) -> list[str]:
+    """Copies that have more than one label, each with its files and labels."""
     unclear = []
     for group in groups:
         labels = {label: path for _, path, label in group if label != UNKNOWN}
@@ -171,13 +208,16 @@ def _refuse_two_labels(groups: Sequence[Sequence[tuple[str, str, int]]], listing
             unclear.append(
                 " and ".join(f"{printable(path)} ({listing.class_names[label]})" for label, path in labels.items())
             )
-    if unclear:
-        raise DataError(
-            "an image must have one label",
-            got=f"{len(unclear)} with two, as copies: {'; '.join(unclear[:3])}{'; …' if len(unclear) > 3 else ''}",
-            where=listing.where,
-            next_step="Take the wrong ones away.",
-        )
+    return unclear
+
+
+def _two_labels_error(unclear: Sequence[str], listing: Listing) -> DataError:
+    return DataError(
+        "an image must have one label",
+        got=f"{len(unclear)} with two, as copies: {'; '.join(unclear[:3])}{'; …' if len(unclear) > 3 else ''}",
+        where=listing.where,
+        next_step="Take the wrong ones away.",
+    )
 
 
 def _leak(group: Sequence[tuple[str, str, int]]) -> str | None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from captune.config import TaskConfig
-from captune.data.catalog import load_dataset
+from captune.data import catalog
+from captune.data.catalog import DATASETS, load_dataset
 from captune.data.dataset import Dataset
 from captune.data.duplicates import equal_files, nearest_across
+from captune.data.names import EUROSAT_PAPER
 from captune.errors import DataError
-from tests.data.miniatures import write_image
+from tests.data.miniatures import MINIATURES, write_image
 
 
 def _load(dataset: str, paradigm: str = "ul", **values: object) -> Dataset:
@@ -85,6 +88,38 @@ def test_one_image_with_two_labels_is_an_error(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg")
     with pytest.raises(DataError, match=r"one label, but got 1 with two, as copies: .*a/1\.jpg \(a\).*b/1\.jpg \(b\)"):
         _load(f"folder:{tmp_path}", allow_duplicates=True)
+
+
+def test_copies_in_a_published_split_are_noted_and_nothing_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MINIATURES[("caltech101", 0)](tmp_path)
+    monkeypatch.setitem(DATASETS, "caltech101", replace(DATASETS["caltech101"], num_classes=3))
+    settings = {"data_root": tmp_path, "cache_dir": tmp_path / "cache"}
+    before = _load("caltech101", **settings)
+    assert not [note for note in before.notes if "copies" in note]
+    trained, tested = Path(before.train.paths[0]), Path(before.test.paths[0])
+    shutil.copy(trained, tested)
+    catalog._read_dataset.cache_clear()
+    after = _load("caltech101", **settings)
+    assert (after.train.paths, after.test.paths) == (before.train.paths, before.test.paths)
+    (note,) = [note for note in after.notes if "published split" in note]
+    assert note.startswith("1 test images are in the training images too") and str(tested) in note
+    shutil.copy(trained, Path(before.test.paths[-1]))
+    catalog._read_dataset.cache_clear()
+    assert any("1 images have two labels, as copies" in note for note in _load("caltech101", **settings).notes)
+
+
+def test_copies_stay_on_one_side_where_captune_cuts_a_catalogue_dataset(tmp_path: Path) -> None:
+    names = list(EUROSAT_PAPER)
+    for name in names:
+        for number in range(10):
+            write_image(tmp_path / "eurosat" / "2750" / name / f"{name}_{number}.jpg", number)
+        shutil.copy(*(tmp_path / "eurosat" / "2750" / name / f"{name}_{number}.jpg" for number in (1, 2)))
+    dataset = _load("eurosat", data_root=tmp_path, cache_dir=tmp_path / "cache")
+    sides = [{Path(path).read_bytes() for path in split.paths} for split in (dataset.train, dataset.val, dataset.test)]
+    assert not sides[0] & sides[2] and not sides[1] & (sides[0] | sides[2])
+    assert any(f"{len(names)} of {10 * len(names)} images are copies" in note for note in dataset.notes)
 
 
 @pytest.mark.parametrize("block", [3, 7, 1024])
