@@ -47,7 +47,8 @@ def sampled_context(config: TaskConfig, device: str) -> Iterator[tuple[Context, 
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="captune-") as folder:
         started = time.perf_counter()
-        store = ImageStore.open_or_build(_first_images(dataset), backbone.preprocessing, Path(folder))
+        first = _first_images(dataset)
+        store = ImageStore.open_or_build(first, backbone.preprocessing, Path(folder), keep=config.store)
         decode = (time.perf_counter() - started) / len(store)
         resident = False if plain else None
         views = _SampledViews(store, backbone.preprocessing, backbone.device, backbone.view_dtype, resident=resident)

@@ -48,7 +48,7 @@ _OWN = ("folder", "csv", "features")
 _OF_THE_POOL = (
     "descriptions", "shots", "pool_imbalance", "pool_fraction", "shot_noise", "holdout_fraction", "unseal_pool",
 )  # fmt: skip
-_OF_THE_MODEL = ("backbone", "pretrained", "precision", "kernels", "cache_dir")
+_OF_THE_MODEL = ("backbone", "pretrained", "precision", "kernels", "cache_dir", "store")
 _OWN_TEST: Paradigm = "tft"
 
 
@@ -257,7 +257,7 @@ def _catalogue_dataset(row: DatasetRow, task: TaskConfig) -> Dataset:
     absolute = {name: list(zip(split.paths, split.labels_N.tolist(), strict=True)) for name, split in located.items()}
     listing = keep_copies_together(
         replace(listing, splits=absolute, image_folder=None), cache_directory(task),
-        allow=False, shared_test=task.paradigm == "tft", published=True,
+        allow=False, shared_test=False, published=True,
     )  # fmt: skip
     splits = listing.located()
     return Dataset(

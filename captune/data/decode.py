@@ -7,6 +7,7 @@ eighth of their size in the viewer's reading.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
@@ -131,6 +132,15 @@ def decode_array(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
     """Resize one uint8 array (H, W, 1 or 3); one channel stands for grey."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     return resize_image(image, preprocessing, "open_clip")
+
+
+def decode_stored(data: bytes) -> Pixels:
+    """The pixels (H, W, 3) of a JPEG that captune itself wrote."""
+    if simplejpeg is not None:
+        pixels_HW3: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+        return pixels_HW3
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)
 
 
 def resize_image(image: Image.Image, preprocessing: Preprocessing, reading: Reading = "open_clip") -> Pixels:

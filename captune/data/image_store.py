@@ -1,13 +1,15 @@
 """The image store: every image decoded and resized once per node, read by all trials from one memory map.
 
-On disk a store is a folder `images-<key>` with `pixels.u8` (the images one behind another, HWC), `index.npy` (offset,
-height, width of each) and `meta.json`. The key stands for the files (path, size, time of change) and the resize, so a
-changed file or another backbone makes another store. An unreadable image is black there and named in `meta.json`.
+On disk a store is a folder `images-<key>` with `pixels.u8` (the images one behind another, HWC) or `images.jpeg` (a
+JPEG of each, one behind another), `index.npy` (offset, height, width of each) and `meta.json`. The key stands for the
+files (path, size, time of change) and the resize, so a changed file or another backbone makes another store. An
+unreadable image is black there and named in `meta.json`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -17,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +27,15 @@ from PIL import Image
 
 from captune.data.build_once import build_once, note_work
 from captune.data.dataset import Dataset, IntArray
-from captune.data.decode import Pixels, Reading, Unreadable, decode_array, decode_file, stored_size
+from captune.data.decode import (
+    Pixels,
+    Reading,
+    Unreadable,
+    decode_array,
+    decode_file,
+    decode_stored,
+    stored_size,
+)  # fmt: skip
 from captune.data.tree import name_some, printable
 from captune.errors import DataError
 from captune.preprocessing import Preprocessing
@@ -37,6 +48,11 @@ _THREADS = min(8, os.cpu_count() or 1)
 # From here on a person wants to know before it is built.
 _LARGE = 200e6
 _SAMPLED = 64
+_ENCODED = 16
+_QUALITY = 95
+_FILES = {"pixels": "pixels.u8", "jpeg": "images.jpeg"}
+Keep = Literal["pixels", "jpeg"]
+T = TypeVar("T")
 
 
 class ImageStore:
@@ -44,8 +60,9 @@ class ImageStore:
 
     Attributes:
         key: content address, 32 hex digits.
+        keep: "pixels", or "jpeg" where each image is kept as a JPEG and decoded when it is asked for.
         sizes_N2: height and width of each stored image.
-        offsets_N: where each begins in `flat()`.
+        offsets_N: where each begins in the file.
         unreadable: index → reason of the images that could not be decoded.
     """
 
@@ -55,12 +72,13 @@ class ImageStore:
         meta = json.loads((directory / "meta.json").read_text())
         self.key = key
         self.directory = directory
+        self.keep: Keep = meta.get("keep", "pixels")
         self.unreadable: dict[int, str] = {int(index): why for index, why in meta.get("unreadable", {}).items()}
         self.sizes_N2: IntArray = index_N3[:, 1:]
         self.offsets_N: IntArray = index_N3[:, 0]
         # np.memmap refuses empty files, and an empty dataset has one.
-        self._pixels: npt.NDArray[np.uint8] = (
-            np.memmap(directory / "pixels.u8", np.uint8, "r") if len(index_N3) else np.empty(0, np.uint8)
+        self._bytes: npt.NDArray[np.uint8] = (
+            np.memmap(directory / _FILES[self.keep], np.uint8, "r") if len(index_N3) else np.empty(0, np.uint8)
         )
         self.uniform_size: tuple[int, int] | None = None
         if len(index_N3) and bool((self.sizes_N2 == self.sizes_N2[0]).all()):
@@ -73,6 +91,7 @@ class ImageStore:
         preprocessing: Preprocessing,
         cache_dir: Path,
         *,
+        keep: Keep = "pixels",
         progress: Progress | None = None,
     ) -> ImageStore:
         """Open the store of a dataset, decoding all its images first if this node has none yet.
@@ -81,18 +100,20 @@ class ImageStore:
             dataset: its images in index order.
             preprocessing: whose size, resize mode and interpolation apply.
             cache_dir: where stores are kept on this node.
+            keep: what is kept of each resized image: its pixels, or a JPEG (quality 95, no chroma subsampling) in a
+                sixth of the room, whose pixels differ by a grey level or two.
             progress: called with (images done, images in all) while building.
 
         Raises:
             DataError: more unreadable images than the dataset allows (counted, three named), a disk too small, or a
                 cache directory that cannot be written.
         """
-        key = store_key(dataset, preprocessing)
+        key = store_key(dataset, preprocessing, keep)
         directory = cache_dir / f"images-{key}"
 
         def build(part: Path) -> None:
-            _check_room(dataset, preprocessing, part)
-            _write(part, dataset, preprocessing, progress)
+            _check_room(dataset, preprocessing, part, keep)
+            _write(part, dataset, preprocessing, keep, progress)
             note_work(decoded=dataset.num_images)
 
         build_once(directory, is_whole=lambda at: _is_whole(at, dataset.num_images), build=build)
@@ -108,12 +129,18 @@ class ImageStore:
 
     @property
     def num_bytes(self) -> int:
-        """Of all pixels."""
-        return len(self._pixels)
+        """Of all images as they are kept."""
+        return len(self._bytes)
 
     def flat(self) -> npt.NDArray[np.uint8]:
-        """All images one behind another, read-only."""
-        return self._pixels
+        """The pixels of all images one behind another, read-only.
+
+        Raises:
+            ValueError: the store keeps JPEGs.
+        """
+        if self.keep != "pixels":
+            raise ValueError("flat() must be called on a store of pixels")
+        return self._bytes
 
     @cached_property
     def largest_crop(self) -> tuple[int, int]:
@@ -124,10 +151,13 @@ class ImageStore:
         return int(height), int(width)
 
     def image(self, index: int) -> Pixels:
-        """One stored image as a read-only view (H, W, 3), uint8."""
+        """One stored image (H, W, 3), uint8; a read-only view where pixels are kept."""
         height, width = self.sizes_N2[index]
         start = int(self.offsets_N[index])
-        view: Pixels = self._pixels[start : start + int(height * width) * 3].reshape(int(height), int(width), 3)
+        if self.keep == "jpeg":
+            end = int(self.offsets_N[index + 1]) if index + 1 < len(self) else len(self._bytes)
+            return decode_stored(self._bytes[start:end].tobytes())
+        view: Pixels = self._bytes[start : start + int(height * width) * 3].reshape(int(height), int(width), 3)
         return view
 
     def images(self, indices: IntArray) -> Pixels:
@@ -139,11 +169,16 @@ class ImageStore:
         if self.uniform_size is None:
             raise ValueError("images() must be called on a store of one image size")
         height, width = self.uniform_size
-        whole: Pixels = self._pixels.reshape(len(self), height, width, 3)
+        if self.keep == "jpeg":
+            copied: Pixels = np.empty((len(indices), height, width, 3), np.uint8)
+            for row, index in enumerate(indices.tolist()):
+                copied[row] = self.image(index)
+            return copied
+        whole: Pixels = self._bytes.reshape(len(self), height, width, 3)
         return whole[indices]
 
 
-def store_key(dataset: Dataset, preprocessing: Preprocessing) -> str:
+def store_key(dataset: Dataset, preprocessing: Preprocessing, keep: Keep = "pixels") -> str:
     """The content address of a dataset's store: files by path, size and time of change, arrays by their bytes.
 
     Raises:
@@ -152,6 +187,8 @@ def store_key(dataset: Dataset, preprocessing: Preprocessing) -> str:
     digest = hashlib.sha256(
         json.dumps([_FORMAT, preprocessing.image_size, preprocessing.resize_mode, preprocessing.interpolation]).encode()
     )
+    if keep != "pixels":
+        digest.update(f"{keep} {_QUALITY}".encode())
     if dataset.reading != "open_clip":
         digest.update(f"{dataset.reading} {_VIEWER}".encode())
     if dataset.images_NHWC is not None:
@@ -171,42 +208,60 @@ def store_key(dataset: Dataset, preprocessing: Preprocessing) -> str:
     return digest.hexdigest()[:32]
 
 
-def _decoded(dataset: Dataset, preprocessing: Preprocessing) -> Iterator[tuple[str, Pixels | Unreadable]]:
-    """All images in index order, decoded by a few threads (Pillow lets go of the interpreter lock while decoding)."""
+def _kept_images(
+    dataset: Dataset, preprocessing: Preprocessing, keep: Keep
+) -> Iterator[tuple[str, tuple[Pixels, bytes | memoryview] | Unreadable]]:
+    """All images in index order: pixels, and what is kept of them."""
+
+    def kept(pixels: Pixels) -> tuple[Pixels, bytes | memoryview]:
+        return pixels, _encoded(pixels) if keep == "jpeg" else np.ascontiguousarray(pixels).data
+
     if dataset.images_NHWC is not None:
-        return (("", decode_array(pixels, preprocessing)) for pixels in dataset.images_NHWC)
-    return decode_many(dataset.paths, preprocessing, dataset.reading)
+        return (("", kept(decode_array(pixels, preprocessing))) for pixels in dataset.images_NHWC)
+    return decode_many(dataset.paths, preprocessing, dataset.reading, kept)
 
 
-def _check_room(dataset: Dataset, preprocessing: Preprocessing, part: Path) -> None:
+def _check_room(dataset: Dataset, preprocessing: Preprocessing, part: Path, keep: Keep) -> None:
     """Say how large the store will be where it is large, and see that the disk holds it.
 
     Raises:
         DataError: the disk is too small.
     """
-    if dataset.images_NHWC is not None or not dataset.paths:
+    count, free = len(dataset.paths), shutil.disk_usage(part).free
+    if not count:
         return
-    each = _bytes_an_image(dataset.paths, preprocessing)
-    needed, free = each * len(dataset.paths), shutil.disk_usage(part).free
+
+    def each(kept: Keep) -> float:
+        return (_bytes_of_pixels if kept == "pixels" else _bytes_of_jpegs)(dataset, preprocessing)
+
+    needed = count * each(keep)
     if needed > free:
+        with_jpegs = count * each("jpeg") if keep == "pixels" else needed
+        smaller = f" Or keep JPEGs: --store jpeg takes about {with_jpegs / 1e9:,.1f} GB."
         raise DataError(
             "the store of decoded images must fit on the disk",
-            got=f"{needed / 1e9:,.1f} GB for {len(dataset.paths):,} images of {each / 1e3:,.0f} kB, {free / 1e9:,.1f} "
+            got=f"{needed / 1e9:,.1f} GB for {count:,} images of {needed / count / 1e3:,.0f} kB, {free / 1e9:,.1f} "
             "GB free",
             where=part.parent,
-            next_step="Free space, or name another disk by --cache-dir or $CAPTUNE_CACHE.",
+            next_step="Free space, or name another disk by --cache-dir or $CAPTUNE_CACHE."
+            + (smaller if with_jpegs < needed else ""),
         )
     if needed > _LARGE:
         sys.stderr.write(
-            f"decoding {len(dataset.paths):,} images once for all trials: {each / 1e3:,.0f} kB each, "
+            f"decoding {count:,} images once for all trials: {needed / count / 1e3:,.0f} kB each, "
             f"{needed / 1e9:,.1f} GB in {part.parent}\n"
         )
 
 
-def _bytes_an_image(paths: Sequence[str], preprocessing: Preprocessing) -> float:
-    """Mean bytes of a stored image, from the headers of some files spread over all."""
+def _sample(paths: Sequence[str], count: int) -> Sequence[str]:
+    """About as many files, spread over all."""
+    return paths[:: max(1, len(paths) // count)]
+
+
+def _bytes_of_pixels(dataset: Dataset, preprocessing: Preprocessing) -> float:
+    """Mean bytes of the pixels of a stored image, from the headers of some files."""
     sizes = []
-    for path in paths[:: max(1, len(paths) // _SAMPLED)]:
+    for path in _sample(dataset.paths, _SAMPLED):
         try:
             with Image.open(path) as image:
                 sizes.append(stored_size(image.height, image.width, preprocessing))
@@ -215,21 +270,53 @@ def _bytes_an_image(paths: Sequence[str], preprocessing: Preprocessing) -> float
     return float(np.mean([3 * height * width for height, width in sizes])) if sizes else 0.0
 
 
+def _bytes_of_jpegs(dataset: Dataset, preprocessing: Preprocessing) -> float:
+    """Mean bytes of the JPEG of a stored image, from a few that are made."""
+    found = decode_many(_sample(dataset.paths, _ENCODED), preprocessing, dataset.reading)
+    sizes = [len(_encoded(pixels)) for _, pixels in found if not isinstance(pixels, Unreadable)]
+    return float(np.mean(sizes)) if sizes else 0.0
+
+
+def _encoded(pixels_HW3: Pixels) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(file, "JPEG", quality=_QUALITY, subsampling=0)
+    return file.getvalue()
+
+
+@overload
 def decode_many(
     paths: Sequence[str], preprocessing: Preprocessing, reading: Reading = "viewer"
-) -> Iterator[tuple[str, Pixels | Unreadable]]:
-    """Decode files in order with a few threads; an unreadable one comes as its `Unreadable`."""
+) -> Iterator[tuple[str, Pixels | Unreadable]]: ...
 
-    def attempt(path: str) -> Pixels | Unreadable:
+
+@overload
+def decode_many(
+    paths: Sequence[str], preprocessing: Preprocessing, reading: Reading, finish: Callable[[Pixels], T]
+) -> Iterator[tuple[str, T | Unreadable]]: ...
+
+
+def decode_many(
+    paths: Sequence[str],
+    preprocessing: Preprocessing,
+    reading: Reading = "viewer",
+    finish: Callable[[Pixels], Any] = lambda pixels: pixels,
+) -> Iterator[tuple[str, Any]]:
+    """Decode files in order with a few threads; an unreadable one comes as its `Unreadable`.
+
+    Pillow, simplejpeg and torch let go of the interpreter lock while they work. `finish` is called with the pixels, in
+    the same threads, and what it returns is handed out.
+    """
+
+    def attempt(path: str) -> Any:
         try:
-            return decode_file(path, preprocessing, reading)
+            return finish(decode_file(path, preprocessing, reading))
         except Unreadable as reason:
             return reason
 
     with ThreadPoolExecutor(_THREADS) as pool:
         queue = iter(paths)
         # A short window: a whole dataset of pending results would not fit in memory.
-        window: list[tuple[str, Future[Pixels | Unreadable]]] = [
+        window: list[tuple[str, Future[Any]]] = [
             (path, pool.submit(attempt, path)) for path in islice(queue, 4 * _THREADS)
         ]
         try:
@@ -254,27 +341,30 @@ def unreadable_images(broken: Sequence[tuple[str, str]], dataset: str, num_image
     )
 
 
-def _write(part: Path, dataset: Dataset, preprocessing: Preprocessing, progress: Progress | None) -> None:
+def _write(part: Path, dataset: Dataset, preprocessing: Preprocessing, keep: Keep, progress: Progress | None) -> None:
     index: list[tuple[int, int, int]] = []
     broken: list[tuple[str, str]] = []
     unreadable: dict[int, str] = {}
     offset, num_images = 0, dataset.num_images
     black = np.zeros((preprocessing.image_size, preprocessing.image_size, 3), np.uint8)
-    with (part / "pixels.u8").open("wb") as file:
-        for number, (path, pixels) in enumerate(_decoded(dataset, preprocessing)):
-            if isinstance(pixels, Unreadable):
-                broken.append((path, str(pixels)))
-                unreadable[number] = str(pixels)
-                pixels = black
+    with (part / _FILES[keep]).open("wb") as file:
+        for number, (path, found) in enumerate(_kept_images(dataset, preprocessing, keep)):
+            if isinstance(found, Unreadable):
+                broken.append((path, str(found)))
+                unreadable[number] = str(found)
+                found = black, _encoded(black) if keep == "jpeg" else black.data
+            pixels, kept = found
             if len(broken) <= dataset.max_unreadable * num_images:  # else the rest is only read to be counted
                 index.append((offset, pixels.shape[0], pixels.shape[1]))
-                offset += file.write(np.ascontiguousarray(pixels).data)
+                offset += file.write(kept)
             if progress is not None:
                 progress(number + 1, num_images)
     if len(broken) > dataset.max_unreadable * num_images:
         raise unreadable_images(broken, dataset.key, num_images)
     np.save(part / "index.npy", np.array(index, np.int64).reshape(-1, 3))
-    meta = {"format": _FORMAT, "num_images": len(index), "num_bytes": offset, "unreadable": unreadable}
+    meta = {
+        "format": _FORMAT, "keep": keep, "num_images": len(index), "num_bytes": offset, "unreadable": unreadable
+    }  # fmt: skip
     (part / "meta.json").write_text(json.dumps(meta))
 
 
@@ -284,7 +374,7 @@ def _is_whole(directory: Path, num_images: int) -> bool:
         return (
             meta["format"] == _FORMAT
             and meta["num_images"] == num_images
-            and (directory / "pixels.u8").stat().st_size == meta["num_bytes"]
+            and (directory / _FILES[meta.get("keep", "pixels")]).stat().st_size == meta["num_bytes"]
             and len(np.load(directory / "index.npy", mmap_mode="r" if num_images else None)) == num_images
         )
     except (OSError, ValueError, KeyError, TypeError):

@@ -25,8 +25,8 @@ _SHARED: WeakValueDictionary[tuple[str, Preprocessing, str], ResidentPixels] = W
 
 
 def fits(store: ImageStore, device: torch.device) -> bool:
-    """Whether a store takes at most a tenth of a GPU's memory and Triton is installed; never on another device."""
-    if device.type != "cuda" or len(store) == 0 or find_spec("triton") is None:
+    """Whether a store of pixels takes at most a tenth of a GPU's memory and Triton is installed; else never."""
+    if store.keep != "pixels" or device.type != "cuda" or len(store) == 0 or find_spec("triton") is None:
         return False
     return store.num_bytes <= _SHARE * torch.cuda.get_device_properties(device).total_memory
 

@@ -163,7 +163,7 @@ def _open(
         backbone = _backbone(config, device, options)
         text_features_KD = _text_features(backbone, task, config, notes)
         cache = cache_directory(config)
-        store = ImageStore.open_or_build(dataset, backbone.preprocessing, cache, progress=progress)
+        store = ImageStore.open_or_build(dataset, backbone.preprocessing, cache, keep=config.store, progress=progress)
         resident = False if plain else None
         if store.unreadable:
             task = without_images(task, np.array(list(store.unreadable), np.int64))

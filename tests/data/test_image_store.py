@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from captune.data import decode
 from captune.data.dataset import Dataset, Split, empty_split
 from captune.data.image_store import ImageStore, store_key
+from captune.data.views import ImageViews
 from captune.errors import DataError
 from captune.preprocessing import Preprocessing
 from tests.data.miniatures import write_image
@@ -189,3 +193,68 @@ def test_killed_builder_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -
     store = ImageStore.open_or_build(_dataset(paths), _PREPROCESSING, cache)
     assert len(store) == len(paths)
     assert not [path for path in cache.iterdir() if path.name.endswith(".part")], "the remains are cleared away"
+
+
+# ---- JPEGs in place of pixels
+
+
+def _photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number, size in enumerate(sizes):
+        rough = Image.fromarray(generator.integers(0, 256, (6, 8, 3)).astype(np.uint8))
+        rough.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+_WIDE = Preprocessing(96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def test_a_store_of_jpegs_holds_the_same_images_in_less_room(tmp_path: Path) -> None:
+    dataset = _dataset(_photos(tmp_path / "images", [(120, 100), (96, 130), (300, 200), (97, 97)]))
+    pixels = ImageStore.open_or_build(dataset, _WIDE, tmp_path / "cache")
+    jpegs = ImageStore.open_or_build(dataset, _WIDE, tmp_path / "cache", keep="jpeg")
+    assert jpegs.key != pixels.key and (pixels.keep, jpegs.keep) == ("pixels", "jpeg")
+    assert jpegs.sizes_N2.tolist() == pixels.sizes_N2.tolist()
+    assert jpegs.num_bytes < pixels.num_bytes / 3
+    for index in range(4):
+        assert np.abs(jpegs.image(index).astype(int) - pixels.image(index)).mean() < 1.5
+    with pytest.raises(ValueError, match="store of pixels"):
+        jpegs.flat()
+    again = ImageStore.open_or_build(dataset, _WIDE, tmp_path / "cache", keep="jpeg")
+    assert np.array_equal(again.image(3), jpegs.image(3)), "it was not built again, and is whole"
+
+
+def test_views_of_jpegs_are_those_of_their_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, sizes in (("ragged", [(120, 100), (96, 130), (200, 150)]), ("uniform", [(100, 100)] * 3)):
+        dataset = _dataset(_photos(tmp_path / name, sizes))
+        jpegs = ImageStore.open_or_build(dataset, _WIDE, tmp_path / "cache", keep="jpeg")
+        plain = ImageStore.open_or_build(dataset, _WIDE, tmp_path / "cache")
+        views = ImageViews(jpegs, _WIDE, "cpu")
+        indices = np.array([2, 0])
+        weak = views.weak(indices)
+        assert weak.shape == (2, 3, 96, 96)
+        assert (weak - ImageViews(plain, _WIDE, "cpu").weak(indices)).abs().mean() < 2 * 1.5 / 255
+        crops = {"flip_probability": 0.5, "crop_scale_min": 0.3}
+        strong = views.strong(indices, torch.Generator().manual_seed(0), **crops)
+        assert torch.equal(strong, views.strong(indices, torch.Generator().manual_seed(0), **crops))
+        monkeypatch.setattr(decode, "simplejpeg", None)
+        assert torch.equal(views.weak(indices), weak), "Pillow decodes the same pixels"
+        monkeypatch.undo()
+
+
+def test_unreadable_images_are_black_in_a_store_of_jpegs_too(tmp_path: Path) -> None:
+    paths = _photos(tmp_path / "images", [(120, 100), (96, 130), (97, 97)])
+    paths[1].write_bytes(b"")
+    dataset = replace(_dataset(paths), max_unreadable=0.5)
+    store = ImageStore.open_or_build(dataset, _WIDE, tmp_path / "cache", keep="jpeg")
+    assert store.unreadable == {1: "empty file"} and store.image(1).max() == 0 and store.image(2).max() > 0
+
+
+def test_a_full_disk_is_told_what_jpegs_would_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = _dataset(_photos(tmp_path / "images", [(120, 100)] * 4))
+    usage = type("Usage", (), {"free": 50_000})
+    monkeypatch.setattr("captune.data.image_store.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(DataError, match=r"4 images of 33 kB, .*Or keep JPEGs: --store jpeg takes about 0\.0 GB"):
+        ImageStore.open_or_build(dataset, _WIDE, tmp_path / "cache")
+    assert ImageStore.open_or_build(dataset, _WIDE, tmp_path / "cache", keep="jpeg").num_bytes < 50_000
