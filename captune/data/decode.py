@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from captune.data.file_kinds import HEIC_HELP, HEIC_SUFFIXES, reads_heic
+from captune.data.file_kinds import HEIC_HELP, HEIC_SUFFIXES, open_image, reads_heic
 from captune.preprocessing import Preprocessing
 
 try:
@@ -83,7 +83,7 @@ def decode_file(path: str | Path, preprocessing: Preprocessing, reading: Reading
         if str(path).lower().endswith(HEIC_SUFFIXES) and not reads_heic():
             raise Unreadable(HEIC_HELP)
         try:
-            image = Image.open(path)
+            image = open_image(path)
         except Image.DecompressionBombError:
             if reading == "open_clip":
                 raise
@@ -125,7 +125,7 @@ def _what_else(path: Path) -> str:
         return "empty file"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer in place of the image (fetch it: git lfs pull)"
-    return "no image format that Pillow knows"
+    return "no image format that captune reads"
 
 
 def decode_array(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from captune.data.dataset import UNKNOWN
+from captune.data.file_kinds import open_image
 from captune.data.listing import SPLITS, Items, Listing
 from captune.data.tree import name_some, printable
 from captune.errors import DataError
@@ -89,7 +89,7 @@ def _equal_bytes(paths: Sequence[str], alike: Iterable[Sequence[int]]) -> list[l
 
 def _opens(path: str) -> bool:
     try:
-        with Image.open(path):
+        with open_image(path):
             return True
     except Exception:  # whatever damaged files make Pillow raise
         return False

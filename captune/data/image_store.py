@@ -36,6 +36,7 @@ from captune.data.decode import (
     decode_stored,
     stored_size,
 )  # fmt: skip
+from captune.data.file_kinds import open_image
 from captune.data.tree import name_some, printable
 from captune.errors import DataError
 from captune.preprocessing import Preprocessing
@@ -263,7 +264,7 @@ def _bytes_of_pixels(dataset: Dataset, preprocessing: Preprocessing) -> float:
     sizes = []
     for path in _sample(dataset.paths, _SAMPLED):
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 sizes.append(stored_size(image.height, image.width, preprocessing))
         except Exception:  # told when it is decoded
             continue

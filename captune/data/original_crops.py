@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captune.data.dataset import Dataset, IntArray
 from captune.data.decode import Pixels
+from captune.data.file_kinds import open_image
 from captune.data.views import Feed, ImageViews, Normalise, sample_boxes, upload
 from captune.preprocessing import Preprocessing
 
@@ -90,7 +91,7 @@ class OriginalCrops:
         if self._dataset.images_NHWC is not None:
             pixels = self._dataset.images_NHWC[index]
             return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        return Image.open(os.fspath(self._dataset.paths[index]))
+        return open_image(os.fspath(self._dataset.paths[index]))
 
     def _size_of(self, index: int) -> tuple[int, int]:
         if index not in self._sizes:

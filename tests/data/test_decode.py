@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from captune.data import decode
 from captune.data.catalog import load_dataset
 from captune.data.dataset import Dataset, Split, empty_split
 from captune.data.decode import MAX_ASPECT, Unreadable, decode_file
+from captune.data.duplicates import equal_files
 from captune.data.image_store import ImageStore
 from captune.data.views import centre_crop
 from captune.errors import DataError
@@ -208,6 +210,24 @@ def test_a_damaged_jpeg_is_read_or_refused_as_by_pillow(
     monkeypatch.setattr(decode, "simplejpeg", None)
     assert fast == read()
     assert capfd.readouterr().err == "", "the library's own warnings are nobody's business"
+
+
+def test_a_program_for_ghostscript_called_photo_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "photo.eps")
+    (tmp_path / "photo.eps").rename(tmp_path / "photo.jpg")
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/was_run\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    with pytest.raises(Unreadable, match="no image format that captune reads"):
+        decode_file(tmp_path / "photo.jpg", _SMALL)
+    equal_files([str(tmp_path / "photo.jpg")] * 2)
+    assert not (tmp_path / "was_run").exists()
+    with Image.open(tmp_path / "photo.jpg") as plain, contextlib.suppress(Exception):
+        plain.load()
+    assert (tmp_path / "was_run").exists(), "Pillow itself would have"
 
 
 # ---- unreadable ones
