@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from captune.data.near_duplicates import nearest_across
+from captune.data.duplicates import nearest_across
 from tests.tools.photos import SHARED_DATA
 
 _COPIES = 25
