@@ -177,9 +177,7 @@ class TaskConfig(Config):
     cache_dir: PathField = Field(
         None, description="folder for decoded images and features; default $CAPTUNE_CACHE, else ~/.cache/captune/store"
     )
-    store: Literal["pixels", "jpeg"] = Field(
-        "pixels", description="what is kept there of an image: pixels, or a JPEG (quality 95) in a sixth of the room"
-    )
+    store: Literal["pixels", "jpeg"] = Field("pixels", description="kept of images: pixels, or JPEGs, a sixth as large")
     protocol: Literal["coop", "paper"] = Field(
         "coop", description="split files: those of CoOp, or those of the CAP paper (as GRIP published them)"
     )
