@@ -13,12 +13,12 @@ from captune import own_process
 # As in the command line and in workers: PyTorch's compiler and timm stay out until a test needs them.
 own_process.declare()
 
-# By CPU seconds, or by seconds waited for Ray; order alone depends on this.
+# By CPU seconds, or by seconds waited for Ray; order alone depends on this. Two files that start Ray are kept apart.
 _LONG_FIRST = (
-    "tuning/test_engine.py", "tuning/test_watching.py", "tuning/test_gpus.py", "studies/test_closing.py",
-    "results/test_report.py", "algorithms/test_methods.py", "studies/test_kills.py", "training/test_trial.py",
-    "bench/test_plain.py", "tools/test_tiny.py", "data/test_views.py", "bench/test_bench.py", "cost/test_trial.py",
-    "tuning/test_screen.py", "model/test_fused.py", "tuning/test_cell.py", "cli/test_options.py",
+    "tuning/test_engine.py", "studies/test_closing.py", "results/test_report.py", "algorithms/test_methods.py",
+    "studies/test_kills.py", "training/test_trial.py", "tuning/test_watching.py", "bench/test_plain.py",
+    "tools/test_tiny.py", "data/test_views.py", "bench/test_bench.py", "cost/test_trial.py", "tuning/test_screen.py",
+    "model/test_fused.py", "tuning/test_gpus.py", "tuning/test_cell.py", "cli/test_options.py",
     "analysis/test_scripts.py", "cli/test_using.py", "algorithms/test_blend.py", "tuning/test_study.py",
     "tuning/test_cli.py", "model/test_towers.py", "cli/test_doctor.py", "results/test_questions.py",
 )  # fmt: skip
