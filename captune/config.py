@@ -212,8 +212,8 @@ class TaskConfig(Config):
     )
     kernels: Annotated[Literal["auto", "plain"], MODEL] = Field(
         "auto",
-        description="on a GPU: auto uses recorded steps, Triton kernels and images kept in GPU memory; "
-        "plain uses none of them",
+        description="auto: on a GPU recorded steps, Triton kernels and images kept in GPU memory; on a CPU steps "
+        "for frozen features written by hand; plain: none of them",
     )
     template: Annotated[str | None, MODEL] = Field(
         None, description="prompt template with one {}; default: the dataset's"

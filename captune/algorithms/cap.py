@@ -11,6 +11,8 @@ The equations are in captune/equations, whose README.md names the function of ea
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,6 +38,7 @@ from captune.algorithms.main_samples import (
     prototype_table,
     renewed_boards,
 )
+from captune.algorithms.packed_cap import PackedCap
 from captune.data.paradigms import IntArray
 from captune.data.views import Feed, upload
 from captune.equations.alignment import alignment_loss, class_prototypes, ema_update
@@ -46,6 +49,7 @@ from captune.equations.reweighting import class_weights
 from captune.metrics import balance
 from captune.seeding import torch_generator
 from captune.training.context import Context
+from captune.training.packs import LearnedStack
 from captune.training.step import Batch, Branch
 
 
@@ -146,6 +150,7 @@ class Cap:
         steps = list(zip(self.labelled_S, self.main_S, strict=True))
         images_S = [np.concatenate([labelled.indices_N[own], self.main_M2[main, 0]]) for own, main in steps]
         labels_S = [np.concatenate([labelled.labels_N[own], self.main_M2[main, 1]]) for own, main in steps]
+        self.trusted_S, self.labels_S = images_S, labels_S
 
         def uploaded(rows_SB: IntArray) -> Feed:
             return upload(rows_SB, device).__getitem__
@@ -160,7 +165,7 @@ class Cap:
                 "labelled": ragged_feed(self.labelled_S, uploaded),
             }
         if config.self_training:
-            draws = views.draw(
+            draws = self.draws = views.draw(
                 self.pool_SB,
                 generator,
                 flip_probability=config.flip_probability,
@@ -235,6 +240,22 @@ class Cap:
                 text_KD, self.prototypes_KD, temperature=config.alignment_temperature, present_K=self.present_K
             )
         return loss, self._predictions(weak_logits_BK)
+
+    def pack_key(self) -> Hashable | None:
+        """What CAPs must share whose steps of this epoch are taken together (`PackedCap`); None: not to be packed."""
+        config, context = self.config, self.context
+        usual = config.main_samples and config.self_training and not config.shared_adapter and len(self.main_M2) > 0
+        evenly = config.batching == "full" and config.micro_batch is None
+        if not (config.tuning == "features" and usual and evenly and context.packs):
+            return None
+        return (
+            id(context), config.adapter_hidden, config.batch_size, config.steps_per_epoch, config.confusion,
+            config.pseudolabel_classes,
+        )  # fmt: skip
+
+    def packed(self, others: Sequence[Cap], stack: LearnedStack) -> PackedCap:
+        """The epoch's steps of CAPs whose keys are equal."""
+        return PackedCap(others, stack)
 
     def _encoded(self, batch: Batch, learned_R: Tensor | slice, text_KD: Tensor) -> Tensor:
         """Features with gradients: of labelled images and main samples, then of some strong views."""

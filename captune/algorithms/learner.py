@@ -6,6 +6,8 @@ each a mean over its own batch; with one candidate an image, PL is the cross-ent
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,12 +22,14 @@ from captune.algorithms.common import (
     predict_strong_probs,
 )
 from captune.algorithms.configs import LearnerConfig
+from captune.algorithms.packed_learner import PackedLearner
 from captune.data.paradigms import IntArray
 from captune.data.views import Feed, upload
 from captune.equations.candidates import partial_label_loss
 from captune.metrics import balance
 from captune.seeding import torch_generator
 from captune.training.context import Context
+from captune.training.packs import LearnedStack
 from captune.training.step import Batch
 
 
@@ -56,9 +60,10 @@ class Learner:
     def _feeds(self, generator: torch.Generator) -> dict[str, Feed]:
         """What the epoch's steps read: labelled images, then pseudolabelled ones."""
         config, device = self.config, self.context.device
-        images_SB = np.concatenate(
+        images_SB = self.images_SB = np.concatenate(
             [self.context.task.labelled.indices_N[self.labelled_SB], self.images_P[self.pseudo_SB]], axis=1
         )
+        self.draws: Tensor | None = None
         if images_SB.size == 0:
             return {}
         labelled_SB, pseudo_SB = upload(self.labelled_SB, device), upload(self.pseudo_SB, device)
@@ -69,7 +74,7 @@ class Learner:
         }
         if config.training_view == "weak":
             return feeds | {"images": self.views.feed(images_SB)}
-        draws = self.views.draw(
+        draws = self.draws = self.views.draw(
             images_SB,
             generator,
             flip_probability=config.flip_probability,
@@ -97,6 +102,17 @@ class Learner:
         logits_BK, candidates_BK = classifier.logit_scale * image_BD @ text_KD.T, batch["candidates"]
         trusted = partial_label_loss(logits_BK[:num_labelled], candidates_BK[:num_labelled])
         return trusted + partial_label_loss(logits_BK[num_labelled:], candidates_BK[num_labelled:]), {}
+
+    def pack_key(self) -> Hashable | None:
+        """What learners must share whose steps of this epoch are taken together (`PackedLearner`); None: not packed."""
+        config, context = self.config, self.context
+        if not (config.tuning == "features" and config.micro_batch is None and context.packs and self.feeds):
+            return None
+        return id(context), config.steps_per_epoch, config.training_view, self.images_SB.shape, self.pseudo_SB.shape
+
+    def packed(self, others: Sequence[Learner], stack: LearnedStack) -> PackedLearner:
+        """The epoch's steps of learners whose keys are equal."""
+        return PackedLearner(others, stack)
 
     def observe(self, seen: Batch) -> None:
         """Nothing is kept of a step."""

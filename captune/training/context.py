@@ -44,7 +44,7 @@ class Context:
         text_features_KD: the frozen CLIP's normalised class-prompt features, on the device.
         logit_scale: s = exp(logit_scale) of the loaded CLIP.
         device: where training runs.
-        recorded: whether steps are recorded as CUDA graphs there.
+        recorded: whether steps may be recorded as CUDA graphs there, or packed (off with `kernels: plain`).
         notes: what the weights and class names themselves tell, and a person should know.
         unreadable: file → reason of the images that are left out of the task.
     """
@@ -64,6 +64,14 @@ class Context:
     def remembered(self) -> dict[Hashable, Any]:
         """What trials compute of the frozen side alone, by name: the next trial of this process finds it here."""
         return {}
+
+    @property
+    def packs(self) -> bool:
+        """Whether steps on frozen features are taken for several trials at once (`captune.training.packs`).
+
+        On a GPU each trial's steps are recorded instead.
+        """
+        return self.recorded and self.device.type == "cpu"
 
     @property
     def feature_views(self) -> FeatureViews:

@@ -5,8 +5,10 @@ An algorithm says what a step's loss is; optimiser, schedule, checkpoints and sc
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +20,9 @@ from captune.errors import TrainingFailed
 from captune.model.classifier import Classifier
 from captune.training.checkpoint import prefixed, without_prefix
 from captune.training.context import Context
+from captune.training.memory import is_out_of_memory
 from captune.training.optim import Sgd, warmup_cosine
+from captune.training.packs import LearnedStack, PackedSteps
 from captune.training.step import Batch, batches_of, step_of
 
 
@@ -149,25 +153,59 @@ class Loop:
         Raises:
             TrainingFailed: the loss or a learned tensor is not finite.
         """
-        optimizer = self._optimizer
-        if optimizer is None:
+        (outcome,) = train_together([self])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    @property
+    def optimizer(self) -> Sgd:
+        """What moves the learned tensors.
+
+        Raises:
+            ValueError: the method does not train.
+        """
+        if self._optimizer is None:
             raise ValueError("run_epoch must be called on a method that trains")
+        return self._optimizer
+
+    def start_epoch(self) -> None:
+        """Prepare the next epoch."""
         if self.epoch % self.epochs_per_round == 0:
-            optimizer.forget()
+            self.optimizer.forget()
         self.algorithm.start_epoch(self.epoch)
-        steps = self.config.steps_per_epoch
-        total: Tensor | float = 0.0
-        for step, batch in enumerate(batches_of(self.algorithm, steps, self._device)):
-            optimizer.learning_rate = self.learning_rate(self.epoch * steps + step)
+
+    def approach(self, step: int) -> None:
+        """Set the learning rate of a step of this epoch."""
+        self.optimizer.learning_rate = self.learning_rate(self.epoch * self.config.steps_per_epoch + step)
+
+    def take_steps(self) -> Tensor:
+        """The epoch's steps, one by one by autograd; the sum of their losses."""
+        total = torch.zeros((), device=self._device)
+        for step, batch in enumerate(batches_of(self.algorithm, self.config.steps_per_epoch, self._device)):
+            self.approach(step)
             loss, seen = self._step(batch)
-            optimizer.step()  # leaves parameters without a gradient alone
+            self.optimizer.step()  # leaves parameters without a gradient alone
             self.algorithm.observe(seen)
             total = total + loss
-        mean_loss = float(total) / steps
+        return total
+
+    def pack_key(self) -> Hashable | None:
+        """What loops must share whose steps of this epoch are taken together; None where it takes its own."""
+        key: Hashable | None = getattr(self.algorithm, "pack_key", lambda: None)()
+        return None if key is None else (type(self.algorithm), key)
+
+    def end_epoch(self, total: Tensor) -> dict[str, float]:
+        """Take stock of an epoch whose losses add up to `total`, and return its figures.
+
+        Raises:
+            TrainingFailed: the loss or a learned tensor is not finite.
+        """
+        mean_loss = float(total) / self.config.steps_per_epoch
         self._check_finite(mean_loss)
         figures = self.algorithm.end_epoch(self.epoch)
         self.epoch += 1
-        return {"loss": mean_loss, "learning_rate": optimizer.learning_rate, **figures}
+        return {"loss": mean_loss, "learning_rate": self.optimizer.learning_rate, **figures}
 
     def _check_finite(self, loss: float) -> None:
         classifier = self.algorithm.classifier
@@ -203,6 +241,63 @@ class Loop:
                 if str(index) in momentum:
                     self._optimizer.velocities[index] = momentum[str(index)].to(parameter.device, parameter.dtype)
         self.algorithm.load_tensors(without_prefix("algorithm", tensors))
+
+
+def train_together(loops: Sequence[Loop]) -> list[dict[str, float] | Exception]:
+    """Train the next epoch of several loops; steps that can be packed are taken together.
+
+    Returns:
+        The figures of each, or what ended it; the others go on.
+
+    Raises:
+        RuntimeError: memory ran out, for all of them.
+    """
+    outcomes: list[dict[str, float] | Exception] = [{} for _ in loops]
+    groups: dict[Hashable, list[int]] = {}
+    for number, loop in enumerate(loops):
+        with _noted(outcomes, number):
+            loop.start_epoch()
+            key = loop.pack_key()
+            groups.setdefault(("alone", number) if key is None else key, []).append(number)
+    for key, numbers in groups.items():
+        group = [loops[number] for number in numbers]
+        if key == ("alone", numbers[0]):
+            with _noted(outcomes, numbers[0]):
+                outcomes[numbers[0]] = group[0].end_epoch(group[0].take_steps())
+            continue
+        totals_P = _take_steps_together(group)
+        for number, loop, total in zip(numbers, group, totals_P, strict=True):
+            with _noted(outcomes, number):
+                outcomes[number] = loop.end_epoch(total)
+    return outcomes
+
+
+@torch.no_grad()
+def _take_steps_together(loops: Sequence[Loop]) -> Tensor:
+    """An epoch's steps of loops whose algorithms can be packed; the sums of their losses (P,)."""
+    algorithms: list[Any] = [loop.algorithm for loop in loops]
+    stack = LearnedStack([each.classifier for each in algorithms], [loop.optimizer for loop in loops])
+    steps: PackedSteps = algorithms[0].packed(algorithms, stack)
+    totals_P = torch.zeros(len(loops))
+    for step in range(loops[0].config.steps_per_epoch):
+        for loop in loops:
+            loop.approach(step)
+        totals_P = totals_P + steps.step(step)
+        stack.descend(steps.moved)
+    stack.hand_back(steps.moved)
+    steps.end()
+    return totals_P
+
+
+@contextmanager
+def _noted(outcomes: list[dict[str, float] | Exception], number: int) -> Iterator[None]:
+    """What ends one loop is its outcome; a lack of memory ends all."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        outcomes[number] = error
 
 
 class Loops:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, PREDICTIONS, RESU
 from captune.seeding import torch_generator
 from captune.training.checkpoint import load_checkpoint, save_checkpoint
 from captune.training.context import Context, open_context
-from captune.training.loop import AlgorithmSpec, final_tensors, num_parameters, training_of
+from captune.training.loop import AlgorithmSpec, Loop, final_tensors, num_parameters, train_together, training_of
 from captune.training.memory import free_memory, is_out_of_memory, out_of_memory_explained
 from captune.training.scoring import gain_errors, judged_images, selection_scores
 
@@ -106,6 +106,17 @@ class TrainingTrial:
         return self._loop.epoch
 
     @property
+    def loop(self) -> Loop:
+        """What trains it.
+
+        Raises:
+            ValueError: several loops do, one behind another.
+        """
+        if not isinstance(self._loop, Loop):
+            raise ValueError("a trial of a pack must be trained by one loop")
+        return self._loop
+
+    @property
     def finished(self) -> bool:
         """Whether all epochs are trained."""
         return self.epoch >= self.num_epochs
@@ -121,8 +132,13 @@ class TrainingTrial:
     def _run_epoch(self) -> dict[str, Any]:
         started = time.perf_counter()
         figures = self._loop.run_epoch()
+        return self._record_epoch(figures, time.perf_counter() - started)
+
+    def _record_epoch(self, figures: dict[str, float], seconds: float) -> dict[str, Any]:
+        """Score, write down and now and then save an epoch that took `seconds` to train."""
+        started = time.perf_counter()
         scores = self._epoch_scores()
-        seconds = time.perf_counter() - started
+        seconds += time.perf_counter() - started
         record = {
             "epoch": self.epoch,
             "fidelity": self.epoch / self.num_epochs,
@@ -290,6 +306,29 @@ class TrainingTrial:
         # The frozen class features: what a frozen-feature residual is added to, and all there is without training.
         tensors["frozen.text_features"] = self.context.text_features_KD
         save_checkpoint(self.directory / CHECKPOINT, tensors, self._identity())
+
+
+def run_epochs_together(trials: Sequence[TrainingTrial]) -> list[dict[str, Any] | Exception]:
+    """As `run_epoch` of each trial, with the steps that can be packed taken together (`captune.training.packs`).
+
+    The seconds of training are shared out evenly.
+
+    Returns:
+        The record of each trial's epoch, or what ended the trial; the others go on.
+
+    Raises:
+        RuntimeError: memory ran out, for all of them.
+    """
+    started = time.perf_counter()
+    figures = train_together([trial.loop for trial in trials])
+    seconds = (time.perf_counter() - started) / len(trials)
+    records: list[dict[str, Any] | Exception] = []
+    for trial, figure in zip(trials, figures, strict=True):
+        try:
+            records.append(figure if isinstance(figure, Exception) else trial._record_epoch(figure, seconds))
+        except Exception as error:
+            records.append(error)
+    return records
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -1,0 +1,191 @@
+"""A step on frozen features for P configurations at once, its gradients written by hand (README.md sections 5 and 6).
+
+The operations of such a step are so small that calling them takes longer than computing them. Here every tensor has a
+first dimension P, one entry per configuration, and no graph is recorded: a tenth of the calls for all configurations
+together. Each entry is computed by itself, so its numbers do not depend on what stands beside it.
+
+For speed nothing here checks shapes: the names tell them. N rows of features, D their width, H the adapter's hidden
+width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# As torch's `normalize`: a vector shorter than this stays short.
+_SHORTEST = 1e-12
+
+
+class AdapterTensors(NamedTuple):
+    """The tensors of P adapters, or their gradients: W1 (P, H, D), b1 (P, H), W2 (P, D, H), b2 (P, D)."""
+
+    down_weight_PHD: Tensor
+    down_bias_PH: Tensor
+    up_weight_PDH: Tensor
+    up_bias_PD: Tensor
+
+
+class Adapted(NamedTuple):
+    """What adapters made of features, and what their gradients need.
+
+    Attributes:
+        features_PND: x + r·A(x), normalised.
+        hidden_PNH: ReLU(W1·x + b1).
+        length_PN1: of x + r·A(x).
+    """
+
+    features_PND: Tensor
+    hidden_PNH: Tensor
+    length_PN1: Tensor
+
+    def rows(self, start: int) -> Adapted:
+        """The rows from `start` on."""
+        return Adapted(self.features_PND[:, start:], self.hidden_PNH[:, start:], self.length_PN1[:, start:])
+
+
+def normalised(vectors_PND: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors divided in place by their lengths, and the lengths (P, N, 1)."""
+    length_PN1 = torch.linalg.vector_norm(vectors_PND, dim=-1, keepdim=True).clamp_(min=_SHORTEST)
+    return vectors_PND.div_(length_PN1), length_PN1
+
+
+def through_normalised(gradient_PND: Tensor, unit_PND: Tensor, length_PN1: Tensor) -> Tensor:
+    """The gradient before a normalisation from the one behind it: (g - u·(u·g)) / |x| with u = x/|x|."""
+    along_PN1 = (gradient_PND * unit_PND).sum(-1, keepdim=True)
+    return torch.addcmul(gradient_PND, unit_PND, along_PN1, value=-1).div_(length_PN1)
+
+
+def adapt(features_PND: Tensor, adapter: AdapterTensors, residual_P11: Tensor) -> Adapted:
+    """x + r·(W2·ReLU(W1·x + b1) + b2), normalised, for P adapters.
+
+    Args:
+        features_PND: x, normalised.
+        adapter: W1, b1, W2, b2.
+        residual_P11: r of each configuration.
+    """
+    hidden_PNH = torch.baddbmm(adapter.down_bias_PH[:, None], features_PND, adapter.down_weight_PHD.mT).relu_()
+    mixed_PND = torch.baddbmm(adapter.up_bias_PD[:, None], hidden_PNH, adapter.up_weight_PDH.mT)
+    unit_PND, length_PN1 = normalised(mixed_PND.mul_(residual_P11).add_(features_PND))
+    return Adapted(unit_PND, hidden_PNH, length_PN1)
+
+
+def adapter_gradients(
+    gradient_PND: Tensor,
+    adapted: Adapted,
+    features_PND: Tensor,
+    adapter: AdapterTensors,
+    residual_P11: Tensor,
+    out: AdapterTensors,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of P adapters into `out`, from those of the adapted features; `adapted.hidden_PNH` is used up.
+
+    Args:
+        gradient_PND: of the loss by `adapted.features_PND`.
+        adapted, features_PND, adapter, residual_P11: of the forward pass.
+        out: where the gradients go.
+
+    Returns:
+        What `input_gradient` needs: the gradients before the normalisation (P, N, D) and before ReLU (P, N, H).
+    """
+    mixed_PND = through_normalised(gradient_PND, adapted.features_PND, adapted.length_PN1)
+    output_PND = mixed_PND * residual_P11
+    torch.bmm(output_PND.mT, adapted.hidden_PNH, out=out.up_weight_PDH)
+    torch.sum(output_PND, 1, out=out.up_bias_PD)
+    hidden_PNH = torch.bmm(output_PND, adapter.up_weight_PDH).mul_(adapted.hidden_PNH.sign_())
+    torch.bmm(hidden_PNH.mT, features_PND, out=out.down_weight_PHD)
+    torch.sum(hidden_PNH, 1, out=out.down_bias_PH)
+    return mixed_PND, hidden_PNH
+
+
+def input_gradient(mixed_PND: Tensor, hidden_PNH: Tensor, adapter: AdapterTensors) -> Tensor:
+    """The gradient of an adapter's input, from what `adapter_gradients` returned."""
+    return torch.baddbmm(mixed_PND, hidden_PNH, adapter.down_weight_PHD)
+
+
+def margin_rows(margin_PKK: Tensor, labels_PN: Tensor) -> Tensor:
+    """What the margin adds to the logits of rows with some labels: (P, N, K), 0 at the label itself.
+
+    Args:
+        margin_PKK: contiguous, its diagonals already 0.
+        labels_PN: long.
+    """
+    num_packed, num_classes, _ = margin_PKK.shape
+    rows_PN = labels_PN + num_classes * torch.arange(num_packed, device=labels_PN.device)[:, None]
+    flat_PK = margin_PKK.reshape(-1, num_classes).index_select(0, rows_PN.reshape(-1))
+    return flat_PK.view(*labels_PN.shape, num_classes)
+
+
+def cross_entropy_with_gradient(logits_PNK: Tensor, labels_PN: Tensor, factors_PN: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_i f_i·CE(z_i, y_i) of each configuration, (P,), and its gradient by the logits, (P, N, K).
+
+    A row with a factor of 0 adds exactly 0, whatever its loss.
+    """
+    log_probs_PNK = logits_PNK.log_softmax(-1)
+    labels_PN1 = labels_PN[..., None]
+    losses_PN = log_probs_PNK.gather(-1, labels_PN1)[..., 0] * -factors_PN
+    losses_P = losses_PN.masked_fill_(factors_PN == 0, 0.0).sum(-1)
+    gradient_PNK = log_probs_PNK.exp_()
+    gradient_PNK.scatter_add_(-1, labels_PN1, torch.full_like(factors_PN, -1.0)[..., None])
+    return losses_P, gradient_PNK.mul_(factors_PN[..., None])
+
+
+def alignment_with_gradient(
+    text_PKD: Tensor, prototypes_PKD: Tensor, present_PK: Tensor, temperature_P11: Tensor, weight_P11: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The weighted contrastive alignment loss of each configuration (`alignment.alignment_loss`), (P,), and its
+    gradient by the texts, (P, K, D).
+
+    Args:
+        text_PKD: T, of length 1.
+        prototypes_PKD: M, of length 1 or 0.
+        present_PK: bool, classes with a prototype.
+        temperature_P11, weight_P11: tau and lambda of each configuration.
+    """
+    absent_PK = ~present_PK
+    share_P11 = weight_P11 / (2 * present_PK.sum(1).clamp(min=1)[:, None, None])
+    logits_PKK = torch.bmm(text_PKD, prototypes_PKD.mT).div_(temperature_P11)
+    losses_P, gradient_PKK = torch.zeros_like(share_P11[:, 0, 0]), torch.zeros_like(logits_PKK)
+    for turned in (False, True):
+        one_way_PKK = logits_PKK.mT if turned else logits_PKK
+        open_PKK = one_way_PKK.masked_fill(absent_PK[:, None], float("-inf")).masked_fill_(absent_PK[..., None], 0.0)
+        log_probs_PKK = open_PKK.log_softmax(-1)
+        own_PK = log_probs_PKK.diagonal(dim1=-2, dim2=-1).masked_fill(absent_PK, 0.0)
+        losses_P = losses_P - own_PK.sum(1) * share_P11[:, 0, 0]
+        one_way_PKK = log_probs_PKK.exp_()
+        one_way_PKK.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        one_way_PKK.masked_fill_(absent_PK[..., None], 0.0)
+        gradient_PKK += one_way_PKK.mT if turned else one_way_PKK
+    return losses_P, torch.bmm(gradient_PKK.mul_(share_P11 / temperature_P11), prototypes_PKD)
+
+
+def moved_prototypes(
+    prototypes_PKD: Tensor, present_PK: Tensor, features_PND: Tensor, labels_PN: Tensor, momentum_P11: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Prototypes after a batch, and which classes have one: `alignment.class_prototypes`, then `ema_update`."""
+    num_classes = prototypes_PKD.shape[1]
+    classes_K1 = torch.arange(num_classes, device=labels_PN.device)[:, None]
+    member_PKN = (labels_PN[:, None] == classes_K1).to(features_PND.dtype)
+    counts_PK = member_PKN.sum(-1)
+    batch_PKD, _ = normalised(torch.bmm(member_PKN, features_PND).div_(counts_PK.clamp(min=1)[..., None]))
+    in_batch_PK = counts_PK > 0
+    mixed_PKD, _ = normalised(momentum_P11 * prototypes_PKD + (1 - momentum_P11) * batch_PKD)
+    either_PKD = torch.where(present_PK[..., None], prototypes_PKD, batch_PKD)
+    both_PK = present_PK & in_batch_PK
+    return torch.where(both_PK[..., None], mixed_PKD, either_PKD), present_PK | in_batch_PK
+
+
+def partial_label_with_gradient(logits_PNK: Tensor, candidates_PNK: Tensor, factors_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_i f_i·(-log Σ_{k in S_i} softmax(z_i)_k) of each configuration, (P,), and its gradient by the logits.
+
+    Args:
+        logits_PNK: z.
+        candidates_PNK: S, bool, at least one a row.
+        factors_N: f.
+    """
+    within_PNK = logits_PNK.masked_fill(~candidates_PNK, float("-inf"))
+    losses_PN = logits_PNK.logsumexp(-1) - within_PNK.logsumexp(-1)
+    gradient_PNK = logits_PNK.softmax(-1).sub_(within_PNK.softmax(-1))
+    return (losses_PN * factors_N).sum(-1), gradient_PNK.mul_(factors_N[:, None])
