@@ -51,6 +51,7 @@ class Method:
         tunable: whether it has anything to search.
         unsealed: whether it must be given the pool's true labels (research only).
         labels_only: whether it learns from labelled images alone and never looks at the pool: a control.
+        packs: whether its trials on frozen features can train together (`captune.training.packs`).
     """
 
     name: str
@@ -61,6 +62,7 @@ class Method:
     tunable: bool = True
     unsealed: bool = False
     labels_only: bool = False
+    packs: bool = False
 
     def build(self, context: Context, config: TrialConfig, seed: int) -> Algorithm:
         """The algorithm before its first epoch."""
@@ -84,19 +86,23 @@ ALGORITHMS: dict[str, Method] = {
     for method in (
         Method(
             "cap", "concept alignment and a confusion-aware calibrated margin (ICML 2025)", CapConfig, "cap:Cap",
+            packs=True,
         ),
         Method(
             "cap_mixture", "CAP averaged with a text-anchored mixture, trusted as far as the pool looks even",
-            CapMixtureConfig, "cap_mixture:CapMixture",
+            CapMixtureConfig, "cap_mixture:CapMixture", packs=True,
         ),
         Method(
             "cpl", "candidate pseudolabels by intra- and inter-instance selection (ICML 2024)", CplConfig, "cpl:Cpl",
+            packs=True,
         ),
         Method(
             "grip", "iterated pseudolabels, growing from the surest images to the whole pool (NeurIPS 2023)",
-            GripConfig, "grip:Grip",
+            GripConfig, "grip:Grip", packs=True,
         ),
-        Method("fpl", "few pseudolabels per class by zero-shot confidence (UPL, 2022)", FplConfig, "fpl:Fpl"),
+        Method(
+            "fpl", "few pseudolabels per class by zero-shot confidence (UPL, 2022)", FplConfig, "fpl:Fpl", packs=True,
+        ),
         Method(
             "transclip", "transductive Gaussian mixture guided by the text, on frozen features (NeurIPS 2024)",
             TransClipConfig, "transclip:TransClip", trains=False,
@@ -125,7 +131,7 @@ ALGORITHMS: dict[str, Method] = {
         ),
         Method(
             "supervised", "all labels of the pool: the ceiling", SupervisedConfig, "supervised:Supervised",
-            unsealed=True,
+            unsealed=True, packs=True,
         ),
     )
 }  # fmt: skip

@@ -85,13 +85,14 @@ class Journal:
         Raises:
             StudyError: they cannot be written.
         """
-        self._together = True
+        within, self._together = self._together, True
         try:
             yield
         finally:
-            self._together = False
+            self._together = within
             try:
-                self._sync()
+                if not within:
+                    self._sync()
             except OSError as error:
                 raise self._not_writable(error) from None
 

@@ -37,10 +37,10 @@ _EPOCH_HOLDOUT = 512
 class TrainingTrial:
     """A configuration trained once with one seed, in a directory of its own.
 
-    It goes on by itself from `resume.safetensors`, which is replaced whole after every epoch, or every second where
-    epochs are shorter; so a killed trial loses at most the epoch it was in, or a second of shorter ones, and its
-    numbers are those of a trial that was never killed. A trial that runs out of memory goes on from there as well,
-    once, with micro-batches: the same mathematics with fewer activations at a time.
+    It goes on by itself from `resume.safetensors`, which is replaced whole after every epoch, or every second of its
+    own training where epochs are shorter; so a killed trial loses at most the epoch it was in, or a second of shorter
+    ones, and its numbers are those of a trial that was never killed. A trial that runs out of memory goes on from there
+    as well, once, with micro-batches: the same mathematics with fewer activations at a time.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TrainingTrial:
         self.num_epochs = algorithm.num_epochs(config)
         self._algorithm_spec = algorithm
         self._in_micro_batches = False
-        self._saved = time.perf_counter()
+        self._unsaved_seconds = 0.0
         self._build()
 
     @classmethod
@@ -156,14 +156,15 @@ class TrainingTrial:
         with (self.directory / EPOCHS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         # Save now if one more epoch of this length would put more than SAVE_SECONDS of work at risk.
-        if self.finished or time.perf_counter() - self._saved + seconds >= SAVE_SECONDS:
+        self._unsaved_seconds += seconds
+        if self.finished or self._unsaved_seconds + seconds >= SAVE_SECONDS:
             self.save()
         return record
 
     def save(self) -> None:
         """Write the state from which the trial goes on."""
         save_checkpoint(self.directory / RESUME, self._loop.state(), self._identity())
-        self._saved = time.perf_counter()
+        self._unsaved_seconds = 0.0
 
     def finish(self) -> dict[str, Any]:
         """Predict the test and held-out images, write predictions and checkpoint; returns the trial's outcome.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,18 @@ class Cell:
 
     def write(self, event: Event) -> None:
         """Write an event to the journal, then act on it."""
+        self.check_driver()
+        self._apply(self._opened.append(event))
+
+    def together(self) -> AbstractContextManager[None]:
+        """Wait for the disk once for all that is written in a block."""
+        return self._opened.together()
+
+    @property
+    def _opened(self) -> Journal:
         if self._journal is None:
             raise ValueError("a cell must be opened before it writes")
-        self.check_driver()
-        self._apply(self._journal.append(event))
+        return self._journal
 
     def _apply(self, event: Event) -> None:
         known = self.trials.get(getattr(event, "key", ""))
@@ -170,13 +179,14 @@ class Cell:
             return False
         return bool(self.aborted or self.unable) or not (self.waiting or self._agenda.has_more())
 
-    def next_trial(self) -> Trial | None:
-        """The next trial to start, planned in the journal; None while there is none (yet)."""
-        if self.aborted is not None or self.unprepared is not None or self.unable is not None:
+    def next_trial(self, *, fits: Callable[[Trial | Planned], bool] = lambda _: True) -> Trial | None:
+        """The next trial to start, planned in the journal; None while there is none (yet), or it does not `fit`."""
+        if (self.aborted, self.unprepared, self.unable) != (None, None, None):
+            return None
+        if self.waiting and not fits(self.trials[self.waiting[0]]):
             return None
         if not self.waiting:
-            plan = self._plan()
-            if plan is None:
+            if (plan := self._plan(fits)) is None:
                 return None
             if plan.phase != self.record.phase:
                 self.write(PhaseBegun(name=plan.phase))
@@ -198,9 +208,7 @@ class Cell:
             self.write(SearchEnded())
 
     def retry_failed(self) -> list[str]:
-        """Hand failed trials out again; their keys, what decides most first: the search's first trial, references,
-        confirmations.
-        """
+        """Hand failed trials out again; their keys: the search's first trial, references, confirmations, others."""
         order = (Phase.REFERENCE, Phase.CONFIRM, *Phase)
         failed = [t for t in self.trials.values() if t.state is State.FAILED and t.origin != ENSEMBLE]
         failed.sort(key=lambda trial: (not trial.starts_search, order.index(trial.phase)))
@@ -209,8 +217,10 @@ class Cell:
         self.waiting.extendleft(trial.key for trial in reversed(failed))
         return [trial.key for trial in failed]
 
-    def _plan(self) -> Planned | None:
+    def _plan(self, fits: Callable[[Trial | Planned], bool]) -> Planned | None:
         step = self._agenda.next(may_search=self._may_search())
+        if step is None or not fits(step.plan if isinstance(step, Proposal) else step):
+            return None
         if not isinstance(step, Proposal):
             return step
         search = self._search if step.plan.phase is Phase.SEARCH or self.screening is None else self.screening
@@ -280,9 +290,7 @@ class Cell:
             self.write(Started(key=key, node=node, attempt=trial.attempts + 1, gpus=gpus))
 
     def deliver(self, key: str, payload: dict[str, Any]) -> bool:
-        """Take in what a worker reports of a trial; whether the trial should stop.
-
-        Reports of epochs that are already known change nothing.
+        """Take in what a worker reports of a trial, of epochs only what is new; whether the trial should stop.
 
         Args:
             key: the trial.
@@ -318,9 +326,7 @@ class Cell:
 
     def _deliver_epochs(self, trial: Trial, rows: Iterable[dict[str, Any]]) -> bool:
         """Record epochs that are new; whether the trial should stop with the last of them."""
-        if self._journal is None:
-            raise ValueError("a cell must be opened before it writes")
-        with self._journal.together():
+        with self.together():
             for row in rows:
                 if row["epoch"] > trial.num_epochs:
                     stop = self._hopeless(trial, row)

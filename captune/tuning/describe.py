@@ -10,11 +10,13 @@ import numpy as np
 
 from captune.algorithms import ALGORITHMS, method_named, paper_config
 from captune.config import Paradigm, StudyConfig, TaskConfig, TrialConfig
+from captune.data.catalog import load_dataset
 from captune.data.paradigms import Task, build_task
 from captune.decisions.criteria import CRITERIA, resolve_criterion
 from captune.errors import UsageError
 from captune.records import Role
 from captune.training.context import cell_notes
+from captune.tuning.packing import most_packed
 from captune.tuning.specs import CellInfo
 
 # Cheap, and without them no gain can be shown.
@@ -68,6 +70,7 @@ def describe_cell(study: StudyConfig) -> CellInfo:
         both_roles=both_roles,
         notes=cell_notes(task_config, score),
         screen_base=screen_base,
+        most_packed=_most_packed(task_config),
     )
 
 
@@ -103,6 +106,13 @@ def _screen_base(study: StudyConfig, base: TrialConfig) -> TrialConfig | None:
         )
     epochs = max(base.warmup_epochs, math.ceil(SCREEN_BUDGET * base.epochs))
     return base.with_values({"tuning": "features", "epochs": epochs}, where="the screen")
+
+
+def _most_packed(task_config: TaskConfig) -> int:
+    """Trials on frozen features that one worker trains together at most."""
+    dataset = load_dataset(task_config)
+    features = dataset.image_features_MD
+    return most_packed(dataset.num_images, None if features is None else features.shape[1])
 
 
 def _num_scored(task: Task, criterion: str) -> int:

@@ -47,7 +47,9 @@ def run_cells(
         StudyError: Ray cannot go on.
         KeyboardInterrupt: a signal came twice, or before the first trial.
     """
-    planner = Planner(cells, threads=allotment.threads, gpus=allotment.gpus, timeout=trial_timeout)
+    # On a GPU each trial's steps are recorded; and a logger that is a service has one entry per trial of Tune's.
+    packed = not allotment.gpus and not callbacks
+    planner = Planner(cells, threads=allotment.threads, gpus=allotment.gpus, timeout=trial_timeout, packed=packed)
     scheduler = StudyScheduler(planner)
     for cell in cells:
         cell.report_seconds = gathering_seconds(allotment.concurrency)
@@ -107,8 +109,8 @@ def gathering_seconds(concurrency: int) -> float:
 
 
 def _trial_name(trial: Any) -> str:
-    order = TrialSpec.from_json(trial.config[SPEC])
-    return f"{order.cell}-{order.key}"
+    first, *others = TrialSpec.pack_from_json(trial.config[SPEC])
+    return f"{first.cell}-{first.key}" + (f"-and-{len(others)}" if others else "")
 
 
 def _trial_id(trial: Any) -> str:

@@ -13,6 +13,11 @@ TRIAL_BYTES = 1_250_000_000
 # A measured peak is not the highest there will be; a process on a GPU holds the driver's context and libraries besides.
 _MARGIN = 1.1
 _GB = 1e9
+# Measured (analysis/measurements/packs.md): from here on a step is arithmetic and memory, no longer overhead.
+MOST_PACKED = 8
+# A trial keeps its own copy of the features; together they stay a fraction of what any trial is taken to need.
+_PACK_BYTES = 250e6
+_LARGEST_WIDTH = 1024
 
 
 @dataclass(frozen=True)
@@ -122,3 +127,19 @@ def allot(
         )
     at_once = 1 if deterministic else concurrency or room
     return Allotment(at_once, cpus=cpus, gpus=gpus, memory_bytes=memory)
+
+
+def most_packed(num_images: int, width: int | None) -> int:
+    """Trials that one worker trains together at most: fewer where the features are large.
+
+    Args:
+        num_images: of the dataset.
+        width: of its features; None where no model is opened yet to tell.
+    """
+    bytes_a_trial = 4 * max(1, num_images) * (width or _LARGEST_WIDTH)
+    return int(min(MOST_PACKED, max(1, _PACK_BYTES // bytes_a_trial)))
+
+
+def block_size(num_trials: int, most: int) -> int:
+    """Length of the even blocks that a search's trials are packed in: an even number of blocks, for two workers."""
+    return max(1, math.ceil(num_trials / (2 * math.ceil(num_trials / (2 * most)))))

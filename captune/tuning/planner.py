@@ -25,6 +25,8 @@ from ray.tune.search import Searcher
 from captune.errors import StudyError
 from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
+from captune.tuning.packs import next_pack
+from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import PAYLOAD, SPEC
 
 # A trial that takes its node with it every time would otherwise be handed out for ever.
@@ -37,6 +39,7 @@ class Planner(Searcher):
     Args:
         cells: opened studies.
         threads: CPU threads of a trial.
+        packed: whether a worker may train several trials on frozen features together.
         gpus: its share of them.
         timeout: seconds after which a trial that has not ended is ended as failed.
 
@@ -46,7 +49,13 @@ class Planner(Searcher):
     """
 
     def __init__(
-        self, cells: Sequence[Cell], *, threads: int = 1, gpus: float = 0.0, timeout: float | None = None
+        self,
+        cells: Sequence[Cell],
+        *,
+        threads: int = 1,
+        gpus: float = 0.0,
+        timeout: float | None = None,
+        packed: bool = True,
     ) -> None:
         super().__init__()
         self.cells = list(cells)
@@ -56,7 +65,8 @@ class Planner(Searcher):
         self._gpus = gpus
         self._timeout = timeout
         self._began: dict[str, float] = {}
-        self._trials: dict[str, tuple[Cell, str]] = {}
+        self._packed = packed
+        self._trials: dict[str, tuple[Cell, tuple[str, ...]]] = {}
         self._handed_out = dict.fromkeys((cell.name for cell in cells), 0)
 
     def interrupt(self) -> None:
@@ -73,11 +83,12 @@ class Planner(Searcher):
             return str(Searcher.FINISHED)
         turns = sorted(self.cells, key=lambda cell: (len(cell.active), self._handed_out[cell.name]))
         for cell in turns:
-            trial = cell.next_trial()
-            if trial is not None:
-                self._handed_out[cell.name] += 1
-                self._trials[trial_id] = (cell, trial.key)
-                return {SPEC: cell.spec(trial, threads=self._threads).to_json()}
+            pack = next_pack(cell, packed=self._packed)
+            if pack:
+                self._handed_out[cell.name] += len(pack)
+                self._trials[trial_id] = (cell, tuple(trial.key for trial in pack))
+                specs = [cell.spec(trial, threads=self._threads) for trial in pack]
+                return {SPEC: TrialSpec.pack_to_json(specs)}
         if all(cell.finished for cell in self.cells):
             return str(Searcher.FINISHED)
         if not self._trials:
@@ -86,34 +97,40 @@ class Planner(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial has ended: by itself, by the scheduler, or because the study was interrupted."""
-        cell, key = self._trials.pop(trial_id, (None, ""))
+        cell, keys = self._trials.pop(trial_id, (None, ()))
         if cell is None:
             return
         if result is not None and PAYLOAD in result:
-            cell.deliver(key, json.loads(result[PAYLOAD]))
-        cell.give_back(key)
+            _deliver(cell, result)
+        for key in keys:
+            cell.give_back(key)
 
     def handed_out(self) -> list[str]:
         """Tune's trials that have not ended, in the order they were handed out."""
         return list(self._trials)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take in an epoch; whether the trial should stop."""
-        cell, key = self._trials[trial_id]
-        return cell.deliver(key, json.loads(result[PAYLOAD]))
+        """Take in epochs; whether the worker should stop. It drops by itself those of a pack that have ended."""
+        cell, keys = self._trials[trial_id]
+        _deliver(cell, result)
+        return all(cell.trials[key].ended for key in keys)
 
     def started(self, trial_id: str, node: str | None) -> None:
         """A trial was given to an actor."""
-        cell, key = self._trials[trial_id]
+        cell, keys = self._trials[trial_id]
         self._began[trial_id] = time.monotonic()
-        cell.start(key, node, self._gpus)
+        with cell.together():
+            for key in keys:
+                cell.start(key, node, self._gpus / len(keys))
 
     def overdue(self) -> dict[str, StudyError]:
         """Tune's trials that have had more than their time, with the error to end them by."""
         if self._timeout is None:
             return {}
         now = time.monotonic()
-        seconds = {trial_id: now - self._began.get(trial_id, now) for trial_id in self._trials}
+        seconds = {
+            trial_id: (now - self._began.get(trial_id, now)) / len(keys) for trial_id, (_, keys) in self._trials.items()
+        }
         return {
             trial_id: StudyError(
                 f"a trial must end within --trial-timeout ({self._timeout:.0f} s)",
@@ -126,13 +143,14 @@ class Planner(Searcher):
 
     def lost(self, trial_id: str, error: BaseException | None, node_ip: str | None) -> None:
         """A trial's process is gone."""
-        cell, key = self._trials.pop(trial_id)
-        if isinstance(error, StudyError):
-            cell.fail(key, str(error), node=node_ip)
-            return
-        preempted = isinstance(error, RayActorError) and (error.preempted or _node_gone(error, node_ip))
-        preempted = preempted and cell.trials[key].preemptions < _MOST_PREEMPTIONS
-        cell.crash(key, _reason(error), node=node_ip, preempted=preempted)
+        cell, keys = self._trials.pop(trial_id)
+        gone = isinstance(error, RayActorError) and (error.preempted or _node_gone(error, node_ip))
+        for key in keys:
+            if isinstance(error, StudyError):
+                cell.fail(key, str(error), node=node_ip)
+                continue
+            preempted = gone and cell.trials[key].preemptions < _MOST_PREEMPTIONS
+            cell.crash(key, _reason(error), node=node_ip, preempted=preempted)
 
     # Tune snapshots its searcher; the journal is the only truth, so there is nothing to save.
 
@@ -150,6 +168,14 @@ class Planner(Searcher):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Planner, ((),))
+
+
+def _deliver(cell: Cell, result: dict[str, Any]) -> None:
+    """Tell a cell what a worker reports of its trials."""
+    payload = json.loads(result[PAYLOAD])
+    with cell.together():
+        for told in payload["told"]:
+            cell.deliver(told["key"], told | {"node": payload["node"]})
 
 
 def _node_gone(error: RayActorError, node_ip: str | None) -> bool:

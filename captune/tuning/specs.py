@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class CellInfo:
         both_roles: score trials hide classes or test images, so that the report metric needs trials of its own.
         notes: what a person should know of the backbone, in sentences.
         screen_base: the published configuration for the trials that screen, where the study screens.
+        most_packed: trials on frozen features that one worker's memory holds at once.
     """
 
     name: str
@@ -44,6 +46,7 @@ class CellInfo:
     both_roles: bool = False
     notes: tuple[str, ...] = ()
     screen_base: TrialConfig | None = None
+    most_packed: int = 1
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,17 @@ class TrialSpec:
     threads: int
     report_seconds: float = 1.0
 
-    def to_json(self) -> str:
-        """One line of JSON (Tune copies and flattens configurations; a string stays a string)."""
-        return json.dumps(asdict(self))
+    @staticmethod
+    def pack_to_json(pack: Sequence[TrialSpec]) -> str:
+        """Orders for trials that one worker trains together, as one line (Tune copies and flattens configurations; a
+        string stays a string).
+        """
+        return json.dumps([asdict(spec) for spec in pack])
 
     @classmethod
-    def from_json(cls, text: str) -> TrialSpec:
-        """The order that `to_json` wrote."""
-        values = json.loads(text)
-        return cls(**values | {"role": Role(values["role"])})
+    def pack_from_json(cls, text: str) -> list[TrialSpec]:
+        """The orders that `pack_to_json` wrote."""
+        return [cls(**values | {"role": Role(values["role"])}) for values in json.loads(text)]
 
     def hyperparameters(self) -> dict[str, Any]:
         """What the trial is, for people who look at it elsewhere."""

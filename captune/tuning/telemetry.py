@@ -61,7 +61,8 @@ def _readable(callback: type[Any]) -> type[Any]:
 
     class Readable(callback):
         def log_trial_start(self, trial: Any) -> None:
-            order = TrialSpec.from_json(trial.config[SPEC])
+            # These callbacks are only used where every worker trains one trial at a time.
+            (order,) = TrialSpec.pack_from_json(trial.config[SPEC])
             whole, trial.config = trial.config, order.hyperparameters()
             try:
                 super().log_trial_start(trial)
@@ -69,8 +70,8 @@ def _readable(callback: type[Any]) -> type[Any]:
                 trial.config = whole
 
         def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-            reported = json.loads((trial.last_result or {}).get(PAYLOAD, "{}"))
-            super().log_trial_end(trial, failed or "failed" in reported)
+            reported = json.loads((trial.last_result or {}).get(PAYLOAD, '{"told": []}'))
+            super().log_trial_end(trial, failed or any("failed" in told for told in reported["told"]))
 
     return Readable
 

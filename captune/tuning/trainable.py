@@ -1,4 +1,4 @@
-"""The Ray Tune trainable: one actor that trains trial after trial.
+"""The Ray Tune trainable: one actor that trains trial after trial, on frozen features several together.
 
 It reports epochs and an outcome; what they mean is decided by the driver. A trial's own files are the only thing it
 needs to go on after its process died, so Tune's checkpoints stay off.
@@ -6,6 +6,7 @@ needs to go on after its process died, so Tune's checkpoints stay off.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -13,7 +14,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -23,7 +24,7 @@ from ray.tune import Trainable
 
 from captune.data.build_once import Work, work_done
 from captune.errors import CaptuneError, StudyError
-from captune.records.layout import EPOCHS
+from captune.records.layout import EPOCHS, TRIAL_LOCK
 from captune.tuning.gpus import require_gpu
 from captune.tuning.schedulers import at_rung
 from captune.tuning.specs import TrialSpec
@@ -83,83 +84,187 @@ def open_trial_anywhere(spec: TrialSpec) -> OpenTrial:
     )
 
 
+class Member:
+    """A trial that an actor trains: its order, and once it is open its lock, its training and what is to be told.
+
+    Attributes:
+        spec: the order.
+        trial: its training, None before it is open and after it was let go.
+        ended: whether it has come to its end, has failed or was ended by the driver.
+        told: epochs that the driver knows.
+        prepared: images that opening it decoded and encoded: on a node that joined later, or whose store was removed.
+    """
+
+    def __init__(self, spec: TrialSpec) -> None:
+        self.spec = spec
+        self.trial: OpenTrial | None = None
+        self.ended = False
+        self.told = spec.reported
+        self.prepared = Work()
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._lock: IO[str] | None = None
+
+    @property
+    def due(self) -> int | None:
+        """The epoch that is to be told next; None where every one was told."""
+        return self.told + 1 if self.trial is not None and self.told < self.trial.num_epochs else None
+
+    def open(self, open_trial: Callable[[TrialSpec], OpenTrial]) -> None:
+        """Open the trial. Epochs that were trained but not told when a process died have their records on disk."""
+        self._lock = _lock(self.spec.path)
+        before = work_done()
+        self.trial = open_trial(self.spec)
+        self.prepared = work_done() - before
+        self._rows = {row["epoch"]: row for row in _known_rows(self.spec.path) if row["epoch"] <= self.trial.epoch}
+
+    def take(self, row: dict[str, Any]) -> None:
+        """Keep the record of an epoch until it is told."""
+        self._rows[row["epoch"]] = row | _memory()
+
+    def tell(self) -> dict[str, Any]:
+        """The record of the epoch that is due."""
+        self.told += 1
+        return self._rows.pop(self.told)
+
+    def dropped(self) -> bool:
+        """Whether the driver has ended the trial: it then takes the trial's lock away."""
+        return self._lock is not None and not (self.spec.path / TRIAL_LOCK).exists()
+
+    def release(self) -> None:
+        """Let go of the trial."""
+        self.trial = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
 class StudyTrainable(Trainable):
-    """Trains the trial its configuration names; an actor is used for one trial after another."""
+    """Trains the trials its configuration names together; an actor is used for one pack of trials after another.
+
+    What it tells of a pack comes epoch by epoch, of each epoch in the order of the pack. So a pack that was killed and
+    goes on, perhaps with some of its trials an epoch ahead, tells the driver what it would have told uninterrupted.
+    """
 
     def setup(self, config: dict[str, Any], open_trial: Callable[[TrialSpec], OpenTrial] = open_trial) -> None:
-        """Take the first trial."""
+        """Take the first trials."""
         self._open_trial = open_trial
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial."""
+        """Take the next trials."""
         self._release()
         self._take(new_config)
         return True
 
     def _take(self, config: dict[str, Any]) -> None:
-        self._spec = TrialSpec.from_json(config[SPEC])
-        self._trial: OpenTrial | None = None
-        self._made = Work()
-        self._lock: IO[str] | None = None
+        self._members = [Member(spec) for spec in TrialSpec.pack_from_json(config[SPEC])]
 
     def step(self) -> dict[str, Any]:
         """Train until there is something to report, and report it; failures are reported, not raised.
 
         That is one epoch where epochs take long; short ones come together, as often as a person can follow, and always
         up to where the scheduler decides. The last come with the outcome.
+
+        Raises:
+            RuntimeError: memory ran out for a pack; its trials are then tried again one by one.
         """
-        rows: list[dict[str, Any]] = []
-        payload: dict[str, Any] = {"rows": rows, "node": platform.node()}
+        self._report: list[dict[str, Any]] = []
         try:
-            payload["outcome"] = self._advance(rows)
-        except (CaptuneError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, OSError) as error:
-            # A bug or a full disk ends this trial with its reason; a study of others goes on.
-            payload["failed"] = _failure(error)
-        if self._made != Work():
-            # A node that joined later, or whose store was removed: what it made is counted as well.
-            payload["prepared"], self._made = asdict(self._made), Work()
-        done = bool(payload.get("outcome") or payload.get("failed"))
-        if done:
+            self._advance()
+        except BaseException:
             self._release()
-        if "failed" in payload:
+            raise
+        if any("failed" in told for told in self._report):
             _free_memory()
         # For Ray's own loggers; the driver reads the payload alone.
-        shown = (rows[-1] if rows else {}) | (payload.get("outcome") or {})
+        last: dict[str, Any] = self._report[-1] if self._report else {}
+        shown = (last.get("rows") or [{}])[-1] | last.get("outcome", {})
         numbers = {key: value for key, value in shown.items() if isinstance(value, (int, float))}
-        return {**numbers, PAYLOAD: json.dumps(payload), "done": done}
+        payload = json.dumps({"told": self._report, "node": platform.node()})
+        return {**numbers, PAYLOAD: payload, "done": all(member.ended for member in self._members)}
 
-    def _advance(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Open the trial or train on, adding records to `rows`; the outcome once it has ended."""
-        began = time.perf_counter()
-        trial = self._trial
-        if trial is None:
-            self._lock = _lock(self._spec.path)
-            worked = work_done()
-            trial = self._trial = self._open_trial(self._spec)
-            self._made = work_done() - worked
-            # Epochs that were trained but not reported when a process died: their records lie in the trial's directory.
-            rows += [row for row in _known_rows(self._spec.path) if self._spec.reported < row["epoch"] <= trial.epoch]
-            if rows and trial.epoch < trial.num_epochs:
-                return None
-        while trial.epoch < trial.num_epochs:
-            rows.append(trial.run_epoch() | _memory())
-            judged = at_rung(trial.epoch, trial.num_epochs)
-            if trial.epoch < trial.num_epochs and (judged or time.perf_counter() - began > self._spec.report_seconds):
-                return None
-        started = time.perf_counter()
-        outcome = trial.finish()
-        return {**outcome, "seconds": time.perf_counter() - started}
+    def _advance(self) -> None:
+        """Open the trials or train on until there is something to report."""
+        began, seconds = time.perf_counter(), self._members[0].spec.report_seconds
+        for member in self._members:
+            if member.dropped():
+                member.ended = True
+                member.release()
+            elif member.trial is None and not member.ended:
+                with self._failing(member):
+                    member.open(self._open_trial)
+                if member.prepared != Work():
+                    self._tell(member, prepared=asdict(member.prepared))
+        while (due := min((member.due for member in self._alive if member.due is not None), default=0)) > 0:
+            self._train_up_to(due)
+            judged = False
+            for member in self._alive:
+                if member.trial is not None and member.due == due:
+                    self._tell(member, rows=[member.tell()])
+                    judged = judged or at_rung(due, member.trial.num_epochs)
+            if self._finish() or judged or time.perf_counter() - began > seconds:
+                return
+        self._finish()
+
+    @property
+    def _alive(self) -> list[Member]:
+        return [member for member in self._members if not member.ended]
+
+    def _train_up_to(self, epoch: int) -> None:
+        """Train every member that owes this epoch until it has it; steps of a pack are taken together."""
+        while owing := [m for m in self._alive if m.trial and m.due is not None and m.trial.epoch < epoch >= m.due]:
+            trials: list[Any] = [member.trial for member in owing]
+            if len(trials) == 1:
+                with self._failing(owing[0]):
+                    owing[0].take(trials[0].run_epoch())
+                continue
+            from captune.training.trial import run_epochs_together
+
+            for member, record in zip(owing, run_epochs_together(trials), strict=True):
+                with self._failing(member):
+                    if isinstance(record, Exception):
+                        raise record
+                    member.take(record)
+
+    def _finish(self) -> bool:
+        """Finish the members that owe no epoch; whether there were any."""
+        through = [member for member in self._alive if member.due is None]
+        for member in through:
+            with self._failing(member):
+                assert member.trial is not None  # for the type checker: it has been opened
+                started = time.perf_counter()
+                while member.trial.epoch < member.trial.num_epochs:  # told, but trained after the last checkpoint
+                    member.trial.run_epoch()
+                outcome = member.trial.finish()
+                self._tell(member, outcome={**outcome, "seconds": time.perf_counter() - started})
+                member.ended = True
+                member.release()
+        return bool(through)
+
+    def _tell(self, member: Member, **what: Any) -> None:
+        """Add to the report; what comes of one trial without another's between is one entry."""
+        if not self._report or self._report[-1]["key"] != member.spec.key:
+            self._report.append({"key": member.spec.key, "rows": []})
+        self._report[-1]["rows"] += what.pop("rows", [])
+        self._report[-1] |= what
+
+    @contextlib.contextmanager
+    def _failing(self, member: Member) -> Iterator[None]:
+        """A bug or a full disk ends one trial with its reason; others go on."""
+        try:
+            yield
+        except (CaptuneError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, OSError) as error:
+            self._tell(member, failed=_failure(error))
+            member.ended = True
+            member.release()
 
     def cleanup(self) -> None:
-        """Let go of the trial."""
+        """Let go of the trials."""
         self._release()
 
     def _release(self) -> None:
-        self._trial = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        for member in self._members:
+            member.release()
 
 
 def _known_rows(directory: Path) -> list[dict[str, Any]]:
@@ -179,7 +284,7 @@ def _lock(directory: Path) -> IO[str]:
         StudyError: another process keeps it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / ".lock").open("w")
+    file = (directory / TRIAL_LOCK).open("w")
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:

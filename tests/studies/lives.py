@@ -9,6 +9,8 @@ from typing import Any
 from captune.config import StudyConfig, TaskConfig
 from captune.studies import closing
 from captune.studies.planning import Plan, plan_study
+from captune.tuning.packs import next_pack
+from captune.tuning.specs import TrialSpec
 from captune.tuning.study import OpenStudy
 from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable, open_trial_anywhere
 
@@ -23,14 +25,19 @@ def settings(paradigm: str, **values: Any) -> StudyConfig:
 
 
 def run_trials(plan: Plan, *, resume: bool = False) -> OpenStudy:
-    """Run all trials of a study that are left, one after another."""
+    """Run all trials of a study that are left, one pack after another."""
     opened = OpenStudy(plan.directory, plan.study, plan.info, plan.space, resume=resume, durable=False)
-    while (trial := opened.cell.next_trial()) is not None:
-        opened.cell.start(trial.key, "node")
+    cell = opened.cell
+    while pack := next_pack(cell):
+        for trial in pack:
+            cell.start(trial.key, "node")
         worker = StudyTrainable.__new__(StudyTrainable)
-        worker.setup({SPEC: opened.cell.spec(trial, threads=1).to_json()}, open_trial=open_trial_anywhere)
-        while not opened.cell.deliver(trial.key, json.loads(worker.step()[PAYLOAD])):
-            continue
+        specs = [cell.spec(trial, threads=1) for trial in pack]
+        worker.setup({SPEC: TrialSpec.pack_to_json(specs)}, open_trial=open_trial_anywhere)
+        while not all(trial.ended for trial in pack):
+            payload = json.loads(worker.step()[PAYLOAD])
+            for told in payload["told"]:
+                cell.deliver(told["key"], told | {"node": payload["node"]})
         worker.cleanup()
     assert opened.cell.finished
     return opened
