@@ -279,11 +279,17 @@ def _take_steps_together(loops: Sequence[Loop]) -> Tensor:
     stack = LearnedStack([each.classifier for each in algorithms], [loop.optimizer for loop in loops])
     steps: PackedSteps = algorithms[0].packed(algorithms, stack)
     totals_P = torch.zeros(len(loops))
-    for step in range(loops[0].config.steps_per_epoch):
-        for loop in loops:
-            loop.approach(step)
-        totals_P = totals_P + steps.step(step)
-        stack.descend(steps.moved)
+    # With several threads a product of one differs from one of several in its last bit; and it gains nothing here.
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for step in range(loops[0].config.steps_per_epoch):
+            for loop in loops:
+                loop.approach(step)
+            totals_P = totals_P + steps.step(step)
+            stack.descend(steps.moved)
+    finally:
+        torch.set_num_threads(num_threads)
     stack.hand_back(steps.moved)
     steps.end()
     return totals_P

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,14 @@ def records(trial: TrainingTrial) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
+def threads() -> Iterator[None]:
+    """The test may change how many threads torch uses."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Autograd is not to be used: else a pack that is silently none would pass every test here."""
 
@@ -138,10 +146,12 @@ def assert_alike(plain: Sequence[TrainingTrial], packed: Sequence[TrainingTrial]
 
 
 @pytest.mark.usefixtures("no_graph")
+@pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize(("method", "settings"), [("cap", CAPS), ("fpl", LEARNERS)])
 def test_what_stands_beside_a_trial_does_not_touch_a_bit_of_it(
-    tmp_path: Path, method: str, settings: Sequence[dict[str, Any]]
+    tmp_path: Path, method: str, settings: Sequence[dict[str, Any]], num_threads: int, threads: None
 ) -> None:
+    torch.set_num_threads(num_threads)
     together = open_trials(tmp_path / "together", method, settings)
     alone = open_trials(tmp_path / "alone", method, settings)
     assert finish_together(together) == one_by_one(alone)
