@@ -337,6 +337,7 @@ class StudyConfig(Config):
     scheduler: Literal["asha", "none"] = Field(
         "asha", description="early stopping: asha stops weak trials, none stops none"
     )
+    stop_when_settled: bool = Field(False, description="end the search once it would gain less than its noise")
     screen: Literal["none", "features"] = Field(
         "none",
         description="first rank many configurations on frozen features, at a fraction of the cost, "

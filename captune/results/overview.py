@@ -24,7 +24,7 @@ _COLUMNS = (
     "num_complete", "num_stopped_early", "num_failed", "num_unfinished", "num_confirmed", "num_confirm_trials",
     "sealed_opened", "measurable", "num_classes", "num_pool", "num_test", "interval_level", "minimum_effect", "seed",
     "backbone", "weights", "tuning", "template", "command", "captune", "versions", "git", "machine", "begun",
-    "wall_seconds", "compute_seconds",
+    "wall_seconds", "spent_seconds", "compute_seconds", "gpu_hours", "ended_early",
 )  # fmt: skip
 _RISING = 0.002
 """An expected gain above this (0.2 points) over the last quarter of the trials says that more trials would still
@@ -74,7 +74,10 @@ def _row(study: StudyRecord) -> dict[str, Any]:
         "command": study.first_opened.command,
         "begun": clock(study.first_opened.time),
         "wall_seconds": study.last_time - study.first_opened.time if study.first_opened.time else None,
+        "spent_seconds": study.usage.seconds(),
         "compute_seconds": sum(t.seconds or 0.0 for t in study.trials if t.phase != Phase.REFERENCE),
+        "gpu_hours": study.usage.gpu_seconds() / 3600,
+        "ended_early": study.search_ended.reason if study.search_ended is not None else None,
     }
 
 

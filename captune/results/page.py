@@ -33,6 +33,7 @@ _CAPTIONS = {
     "should be.",
 }
 _MOST_PAIRS = 12
+_PAUSE_SECONDS = 60.0
 
 
 def render_study(
@@ -162,6 +163,9 @@ def _facts(study: views.Row) -> list[tuple[str, str]]:
         ("seed", study["seed"]),
         ("begun", study["begun"]),
         ("from begin to end", duration(study["wall_seconds"])),
+        ("of which it ran", duration(study["spent_seconds"]) if _paused(study) else None),
+        ("GPU hours", study["gpu_hours"]),
+        ("the search ended early", study["ended_early"]),
         ("computing time of all trials", duration(study["compute_seconds"])),
         ("machine", study["machine"]),
         ("command", study["command"]),
@@ -169,6 +173,12 @@ def _facts(study: views.Row) -> list[tuple[str, str]]:
         ("revision", study["git"]),
     ]
     return [(name, plain(value)) for name, value in shown if is_known(value) and value != 0]
+
+
+def _paused(study: views.Row) -> bool:
+    """Whether there is a pause worth a line between the study's first event and its last."""
+    wall, spent = study["wall_seconds"], study["spent_seconds"]
+    return is_known(wall) and is_known(spent) and float(wall) - float(spent) > _PAUSE_SECONDS
 
 
 def _settings(best: views.Row) -> list[tuple[str, str]]:

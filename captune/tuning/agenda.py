@@ -13,6 +13,7 @@ from typing import Any
 
 from captune.config import StudyConfig, TrialConfig
 from captune.decisions.confirming import RACE_AFTER, candidates, losers
+from captune.decisions.settling import settled
 from captune.records import Phase, Role, StudyRecord
 from captune.records.events import Planned, SearchEnded
 from captune.records.trial import split_key, trial_key
@@ -86,6 +87,7 @@ class Agenda:
         self._screening = screening
         self.warm_starts = warm_starts
         self._chosen: tuple[int, dict[int, str]] | None = None
+        self._outlook: tuple[int, str | None] = (0, None)
         # A space of few points is walked: a sampler would propose the same ones again and again.
         self._points = space.points(study.trials) if space.parameters and screening is None else None
 
@@ -109,6 +111,18 @@ class Agenda:
         """Why the search ends before its last trial, if it does; more trials than it had then let it go on."""
         ended = self._record.search_ended
         return None if ended is None or self._study.trials > (ended.trials or 0) else ended
+
+    def settled(self) -> str | None:
+        """Why the search need not go on, if it was asked to say so: the trials that are left would hardly gain."""
+        left = self.num_trials - len(self._search.trials)
+        if not self._study.stop_when_settled or left < 1 or self.ended is not None or not self._space.parameters:
+            return None
+        scored = [trial for trial in self._search.trials if trial.finished and trial.score is not None]
+        if self._outlook[0] != len(scored):
+            places = [self._space.unit(trial.params) for trial in scored]
+            found = settled([trial.score or 0.0 for trial in scored], places, left)
+            self._outlook = (len(scored), None if found is None else found.sentence(left))
+        return self._outlook[1]
 
     def _walk(self) -> list[dict[str, Any]] | None:
         """The points of a small space that are still to be tried after the first and warm starts, in a drawn order."""

@@ -175,9 +175,7 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether nothing is running and nothing more is to be done."""
-        if self.active:
-            return False
-        return bool(self.aborted or self.unable) or not (self.waiting or self._agenda.has_more())
+        return not self.active and (bool(self.aborted or self.unable) or not (self.waiting or self._agenda.has_more()))
 
     def next_trial(self, *, fits: Callable[[Trial | Planned], bool] = lambda _: True) -> Trial | None:
         """The next trial to start, planned in the journal; None while there is none (yet), or it does not `fit`."""
@@ -227,7 +225,9 @@ class Cell:
         return step.with_values(search.suggest(step.plan.number or 0))
 
     def _may_search(self) -> bool:
-        """Whether the search may begin: the results of an earlier study are waited for, then written down."""
+        """Whether the search may begin: an earlier study's results are waited for. One that has settled ends here."""
+        if (settled := self._agenda.settled()) is not None:
+            self.end_search(settled)
         if self.after is not None and self.record.warm_starts is None:
             if not (self.after.search_done or self.after.finished):
                 return False

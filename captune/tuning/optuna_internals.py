@@ -1,8 +1,8 @@
 """What captune needs of Optuna that Optuna does not promise to keep: every private name stands here and nowhere else.
 
-Run on Optuna 5.0.0 only (tests/tuning/test_internals.py); pyproject.toml allows others, on which nothing here was
-tried. `Study.add_trial` and `Trial.report` are the public ways, but the first does not tell the number of what it added
-and the second works on trials that were asked for only.
+Run on Optuna 4.2.0 and 5.0.0, the ends of what pyproject.toml allows (tests/tuning/test_versions.py). `Study.add_trial`
+and `Trial.report` are the public ways, but the first does not tell the number of what it added and the second works on
+trials that were asked for only.
 """
 
 from __future__ import annotations

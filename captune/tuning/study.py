@@ -32,7 +32,10 @@ from captune.tuning.mirror import HIDDEN, Mirror, open_storage, without_password
 from captune.tuning.specs import CellInfo
 
 # What may change when a study goes on: how much is done, and where things lie on this machine.
-_FREE = ("trials", "confirm_top", "confirm_seeds", "stress", "max_failures", "storage", "space", "images")
+_FREE = (
+    "trials", "stop_when_settled", "confirm_top", "confirm_seeds", "stress", "max_failures", "storage", "space",
+    "images",
+)  # fmt: skip
 _FREE_TASK = ("data_root", "cache_dir")
 _PACKAGES = ("captune", "torch", "open_clip_torch", "ray", "optuna", "numpy", "scikit-learn", "safetensors")
 
