@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ from captune.tuning.lock import STALE_SECONDS, DriverLock, is_alive, read_lock
 from captune.tuning.mirror import HIDDEN, KEY, open_storage
 from captune.tuning.specs import CellInfo
 from captune.tuning.study import OpenStudy, command_line, git_revision, with_storage
+from tests.bench.opening import write_long_study
 from tests.journals import journal_lines
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes
@@ -60,6 +62,20 @@ def run_study(directory: Path, *, resume: bool = False, **settings: Any) -> None
         drive(opened.cell)
     finally:
         opened.close()
+
+
+def test_opening_a_study_grows_with_the_number_of_trials_not_with_its_square(tmp_path: Path) -> None:
+    """Four times the trials may take at most five times the operations; a square would take sixteen."""
+    operations = {}
+    for num_trials in (40, 160):
+        reopen = write_long_study(tmp_path / str(num_trials), num_trials)
+        profile = cProfile.Profile()
+        profile.enable()
+        opened = reopen()
+        profile.disable()
+        opened.close()
+        operations[num_trials] = sum(entry.callcount for entry in profile.getstats())
+    assert operations[160] < 5 * operations[40], operations
 
 
 def test_study_yaml_holds_what_is_needed_to_repeat_it(tmp_path: Path) -> None:
