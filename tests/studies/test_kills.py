@@ -31,7 +31,9 @@ from tests.studies.lives import run_trials, search, settings
 from tests.tuning.test_study import open_study, run_study
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a copy of the process")
-_WALL_CLOCK = {"time", "seconds", "node", "memory_bytes", "gpu_memory_bytes", *WALL_CLOCK_COLUMNS}
+_WALL_CLOCK = {
+    "time", "seconds", "node", "memory_bytes", "gpu_memory_bytes", "begun", "gpu_hours", *WALL_CLOCK_COLUMNS,
+}  # fmt: skip
 _WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
 
