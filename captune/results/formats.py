@@ -56,6 +56,12 @@ def _with_minus(text: str) -> str:
     return text.replace("-", MINUS)
 
 
+def sentence(text: Any) -> str:
+    """Words as a sentence: a capital at its head, a full stop at its end."""
+    said = plain(text).strip()
+    return said if not said or said == NOTHING else f"{said[0].upper()}{said[1:]}{'' if said[-1] in '.!?' else '.'}"
+
+
 def in_words(name: Any) -> str:
     """A candidate in words, as the object of a sentence: `c7` is "configuration c7"."""
     text = plain(name)

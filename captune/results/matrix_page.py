@@ -12,7 +12,7 @@ import pandas as pd
 from captune.decisions.criteria import ORACLE
 from captune.results import views
 from captune.results.comparisons import ALL_CELLS
-from captune.results.formats import NOTHING, fixed, is_known, percent, plain, points, short_name
+from captune.results.formats import NOTHING, fixed, is_known, percent, plain, points, sentence, short_name
 from captune.results.page import COMPARED
 from captune.results.rendering import render, shown_figures
 from captune.results.tables import ORACLE_STAMP
@@ -207,6 +207,6 @@ def _remarks(tables: Tables) -> list[tuple[str, str]]:
     """Each sentence once, with the studies it is about; what concerns most studies first."""
     about: dict[str, list[str]] = {}
     for row in views.rows_of(tables.get("notes.csv")):
-        about.setdefault(str(row["text"]), []).append(str(row["study"]))
+        about.setdefault(sentence(row["text"]), []).append(str(row["study"]))
     ordered = sorted(about.items(), key=lambda item: -len(item[1]))
     return [(text, plain(", ".join(studies))) for text, studies in ordered]

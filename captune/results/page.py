@@ -16,7 +16,7 @@ from captune.config import PARADIGMS
 from captune.decisions.criteria import ORACLE
 from captune.results import views
 from captune.results.best_configs import COLUMNS
-from captune.results.formats import duration, fixed, in_words, is_known, percent, plain, points, short_name
+from captune.results.formats import duration, fixed, in_words, is_known, percent, plain, points, sentence, short_name
 from captune.results.galleries import confusion_grids, galleries
 from captune.results.rendering import render, shown_figures
 from captune.results.tables import ORACLE_STAMP, setting_columns
@@ -55,6 +55,7 @@ def render_study(
         "best": {name: value if is_known(value) else "" for name, value in best.items()},
         "candidates": _candidates(tables),
         "compared": _compared(tables, best),
+        "reason": sentence(best["reason"]) if is_known(best["reason"]) else "",
         "steps": _notes(tables, "next step"),
         "facts": _facts(study),
         "settings": _settings(best),
@@ -97,7 +98,7 @@ def _paradigm(key: Any) -> str:
 
 
 def _notes(tables: Tables, kind: str) -> list[str]:
-    return [str(row["text"]) for row in views.rows_of(tables.get("notes.csv")) if row["kind"] == kind]
+    return [sentence(row["text"]) for row in views.rows_of(tables.get("notes.csv")) if row["kind"] == kind]
 
 
 def _candidates(tables: Tables) -> views.Table:
@@ -191,6 +192,7 @@ def _classes(tables: Tables) -> views.Table:
     measured = any(is_known(row["recall_change"]) for row in rows)
     order = "recall_change" if measured else "share_change"
     rows = [row for row in rows if is_known(row[order])]
+    rows = [row for row in rows if float(row[order]) != 0] or rows
     rows.sort(key=lambda row: -abs(float(row[order])))
     columns = [views.text("class", "class")]
     if measured:
@@ -212,7 +214,11 @@ def _classes(tables: Tables) -> views.Table:
 
 
 def _pairs(tables: Tables) -> views.Table:
-    rows = views.rows_of(tables.get("pairs.csv"))
+    counted = tables.get("confusion.csv")
+    if counted is not None:  # all pairs, where the study counted them
+        counted = counted[counted["class"] != counted["predicted_as"]]
+        counted = counted.assign(change=counted["after"] - counted["before"])
+    rows = views.rows_of(tables.get("pairs.csv") if counted is None else counted)
     rows.sort(key=lambda row: -max(float(row[name]) for name in ("before", "after") if is_known(row[name])))
     columns = [
         views.text("class", "class"),
@@ -221,7 +227,9 @@ def _pairs(tables: Tables) -> views.Table:
         views.number("after", "after"),
         views.number("change", "change"),
     ]
-    note = "Test images, mean over seeds. A dash: not among that side's ten most frequent mistakes."
+    note = "Test images, mean over seeds."
+    if counted is None:
+        note += " A dash: not among that side's ten most frequent mistakes."
     return views.table(rows[:10], columns, note)
 
 
