@@ -71,42 +71,42 @@ def report_studies(directories: Iterable[Path | str], out_dir: Path) -> list[Pat
     return _write(studies, out_dir)
 
 
+_MAKERS: dict[str, Callable[[Sequence[StudyRecord]], pd.DataFrame]] = {
+    "studies.csv": studies_table,
+    "notes.csv": notes_table,
+    "trials.csv": trials_table,
+    "epochs.csv": epochs_table,
+    "confirm.csv": confirm_table,
+    "best_configs.csv": best_configs_table,
+    "robustness.csv": robustness_table,
+    "comparisons.csv": comparisons_table,
+    "ranks.csv": ranks_table,
+    "importance.csv": importance_table,
+    "marginals.csv": marginals_table,
+    "curves.csv": curves_table,
+    "selection.csv": selection_table,
+    "criteria.csv": criteria_table,
+    "transfer.csv": transfer_table,
+    "classes.csv": classes_table,
+    "pairs.csv": pairs_table,
+    "confusion.csv": confusion_table,
+    "reliability.csv": reliability_table,
+    "pictures.csv": pictures_table,
+}
+_FIGURES = ("study", "robustness", "importance", "shares", "reliability", "comparisons", "curves")
+
+
 def tables_of(studies: Sequence[StudyRecord]) -> Tables:
     """Every table the records support, by file name; a table without rows is left out."""
-    makers: dict[str, Callable[[Sequence[StudyRecord]], pd.DataFrame]] = {
-        "studies.csv": studies_table,
-        "notes.csv": notes_table,
-        "trials.csv": trials_table,
-        "epochs.csv": epochs_table,
-        "confirm.csv": confirm_table,
-        "best_configs.csv": best_configs_table,
-        "robustness.csv": robustness_table,
-        "comparisons.csv": comparisons_table,
-        "ranks.csv": ranks_table,
-        "importance.csv": importance_table,
-        "marginals.csv": marginals_table,
-        "curves.csv": curves_table,
-        "selection.csv": selection_table,
-        "criteria.csv": criteria_table,
-        "transfer.csv": transfer_table,
-        "classes.csv": classes_table,
-        "pairs.csv": pairs_table,
-        "confusion.csv": confusion_table,
-        "reliability.csv": reliability_table,
-        "pictures.csv": pictures_table,
-    }
-    tables = {name: make(studies) for name, make in makers.items()}
+    tables = {name: make(studies) for name, make in _MAKERS.items()}
     return {name: table for name, table in tables.items() if len(table) or name == "trials.csv"}
 
 
 def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = False) -> list[Path]:
     remove_leftovers(out_dir)
-    for name in OUTDATED:
-        (out_dir / name).unlink(missing_ok=True)
     tables = tables_of(studies)
     if not images:
         tables.pop("pictures.csv", None)
-        (out_dir / "pictures.csv").unlink(missing_ok=True)
     written = [write_csv(table, out_dir / name, studies) for name, table in tables.items()]
     if len(studies) == 1:
         written += write_best_config(studies[0], out_dir / BEST_CONFIG)
@@ -117,6 +117,7 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = Fals
         png, svg = plots.save_figure(figure, out_dir / name)
         written += [png, svg]
         drawn[name] = svg
+    _remove_stale(out_dir, {path.name for path in written})
     page = out_dir / PAGE
     written += _write_dictionary(tables, studies, out_dir)
     files = [path.name for path in written if path.suffix in (".csv", ".yaml", ".json")]
@@ -128,6 +129,13 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = Fals
     else:
         atomic_write(page, render_matrix(tables, drawn, files, _addresses(studies, out_dir)))
     return [*written, page]
+
+
+def _remove_stale(out_dir: Path, written: set[str]) -> None:
+    """Remove the tables and figures of an earlier report that this one does not support."""
+    figures = [f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")]
+    for name in {*OUTDATED, *_MAKERS, *figures} - written:
+        (out_dir / name).unlink(missing_ok=True)
 
 
 def _write_dictionary(tables: Tables, studies: Sequence[StudyRecord], out_dir: Path) -> list[Path]:

@@ -320,6 +320,15 @@ def test_several_studies_make_one_report_and_stay_as_they_are(tmp_path: Path) ->
     assert "digits-ssl-cap" in " ".join(page.text)
 
 
+def test_what_a_report_no_longer_supports_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    directory = small_study(tmp_path / "run")
+    for name in ("importance.svg", "transfer.csv", "concepts.csv", "notes.txt", "mine.csv"):
+        (directory / name).write_text("old")
+    report_study(directory)
+    assert not {"importance.svg", "transfer.csv", "concepts.csv"} & {path.name for path in directory.iterdir()}
+    assert (directory / "notes.txt").read_text() == (directory / "mine.csv").read_text() == "old"
+
+
 def test_oracle_stamp_is_on_page_and_tables(tmp_path: Path) -> None:
     directory = small_study(tmp_path / "oracle", select_by="oracle")
     report_study(directory)
