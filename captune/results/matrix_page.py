@@ -12,7 +12,7 @@ import pandas as pd
 from captune.decisions.criteria import ORACLE
 from captune.results import views
 from captune.results.comparisons import ALL_CELLS
-from captune.results.formats import NOTHING, fixed, is_known, percent, plain, points, sentence, short_name
+from captune.results.formats import NOTHING, fixed, is_known, percent, points, sentence, short_name
 from captune.results.page import COMPARED
 from captune.results.rendering import render, shown_figures
 from captune.results.tables import ORACLE_STAMP
@@ -25,6 +25,8 @@ _CAPTIONS = {
 }
 _DEEPEST = 0.2
 """A gain or loss of this size (20 points) is shaded most."""
+_NAMED = 5
+"""Studies that are named with a sentence that concerns more."""
 
 
 def render_matrix(
@@ -209,4 +211,10 @@ def _remarks(tables: Tables) -> list[tuple[str, str]]:
     for row in views.rows_of(tables.get("notes.csv")):
         about.setdefault(sentence(row["text"]), []).append(str(row["study"]))
     ordered = sorted(about.items(), key=lambda item: -len(item[1]))
-    return [(text, plain(", ".join(studies))) for text, studies in ordered]
+    return [(text, _named(studies)) for text, studies in ordered]
+
+
+def _named(studies: Sequence[str]) -> str:
+    if len(studies) <= _NAMED:
+        return ", ".join(studies)
+    return f"{len(studies)} studies: {', '.join(studies[:_NAMED])}, …; all in notes.csv"

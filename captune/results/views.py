@@ -78,6 +78,11 @@ class Grid:
     rows: tuple[GridRow, ...]
     note: str = ""
 
+    @property
+    def upright(self) -> bool:
+        """Whether the names of the columns are too long to stand side by side."""
+        return max((len(name) for name in self.columns), default=0) > 8
+
 
 def rows_of(table: pd.DataFrame | None) -> list[dict[str, Any]]:
     """The rows of a table that may be missing."""
