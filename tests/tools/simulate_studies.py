@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from captune.decisions import statistics
 from captune.decisions.choosing import LEVEL
-from captune.results.plots import BLACK, BLUE, GREY, ORANGE, STYLE, _figure, save_figure
+from captune.results.plots import BLACK, BLUE, GREY, ORANGE, STYLE, new_figure, save_figure
 from captune.results.tables import write_csv
 
 Floats = NDArray[np.float64]
@@ -155,7 +155,7 @@ def simulation_figure(table: pd.DataFrame) -> Figure:
     """
     choice, coverage = table[table["question"] == "choice"], table[table["question"] == "coverage"]
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(9.8, 4)
+        figure, axes = new_figure(9.8, 4)
         for axis, column, label in (
             (axes[0], "regret", "points lost to the best trial"),
             (axes[1], "optimism", "points believed too much"),
