@@ -151,7 +151,7 @@ def _caveat(study: StudyRecord, best: str | None, regret: float | None) -> str:
     if best is None or not regret or f"{100 * regret:.1f}" == "0.0":
         return ""
     return (
-        f"On the test {in_words(best)} is {100 * regret:.1f} points better. The advice stays as it is: it was made "
+        f"On the test, {in_words(best)} is {100 * regret:.1f} points better. The advice stays as it is: it was made "
         "before a test label was read, and the best of several test results is partly luck, so a choice by them would "
         "promise more than new images keep."
     )

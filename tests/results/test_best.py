@@ -51,7 +51,7 @@ def test_a_candidate_that_is_better_on_the_test_is_named_with_why_the_advice_sta
     row = best_configs_table([load_study(study.close())]).iloc[0]
     assert row["best_by_test"] == "c2" and row["regret"] == pytest.approx(0.05)
     assert row["answer"].startswith("Use configuration c1. Its accuracy on 540 test images is 75.0 %, 5.0 points above")
-    assert row["caveat"].startswith("On the test configuration c2 is 5.0 points better. The advice stays as it is")
+    assert row["caveat"].startswith("On the test, configuration c2 is 5.0 points better. The advice stays as it is")
     assert row["next_command"].startswith("captune adapt --dataset digits --paradigm ul --config best_config.yaml")
 
 
