@@ -58,8 +58,7 @@ def write_findings(record: StudyRecord) -> list[Path]:
     if measured is not None:
         found["confusion"] = [[true, said, _short(a), _short(b)] for true, said, a, b in measured.confusion]
         found["reliability"] = [[which, *(_short(value) for value in row)] for which, *row in measured.reliability]
-        if record.paradigm != "trzsl":  # there the metric is no mean over images
-            found["gain"], found["gain_error"] = measured.gain, measured.gain_error
+        found["gain"], found["gain_error"] = _short(measured.gain), _short(measured.gain_error)
     dataset = load_dataset(task)
     if found["images"] and has_pictures(dataset):
         found["pictures"] = _taken(dataset, _chosen(record, pool, measured))

@@ -27,6 +27,7 @@ from captune.records.layout import PREDICTIONS
 
 _NUM_CONFUSED = 10
 _NUM_BINS = 10
+_NUM_RESAMPLES = 400
 
 
 def evaluate_trial(config: TaskConfig, role: Role, directory: Path) -> dict[str, Any]:
@@ -129,8 +130,8 @@ class MeasuredChanges:
             without an image are left out.
         reliability: (before or after, lower end, upper end, images, mean confidence, accuracy) of each bin of
             confidence that holds an image.
-        gain: mean over images of rightness after minus rightness before.
-        gain_error: its standard error over the test images.
+        gain: report metric after (mean over seeds) minus before.
+        gain_error: its standard error over the test images, paired; of a harmonic mean by bootstrap.
         examples: (true class, predicted class, index in the dataset, probability) of mistakes after, surest first.
     """
 
@@ -168,21 +169,50 @@ def measured_changes(
         return None
     labels_N, images_N = labels_N[known_N], images_N[known_N]
     before_NK, *after = (probs_NK[known_N] for probs_NK in probs)
-    right_N = np.mean([probs_NK.argmax(-1) == labels_N for probs_NK in after], axis=0)
-    difference_N = right_N - (before_NK.argmax(-1) == labels_N)
+    right_SN = np.stack([probs_NK.argmax(-1) == labels_N for probs_NK in after])
+    gain, gain_error = _gain(right_SN, before_NK.argmax(-1) == labels_N, labels_N, task)
     mean_NK = np.mean(after, axis=0)
     wrong = np.flatnonzero(mean_NK.argmax(-1) != labels_N)
     wrong = wrong[np.argsort(-mean_NK[wrong].max(-1), kind="stable")][:num_examples]
     return MeasuredChanges(
         confusion=_confusion(labels_N, before_NK, after),
         reliability=[*_bins("before", [before_NK], labels_N), *_bins("after", after, labels_N)],
-        gain=float(difference_N.mean()),
-        gain_error=float(difference_N.std(ddof=1) / np.sqrt(len(labels_N))) if len(labels_N) > 1 else 0.0,
+        gain=gain,
+        gain_error=gain_error,
         examples=[
             (int(labels_N[row]), int(mean_NK[row].argmax()), int(images_N[row]), float(mean_NK[row].max()))
             for row in wrong
         ],
     )
+
+
+def _gain(right_SN: np.ndarray, before_N: np.ndarray, labels_N: IntArray, task: Task) -> tuple[float, float]:
+    """The gain of the report metric, and its standard error over images that both predicted."""
+    num_images = len(labels_N)
+    if task.config.paradigm != "trzsl":
+        difference_N = right_SN.mean(0) - before_N
+        return float(difference_N.mean()), float(
+            difference_N.std(ddof=1) / np.sqrt(num_images)
+        ) if num_images > 1 else 0.0
+    seen_N = task.seen_K[labels_N]
+
+    def gained(rows: IntArray) -> float:
+        seen = seen_N[rows]
+        means = [
+            harmonic_mean(right_N[rows][seen].mean(), right_N[rows][~seen].mean()) for right_N in (*right_SN, before_N)
+        ]
+        return float(np.mean(means[:-1]) - means[-1])
+
+    # Drawn within seen and unseen images, so that no resample is without one of them.
+    generator = np.random.default_rng(0)
+    groups = [np.flatnonzero(seen_N), np.flatnonzero(~seen_N)]
+    if not all(len(group) for group in groups):
+        return 0.0, 0.0
+    drawn = [
+        gained(np.concatenate([group[generator.integers(len(group), size=len(group))] for group in groups]))
+        for _ in range(_NUM_RESAMPLES)
+    ]
+    return gained(np.arange(num_images)), float(np.std(drawn, ddof=1))
 
 
 def _confusion(

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from captune.results.galleries import confusion_grids
 from captune.results.load import load_study
 from captune.results.report import report_study
 from captune.studies import findings
+from captune.training.evaluation import _gain
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +179,12 @@ def test_a_large_confusion_matrix_is_cut_to_the_confused_classes_side_by_side() 
     assert before.columns[:3] == ("c7", "c93", "c40") and len(before.columns) == 12 == len(before.rows)
     assert [cell.text for cell in before.rows[0].cells[:3]] == ["20", "9", "·"]
     assert after.rows[0].cells[1].text == "1" and before.rows[0].cells[0].own and "12 classes" in before.note
+
+
+def test_the_gain_of_a_harmonic_mean_by_hand() -> None:
+    """Seen images 1 of 2 right before and both after, unseen ones 1 of 2 both times: ½ → 2·1·½ / 1½ = ⅔."""
+    task = SimpleNamespace(config=SimpleNamespace(paradigm="trzsl"), seen_K=np.array([True, False]))
+    labels_N = np.array([0, 0, 1, 1])
+    before_N, after_SN = np.array([True, False, True, False]), np.array([[True, True, True, False]])
+    gain, error = _gain(after_SN, before_N, labels_N, task)  # type: ignore[arg-type]
+    assert gain == pytest.approx(2 / 3 - 1 / 2) and error > 0
