@@ -301,7 +301,7 @@ def test_run_in_which_everything_failed_is_reported(tmp_path: Path) -> None:
     study.search(1, fail=0)
     report_study(study.close())
     page = " ".join(Page((study.directory / "report.html").read_text(encoding="utf-8")).text)
-    assert "many trials failed" in page and "Keep zero-shot" in page
+    assert "Many trials failed" in page and "Keep zero-shot" in page
 
 
 def test_several_studies_make_one_report_and_stay_as_they_are(tmp_path: Path) -> None:
