@@ -173,16 +173,17 @@ def measure_in_process(trials: int, *, report_seconds: float, reports: int) -> C
         for name in names:
             planner.suggest(name)
             planner.started(name, None)
-        ended = {"rows": [], "outcome": {"score": 0.7, "scores": {"fake": 0.7}}}
+        keys = {name: key for name, (_, (key,)) in planner._trials.items()}
         for name in names[: len(facts.references)]:
-            planner.on_trial_complete(name, {PAYLOAD: json.dumps(ended)})
+            ended = {"score": 0.7, "scores": {"fake": 0.7}}
+            planner.on_trial_complete(name, {PAYLOAD: _payload(keys[name], outcome=ended)})
         running = [SimpleNamespace(trial_id=name) for name in names[len(facts.references) :]]
         epochs = max(1, round(report_seconds))
         began, cpu = time.monotonic(), time.process_time()
         for number in range(reports):
             rows = [_row(number * epochs + at + 1) for at in range(epochs)]
             for trial in running:
-                told = json.dumps({"rows": rows, "node": "node", "outcome": None})
+                told = _payload(keys[trial.trial_id], rows)
                 scheduler.on_trial_result(None, trial, {PAYLOAD: told, "done": False})
         opened.settle()
         board.close()
@@ -191,6 +192,10 @@ def measure_in_process(trials: int, *, report_seconds: float, reports: int) -> C
         )
         opened.close()
         return cost
+
+
+def _payload(key: str, rows: Sequence[dict[str, object]] = (), outcome: dict[str, object] | None = None) -> str:
+    return json.dumps({"told": [{"key": key, "rows": rows, "outcome": outcome}], "node": "node"})
 
 
 def _row(epoch: int) -> dict[str, object]:
