@@ -1,6 +1,6 @@
 """Thousands of generated inputs: whatever a file holds, captune reads it or refuses it in its own words.
 
-A run draws `EXAMPLES` inputs for each of eight kinds, 2,400 in all, from one seed, which is printed; the same
+A run draws `EXAMPLES` inputs for each of nine kinds, 2,700 in all, from one seed, which is printed; the same
 CAPTUNE_FUZZ_SEED draws the same again.
 """
 
@@ -25,15 +25,18 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from captune.algorithms import method_named
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
+from captune.data.decode import Unreadable, decode_file
 from captune.data.feature_bank import read_feature_file
 from captune.data.layouts import read_coop_split
 from captune.data.overrides import read_class_names
 from captune.errors import CaptuneError
 from captune.model.weight_files import read_weights
+from captune.preprocessing import Preprocessing
 from captune.records.journal import Journal, read_damaged_journal, read_journal
 from captune.space import load_space
 
@@ -263,3 +266,49 @@ def test_torchscript_archives(folder: Path, pickle: bytes) -> None:
         for name, content in {"data.pkl": pickle, "constants.pkl": b"\x80\x02).", "data/0": bytes(8)}.items():
             archive.writestr(f"t/{name}", content)
     reads_or_refuses(lambda: read_weights(file))
+
+
+def pictures() -> list[bytes]:
+    """A small picture in every format and mode that captune reads."""
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 13, 3)).astype(np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
+        (rgb, "JPEG", {"exif": turned}), (rgb, "JPEG", {"progressive": True}), (rgb.convert("CMYK"), "JPEG", {}),
+        (rgb, "PNG", {}), (rgb.convert("P"), "PNG", {}), (rgb.convert("RGBA"), "PNG", {}), (rgb.convert("1"), "PNG", {}),
+        (rgb.convert("I;16"), "PNG", {}), (rgb, "TIFF", {}), (rgb, "TIFF", {"compression": "tiff_lzw"}),
+        (rgb.convert("F"), "TIFF", {}), (rgb.convert("I"), "TIFF", {}), (rgb, "GIF", {}), (rgb, "BMP", {}),
+        (rgb, "WEBP", {}), (rgb, "AVIF", {}), (rgb, "JPEG2000", {}), (rgb, "PPM", {}),
+        (rgb, "MPO", {"save_all": True, "append_images": [rgb]}),
+    ]  # fmt: skip
+    files = []
+    for image, kind, options in kinds:
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        files.append(file.getvalue())
+    return files
+
+
+changes_of_bytes = st.lists(
+    st.tuples(st.sampled_from(["set", "cut", "put"]), st.integers(0, 120) | st.integers(0, 4000), st.binary(max_size=6)),
+    min_size=1, max_size=6,
+)  # fmt: skip
+
+
+@seed(SEED)
+@fuzzed
+@given(content=st.sampled_from(pictures()), changes=changes_of_bytes, reading=st.sampled_from(["viewer", "open_clip"]))
+def test_image_files(folder: Path, content: bytes, changes: list[tuple[str, int, bytes]], reading: Any) -> None:
+    damaged = bytearray(content)
+    for kind, place, new in changes:
+        start = place % max(1, len(damaged))
+        end = start if kind == "put" else start + len(new)
+        damaged[start:end] = b"" if kind == "cut" else new
+    file = folder / "image.jpg"
+    file.write_bytes(damaged)
+    try:
+        pixels = decode_file(file, Preprocessing(16, (0.5,) * 3, (0.5,) * 3), reading)  # type: ignore[arg-type]
+    except Unreadable as reason:
+        assert str(reason)
+    else:
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and min(pixels.shape[:2]) == 16

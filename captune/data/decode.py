@@ -94,8 +94,9 @@ def decode_file(path: str | Path, preprocessing: Preprocessing, reading: Reading
         raise Unreadable(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from None
     except UnidentifiedImageError:
         raise Unreadable(_what_else(Path(path))) from None
-    except (OSError, ValueError, SyntaxError, MemoryError, EOFError, IndexError, KeyError, TypeError) as error:
-        # Pillow's decoders answer damaged files with any of these.
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders answer a damaged file with whatever their parser stumbles over
         raise Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
 
 
