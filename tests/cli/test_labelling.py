@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -119,7 +120,6 @@ def test_a_study_of_real_images_without_labels_is_a_whole_study(tmp_path: Path) 
         table = pd.read_csv(out / file)
         assert len(table) and table[columns].isna().all(axis=None), file
     page = (out / "report.html").read_text()
-    assert (
-        "No test image has a label, so how good that is was not measured." in page
-        and "nan" not in page.lower().replace("finance", "")
-    )
+    assert "No test image has a label, so how good that is was not measured." in page
+    told = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)  # a script may say isNaN
+    assert not re.search(r"\bnan\b", told.lower())
