@@ -15,9 +15,11 @@ from torch import Tensor
 
 from captune.algorithms import method_named
 from captune.algorithms.blend import blend
-from captune.algorithms.configs import BlendConfig
+from captune.algorithms.configs import BlendConfig, ZlapConfig
+from captune.algorithms.zlap import as_probabilities, graph_of
 from captune.config import TrialConfig
 from captune.data.loose_images import LooseImage, as_list, pixels_in_batches
+from captune.equations.label_propagation import PropagatedLabels
 from captune.errors import CheckpointError
 from captune.model.backbone import Backbone
 from captune.model.class_prompts import learned_template
@@ -52,6 +54,7 @@ class AdaptedModel:
         meta: the checkpoint's header.
         members: of a blend, its members (whose part of the fields above is then unused), each with the number of its
             group: seeds of one member make a group.
+        graph: of `zlap`, the graph that answers for images.
         source: the file it was opened from.
     """
 
@@ -66,6 +69,7 @@ class AdaptedModel:
     learned_share: float = 1.0
     frozen_KD: Tensor | None = None
     members: tuple[tuple[int, AdaptedModel], ...] = ()
+    graph: PropagatedLabels | None = None
     source: Path | None = None
 
     def predict(self, images: LooseImage | Iterable[LooseImage], *, top: int = 1) -> pd.DataFrame:
@@ -161,7 +165,7 @@ class AdaptedModel:
     @property
     def is_linear(self) -> bool:
         """Whether one set of class weights on frozen image features says it all."""
-        return self.classifier is None and not self.members
+        return self.classifier is None and not self.members and self.graph is None
 
     @property
     def is_frozen(self) -> bool:
@@ -193,6 +197,8 @@ class AdaptedModel:
             for group, model in self.members:
                 groups[group].append(model._probabilities(pixels_B3SS, frozen))
             return blend(groups, [member.weight for member in config.members], config.average)
+        if self.graph is not None:
+            return as_probabilities(self.graph.scores(frozen().double()))
         image_BD = self._image_features(pixels_B3SS, frozen)
         logits_BK = self.learned_share * self.logit_scale * image_BD.float() @ self.text_KD.T + self.bias_K
         if self.frozen_KD is not None:
@@ -322,6 +328,9 @@ def _from_learned(
     bias_K = tensors.get("algorithm.bias", torch.zeros(len(names))).to(device)
     frozen_KD = without_prefix("frozen", tensors)["text_features"].to(device)
     scale = float(meta["logit_scale"])
+    if isinstance(config, ZlapConfig):
+        graph = graph_of(without_prefix("algorithm", {k: v.to(device) for k, v in tensors.items()}), frozen_KD, config)
+        return AdaptedModel(backbone, names, frozen_KD, scale, bias_K, None, False, meta, graph=graph)
     if not learned:
         weights_KD = tensors.get("algorithm.class_weights", frozen_KD).to(device)
         return AdaptedModel(backbone, names, weights_KD, scale, bias_K, None, False, meta)

@@ -26,6 +26,7 @@ from captune.algorithms.configs import (
     SupervisedConfig,
     TransClipConfig,
     ZeroShotConfig,
+    ZlapConfig,
 )
 from captune.algorithms.preset import CAP_SETTINGS, preset_trial
 from captune.config import TaskConfig, TrialConfig
@@ -110,6 +111,10 @@ ALGORITHMS: dict[str, Method] = {
         Method(
             "anchored", "Gaussian mixture on frozen features, means and covariance anchored at the text (after StatA)",
             AnchoredConfig, "anchored:Anchored", trains=False,
+        ),
+        Method(
+            "zlap", "labels spread from the texts over the graph of nearest images (CVPR 2024)", ZlapConfig,
+            "zlap:Zlap", trains=False,
         ),
         Method(
             "probe", "a linear probe from the labelled images alone, held at the class texts (CLAP, CVPR 2024)",

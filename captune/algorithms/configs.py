@@ -228,6 +228,14 @@ class AnchoredConfig(TrialConfig):
     num_rounds: int = Field(10, ge=1, description="rounds of updates")
 
 
+class ZlapConfig(TrialConfig):
+    """ZLaP's own settings; the defaults are what its authors run it with."""
+
+    num_neighbors: int = Field(5, ge=1, description="n: nearest images, and nearest texts, an image is tied to")
+    gamma: float = Field(5.0, gt=0, description="power of the cosine in a tie")
+    alpha: float = Field(0.3, ge=0, le=0.99, description="how far labels spread over the graph")
+
+
 class ProbeConfig(TrialConfig):
     """The text-initialised linear probe's own settings; the defaults are the paper's."""
 
