@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 @options.with_options(
     "task",
-    without=("cache_dir", "precision", "kernels", "pool_imbalance", "pool_fraction", "open_set_fraction", "shot_noise"),
+    without=(
+        "cache_dir",
+        "precision",
+        "kernels",
+        "pool_imbalance",
+        "pool_fraction",
+        "open_set_fraction",
+        "shot_noise",
+    ),
     defaults={"paradigm": "ul"},
 )
 def mismatch(

@@ -46,7 +46,8 @@ _OWN = ("folder", "csv", "features")
 
 # Settings of the pool and the labels, and of the model: they do not change which images and names a dataset has.
 _OF_THE_POOL = (
-    "descriptions", "shots", "pool_imbalance", "pool_fraction", "shot_noise", "holdout_fraction", "unseal_pool",
+    "descriptions", "shots", "pool_imbalance", "pool_fraction", "present_fraction", "shot_noise",
+    "holdout_fraction", "unseal_pool",
 )  # fmt: skip
 _OF_THE_MODEL = ("backbone", "pretrained", "precision", "kernels", "cache_dir", "store")
 _OWN_TEST: Paradigm = "tft"

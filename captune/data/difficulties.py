@@ -50,6 +50,21 @@ def hide_classes(dataset: Dataset, task: TaskConfig) -> Dataset:
     )
 
 
+def present_classes(classes: IntArray, task: TaskConfig) -> IntArray:
+    """The classes that the pool and the test hold images of: a seeded `present_fraction`, at least two; rising.
+
+    All of their names stay asked for. A smaller fraction keeps some of the classes of a larger one.
+
+    Args:
+        classes: that an image of the pool may be of.
+        task: the cell.
+    """
+    if task.present_fraction == 1:
+        return classes
+    order = numpy_generator(task.split_seed, "present").permutation(classes)
+    return np.sort(order[: max(2, round(task.present_fraction * len(classes)))])
+
+
 def mislabel(images: IntArray, labels_M: IntArray, classes: IntArray, noise: float, seed: int) -> IntArray:
     """Labels of all images, a share of some images' replaced by another class each.
 

@@ -14,7 +14,7 @@ import numpy as np
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
 from captune.data.dataset import UNKNOWN, Dataset, IntArray
-from captune.data.difficulties import mislabel
+from captune.data.difficulties import mislabel, present_classes
 from captune.data.draws import exponential_pool
 from captune.data.roles import PARADIGM_ROLES, BoolArray, Roles, reported_images
 from captune.data.tree import name_some
@@ -157,8 +157,12 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
     _check_classes(dataset)
     roles = PARADIGM_ROLES[config.paradigm](dataset, config, role)
     labels_M = dataset.labels_M
-    pool = _thinned(roles.pool, labels_M, np.flatnonzero(roles.pseudolabelled_K), config)
+    classes = np.flatnonzero(roles.pseudolabelled_K)
+    absent = np.setdiff1d(classes, present_classes(classes, config))
+    roles.pool = roles.pool[~np.isin(labels_M[roles.pool], absent)]
+    pool = _thinned(roles.pool, labels_M, classes, config)
     test = reported_images(dataset, config)
+    test = test[~np.isin(labels_M[test], absent)]
     for name, images in (("pool", pool), ("test split", test)):
         if len(images) == 0:
             raise DataError(

@@ -95,6 +95,11 @@ def published_results(task: TaskConfig, method: str) -> list[str]:
 
 
 def _is_published_protocol(task: TaskConfig) -> bool:
-    plain = task.pool_imbalance == 1 and task.pool_fraction == 1 and not task.open_set_fraction and not task.shot_noise
+    plain = (
+        task.pool_imbalance == 1
+        and task.pool_fraction == task.present_fraction == 1
+        and not task.open_set_fraction
+        and not task.shot_noise
+    )
     own = task.class_names is None and task.template is None and task.shots in (None, 2)
     return plain and own and task.protocol == "paper" and task.backbone in (None, "ViT-B-32", "ViT-B-32-quickgelu")

@@ -46,7 +46,8 @@ class PropagatedLabels:
         would get (up to a factor) if the others were left as they are, so images do not depend on one another.
         """
         rows = []
-        for chunk_BD in unit(features_ND).split(_CHUNK):
+        for start in range(0, len(features_ND), _CHUNK):
+            chunk_BD = unit(features_ND[start : start + _CHUNK])
             score_BK = chunk_BD.new_zeros(len(chunk_BD), len(self.texts_KD))
             for others, reach in ((self.nodes_MD, self.reach_MK), (self.texts_KD, self.text_reach_KK)):
                 weight_Bn, at_Bn = _nearest(chunk_BD @ others.T, self.num_neighbors, self.gamma)

@@ -44,7 +44,7 @@ def cell_of(study: StudyRecord) -> str:
     """Dataset, paradigm and every task setting that is not the default: studies of one cell may be compared."""
     task = study.task
     ignored = {"dataset", "paradigm", "data_root", "cache_dir"}
-    plain = {"pool_imbalance": 1, "pool_fraction": 1, "open_set_fraction": 0, "shot_noise": 0,
+    plain = {"pool_imbalance": 1, "pool_fraction": 1, "present_fraction": 1, "open_set_fraction": 0, "shot_noise": 0,
              "split_seed": 500, "holdout_fraction": 0.2, "protocol": "coop",
              "precision": "fp32", "prompt_form": "template", "kernels": "auto"}  # fmt: skip
     # The ceiling stands beside the methods it bounds; any other method that saw labels is another cell.

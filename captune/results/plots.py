@@ -196,6 +196,7 @@ def plain_text(name: Any) -> str:
 _STRESS_WORDS = {
     "imbalance": "imbalance\n{}",
     "pool": "{} % of\nthe pool",
+    "present": "{} % classes\npresent",
     "open_set": "{} % classes\nnot asked for",
     "shot_noise": "{} % of\nshots wrong",
 }

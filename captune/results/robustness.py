@@ -17,6 +17,7 @@ from captune.results.tables import final_balance
 IMBALANCES = (1, 10, 50)
 POOL_PERCENTS = (25, 50)
 OPEN_SET_PERCENTS = NOISE_PERCENTS = (20,)
+PRESENT_PERCENTS = (30,)
 SENSITIVITY_STEP = 0.2
 """Share of its range by which a setting is moved to see what it costs."""
 
@@ -27,6 +28,7 @@ _COLUMNS = (
     "worst_class_recall", "worst_class_recall_worst_seed", "pseudolabel_balance", "prediction_balance", "prediction_cv",
     "ece", "agreement_zero_shot",
     *(f"imbalance_{ratio}" for ratio in IMBALANCES), *(f"pool_{percent}" for percent in POOL_PERCENTS),
+    *(f"present_{percent}" for percent in PRESENT_PERCENTS),
     *(f"open_set_{percent}" for percent in OPEN_SET_PERCENTS), *(f"shot_noise_{percent}" for percent in NOISE_PERCENTS),
 )  # fmt: skip
 
@@ -132,7 +134,8 @@ def _stress_column(overrides: dict[str, Any]) -> str | None:
         return f"imbalance_{float(overrides['pool_imbalance']):g}"
     if "pool_fraction" in overrides:
         return f"pool_{100 * float(overrides['pool_fraction']):g}"
-    for setting, column in (("open_set_fraction", "open_set"), ("shot_noise", "shot_noise")):
+    columns = {"present_fraction": "present", "open_set_fraction": "open_set", "shot_noise": "shot_noise"}
+    for setting, column in columns.items():
         if setting in overrides:
             return f"{column}_{100 * float(overrides[setting]):g}"
     return None

@@ -27,6 +27,7 @@ STRESSES: dict[str, dict[str, Any]] = {
     "imbalance50": {"pool_imbalance": 50.0},
     "pool25": {"pool_fraction": 0.25},
     "pool50": {"pool_fraction": 0.5},
+    "present30": {"present_fraction": 0.3},
     "openset20": {"open_set_fraction": 0.2},
     "noise20": {"shot_noise": 0.2},
 }

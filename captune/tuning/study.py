@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import captune
-from captune.config import StudyConfig, read_yaml
+from captune.config import StudyConfig, TaskConfig, read_yaml
 from captune.errors import RecordError, UsageError
 from captune.plain_yaml import dump_yaml
 from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write
@@ -250,7 +250,9 @@ def study_differences(before: StudyOpened, after: StudyOpened) -> list[tuple[str
 
 def _fixed_settings(header: StudyOpened) -> dict[str, Any]:
     study = {key: value for key, value in header.study.items() if key not in _FREE}
-    task = {key: value for key, value in study.pop("task").items() if key not in _FREE_TASK}
+    # A setting that captune did not have when the study was begun has its default.
+    usual = {name: field.default for name, field in TaskConfig.model_fields.items() if not field.is_required()}
+    task = {key: value for key, value in (usual | study.pop("task")).items() if key not in _FREE_TASK}
     screen = header.screen or {}
     groups = {
         "study": study,

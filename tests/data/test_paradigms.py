@@ -284,6 +284,21 @@ def test_pool_fraction_keeps_that_share(ten: str) -> None:
     assert len(half.test) == 50
 
 
+@pytest.mark.parametrize("paradigm", list(PARADIGMS))
+def test_pool_and_test_hold_a_share_of_the_classes_whose_names_are_all_asked_for(ten: str, paradigm: str) -> None:
+    task, sealed = _build(ten, paradigm, role="report", present_fraction=0.3)
+    plain, _ = _build(ten, paradigm, role="report")
+    truth = sealed.reveal()
+    may = np.flatnonzero(task.pseudolabelled_K)
+    held = np.unique(truth["pool"])
+    assert task.num_classes == 10 and len(held) == max(2, round(0.3 * len(may))) and set(held) <= set(may)
+    assert set(np.unique(truth["test"])) == set(held) | (set(range(10)) - set(may))
+    assert set(task.pool.tolist()) < set(plain.pool.tolist())
+    np.testing.assert_array_equal(task.labelled.indices_N, plain.labelled.indices_N)
+    fewer, one = (_build(ten, paradigm, role="report", present_fraction=share)[1].reveal() for share in (0.2, 0.01))
+    assert set(fewer["pool"]) <= set(held) and len(np.unique(one["pool"])) == 2
+
+
 @pytest.mark.parametrize("role", ["score", "report"])
 @pytest.mark.parametrize("paradigm", list(PARADIGMS))
 def test_an_open_sets_unknown_classes_stay_in_the_pool_without_a_name_or_a_label(

@@ -209,7 +209,7 @@ def test_the_choice_is_stressed_on_harder_pools(tmp_path: Path) -> None:
     stressed = [end for end in outcomes(tmp_path) if end["phase"] == "stress"]
     assert {tuple(end["task_overrides"].items()) for end in stressed} == {
         (("pool_imbalance", 10.0),), (("pool_imbalance", 50.0),), (("pool_fraction", 0.25),), (("pool_fraction", 0.5),),
-        (("open_set_fraction", 0.2),),
+        (("present_fraction", 0.3),), (("open_set_fraction", 0.2),),
     }  # fmt: skip
 
 
