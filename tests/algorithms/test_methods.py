@@ -121,7 +121,7 @@ def test_grip_grows_its_boards_and_starts_afresh(tmp_path: Path) -> None:
     assert rates[:4] == rates[4:] and rates[0] == 0
 
 
-@pytest.mark.parametrize("method", ["transclip", "anchored", "balanced", "zero_shot", "fpl"])
+@pytest.mark.parametrize("method", ["transclip", "anchored", "zlap", "balanced", "zero_shot", "fpl"])
 def test_a_checkpoint_predicts_what_the_trial_predicted(tmp_path: Path, method: str) -> None:
     run = open_trial(tmp_path, method)
     train(run)
