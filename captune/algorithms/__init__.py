@@ -24,6 +24,7 @@ from captune.algorithms.configs import (
     Member,
     ProbeConfig,
     SupervisedConfig,
+    TextMixtureConfig,
     TransClipConfig,
     ZeroShotConfig,
     ZlapConfig,
@@ -111,6 +112,10 @@ ALGORITHMS: dict[str, Method] = {
         Method(
             "anchored", "Gaussian mixture on frozen features, means and covariance anchored at the text (after StatA)",
             AnchoredConfig, "anchored:Anchored", trains=False,
+        ),
+        Method(
+            "text_mixture", "Gaussian mixture on frozen features, texts counting as images: cap_mixture's, alone",
+            TextMixtureConfig, "text_mixture:TextMixture", trains=False,
         ),
         Method(
             "zlap", "labels spread from the texts over the graph of nearest images (CVPR 2024)", ZlapConfig,

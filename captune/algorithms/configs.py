@@ -228,6 +228,15 @@ class AnchoredConfig(TrialConfig):
     num_rounds: int = Field(10, ge=1, description="rounds of updates")
 
 
+class TextMixtureConfig(TrialConfig):
+    """The text mixture's own settings; the defaults are those of `cap_mixture`."""
+
+    text_images: float | None = Field(
+        None, gt=0, description="kappa: images a class's text counts for; default: estimated"
+    )
+    pool_prior: bool = Field(True, description="the fit estimates the pool's class shares, which predictions leave out")
+
+
 class ZlapConfig(TrialConfig):
     """ZLaP's own settings; the defaults are what its authors run it with."""
 

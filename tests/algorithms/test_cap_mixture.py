@@ -69,6 +69,13 @@ def test_without_mixture_full_trust_is_cap_and_none_is_zero_shot(tmp_path: Path)
     torch.testing.assert_close(none._algorithm.predict(images), none.context.zero_shot_logits(images).softmax(1))
 
 
+def test_the_text_mixture_is_what_is_left_without_cap_and_guard(tmp_path: Path) -> None:
+    alone = trained(tmp_path / "alone", "text_mixture")
+    mixture = trained(tmp_path / "mixture", "cap_mixture", trust_until=1.0, mixture_weight=1.0)
+    images = alone.context.task.test
+    torch.testing.assert_close(alone._algorithm.predict(images), mixture._algorithm.predict(images), atol=1e-5, rtol=0)
+
+
 def test_where_nothing_is_trusted_the_anchored_mixture_predicts(tmp_path: Path) -> None:
     none = trained(tmp_path / "none", "cap_mixture", trust_below=0.0, trust_until=0.01)
     anchored = trained(tmp_path / "anchored", "anchored")
