@@ -192,9 +192,7 @@ class TaskConfig(Config):
         1.0, ge=1, description="make the pool long-tailed: size of the largest class over that of the smallest"
     )
     pool_fraction: Annotated[float, HARDER] = Field(1.0, gt=0, le=1, description="fraction of the pool that is used")
-    present_fraction: Annotated[float, HARDER] = Field(
-        1.0, gt=0, le=1, description="fraction of the asked-for classes that the pool, and the test, hold images of"
-    )
+    present_fraction: Annotated[float, HARDER] = Field(1.0, gt=0, le=1, description="fraction of classes with images")
     open_set_fraction: Annotated[float, HARDER] = Field(
         0.0, ge=0, lt=1, description="fraction of the classes left out of the names while their images stay in the pool"
     )
