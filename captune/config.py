@@ -185,9 +185,7 @@ class TaskConfig(Config):
     split_seed: int = Field(
         500, ge=0, description="seed of the draw of seen classes (published: 500, 0, 200) and of the held-out images"
     )
-    holdout_fraction: float = Field(
-        0.2, gt=0, lt=1, description="fraction of the pool kept out of training, for the selection score"
-    )
+    holdout_fraction: float = Field(0.2, gt=0, lt=1, description="fraction of the pool kept for the selection score")
     pool_imbalance: Annotated[float, HARDER] = Field(
         1.0, ge=1, description="make the pool long-tailed: size of the largest class over that of the smallest"
     )
@@ -196,9 +194,7 @@ class TaskConfig(Config):
     open_set_fraction: Annotated[float, HARDER] = Field(
         0.0, ge=0, lt=1, description="fraction of the classes left out of the names while their images stay in the pool"
     )
-    shot_noise: Annotated[float, HARDER] = Field(
-        0.0, ge=0, lt=1, description="fraction of the labelled images that get a wrong label"
-    )
+    shot_noise: Annotated[float, HARDER] = Field(0.0, ge=0, lt=1, description="fraction of the labels that are wrong")
     backbone: Annotated[str | None, MODEL] = Field(
         None, description="name of an open_clip model, or tiny; default: the dataset's"
     )
