@@ -19,6 +19,7 @@ from captune import interruption
 from captune.algorithms import ALGORITHMS, method_named, paper_config, refuse_unfit
 from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.data.labelling import PREDICTIONS_CSV
+from captune.decisions.candidates import PART, WHOLE
 from captune.errors import UsageError
 from captune.records import Role, atomic_write
 from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, METRICS
@@ -35,8 +36,9 @@ def configuration(
     settings: Mapping[str, Any] | None = None,
     paper: bool = False,
     where: object = "settings",
-) -> tuple[str, TrialConfig]:
-    """The method and the configuration to train: its published one, with what a file and the caller say on top.
+) -> tuple[str, TrialConfig, Role]:
+    """The method, the configuration to train, and the role: its published one, with what a file and the caller say on
+    top.
 
     Args:
         task: the cell.
@@ -45,6 +47,11 @@ def configuration(
         settings: settings that take precedence over it.
         paper: all published settings, budget included (`captune.algorithms.preset`).
         where: what messages call the place of the settings.
+
+    Returns:
+        The role is "report": everything is learned from. Where the configuration says `learn_from: part`, as a
+        study's best_config.yaml does whose own trials held images out, it is "score": the same images are held out, and
+        the study's accuracy comes out again.
 
     Raises:
         UsageError: unknown settings, or a method other than the file's.
@@ -58,9 +65,14 @@ def configuration(
         )
     refuse_unfit(named, task)
     given = dict(settings or {})
+    learned = given.pop("learn_from", values.pop("learn_from", WHOLE))
+    if learned not in (PART, WHOLE):
+        raise UsageError(f"learn_from must be '{PART}' or '{WHOLE}'", got=f"'{learned}'", where=place)
+    values.pop("learn_from", None)
     preset = "paper" if paper else None
     base = paper_config(named, task, given.get("tuning", values.get("tuning")), preset).model_dump()
-    return named, method_named(named).config_class.parse({**base, **values, **given}, where=place)
+    role = Role.SCORE if learned == PART else Role.REPORT
+    return named, method_named(named).config_class.parse({**base, **values, **given}, where=place), role
 
 
 def check_out(directory: Path) -> None:
@@ -91,6 +103,7 @@ def adapt_once(
     out: Path,
     *,
     seed: int = 0,
+    role: Role = Role.REPORT,
     device: str = "auto",
     notes: list[str] | None = None,
     opened: Callable[[TrainingTrial], None] = lambda _: None,
@@ -106,6 +119,7 @@ def adapt_once(
         config: the method's configuration.
         out: the directory, as `check_out` leaves it.
         seed: of the training.
+        role: "report" learns from everything; "score" holds out what a study's own trials do.
         device: auto, cpu, cuda or cuda:N.
         notes: what a person should know, for metrics.json; what only the weights tell is added.
         opened: called with the trial before its first epoch.
@@ -125,18 +139,18 @@ def adapt_once(
 
     work = out / ".trial"
     trial = TrainingTrial.open(
-        task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role=Role.REPORT, device=device
+        task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role=role, device=device
     )
     # What only the weight file and the class names themselves tell, such as the activation, stands in the trial.
-    told = list(dict.fromkeys([*(notes or []), *trial.context.notes]))
+    told = list(dict.fromkeys([*(notes or []), *trial.context.notes, *held_out_note(role)]))
     opened(trial)
     while not trial.finished:
         record = trial.run_epoch()
         interruption.check()
         trained(trial, record)
     outcome = trial.finish()
-    metrics = evaluate_trial(task, Role.REPORT, work)
-    write_predictions([work], task, Role.REPORT, out / PREDICTIONS_CSV)
+    metrics = evaluate_trial(task, role, work)
+    write_predictions([work], task, role, out / PREDICTIONS_CSV)
     _write_epochs(work / EPOCHS, out / "epochs.csv")
     (work / CHECKPOINT).replace(out / CHECKPOINT)
     (work / CONFIG).replace(out / CONFIG)
@@ -146,6 +160,7 @@ def adapt_once(
         "paradigm_means": PARADIGMS[task.paradigm],
         "method": method,
         "seed": seed,
+        "learn_from": PART if role is Role.SCORE else WHOLE,
         **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in metrics.items()},
         "num_parameters": outcome["num_parameters"],
         "class_names": list(trial.context.task.class_names),
@@ -154,6 +169,16 @@ def adapt_once(
     atomic_write(out / METRICS, json.dumps(report, indent=2) + "\n")
     shutil.rmtree(work)
     return report
+
+
+def held_out_note(role: Role) -> list[str]:
+    """What a person should know of an adaptation that repeats a study's."""
+    if role is Role.REPORT:
+        return []
+    return [
+        "as in the study, the images held out for its choice are not learned from (learn_from: part in its "
+        "best_config.yaml), so that its accuracy comes out again; --set learn_from=whole learns from all"
+    ]
 
 
 def _write_epochs(source: Path, target: Path) -> None:

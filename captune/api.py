@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Study", "adapt", "datasets", "load", "open_study", "run"]
 
 
+_CHOSEN = ("advice", "name", "config_id", "config", "reason", "sentence", "weights", "expected")
+
+
 class Study:
     """A study on disk, finished or not, as tables.
 
@@ -64,22 +67,27 @@ class Study:
 
     @property
     def choice(self) -> dict[str, Any] | None:
-        """What the study chose before it read a test label: `advice`, `name`, `config_id`, `config`, `reason`."""
+        """What the study chose before it read a test label: `advice`, `name`, `config_id`, `config`, `reason`,
+        `sentence`, `weights`, `expected`.
+        """
         chosen = self._record.choice
         if chosen is None:
             return None
-        return {name: getattr(chosen, name) for name in ("advice", "name", "config_id", "config", "reason")}
+        return {name: getattr(chosen, name) for name in _CHOSEN}
 
     @property
     def advice(self) -> str | None:
         """What to do, in words; None before the choice."""
-        return None if self._record.choice is None else self._record.choice.advice
+        chosen = self._record.choice
+        return None if chosen is None else chosen.sentence or chosen.advice
 
     @property
     def best_config(self) -> dict[str, Any] | None:
-        """The chosen configuration with its method, as `captune.adapt(config=…)` takes it; None before the choice."""
+        """What is advised, settings and method, as `captune.adapt(config=…)` takes it; None before the choice."""
         chosen = self._record.choice
-        return None if chosen is None or not chosen.config else {"method": self._record.method, **chosen.config}
+        if chosen is None or not (chosen.advised or chosen.config):
+            return None
+        return dict(chosen.advised) or {"method": self._record.method, **chosen.config}
 
     def report(self) -> Path:
         """Write every table and figure again; returns the page, report.html."""
@@ -107,7 +115,7 @@ def run(
         class_names: names of the classes, or a file of them.
         dataset: a dataset's name, or folder:DIR, csv:FILE, features:FILE, as on the command line.
         paradigm: ul, ssl, trzsl or tft.
-        method: a method's name.
+        method: a method's name; "auto" for one study over several.
         trials: configurations to try, the published one included.
         out: the study's directory; runs/NAME if None.
         resume: go on with the study in the directory.
@@ -128,17 +136,20 @@ def run(
         >>> study.trials[["key", "score", "metric"]]  # doctest: +SKIP
         >>> model = captune.adapt(dataset="digits", config=study.best_config)  # doctest: +SKIP
     """
-    from captune.algorithms import method_named, paper_config
+    from captune.algorithms import method_named
+    from captune.algorithms.automatic import AUTO, PORTFOLIO, starting_configs
     from captune.tuning.loggers import check_loggers
 
     place = _dataset(images, dataset)
-    config_class = method_named(method).config_class
-    cell, search, machine, fixed = split_options(options, TaskConfig, StudyConfig, MachineConfig, config_class)
+    methods = PORTFOLIO if method == AUTO else (method,)
+    classes = [method_named(name).config_class for name in methods]
+    cell, search, machine, *own = split_options(options, TaskConfig, StudyConfig, MachineConfig, *classes)
+    fixed = {name: value for part in own for name, value in part.items()}
     if class_names is not None:
         cell["class_names"] = _names(class_names)
     task = TaskConfig.parse({**cell, "dataset": place, "paradigm": paradigm}, where="run")
     fixed = {**search.pop("fixed", {}), **fixed}
-    paper_config(method, task, fixed.get("tuning")).with_values(fixed, where="run")
+    starting_configs(method, task, fixed, search.get("preset"))
     values = {**search, "task": task.model_dump(), "method": method, "trials": trials, "fixed": fixed}
     study = StudyConfig.parse(values, where="run")
     resolve_criterion(study.select_by, task.paradigm)
@@ -252,16 +263,18 @@ def adapt(
     known = _dataset(images, dataset)
     source = dict(config) if isinstance(config, Mapping) else None if config is None else Path(config).expanduser()
     named = method or (source.get("method") if isinstance(source, dict) else None) or "cap"
+    learned = {"learn_from": options.pop("learn_from")} if "learn_from" in options else {}
     cell, settings = split_options(options, TaskConfig, method_named(named).config_class)
+    settings |= learned
     if class_names is not None:
         cell["class_names"] = _names(class_names)
     task = TaskConfig.parse({**cell, "dataset": known, "paradigm": paradigm}, where="adapt")
-    name, trial = configuration(task, method=method, config=source, settings=settings, where="adapt")
+    name, trial, role = configuration(task, method=method, config=source, settings=settings, where="adapt")
     place = Path(out).expanduser().absolute()
     check_out(place)
     from captune.training.context import cell_notes
 
-    adapt_once(task, name, trial, place, seed=seed, device=device, notes=list(cell_notes(task)))
+    adapt_once(task, name, trial, place, seed=seed, role=role, device=device, notes=list(cell_notes(task)))
     return load(place, backbone=task.backbone, pretrained=task.pretrained, device=device)
 
 

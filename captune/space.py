@@ -9,17 +9,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from captune.conditions import METHOD, Condition, conditions_of
 from captune.config import TrialConfig, read_yaml
 from captune.errors import ConfigError, UsageError, did_you_mean
 
 Kind = Literal["float", "int", "categorical"]
 Role = Literal["scientific", "nuisance", "fixed"]
-_KEYS = ("type", "low", "high", "log", "step", "choices", "role", "value", "unit", "max", "note")
+_KEYS = ("type", "low", "high", "log", "step", "choices", "role", "value", "unit", "max", "when", "note")
 _KINDS = ("float", "int", "categorical")
 _ROLES = ("scientific", "nuisance", "fixed")
 
@@ -36,6 +37,7 @@ class Parameter:
         log: spread evenly in the logarithm.
         step: distance of the values, or None.
         choices: the values of a categorical parameter.
+        when: all of these must hold for it to be part of a configuration.
     """
 
     name: str
@@ -46,6 +48,11 @@ class Parameter:
     log: bool = False
     step: float | None = None
     choices: tuple[Any, ...] = ()
+    when: tuple[Condition, ...] = ()
+
+    def active(self, values: Mapping[str, Any]) -> bool:
+        """Whether it is part of a configuration with these values of the parameters before it."""
+        return all(condition.holds(values) for condition in self.when)
 
     def clip(self, value: Any) -> Any:
         """The nearest value of the domain (a categorical value outside it becomes the first choice)."""
@@ -86,10 +93,12 @@ class Parameter:
 
     def describe(self) -> dict[str, Any]:
         """The parameter as plain data, for records and for the comparison of two studies."""
+        when = {"when": {condition.name: condition.describe() for condition in self.when}} if self.when else {}
         if self.kind == "categorical":
-            return {"type": self.kind, "role": self.role, "choices": list(self.choices)}
+            return {"type": self.kind, "role": self.role, "choices": list(self.choices), **when}
         cast_number = int if self.kind == "int" else float
         return {
+            **when,
             "type": self.kind,
             "role": self.role,
             "low": cast_number(self.low),
@@ -127,7 +136,21 @@ class Space:
         if len(known) < len(columns) or math.prod(map(len, known)) > most:
             return None
         names = [parameter.name for parameter in self.parameters]
-        return [dict(zip(names, point, strict=True)) for point in itertools.product(*known)]
+        points = [self.active(dict(zip(names, point, strict=True))) for point in itertools.product(*known)]
+        return [point for place, point in enumerate(points) if point not in points[:place]] if self.when else points
+
+    @property
+    def when(self) -> bool:
+        """Whether any parameter depends on another."""
+        return any(parameter.when for parameter in self.parameters)
+
+    def active(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that are part of a configuration, in the order of the parameters."""
+        kept: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.name in values and parameter.active(kept):
+                kept[parameter.name] = values[parameter.name]
+        return kept
 
     def clip(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The nearest point of the space to (a part of) a configuration; absent fields are left out."""
@@ -135,11 +158,11 @@ class Space:
 
     def at(self, place: Sequence[float]) -> dict[str, Any]:
         """The configuration at a place in the unit cube."""
-        return {parameter.name: parameter.at(unit) for parameter, unit in zip(self.parameters, place, strict=True)}
+        return self.active({p.name: p.at(unit) for p, unit in zip(self.parameters, place, strict=True)})
 
     def unit(self, values: Mapping[str, Any]) -> list[float]:
-        """A configuration's place in the unit cube."""
-        return [parameter.unit(values[parameter.name]) for parameter in self.parameters]
+        """A configuration's place in the unit cube; the middle for what is no part of it."""
+        return [p.unit(values[p.name]) if p.name in values else 0.5 for p in self.parameters]
 
 
 def shipped_space(method: str) -> Path | None:
@@ -169,13 +192,20 @@ def space_file(path: Path | None, method: str) -> Path:
 
 
 def load_space(
-    path: Path, base: TrialConfig, *, fixed: Mapping[str, Any] | None = None, class_size: int | None = None
+    path: Path,
+    base: TrialConfig,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    class_size: int | None = None,
+    methods: Mapping[str, TrialConfig] | None = None,
 ) -> Space:
     """Read and resolve a search space.
 
     Args:
         path: the YAML file.
         base: the method's own configuration at the cell's budget; its class says which fields exist.
+        methods: where the space chooses among methods, the configuration of each; a parameter is checked against the
+            first method that it is for.
         fixed: fields set on the command line; they leave the space.
         class_size: estimated pool images per class, the cap of `max: class_size`.
 
@@ -192,17 +222,26 @@ def load_space(
     if not isinstance(entries, dict):
         problems.append("`parameters:` must hold `name: {type: …}` entries")
         entries = {}
-    fields = type(base).model_fields
-    parameters, constants = [], {}
+    parameters: list[Parameter] = []
+    constants: dict[str, Any] = {}
     for name, entry in entries.items():
-        found = _entry_problems(name, entry, fields)
+        if name == METHOD and methods and isinstance(entry, dict):
+            chosen = tuple(choice for choice in entry.get("choices", ()) if choice in methods)
+            parameters.append(Parameter(METHOD, "categorical", "scientific", choices=chosen))
+            continue
+        searched = [parameter.name for parameter in parameters if parameter.name not in (fixed or {})]
+        conditions, found = conditions_of(name, entry, searched, base, {**constants, **(fixed or {})}, methods or {})
+        if conditions is None and not found:
+            continue  # it is never part of a configuration here
+        own = _base_of(conditions or (), base, methods or {})
+        found += _entry_problems(name, entry, type(own).model_fields)
         if not found:
             if entry.get("role") == "fixed":
                 constants[name] = entry["value"]
-                found = _value_problems(name, base, [entry["value"]])
+                found = _value_problems(name, own, [entry["value"]])
             else:
-                parameter = _resolve(name, entry, base, class_size)
-                found = _value_problems(name, base, _extremes(parameter))
+                parameter = replace(_resolve(name, entry, own, class_size), when=conditions or ())
+                found = _value_problems(name, own, _extremes(parameter))
                 parameters.append(parameter)
         problems += found
     if problems:
@@ -213,6 +252,12 @@ def load_space(
         {name: value for name, value in constants.items() if name not in fixed},
         str(path),
     )
+
+
+def _base_of(conditions: Sequence[Condition], base: TrialConfig, methods: Mapping[str, TrialConfig]) -> TrialConfig:
+    """The configuration that a parameter is checked against: that of the first method it is for."""
+    named = next((condition.values for condition in conditions if condition.name == METHOD), ())
+    return next((methods[name] for name in named if name in methods), base)
 
 
 def _entry_problems(name: str, entry: Any, fields: Mapping[str, Any]) -> list[str]:

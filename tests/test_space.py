@@ -165,3 +165,45 @@ def test_a_space_survives_its_description(tmp_path: Path) -> None:
     space = load(tmp_path, text)
     again = space_from(space.describe(), space.source)
     assert again.parameters == space.parameters and again.fixed == space.fixed
+
+
+CONDITIONAL = """
+  prompts: {type: categorical, choices: [text, multimodal]}
+  num_context: {type: int, low: 1, high: 4, when: {prompts: text}}
+  weight_decay: {type: float, low: 0.0, high: 0.1}
+  momentum: {type: float, low: 0.1, high: 0.9, when: {weight_decay: {above: 0.05}}}
+"""
+
+
+def test_a_parameter_is_part_of_a_configuration_where_its_condition_holds(tmp_path: Path) -> None:
+    space = load(tmp_path, CONDITIONAL)
+    values = {"prompts": "text", "num_context": 2, "weight_decay": 0.05, "momentum": 0.5}
+    assert space.active(values) == {"prompts": "text", "num_context": 2, "weight_decay": 0.05}
+    other = values | {"prompts": "multimodal", "weight_decay": 0.06}
+    assert space.active(other) == {"prompts": "multimodal", "weight_decay": 0.06, "momentum": 0.5}
+    assert space.unit(space.active(values))[3] == 0.5
+    assert space_from(space.describe(), "recorded").parameters == space.parameters
+
+
+def test_a_condition_on_what_is_fixed_holds_or_not_once_and_for_all(tmp_path: Path) -> None:
+    names = [p.name for p in load(tmp_path, CONDITIONAL, fixed={"prompts": "text", "weight_decay": 0.0}).parameters]
+    assert names == ["num_context"]
+    assert load(tmp_path, CONDITIONAL, fixed={"prompts": "text"}).parameters[0].when == ()
+
+
+def test_points_that_differ_only_in_what_has_no_part_are_one(tmp_path: Path) -> None:
+    text = """
+  prompts: {type: categorical, choices: [text, multimodal]}
+  num_context: {type: int, low: 1, high: 2, when: {prompts: text}}
+"""
+    assert load(tmp_path, text).points(10) == [
+        {"prompts": "text", "num_context": 1}, {"prompts": "text", "num_context": 2}, {"prompts": "multimodal"},
+    ]  # fmt: skip
+
+
+def test_mistakes_in_conditions_are_named(tmp_path: Path) -> None:
+    said = problems(tmp_path, "  momentum: {type: float, low: 0.1, high: 0.9, when: {weight_decy: 1}}")
+    assert "when: 'weight_decy' must stand before it" in said
+    said = problems(tmp_path, "  momentum: {type: float, low: 0.1, high: 0.9, when: {weight_decay: {over: 1}}}")
+    assert "must be a value, a list of values or {above: NUMBER}" in said
+    assert "when must be" in problems(tmp_path, "  momentum: {type: float, low: 0.1, high: 0.9, when: [a]}")

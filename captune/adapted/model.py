@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from captune.algorithms import method_named
-from captune.algorithms.blend import blend
 from captune.algorithms.configs import BlendConfig, ZlapConfig
 from captune.algorithms.zlap import as_probabilities, graph_of
 from captune.config import TrialConfig
 from captune.data.loose_images import LooseImage, as_list, pixels_in_batches
+from captune.equations.averaging import blend
 from captune.equations.label_propagation import PropagatedLabels
 from captune.errors import CheckpointError
 from captune.model.backbone import Backbone

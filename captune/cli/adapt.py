@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from captune.adapting import adapt_once, check_out, configuration
+from captune.adapting import adapt_once, check_out, configuration, held_out_note
 from captune.algorithms import ALGORITHMS
 from captune.algorithms.preset import preset_task
 from captune.cli import options
@@ -20,6 +20,7 @@ from captune.config import TaskConfig, TrialConfig
 from captune.data.catalog import check_dataset_name, published_results
 from captune.data.paradigms import NO_LABELS
 from captune.errors import UsageError
+from captune.records import Role
 
 if TYPE_CHECKING:
     from captune.training.trial import TrainingTrial
@@ -67,7 +68,7 @@ def adapt(
     settings = options.settings(given.trial, set_)
     task_values = preset_task(dataset, given.task) if preset == "paper" else dict(given.task)
     task = TaskConfig.parse(task_values, where=options.COMMAND_LINE)
-    name, trial_config = configuration(
+    name, trial_config, role = configuration(
         task, method=method, config=config, settings=settings, paper=preset == "paper", where=options.COMMAND_LINE
     )
     numbers = _seed_list(seeds, seed)
@@ -76,21 +77,21 @@ def adapt(
         from captune.training.trial import limit_threads
     if threads is not None:
         limit_threads(threads)
-    notes = list(cell_notes(task))
+    notes = [*cell_notes(task), *held_out_note(role)]
     options.say_notes(console, notes)
     places = {number: out / f"seed{number}" if len(numbers) > 1 else out for number in numbers}
     for place in places.values():
         check_out(place)
     results = [
-        _train(console, task, name, trial_config, place, seed=number, device=device, notes=notes)
+        _train(console, task, name, trial_config, place, seed=number, role=role, device=device, notes=notes)
         for number, place in places.items()
     ]
     _say(console, task, results, out)
 
 
 def _train(
-    console: Console, task: TaskConfig, method: str, config: TrialConfig, out: Path, *, seed: int, device: str,
-    notes: list[str],
+    console: Console, task: TaskConfig, method: str, config: TrialConfig, out: Path, *, seed: int, role: Role,
+    device: str, notes: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"{method} seed {seed}", total=None)
@@ -106,7 +107,7 @@ def _train(
             progress.update(bar, completed=trial.epoch, description=f"{method} seed {seed}, loss {record['loss']:.3f}")
 
         return adapt_once(
-            task, method, config, out, seed=seed, device=device, notes=notes, opened=opened, trained=trained
+            task, method, config, out, seed=seed, role=role, device=device, notes=notes, opened=opened, trained=trained
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from captune.algorithms import method_named
-from captune.config import TrialConfig
+from captune.algorithms.automatic import AUTO
 from captune.cost.trial import cards, estimate_trial_cost
 from captune.seeding import derive_seed
 from captune.space import Space
@@ -19,6 +20,7 @@ from captune.studies.planning import Plan
 from captune.studies.running import Settings
 from captune.training.trial import limit_threads
 from captune.tuning.samplers import Sampler
+from captune.tuning.specs import CellInfo
 
 _PREVIEW = 3
 
@@ -35,20 +37,23 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(_yaml({"study": study.model_dump(mode="json"), "space": plan.space.describe()}), highlight=False)
     if plan.space.screen is not None and info.screen_base is not None:
         screened = first_configurations(
-            plan.space.screen, info.screen_base, study.sampler, derive_seed(study.seed, "screen"),
+            plan.space.screen, replace(info, base=info.screen_base), study.sampler, derive_seed(study.seed, "screen"),
             count=min(_PREVIEW, study.num_screen_trials),
         )  # fmt: skip
         console.print(_yaml({"first screened configurations": screened}), highlight=False)
         console.print("The search begins with the first configuration and what the screen promotes.", highlight=False)
         return
     first = first_configurations(
-        plan.space, info.base, study.sampler, study.seed, plan.warm_starts, count=min(_PREVIEW, study.trials)
+        plan.space, info, study.sampler, study.seed, plan.warm_starts, count=min(_PREVIEW, study.trials)
     )
     console.print(_yaml({"first configurations": first}), highlight=False)
 
 
 def show_cost(plan: Plan, settings: Settings, console: Console, *, num_studies: int = 1) -> None:
     """What the study would cost on this machine, measured on a step or two; studies share budgets evenly."""
+    if plan.study.method == AUTO:
+        console.print("What a study over several methods costs is not estimated.", highlight=False)
+        return
     if not method_named(plan.study.method).trains:
         return
     threads = max(1, int(settings.cpus_per_trial or 1))
@@ -80,18 +85,18 @@ def _share_of_budget(settings: Settings, at_once: int, num_studies: int) -> floa
 
 
 def first_configurations(
-    space: Space, base: TrialConfig, sampler_name: str, seed: int, starts: Sequence[dict[str, Any]] = (), *, count: int
+    space: Space, info: CellInfo, sampler_name: str, seed: int, starts: Sequence[dict[str, Any]] = (), *, count: int
 ) -> list[dict[str, Any]]:
     """The searched values of the first trials, as far as they do not depend on outcomes."""
-    paper = {parameter.name: getattr(base, parameter.name) for parameter in space.parameters}
-    found: list[dict[str, Any]] = [paper]
+    first = info.starting_values(space)
+    found: list[dict[str, Any]] = [first]
     if not space.parameters:
         return found
     sampler = Sampler(sampler_name, space, seed=seed)
-    sampler.take(0, paper, suggested=False)
+    sampler.take(0, first, suggested=False)
     for number in range(1, count):
         if number <= len(starts):
-            found.append(paper | space.clip(starts[number - 1]))
+            found.append(info.starting_values(space, space.clip(starts[number - 1])))
             sampler.take(number, found[-1], suggested=False)
         else:
             found.append(sampler.suggest(number))

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from captune.algorithms import ALGORITHMS, method_named, paper_config, refuse_unfit
+from captune.algorithms import ALGORITHMS, refuse_unfit
+from captune.algorithms.automatic import AUTO, check_method, starting_configs
 from captune.algorithms.preset import preset_task
 from captune.cli.console import plain_console
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
@@ -32,7 +33,7 @@ _DATASETS = " (several: a,b; all; paper: the paper's six in its splits; found: w
     notes={
         "dataset": _DATASETS,
         "paradigm": _SEVERAL,
-        "method": f": {', '.join(ALGORITHMS)}{_SEVERAL}",
+        "method": f"; auto: one study over several, and their ensemble: {', '.join(ALGORITHMS)}{_SEVERAL}",
     },
 )  # fmt: skip
 def run(
@@ -100,7 +101,8 @@ def run(
         console.print(f"Not on disk and left out: {', '.join(missing)}.", highlight=False, soft_wrap=True)
     studies = _studies(file, given, settings(given.trial, set_), datasets)
     for study in studies:
-        refuse_unfit(study.method, study.task)
+        if study.method != AUTO:
+            refuse_unfit(study.method, study.task)
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.planning import show_cost, show_plan
         from captune.cli.studies import execute
@@ -239,7 +241,7 @@ def _studies(
         here = preset_task(dataset, task_values) if preset else task_values
         task = TaskConfig.parse(here | {"dataset": dataset, "paradigm": paradigm}, where=where)
         fixed_here = {**(file.values.get("fixed") or {}), **fixed}
-        paper_config(method, task, fixed_here.get("tuning"), preset).with_values(fixed_here, where=where)
+        starting_configs(method, task, fixed_here, preset)  # what is wrong with them is said before PyTorch is loaded
         values = study_values | {"task": task.model_dump(), "method": method, "fixed": fixed_here}
         study = StudyConfig.parse(values, where=where)
         resolve_criterion(study.select_by, paradigm)  # a wrong name is said before PyTorch is loaded
@@ -253,7 +255,7 @@ def _matrix(datasets: Sequence[str], paradigm: str, method: str) -> list[tuple[s
         list(PARADIGMS) if paradigm == "all" else [resolve_paradigm(name) for name in names_in(paradigm, "--paradigm")]
     )
     tunable = [name for name, row in ALGORITHMS.items() if row.tunable and not row.unsealed]
-    methods = tunable if method == "all" else [method_named(name).name for name in names_in(method, "--method")]
+    methods = tunable if method == "all" else [check_method(name) for name in names_in(method, "--method")]
     return list(dict.fromkeys((d, p, m) for d in datasets for p in paradigms for m in methods))
 
 

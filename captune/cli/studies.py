@@ -91,9 +91,11 @@ class Screen(Watcher):
 def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> None:
     """The advice, the confirmed configurations beside the references, and where everything lies."""
     choice = study.choice or Chosen()
-    console.print(Text.assemble("\n", (study.name, "bold"), ": ", (str(choice.advice), "bold"), f". {choice.reason}"))
+    said = choice.sentence or f"{choice.advice}."
+    console.print(Text.assemble("\n", (study.name, "bold"), ": ", (said, "bold"), f" {choice.reason}."))
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("candidate", f"{study.select_by} (search)", f"{study.metric_name} (sealed test)", "seeds"):
+    score = "score (all unlabelled images)" if choice.weights else f"{study.select_by} (search)"
+    for heading in ("candidate", score, f"{study.metric_name} (sealed test)", "seeds"):
         table.add_column(heading, overflow="fold")
     rows = sorted(choice.candidates, key=lambda row: -(row["mean_score"] or 0.0))
     for row in rows:

@@ -16,8 +16,9 @@ No label is read. What was learned from development data stands in `captune.deci
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -47,11 +48,14 @@ class Evidence:
         probs: candidate → probabilities (N, K) of all unlabelled images; "zero_shot" and "balanced" among them.
         neighbours_Nk: every image's nearest others by cosine of the frozen features, nearest first.
         knowledge: what random texts would do on the same images, where that was measured.
+        families: candidate → its method; candidates of one method share its weight and its vote. One that is not named
+            is a family of its own.
     """
 
     probs: Mapping[str, Tensor]
     neighbours_Nk: Tensor
     knowledge: Knowledge | None = None
+    families: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = {ZERO_SHOT, BALANCED} - set(self.probs)
@@ -134,6 +138,8 @@ class Advice:
         scores: label-free score of every candidate.
         reason: why, in a sentence.
         knows: whether the backbone knows the classes.
+        considered: what the best blend is expected to gain, advised or not.
+        blend: the shares of that blend.
     """
 
     weights: dict[str, float]
@@ -141,7 +147,8 @@ class Advice:
     scores: dict[str, float]
     reason: str
     knows: bool = True
-    considered: Expectation | None = field(default=None)
+    considered: Expectation | None = None
+    blend: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -151,12 +158,17 @@ class Advice:
     @property
     def sentence(self) -> str:
         """The advice in plain words."""
+        return self.say({})
+
+    def say(self, labels: Mapping[str, str]) -> str:
+        """The advice in plain words, candidates called as `labels` say."""
         if not self.knows:
             return f"This backbone does not know these classes: {self.reason}. Use another backbone or other names."
         if self.name == ZERO_SHOT:
             return f"Keep zero-shot: {self.reason}."
-        members = " + ".join(f"{name} {share:.0%}" for name, share in self.weights.items())
-        what = f"the blend ({members})" if self.name == BLEND else self.name
+        members = [f"{labels.get(name, name)} {share:.0%}" for name, share in self.weights.items()]
+        first = next(iter(self.weights))
+        what = f"the ensemble ({', '.join(members)})" if self.name == BLEND else labels.get(first, first)
         seen = self.expectation
         return (
             f"Use {what}: expected {seen.gain:+.1f} points over zero-shot (80 %: {seen.low:+.1f} to {seen.high:+.1f}); "
@@ -205,10 +217,23 @@ def score_covariance(evidence: Evidence) -> tuple[list[str], Tensor]:
     return names, (num_images - 1) / num_images * apart_CN @ apart_CN.T
 
 
-def blend_weights(scores: Mapping[str, float], *, temperature: float = TEMPERATURE) -> dict[str, float]:
-    """Shares of the candidates in the blend, ∝ exp(score/temperature); they sum to 1, the smallest are left out."""
+def blend_weights(
+    scores: Mapping[str, float], families: Mapping[str, str] | None = None, *, temperature: float = TEMPERATURE
+) -> dict[str, float]:
+    """Shares of the candidates in the blend, ∝ exp(score/temperature); they sum to 1, the smallest are left out.
+
+    A family weighs as much as its best member would alone, and its members share that likewise: ten configurations of
+    one method are not ten opinions.
+    """
     best = max(scores.values())
-    raw = {name: float(torch.tensor((score - best) / temperature).exp()) for name, score in scores.items()}
+    alone = {name: math.exp((score - best) / temperature) for name, score in scores.items()}
+    groups: dict[str, list[float]] = {}
+    for name, weight in alone.items():
+        groups.setdefault((families or {}).get(name, name), []).append(weight)
+    raw = {}
+    for name, weight in alone.items():
+        group = groups[(families or {}).get(name, name)]
+        raw[name] = weight * max(group) / sum(group) if weight > 0 else 0.0
     total = sum(raw.values())
     kept = {name: weight for name, weight in raw.items() if weight / total >= SMALLEST_WEIGHT}
     ordered = sorted(kept, key=lambda name: (-kept[name], name))
@@ -237,8 +262,13 @@ def gain_facts(evidence: Evidence, probs_NK: Tensor) -> dict[str, float]:
     balanced_N = evidence.probs[BALANCED].argmax(-1)
     near_Nk, num_classes = predicted_N[evidence.neighbours_Nk], evidence.num_classes
     differ = float((predicted_N != zero_N).float().mean())
-    others = [p.argmax(-1) for name, p in evidence.probs.items() if name != ZERO_SHOT]
-    votes = [float((other_N == predicted_N).float().mean() - (other_N == zero_N).float().mean()) for other_N in others]
+    ballots: dict[str, list[float]] = {}
+    for name, other_NK in evidence.probs.items():
+        if name != ZERO_SHOT:
+            other_N = other_NK.argmax(-1)
+            vote = (other_N == predicted_N).float().mean() - (other_N == zero_N).float().mean()
+            ballots.setdefault(evidence.families.get(name, name), []).append(float(vote))
+    votes = [sum(ballot) / len(ballot) for ballot in ballots.values()]
     shares_K, zero_K = (
         torch.bincount(labels_N, minlength=num_classes) / len(labels_N) for labels_N in (predicted_N, zero_N)
     )
@@ -285,25 +315,24 @@ def advise(evidence: Evidence, model: GainModel = GAIN_MODEL) -> Advice:
         model: what was learned of gains on development data.
     """
     scores = smooth_scores(evidence)
-    weights = blend_weights(scores)
+    weights = blend_weights(scores, evidence.families)
     nothing = Expectation(0.0, 0.0, 0.0, 0.0)
     seen, confidence = evidence.knowledge, float(evidence.probs[ZERO_SHOT].float().max(-1).values.mean())
     if seen is not None and not seen.known(confidence):
-        return Advice({ZERO_SHOT: 1.0}, nothing, scores, seen.evidence, knows=False)
+        return Advice({ZERO_SHOT: 1.0}, nothing, scores, seen.evidence, knows=False, blend=weights)
     blended_NK = blend(evidence.probs, weights)
     differ = float((blended_NK.argmax(-1) != evidence.probs[ZERO_SHOT].argmax(-1)).float().mean())
     expectation = expected_gain(gain_facts(evidence, blended_NK), differ, model)
+    kept = Advice({ZERO_SHOT: 1.0}, nothing, scores, "", considered=expectation, blend=weights)
     if differ == 0:
-        return Advice(
-            {ZERO_SHOT: 1.0}, nothing, scores, "the blend of all methods predicts the same", considered=nothing
-        )
+        return replace(kept, reason="the best ensemble of all methods predicts the same", considered=nothing)
     if expectation.gain < LEAST_GAIN or expectation.risk > MOST_RISK:
         reason = (
-            f"the best blend is expected to gain {expectation.gain:+.1f} points (80 %: {expectation.low:+.1f} to "
+            f"the best ensemble is expected to gain {expectation.gain:+.1f} points (80 %: {expectation.low:+.1f} to "
             f"{expectation.high:+.1f}), with a chance of {expectation.risk:.0%} to be worse"
         )
-        return Advice({ZERO_SHOT: 1.0}, nothing, scores, reason, considered=expectation)
-    return Advice(weights, expectation, scores, "expected to gain", considered=expectation)
+        return replace(kept, reason=reason)
+    return Advice(weights, expectation, scores, "expected to gain", considered=expectation, blend=weights)
 
 
 def measure_knowledge(

@@ -1,12 +1,15 @@
-"""The final choice of a study: the best configuration, and whether to use it.
+"""The choice by a criterion: the best configuration, and whether to use it, from selection scores alone.
 
-It is made from selection scores, before any test label is read."""
+Most studies choose from the predictions themselves (`captune.decisions.deciding`). This rule is for those that cannot:
+where labels that the search may see measure what is wanted (ssl, trzsl), where sealed labels choose (oracle, research
+only), and for studies of older captunes that stored no predictions.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from captune.decisions import statistics
@@ -24,7 +27,10 @@ from captune.decisions.criteria import (
 from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, Role, State, StudyRecord, Trial
 from captune.records.events import Chosen
 
-Advice = Literal["adapt", "keep zero-shot", "use balanced zero-shot", "adaptation changed nothing", "use the ensemble"]
+Advice = Literal[
+    "adapt", "keep zero-shot", "use balanced zero-shot", "use the anchored mixture", "adaptation changed nothing",
+    "use the ensemble",
+]  # fmt: skip
 LEVEL = 0.9
 """One-sided confidence a gain over zero-shot must reach.
 
@@ -37,7 +43,7 @@ with k at the images a class has)."""
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate of the final choice; scores are under the criterion the choice compares by."""
+    """One candidate of the final choice; scores are those that the choice compares by."""
 
     name: str
     config_id: int | None
@@ -50,7 +56,8 @@ class Candidate:
 class Choice:
     """The advice, and the configuration that was best whatever the advice (None when nothing finished).
 
-    `name` is the candidate the advice stands for (`c7`, `zero_shot`, `balanced`, `ensemble`).
+    `name` is the candidate the advice stands for (`c7`, `zero_shot`, `balanced`, `anchored`, `ensemble`). The fields
+    from `sentence` on are those of the event `Chosen`; a choice by a criterion leaves them empty.
     """
 
     advice: Advice
@@ -59,19 +66,22 @@ class Choice:
     config: dict[str, Any]
     reason: str
     candidates: tuple[Candidate, ...]
+    sentence: str | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    expected: dict[str, float] = field(default_factory=dict)
+    advised: dict[str, Any] = field(default_factory=dict)
+    learned_from: tuple[str, ...] = ()
 
     def as_event(self) -> Chosen:
         """The choice as the journal holds it."""
         return Chosen(**{**asdict(self), "candidates": tuple(asdict(candidate) for candidate in self.candidates)})
 
 
-def choose(run: StudyRecord, *, unknown: str | None = None) -> Choice:
+def choose(run: StudyRecord) -> Choice:
     """The final choice from selection scores over confirmation seeds; sealed labels are not read.
 
     The best configuration is that of `best_candidate`. The advice is then, in this order:
 
-    0. "keep zero-shot" where the backbone does not know the classes: `unknown` says why. No method can be judged there,
-       as every label-free criterion rewards what is smooth, right or wrong.
     1. "adaptation changed nothing": its predictions agree with zero-shot's on more than 99 % of the held-out pool.
     2. "adapt": it beats zero-shot, in the part of the criterion that zero-shot has no part in by more than the noise
        (`noise_margin`), and is not below balanced zero-shot where that competes; "use the ensemble" when the ensemble
@@ -90,7 +100,7 @@ def choose(run: StudyRecord, *, unknown: str | None = None) -> Choice:
     so adapt-or-not is decided by a label-free criterion.
     """
     criterion = comparison_criterion(run)
-    groups = _adapted_groups(run)
+    groups = adapted_groups(run)
     names = [name for name in (ZERO_SHOT, BALANCED, ENSEMBLE) if run.find(name) is not None]
     candidates = [_candidate(run, name, [run.find(name)], criterion) for name in names]
     adapted = [_candidate(run, name, trials, criterion) for name, trials in groups.items()]
@@ -104,8 +114,6 @@ def choose(run: StudyRecord, *, unknown: str | None = None) -> Choice:
     def conclude(advice: Advice, name: str, reason: str) -> Choice:
         return Choice(advice, name, best.config_id, config, reason, listed)
 
-    if unknown is not None and not criterion_named(criterion).labels:
-        return conclude("keep zero-shot", ZERO_SHOT, unknown)
     agreement = statistics.mean(_criterion_values(run, groups[best.name], AGREE_ZERO_SHOT))
     if agreement is not None and agreement > NO_OP_AGREEMENT:
         reason = f"{best.name} predicts what zero-shot predicts on {_share(agreement)} of the held-out pool images"
@@ -154,7 +162,7 @@ def best_configuration(run: StudyRecord, settled: Mapping[str, float] | None = N
     """
     criterion = comparison_criterion(run)
     replaced = (settled or {}) if criterion == run.select_by else {}
-    groups = _adapted_groups(run)
+    groups = adapted_groups(run)
     best = best_candidate([_candidate(run, name, trials, criterion, replaced) for name, trials in groups.items()])
     return None if best is None else best.config_id
 
@@ -268,7 +276,7 @@ def _seed_margin(run: StudyRecord, trials: Sequence[Trial], criterion: str) -> f
     Three seeds of one configuration say little of their noise; those of four say enough for half the margin.
     """
     num_seeds = len(_criterion_values(run, trials, criterion))
-    groups = [_criterion_values(run, group, criterion) for group in _adapted_groups(run).values()]
+    groups = [_criterion_values(run, group, criterion) for group in adapted_groups(run).values()]
     pooled = statistics.pooled_deviation(groups)
     if num_seeds < 2 or pooled is None:
         return None
@@ -308,7 +316,7 @@ def _image_error(run: StudyRecord, trials: Sequence[Trial | None], gain: float, 
     return math.sqrt(max(0.0, (1 - agreement) - gain**2) / images)
 
 
-def _adapted_groups(run: StudyRecord) -> dict[str, list[Trial]]:
+def adapted_groups(run: StudyRecord) -> dict[str, list[Trial]]:
     """Confirmed configurations with their score-role runs; without any, every finished search trial by itself."""
     groups = {
         name: [trial for trial in trials if trial.role is Role.SCORE]

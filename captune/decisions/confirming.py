@@ -43,6 +43,18 @@ def candidates(finished: Sequence[Scored], top: int) -> dict[int, str]:
     return chosen
 
 
+def best_of_each(finished: Sequence[Scored], methods: Mapping[int, str]) -> dict[int, str]:
+    """The best configuration of each method, by search number, with why: in a study over methods all are confirmed.
+
+    An ensemble gains from methods that err on different images, so the second configuration of the best method is worth
+    less than the first of another.
+    """
+    chosen: dict[str, int] = {}
+    for trial in sorted(finished, key=lambda trial: (-trial.score, trial.number)):
+        chosen.setdefault(methods[trial.number], trial.number)
+    return dict.fromkeys(chosen.values(), "top")
+
+
 def plateau_pick(finished: Sequence[Scored]) -> int | None:
     """The trial whose neighbourhood is best: the highest lower quartile of the scores of its nearest neighbours.
 

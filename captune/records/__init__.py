@@ -7,10 +7,11 @@ from captune.records.files import atomic_write
 from captune.records.journal import Journal, read_journal
 from captune.records.layout import JOURNAL
 from captune.records.lenient import number_or_none
-from captune.records.study import BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord
+from captune.records.study import ANCHORED, BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord
 from captune.records.trial import Trial
 
 __all__ = [
+    "ANCHORED",
     "BALANCED",
     "ENSEMBLE",
     "JOURNAL",

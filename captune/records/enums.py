@@ -1,4 +1,4 @@
-"""The fixed words of a journal: phases, states and roles of trials."""
+"""The fixed words of a journal: phases, states and roles of trials, and what epochs report."""
 
 from __future__ import annotations
 
@@ -39,3 +39,18 @@ class Role(StrEnum):
 
     SCORE = "score"
     REPORT = "report"
+
+
+EPOCH_VALUES = {
+    "loss": "mean training loss of the epoch",
+    "num_confident": "pool images whose pseudolabel passed the confidence threshold",
+    "num_main": "images on the per-class list of trusted pseudolabels (CAP)",
+    "balance": "normalised entropy of the pseudolabel counts, 1 when all classes are equally frequent",
+    "learning_rate": "learning rate of the last step",
+    "images": "images seen in the epoch, all streams",
+    "seconds": "duration of the epoch",
+    "micro_batch": "images at once in a gradient step, once a trial ran out of memory",
+    "memory_bytes": "peak memory of the worker's process",
+    "gpu_memory_bytes": "peak GPU memory of the worker's process",
+}
+"""What `Epoch.values` usually holds, with the meaning of each; a method may report more."""

@@ -219,19 +219,6 @@ class Epoch(Event):
 
 
 _EPOCH_OWN = {"event", "key", "epoch", "fidelity", "score", "scores", "decision", "time"}
-EPOCH_VALUES = {
-    "loss": "mean training loss of the epoch",
-    "num_confident": "pool images whose pseudolabel passed the confidence threshold",
-    "num_main": "images on the per-class list of trusted pseudolabels (CAP)",
-    "balance": "normalised entropy of the pseudolabel counts, 1 when all classes are equally frequent",
-    "learning_rate": "learning rate of the last step",
-    "images": "images seen in the epoch, all streams",
-    "seconds": "duration of the epoch",
-    "micro_batch": "images at once in a gradient step, once a trial ran out of memory",
-    "memory_bytes": "peak memory of the worker's process",
-    "gpu_memory_bytes": "peak GPU memory of the worker's process",
-}
-"""What `Epoch.values` usually holds, with the meaning of each; a method may report more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +334,12 @@ class Chosen(Event):
         config_id, config: the best configuration, whatever the advice.
         reason: for the advice.
         candidates: what was compared, with mean selection scores.
+        sentence: the advice in plain words, with what to expect; null where a criterion with labels chose.
+        weights: share of each candidate in the ensemble that was considered; empty likewise.
+        expected: of that ensemble against zero-shot in points of accuracy: `gain`, the ends `low` and `high` of the
+            80 % interval, and the chance `risk` of being worse.
+        advised: method and settings of what is advised, as `captune adapt --config` takes them.
+        learned_from: the development data that the rule has seen.
     """
 
     kind: ClassVar[str] = "choice"
@@ -356,6 +349,11 @@ class Chosen(Event):
     config: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
     candidates: tuple[dict[str, Any], ...] = ()
+    sentence: str | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    expected: dict[str, float] = field(default_factory=dict)
+    advised: dict[str, Any] = field(default_factory=dict)
+    learned_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ runs/digits-ul-cap/
   trials/KEY/           config.yaml epochs.jsonl resume.safetensors checkpoint.safetensors predictions.safetensors .lock
   *.csv *.png *.svg     tables and figures
   findings.json         what the closed study found on pool and test images, with small pictures, for the report
-  best_config.yaml      for `captune adapt --config`
+  best_config.yaml      what is advised, for `captune adapt --config`
+  checkpoint.safetensors  the same as it was trained here, for `captune predict` and `captune export`
   report.html           the page
 ```
 """

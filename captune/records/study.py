@@ -37,10 +37,11 @@ from captune.records.events import (
 from captune.records.trial import Trial
 from captune.records.usage import Usage
 
-ZERO_SHOT, BALANCED, ENSEMBLE = "zero_shot", "balanced", "ensemble"
-"""Keys of the references: the frozen model, its predictions half-way balanced, the mean of the confirmed trials."""
+ZERO_SHOT, BALANCED, ANCHORED, ENSEMBLE = "zero_shot", "balanced", "anchored", "ensemble"
+"""Keys of the references: the frozen model, its predictions half-way balanced, the anchored mixture, and the mean of
+several candidates."""
 _PHASES = tuple(Phase)
-_REFERENCES = {ZERO_SHOT: 0, BALANCED: 1, ENSEMBLE: 2}
+_REFERENCES = {ZERO_SHOT: 0, BALANCED: 1, ANCHORED: 2, ENSEMBLE: 3}
 
 
 class StudyRecord:
@@ -252,6 +253,12 @@ class StudyRecord:
     def choice_is_current(self) -> bool:
         """Whether no trial has ended since the choice."""
         return self._choice_at > self._ended_at
+
+    @property
+    def choice_covers_confirmation(self) -> bool:
+        """Whether no candidate has ended since the choice (stress trials are none)."""
+        ended = [trial.ended_at for trial in self.by_key.values() if trial.phase is not Phase.STRESS]
+        return self._choice_at > max(ended, default=0)
 
     def complete(self) -> list[Trial]:
         """The trials that ran to their end, in the order of the tables."""

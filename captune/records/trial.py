@@ -151,6 +151,11 @@ class Trial:
         return split_key(self.key)[0]
 
     @property
+    def averaged(self) -> bool:
+        """Whether it is an ensemble's predictions, which closing a study averages: nothing is trained."""
+        return self.origin == "ensemble" and self.phase is Phase.REFERENCE
+
+    @property
     def ended(self) -> bool:
         """Whether it will not go on."""
         return self.state.final

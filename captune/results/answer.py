@@ -13,7 +13,7 @@ from typing import Any
 
 from captune.config import TaskConfig
 from captune.decisions import statistics
-from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord
+from captune.records import ANCHORED, BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord
 from captune.results.best import metrics_by_seed, recorded_choice, reference_metric
 from captune.results.findings import findings_of
 from captune.results.formats import in_words, percent
@@ -104,7 +104,7 @@ def best_by_test(study: StudyRecord, advised: str) -> tuple[str | None, float | 
     """The candidate with the highest sealed metric (mean over seeds) among those the choice was between, and how much
     higher it is than the advised one's.
     """
-    names = dict.fromkeys([ZERO_SHOT, BALANCED, ENSEMBLE, *study.configurations(), advised])
+    names = dict.fromkeys([ZERO_SHOT, BALANCED, ANCHORED, ENSEMBLE, *study.configurations(), advised])
     means = {name: statistics.mean(list(metrics_by_seed(study, name).values())) for name in names}
     known = {name: mean for name, mean in means.items() if mean is not None}
     if advised not in known:
@@ -120,8 +120,8 @@ def _metric_words(study: StudyRecord) -> str:
 
 
 def _sentence(study: StudyRecord, name: str, measured: Measured | None) -> str:
-    advice = recorded_choice(study).advice
-    first = _USE.get(advice, f"Use {in_words(name)}")
+    choice = recorded_choice(study)
+    first = (choice.sentence or _USE.get(choice.advice, f"Use {in_words(name)}")).rstrip(".")
     if study.choice is None:
         return f"{first}, as far as this study has come; it has not ended."
     if not study.sealed_opened:

@@ -56,31 +56,22 @@ def recorded_choice(study: StudyRecord) -> Choice:
         config_id=recorded.config_id,
         config=recorded.config or _config_of(study, recorded.config_id),
         reason=recorded.reason or fresh.reason,
-        candidates=fresh.candidates,
+        candidates=tuple(Candidate(**row) for row in recorded.candidates) if recorded.weights else fresh.candidates,
+        sentence=recorded.sentence,
+        weights=recorded.weights,
+        expected=recorded.expected,
+        advised=recorded.advised,
+        learned_from=recorded.learned_from,
     )
 
 
 def compared_candidate(study: StudyRecord) -> str | None:
-    """What is put beside zero-shot class by class: what is advised; where that is zero-shot, the best configuration."""
+    """What is put beside zero-shot class by class: what is advised; where that is zero-shot, what would be used."""
     choice = recorded_choice(study)
-    return choice.name if choice.name != ZERO_SHOT else configuration_name(study, choice.config_id)
-
-
-def ensemble_config(study: StudyRecord) -> dict[str, Any]:
-    """The ensemble of the confirmed configurations as a configuration of `blend`, which trains and averages the same.
-
-    Members and their seeds stand in the order in which they were averaged; those of the report are the ones that
-    learned from the whole pool.
-    """
-    confirmed = [trial for trial in study.complete() if trial.phase is Phase.CONFIRM]
-    reported = [trial for trial in confirmed if trial.role is Role.REPORT]
-    members: dict[int | None, dict[str, Any]] = {}
-    for trial in sorted(reported or confirmed, key=lambda trial: trial.ended_at):
-        settings = {"method": trial.method or study.method, "seeds": [], "settings": trial.config}
-        members.setdefault(trial.config_id, settings)["seeds"].append(trial.seed)
-    first = next(iter(members.values()))["settings"]
-    budget = {name: first[name] for name in ("tuning", "epochs", "steps_per_epoch", "batch_size") if name in first}
-    return {"method": "blend", **budget, "members": list(members.values())}
+    if choice.name != ZERO_SHOT:
+        return choice.name
+    considered = bool(choice.weights) and study.find(ENSEMBLE) is not None
+    return ENSEMBLE if considered else configuration_name(study, choice.config_id)
 
 
 def _name_of(study: StudyRecord, advice: str | None, config_id: int | None) -> str | None:

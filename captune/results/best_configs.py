@@ -20,6 +20,7 @@ from captune.results.tables import setting_cells, setting_columns
 UNDERPOWERED_SEEDS = 3
 COLUMNS = (
     "study", "dataset", "paradigm", "method", "select_by", "advice", "advised_candidate", "answer", "reason", "caveat",
+    "expected_gain", "expected_low", "expected_high", "risk",
     "next_command", "metric_name", "advised_test", "advised_gain", "advised_gain_low", "advised_gain_high",
     "advised_gain_over", "best_by_test", "regret", "configuration", "config_id", "origin", "num_trials", "num_seeds",
     "selection_score", "selection_sd", "zero_shot_selection_score", "test_mean", "test_low", "test_high", "test_sd",
@@ -91,6 +92,10 @@ def _params(study: StudyRecord) -> dict[str, Any]:
     return next((trial.params for trial in study.trials if trial.name == name and trial.phase != Phase.STRESS), {})
 
 
+def _share(points: float | None) -> float | None:
+    return None if points is None else points / 100
+
+
 def _row(study: StudyRecord) -> dict[str, Any]:
     choice, answer = recorded_choice(study), answer_of(study)
     name = configuration_name(study, choice.config_id)
@@ -114,6 +119,8 @@ def _row(study: StudyRecord) -> dict[str, Any]:
         "answer": answer.sentence,
         "reason": choice.reason,
         "caveat": answer.caveat or None,
+        **{f"expected_{name}": _share(choice.expected.get(name)) for name in ("gain", "low", "high")},
+        "risk": choice.expected.get("risk"),
         "next_command": answer.command,
         "metric_name": study.metric_name,
         "advised_test": measured.metric if measured else None,

@@ -18,7 +18,7 @@ import pandas as pd
 from captune.config import TrialConfig
 from captune.decisions.criteria import CRITERIA
 from captune.plain_yaml import parse_yaml
-from captune.records.events import EPOCH_VALUES
+from captune.records.enums import EPOCH_VALUES
 
 _SOURCE = Path(__file__).parent / "columns.yaml"
 _WITH_SETTINGS = ("trials.csv", "best_configs.csv")

@@ -14,13 +14,14 @@ import pandas as pd
 
 from captune.data.labelling import COLUMNS as PREDICTIONS_COLUMNS
 from captune.data.labelling import PREDICTIONS_CSV
+from captune.decisions.candidates import advised_config, even_shares
 from captune.decisions.criteria import ORACLE
 from captune.plain_yaml import dump_yaml
-from captune.records import BALANCED, ENSEMBLE, StudyRecord, atomic_write
+from captune.records import ANCHORED, BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord, atomic_write
 from captune.records.files import remove_leftovers
 from captune.records.layout import BEST_CONFIG, OUTDATED, PAGE
 from captune.results import class_plots, plots
-from captune.results.best import Choice, ensemble_config, recorded_choice
+from captune.results.best import Choice, recorded_choice
 from captune.results.best_configs import best_configs_table
 from captune.results.classes import classes_table, pairs_table
 from captune.results.comparisons import ALL_CELLS, comparisons_table, ranks_table
@@ -188,27 +189,29 @@ def _widest(comparisons: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_best_config(study: StudyRecord, path: Path) -> list[Path]:
-    """The best configuration as YAML for `captune adapt --config`, the advice in its header; nothing without one.
+    """What is advised as YAML for `captune adapt --config`, the advice in its header; nothing without one.
 
-    Where the advice is another thing than a configuration, it is that: the ensemble as a blend of its members, or
-    balanced zero-shot.
+    An ensemble is a blend of its members. A study that has not chosen yet has its best configuration so far.
     """
     choice = recorded_choice(study)
-    if not choice.config:
-        return []
-    values = {"method": study.method, **choice.config}
-    if choice.name == ENSEMBLE:
-        values = ensemble_config(study)
-    elif choice.name == BALANCED:
+    method = next((t.method for t in study.trials if t.config_id == choice.config_id and t.method), study.method)
+    values = choice.advised or ({"method": method, **choice.config} if choice.config else {})
+    if not choice.advised and choice.name == ENSEMBLE:
+        values = advised_config(study, even_shares(study))
+    elif not choice.advised and choice.name == BALANCED:
         values = {"method": BALANCED}
+    if not values:
+        return []
     body = dump_yaml(values)
     atomic_write(path, f"{_header(study, choice)}{body}")
     return [path]
 
 
 _WHAT = {
-    ENSEMBLE: "Ensemble of the confirmed configurations, best configuration",
+    ZERO_SHOT: "Zero-shot, which the study advises to keep; best configuration",
+    ENSEMBLE: "The advised ensemble; best configuration",
     BALANCED: "Balanced zero-shot, ahead of the best configuration",
+    ANCHORED: "The anchored mixture, ahead of the best configuration",
 }
 
 
@@ -216,7 +219,7 @@ def _header(study: StudyRecord, choice: Choice) -> str:
     lines = [
         *([ORACLE_STAMP] if study.select_by == ORACLE else []),
         f"{_WHAT.get(choice.name, 'Best configuration')} of the study {study.name} (configuration {choice.config_id}).",
-        f"Advice: {choice.advice}. {choice.reason}",
+        f"Advice: {choice.sentence or f'{choice.advice}.'} {choice.reason}",
         f"Use it: captune adapt --dataset {study.dataset} --paradigm {study.paradigm} "
         "--config best_config.yaml --out DIR",
     ]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from captune.decisions import statistics
-from captune.records import Phase, Role, State, StudyRecord, Trial, number_or_none
+from captune.records import ENSEMBLE, Phase, Role, State, StudyRecord, Trial, number_or_none
 from captune.results.best import recorded_choice, report_trials
 from captune.results.surrogate import Surrogate, fit_surrogate
 from captune.results.tables import final_balance
@@ -106,7 +106,7 @@ def _row(
             for column in ("prediction_balance", "prediction_cv", "ece", "agreement_zero_shot")
         },
     }
-    row |= _stress(study, trials[0].config_id, values)
+    row |= _stress(study, trials[0], values)
     if surrogate is not None and trials[0].phase != Phase.REFERENCE:
         row |= _sensitivities(surrogate, trials[0])
     return row
@@ -116,12 +116,16 @@ def _reported(trials: Sequence[Trial], column: str) -> list[float]:
     return [value for trial in trials if (value := number_or_none((trial.report or {}).get(column))) is not None]
 
 
-def _stress(study: StudyRecord, config_id: int | None, values: Sequence[float]) -> dict[str, float | None]:
+def _stress(study: StudyRecord, first: Trial, values: Sequence[float]) -> dict[str, float | None]:
     """Mean metric under each stress. Where imbalance 1 has no trial of its own, a cell whose pool is plain gives it."""
     found: dict[str, list[float]] = {}
-    for trial in study.of_phase(Phase.STRESS) if study.sealed_opened and config_id is not None else []:
+    for trial in study.of_phase(Phase.STRESS) if study.sealed_opened else []:
         column = _stress_column(trial.task_overrides)
-        if trial.config_id == config_id and column is not None and trial.metric is not None:
+        if first.config_id is not None:
+            own = trial.config_id == first.config_id
+        else:
+            own = first.origin == trial.origin == ENSEMBLE
+        if own and column is not None and trial.metric is not None:
             found.setdefault(column, []).append(trial.metric)
     plain = float(study.task.get("pool_imbalance", 1) or 1) == 1
     if "imbalance_1" not in found and plain and found:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +19,20 @@ from captune.config import TaskConfig, read_yaml
 from captune.data.catalog import load_dataset
 from captune.data.duplicates import NEARLY
 from captune.data.labelling import PREDICTIONS_CSV, image_names
-from captune.decisions.choosing import choose
+from captune.decisions.candidates import (
+    advised_config,
+    advised_shares,
+    by_criterion,
+    candidate_trials,
+    ensemble_trials,
+    even_shares,
+    methods_of,
+    needs_ensemble,
+    reported_role,
+)
+from captune.decisions.choosing import Choice, choose
 from captune.decisions.criteria import ENSV, ORACLE
+from captune.decisions.deciding import decide
 from captune.errors import StudyError
 from captune.plain_yaml import dump_yaml
 from captune.records import (
@@ -30,20 +44,21 @@ from captune.records import (
     Role,
     State,
     StudyRecord,
+    Trial,
     atomic_write,
     read_journal,
 )  # fmt: skip
-from captune.records.events import DataNotes, Finished, Mismatch, Planned, Settled
-from captune.records.layout import STUDY, trial_directory
+from captune.records.events import Chosen, DataNotes, Finished, Mismatch, Planned, Settled
+from captune.records.layout import CHECKPOINT, STUDY, trial_directory
 from captune.records.trial import trial_key
 from captune.results.load import add_notes
 from captune.results.report import report_study
 from captune.studies.findings import write_findings
 from captune.studies.seal import open_seal, report_trials
 from captune.training.context import open_context
-from captune.training.ensemble import write_ensemble
+from captune.training.ensemble import write_ensemble, write_ensemble_checkpoint
 from captune.training.evaluation import oracle_score
-from captune.training.knowledge import classes_unknown
+from captune.training.evidence import pool_evidence
 from captune.training.labelling import write_predictions
 from captune.training.near_duplicates import near_duplicates
 from captune.tuning.votes import Votes
@@ -68,7 +83,7 @@ def close_study(directory: Path) -> tuple[StudyRecord, list[Path]]:
     predictions = write_study_predictions(record)
     add_notes(record)
     findings = write_findings(record)
-    return record, [*predictions, *findings, *report_study(record)]
+    return record, [*write_advised(record), *predictions, *findings, *report_study(record)]
 
 
 def choose_and_evaluate(directory: Path) -> StudyRecord:
@@ -90,33 +105,54 @@ def choose_and_evaluate(directory: Path) -> StudyRecord:
 
 
 def write_ensembles(record: StudyRecord, write: Write) -> None:
-    """Average the confirmed configurations into a reference of its own, for each role."""
-    for role in Role:
-        members = [trial for trial in record.complete() if trial.phase is Phase.CONFIRM and trial.role is role]
-        key = trial_key(ENSEMBLE, role=role)
-        known = record.find(key)
-        averaged_at = known.ended_at if known is not None and known.state is State.COMPLETE else -1
-        if not members or averaged_at > max(trial.ended_at for trial in members):
-            continue
-        groups: dict[int | None, list[Path]] = {}
-        for trial in sorted(members, key=lambda trial: trial.ended_at):
-            groups.setdefault(trial.config_id, []).append(trial_directory(record.directory, trial.key))
-        directory, started = trial_directory(record.directory, key), time.perf_counter()
-        outcome = write_ensemble(_task(record), role, [*groups.values()], directory, criterion=record.select_by)
-        if outcome is None:
-            continue
-        if record.select_by == ORACLE and role is Role.SCORE:
-            metric = oracle_score(_task(record), role, directory)
-            outcome |= {"score": metric, "scores": outcome["scores"] | {ORACLE: metric}}
-        if known is None:
-            write(
-                Planned(
-                    key=key, phase=Phase.REFERENCE, origin=ENSEMBLE, seed=record.settings.get("seed"), role=role,
-                    method=ENSEMBLE,
-                )
-            )  # fmt: skip
-        seconds = time.perf_counter() - started
-        write(Finished(key=key, state=State.COMPLETE, score_epoch=0, fidelity=1.0, seconds=seconds, **outcome))
+    """Average the confirmed configurations, where a criterion chooses among them and their ensemble."""
+    if by_criterion(record):
+        for role in Role:
+            _write_ensemble(record, write, role, ensemble_trials(record, even_shares(record), role), None, {})
+
+
+def _write_ensemble(
+    record: StudyRecord,
+    write: Write,
+    role: Role,
+    groups: dict[str, list[Trial]],
+    weights: dict[str, float] | None,
+    config: dict[str, Any],
+) -> None:
+    """Average trials of a role into a reference of its own, unless that was done since they ended.
+
+    Args:
+        record, write: the study.
+        role: the trials' role.
+        groups: candidate → its trials.
+        weights: of the candidates; None: all the same.
+        config: the ensemble as a configuration of `blend`; empty where nobody needs it.
+    """
+    key = trial_key(ENSEMBLE, role=role)
+    known = record.find(key)
+    averaged_at = known.ended_at if known is not None and known.state is State.COMPLETE else -1
+    newest = max((trial.ended_at for group in groups.values() for trial in group), default=-1)
+    current = known is not None and known.config == config
+    if not groups or (current and averaged_at > newest):
+        return
+    members = [[trial_directory(record.directory, trial.key) for trial in group] for group in groups.values()]
+    directory, started = trial_directory(record.directory, key), time.perf_counter()
+    shares = None if weights is None else [weights[name] for name in groups]
+    outcome = write_ensemble(_task(record), role, members, directory, criterion=record.select_by, weights=shares)
+    if outcome is None:
+        return
+    if record.select_by == ORACLE and role is Role.SCORE:
+        metric = oracle_score(_task(record), role, directory)
+        outcome |= {"score": metric, "scores": outcome["scores"] | {ORACLE: metric}}
+    if not current:
+        write(
+            Planned(
+                key=key, phase=Phase.REFERENCE, origin=ENSEMBLE, seed=record.settings.get("seed"), role=role,
+                method=ENSEMBLE, config=config,
+            )
+        )  # fmt: skip
+    seconds = time.perf_counter() - started
+    write(Finished(key=key, state=State.COMPLETE, score_epoch=0, fidelity=1.0, seconds=seconds, **outcome))
 
 
 def settle_votes(record: StudyRecord, write: Write) -> None:
@@ -127,7 +163,10 @@ def settle_votes(record: StudyRecord, write: Write) -> None:
     voters = [
         trial
         for trial in sorted(record.complete(), key=lambda trial: trial.ended_at)
-        if trial.role is Role.SCORE and trial.phase in (Phase.REFERENCE, Phase.SEARCH, Phase.CONFIRM)
+        if trial.role is Role.SCORE
+        and trial.phase in (Phase.REFERENCE, Phase.SEARCH, Phase.CONFIRM)
+        # An ensemble that follows from the choice comes after the vote.
+        and (trial.origin != ENSEMBLE or by_criterion(record))
     ]
     if record.settled_at > max((trial.ended_at for trial in voters), default=0):
         return
@@ -188,15 +227,54 @@ def _found_in_data(record: StudyRecord) -> DataNotes:
 
 
 def record_choice(record: StudyRecord, write: Write) -> None:
-    """Choose from what the search may see."""
-    if not record.choice_is_current:
-        unknown = classes_unknown(open_context(_task(record), Role.REPORT))
-        write(choose(record, unknown=unknown).as_event())
+    """Choose from what the search may see, and write the ensemble that was considered."""
+    if record.choice_is_current:
+        return
+    choice = choice_of(record)
+    if choice.weights and needs_ensemble(choice.weights, candidate_trials(record)):
+        config = advised_config(record, choice.weights)
+        for role in Role:
+            groups = ensemble_trials(record, choice.weights, role)
+            _write_ensemble(record, write, role, groups, choice.weights, config)
+    write(choice.as_event())
+
+
+def choice_of(record: StudyRecord) -> Choice:
+    """What a study whose trials have ended chooses: from predictions, or by its criterion; no sealed label is read."""
+    trials = candidate_trials(record)
+    paths = {name: [trial_directory(record.directory, trial.key) for trial in group] for name, group in trials.items()}
+    evidence = None
+    if not by_criterion(record):
+        evidence = pool_evidence(_task(record), paths, methods_of(record, trials))
+    if evidence is not None:
+        return decide(record, evidence)
+    choice = choose(record)
+    return replace(choice, advised=advised_config(record, advised_shares(record, choice)))
+
+
+def chosen_now(record: StudyRecord) -> Chosen:
+    """The same as an event, for a study that stresses what it has chosen."""
+    return choice_of(record).as_event()
+
+
+def write_advised(record: StudyRecord) -> list[Path]:
+    """Write checkpoint.safetensors, the advised model itself as the study's trials saved it, for `captune predict`."""
+    if record.choice is None:
+        return []
+    shares = advised_shares(record, record.choice)
+    groups = ensemble_trials(record, shares, reported_role(record, shares))
+    saved = [[trial_directory(record.directory, trial.key) / CHECKPOINT for trial in own] for own in groups.values()]
+    path = record.directory / CHECKPOINT
+    config = {name: value for name, value in record.choice.advised.items() if name not in ("method", "learn_from")}
+    return [path] if write_ensemble_checkpoint(saved, record.choice.advised.get("method"), config, path) else []
 
 
 def write_study_predictions(record: StudyRecord) -> list[Path]:
     """Write predictions.csv: what the advised candidate, over all its seeds, says of the images of the report."""
-    name = record.choice.name if record.choice is not None else None
+    if record.choice is None:
+        return []
+    # The ensemble is read as it was averaged.
+    name = str(record.choice.name)
     own = [trial for trial in record.complete() if trial.name == name and trial.phase is not Phase.STRESS]
     role = Role.REPORT if any(trial.role is Role.REPORT for trial in own) else Role.SCORE
     trials = [trial_directory(record.directory, trial.key) for trial in own if trial.role is role]

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from captune.algorithms import method_named
+from captune.algorithms.automatic import AUTO, methods_for
+from captune.conditions import METHOD
 from captune.config import StudyConfig, read_yaml
+from captune.errors import ConfigError
 from captune.records import JOURNAL, Phase, StudyRecord, read_journal
 from captune.space import Space, load_space, space_file
 from captune.tuning.agenda import WARM_STARTS
@@ -60,16 +63,18 @@ def plan_study(
         UsageError: settings that the method or the paradigm does not have.
         DataError: the cell cannot be built.
     """
-    info = describe_cell(study)
-    source = space_file(study.space, study.method) if method_named(study.method).tunable else None
+    tunable = study.method == AUTO or method_named(study.method).tunable
+    source = space_file(study.space, study.method) if tunable else None
+    info = describe_cell(study, _methods_in(study, source))
     if source is None:
         space = Space((), source=study.method)
     elif space is None:
-        space = load_space(source, info.base, fixed=study.fixed, class_size=info.class_size)
+        space = load_space(source, info.base, fixed=study.fixed, class_size=info.class_size, methods=info.methods)
         if info.screen_base is not None:
             screen = load_space(source, info.screen_base, fixed=study.fixed, class_size=info.class_size)
             space = replace(space, screen=screen)
-    starts = [one for path in warm_starts for one in (best_configs(path) if path.is_dir() else [read_yaml(path)])]
+    starts = [{METHOD: name} for name in list(info.methods)[1:]]
+    starts += [one for path in warm_starts for one in (best_configs(path) if path.is_dir() else [read_yaml(path)])]
     if fork is not None:
         starts = best_configs(directory) + starts
         directory = directory.with_name(f"{directory.name}-{fork}")
@@ -92,7 +97,27 @@ def plan_to_continue(directory: Path, *, trials: int | None = None, storage: str
     if trials is not None:
         study = study.model_copy(update={"trials": trials})
     study = with_storage(study, storage)
-    return Plan(directory, study, describe_cell(study), space)
+    methods = next((p.choices for p in space.parameters if p.name == METHOD), ()) if study.method == AUTO else ()
+    return Plan(directory, study, describe_cell(study, methods), space)
+
+
+def _methods_in(study: StudyConfig, source: Path | None) -> tuple[str, ...]:
+    """The methods that the space of a study over several chooses among, as far as they fit the cell.
+
+    Raises:
+        ConfigError: the space does not name them.
+    """
+    if study.method != AUTO or source is None:
+        return ()
+    parameters = read_yaml(source).get("parameters")
+    entry = parameters.get(METHOD) if isinstance(parameters, dict) else None
+    names = entry.get("choices") if isinstance(entry, dict) else None
+    if not isinstance(names, list) or not names:
+        raise ConfigError(
+            "a space over methods must name them", got=f"{entry!r}", where=source,
+            next_step="Begin it with method: {type: categorical, choices: [grip, cap]}.",
+        )  # fmt: skip
+    return methods_for(study.task, [str(name) for name in names])
 
 
 def best_configs(directory: Path) -> list[dict[str, Any]]:

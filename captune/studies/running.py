@@ -15,7 +15,7 @@ from captune.records import StudyRecord
 from captune.records.layout import REPORT
 from captune.results.report import report_studies
 from captune.studies.aside import ClosingAside
-from captune.studies.closing import close_study
+from captune.studies.closing import chosen_now, close_study
 from captune.studies.planning import Plan
 from captune.tuning.budget import Budget
 from captune.tuning.cell import Cell
@@ -180,6 +180,7 @@ def _run_trials(
                 plan.directory, plan.study, plan.info, plan.space, resume=settings.resume,
                 warm_starts=plan.warm_starts, after=plan.after,
             )  # fmt: skip
+            opened.cell.chooses_by(chosen_now)
             stack.callback(opened.close)
             studies.append(opened)
         chain(studies)

@@ -24,6 +24,7 @@ from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, PREDICTIONS, RESU
 from captune.seeding import torch_generator
 from captune.training.checkpoint import load_checkpoint, save_checkpoint
 from captune.training.context import Context, open_context
+from captune.training.evidence import POOL_PROBS, evidence_images
 from captune.training.loop import AlgorithmSpec, Loop, final_tensors, num_parameters, train_together, training_of
 from captune.training.memory import free_memory, is_out_of_memory, out_of_memory_explained
 from captune.training.scoring import gain_errors, judged_images, selection_scores
@@ -195,6 +196,8 @@ class TrainingTrial:
             "holdout_probs": holdout_NK.half(),
             "validation_probs": validation_NK.half(),
         }
+        if self.role == Role.SCORE:
+            tensors[POOL_PROBS] = self._unlabelled_probs(holdout_NK).half()
         if self.context.unreadable:  # else the task alone tells which images these are
             tensors["test_images"] = torch.tensor(task.test)
         atomic_write(
@@ -211,6 +214,15 @@ class TrainingTrial:
             "prediction_balance": balance(counts_K),
             "num_parameters": num_parameters(self._algorithm),
         }
+
+    def _unlabelled_probs(self, holdout_NK: Tensor) -> Tensor:
+        """Probabilities of the images that the advice compares candidates on; held-out ones are predicted already."""
+        images, holdout = evidence_images(self.context.task), self.context.task.holdout
+        held_out = np.isin(images, holdout)
+        probs_NK = holdout_NK.new_empty(len(images), self.context.task.num_classes)
+        probs_NK[torch.from_numpy(held_out)] = holdout_NK[np.searchsorted(holdout, images[held_out])]
+        probs_NK[torch.from_numpy(~held_out)] = self._algorithm.predict(images[~held_out])
+        return probs_NK
 
     def _build(self) -> None:
         self._algorithm = self._algorithm_spec.build(self.context, self.config, self.seed)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from captune.algorithms import method_named
+from captune.conditions import METHOD
 from captune.config import StudyConfig, TrialConfig
-from captune.decisions.confirming import RACE_AFTER, candidates, losers
+from captune.decisions.candidates import advised_config, by_criterion
+from captune.decisions.confirming import RACE_AFTER, best_of_each, candidates, losers
 from captune.decisions.settling import settled
-from captune.records import Phase, Role, StudyRecord
+from captune.records import ENSEMBLE, Phase, Role, StudyRecord
 from captune.records.events import Planned, SearchEnded
 from captune.records.trial import split_key, trial_key
 from captune.seeding import derive_seed
@@ -46,17 +50,24 @@ class Proposal:
         base: the configuration that they complete.
         fixed: values that the search space fixes.
         source: the file of the search space, for errors.
+        methods: in a study over several methods, the configuration of each that its values complete.
     """
 
     plan: Planned
     base: TrialConfig
     fixed: dict[str, Any]
     source: str
+    methods: Mapping[str, TrialConfig] = field(default_factory=dict)
 
     def with_values(self, values: dict[str, Any]) -> Planned:
         """The plan with these values."""
-        config = self.base.with_values(self.fixed | values, where=self.source)
-        return replace(self.plan, params=values, config=config.model_dump(mode="json"))
+        settings = self.fixed | values
+        if not self.methods:
+            config = self.base.with_values(settings, where=self.source)
+            return replace(self.plan, params=values, config=config.model_dump(mode="json"))
+        method = settings.pop(METHOD)
+        config = self.methods[method].with_values(settings, where=self.source)
+        return replace(self.plan, method=method, params=values, config=config.model_dump(mode="json"))
 
 
 class Agenda:
@@ -89,6 +100,7 @@ class Agenda:
         self.warm_starts = warm_starts
         self._chosen: tuple[int, dict[int, str]] | None = None
         self._outlook: tuple[int, str | None] = (0, None)
+        self.decides = False
         # A space of few points is walked: a sampler would propose the same ones again and again.
         self._points = space.points(study.trials) if space.parameters and screening is None else None
 
@@ -129,8 +141,8 @@ class Agenda:
         """The points of a small space that are still to be tried after the first and warm starts, in a drawn order."""
         if self._points is None:
             return None
-        first = _values_of(self._info.base, self._space)
-        known = [first, *(first | values for values in self.warm_starts)]
+        starts = [{}, *self.warm_starts]
+        known = [self._info.starting_values(self._space, values) for values in starts]
         points = [point for point in self._points if point not in known]
         random.Random(derive_seed(self._study.seed, "walk")).shuffle(points)
         return points
@@ -156,7 +168,7 @@ class Agenda:
         """Whether anything is still to be planned, now or once running trials have ended."""
         if len(self._search.trials) < self.num_trials:
             return True
-        return self._reference() is not None or self._after_search() is not None
+        return self._reference() is not None or self._after_search() is not None or self.awaits_choice
 
     def next(self, *, may_search: bool = True) -> Planned | Proposal | None:
         """The next trial; None while there is nothing to plan.
@@ -194,18 +206,18 @@ class Agenda:
         return first.with_values(_values_of(base, screening.space))
 
     def _search_trial(self, number: int) -> Planned | Proposal | None:
-        base, space, warm_starts = self._info.base, self._space, self.warm_starts
+        base, space, warm_starts, methods = self._info.base, self._space, self.warm_starts, self._info.methods
         plan = self._planned(f"t{number:04d}", Phase.SEARCH, number=number, config_id=number)
-        first = _values_of(base, space)
         if number == 0:
-            return Proposal(replace(plan, origin=self._first_origin), base, {}, space.source).with_values(first)
+            begins = Proposal(replace(plan, origin=self._first_origin), base, {}, space.source, methods)
+            return begins.with_values(self._info.starting_values(space))
         if number <= len(warm_starts):
-            start = Proposal(replace(plan, origin="warm_start"), base, space.fixed, space.source)
-            return start.with_values(first | warm_starts[number - 1])
+            start = Proposal(replace(plan, origin="warm_start"), base, space.fixed, space.source, methods)
+            return start.with_values(self._info.starting_values(space, warm_starts[number - 1]))
         walk = self._walk()
         if walk is not None:
             point = walk[number - 1 - len(warm_starts)]
-            return Proposal(replace(plan, origin="walk"), base, space.fixed, space.source).with_values(point)
+            return Proposal(replace(plan, origin="walk"), base, space.fixed, space.source, methods).with_values(point)
         if self._screening is not None:
             if not self._screening.done(0):
                 return None
@@ -213,7 +225,7 @@ class Agenda:
             if promoted is not None:
                 plan = replace(plan, origin="screen", promoted_from=promoted[0])
                 return Proposal(plan, base, space.fixed, space.source).with_values(promoted[1])
-        return Proposal(replace(plan, origin="sampler"), base, space.fixed, space.source)
+        return Proposal(replace(plan, origin="sampler"), base, space.fixed, space.source, methods)
 
     def _promoted(self, screening: Search, rank: int) -> tuple[str, dict[str, Any]] | None:
         """The screened configuration of this rank, by key, at its place in the search's own space; None past the last.
@@ -239,14 +251,15 @@ class Agenda:
         chosen = self._candidates()
         alive = set(chosen)
         for index in range(self._study.confirm_seeds):
-            if index == RACE_AFTER:
+            # Methods are candidates of one ensemble: none drops out.
+            if index == RACE_AFTER and not self._info.methods:
                 raced = {c: {s: self._trials[self._confirm_key(c, s)] for s in range(index)} for c in chosen}
                 if not all(trial.ended for by_seed in raced.values() for trial in by_seed.values()):
                     return None
                 scores = {c: {s: trial.score_at_end for s, trial in by_seed.items()} for c, by_seed in raced.items()}
                 alive -= losers(scores, seeds=list(range(index)))
             for config_id, why in chosen.items():
-                if config_id not in alive:
+                if config_id not in alive or (index and not self._draws(config_id)):
                     continue
                 for role in (Role.SCORE, Role.REPORT) if self._info.both_roles else (Role.SCORE,):
                     key = self._confirm_key(config_id, index, role)
@@ -254,12 +267,22 @@ class Agenda:
                         return self._planned_again(key, Phase.CONFIRM, config_id, index, role, why)
         return None
 
+    def _draws(self, config_id: int) -> bool:
+        """Whether another seed is another model: not of a method that does not train, among several."""
+        method = self._search.trials[config_id].method
+        return not self._info.methods or method is None or method_named(method).trains
+
     def _candidates(self) -> dict[int, str]:
         # Fixed once the search has ended, and asked for at every turn of the loop.
         num_trials = len(self._search.trials)
         if self._chosen is None or self._chosen[0] != num_trials:
             top = self._study.confirm_top if self._space.parameters else min(1, self._study.confirm_top)
-            self._chosen = (num_trials, candidates(self._search.scored(), top))
+            scored = self._search.scored()
+            if self._info.methods and top:
+                methods = {trial.number: self._search.trials[trial.number].method or "" for trial in scored}
+                self._chosen = (num_trials, best_of_each(scored, methods))
+            else:
+                self._chosen = (num_trials, candidates(scored, top))
         return self._chosen[1]
 
     def _confirm_key(self, config_id: int, index: int, role: Role = Role.SCORE) -> str:
@@ -269,11 +292,27 @@ class Agenda:
         # The same seeds for every configuration, so that comparisons are paired; the search used the study's own.
         return self._study.seed + 1 + index
 
-    def _stress(self) -> Planned | None:
-        if not self._study.stress:
-            return None
+    @property
+    def awaits_choice(self) -> bool:
+        """Whether what is stressed must be chosen first: all is confirmed, and the predictions decide."""
+        if not (self.decides and self._study.stress and self.search_done) or by_criterion(self._record):
+            return False
+        if (self.ended is not None and not self.ended.confirm) or self._confirm() is not None:
+            return False
+        return self._confirmed and not self._record.choice_covers_confirmation
+
+    @property
+    def _confirmed(self) -> bool:
+        """Whether every score trial of the confirmation has ended."""
         confirmed = [trial for trial in self._trials.values() if trial.phase is Phase.CONFIRM]
-        if not all(trial.ended for trial in confirmed if trial.role is Role.SCORE):
+        return all(trial.ended for trial in confirmed if trial.role is Role.SCORE)
+
+    def _stress(self) -> Planned | None:
+        if not self._study.stress or not self._confirmed:
+            return None
+        chosen = self._record.choice
+        by_predictions = self.decides and not by_criterion(self._record)
+        if by_predictions and (chosen is None or not self._record.choice_covers_confirmation):
             return None
         # Imported here: its statistics import scipy.stats, which takes seconds.
         from captune.decisions.choosing import best_configuration
@@ -286,17 +325,32 @@ class Agenda:
             for name, overrides in STRESSES.items():
                 if "shot_noise" in overrides and not _has_labels(self._study):
                     continue
-                key = trial_key(f"x{choice}-{name}", self._fresh_seed(index))
-                if key not in self._trials:
+                if by_predictions and chosen is not None and chosen.weights:
+                    plan = self._stress_ensemble(name, chosen.weights, index, role)
+                else:
+                    key = trial_key(f"x{choice}-{name}", self._fresh_seed(index))
                     plan = self._planned_again(key, Phase.STRESS, choice, index, role, "top")
+                if plan.key not in self._trials:
                     return replace(plan, task_overrides=overrides)
         return None
+
+    def _stress_ensemble(self, name: str, shares: dict[str, float], index: int, role: Role) -> Planned:
+        """The ensemble that was considered, each of its members with one seed."""
+        config = advised_config(self._record, shares)
+        method = config.pop("method")
+        config = {key: value for key, value in config.items() if key != "learn_from"}
+        if "members" in config:
+            config["members"] = [{**member, "seeds": []} for member in config["members"]]
+        key = trial_key(f"x{ENSEMBLE}-{name}", self._fresh_seed(index))
+        return self._planned(
+            key, Phase.STRESS, origin=ENSEMBLE, method=method, config=config, seed=self._fresh_seed(index), role=role
+        )
 
     def _planned_again(self, key: str, phase: Phase, config_id: int, index: int, role: Role, why: str) -> Planned:
         trial = self._search.trials[config_id]
         return self._planned(
             key, phase, config_id=config_id, origin="plateau" if why == "plateau" else trial.origin,
-            params=trial.params, config=trial.config, seed=self._fresh_seed(index), role=role,
+            params=trial.params, config=trial.config, seed=self._fresh_seed(index), role=role, method=trial.method,
         )  # fmt: skip
 
     def _planned(self, key: str, phase: Phase, **fields: Any) -> Planned:
@@ -306,7 +360,7 @@ class Agenda:
 
 def _values_of(base: TrialConfig, space: Space) -> dict[str, Any]:
     """What a configuration has for the searched settings."""
-    return {parameter.name: getattr(base, parameter.name) for parameter in space.parameters}
+    return space.active({parameter.name: getattr(base, parameter.name) for parameter in space.parameters})
 
 
 def _has_labels(study: StudyConfig) -> bool:

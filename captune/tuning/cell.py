@@ -15,8 +15,9 @@ from typing import Any
 from captune.config import StudyConfig
 from captune.decisions.confirming import Scored
 from captune.decisions.criteria import ENSV, ORACLE
-from captune.records import ENSEMBLE, Epoch, Event, Journal, Phase, Role, State, StudyRecord, Trial
+from captune.records import Epoch, Event, Journal, Phase, Role, State, StudyRecord, Trial
 from captune.records.events import (
+    Chosen,
     Crashed,
     Finished,
     GivenUp,
@@ -74,9 +75,8 @@ class Cell:
         self.space = space
         self.name = info.name
         self.record = StudyRecord(directory)
-        votes = info.criterion == ENSV
+        votes, screen, seed = info.criterion == ENSV, space.screen, derive_seed(study.seed, "screen")
         self._search = Search(space, study, seed=study.seed, votes=votes, proposes=proposes)
-        screen, seed = space.screen, derive_seed(study.seed, "screen")
         self.screening = None if screen is None else Search(screen, study, seed=seed, votes=votes, proposes=proposes)
         self.waiting: deque[str] = deque()
         self.active: set[str] = set()
@@ -88,10 +88,9 @@ class Cell:
         self.listeners: list[Listener] = []
         starts = [space.clip(values) for values in warm_starts]
         self._agenda = Agenda(study, info, space, self.record, self._search, self.screening, starts)
+        self._decide: Callable[[StudyRecord], Chosen] | None = None
         self._journal: Journal | None = None
         self._failures = Failures()
-
-    # The journal
 
     def replay(self, events: Iterable[Event]) -> None:
         """Take up the state that the journal holds."""
@@ -104,8 +103,7 @@ class Cell:
         self._failures.forget()
         self.write(opening)
         for trial in list(self.trials.values()):
-            # An ensemble is no trial to train: closing the study averages it, again where it was killed.
-            if not trial.ended and trial.origin != ENSEMBLE:
+            if not trial.ended and not trial.averaged:
                 if trial.stopped:
                     self._finish(trial, State.PRUNED)
                 else:
@@ -160,8 +158,6 @@ class Cell:
         """The search a trial belongs to, if it belongs to one."""
         return {Phase.SEARCH: self._search, Phase.SCREEN: self.screening}.get(trial.phase)
 
-    # What comes next
-
     @property
     def trials(self) -> dict[str, Trial]:
         """All trials by key, in the order in which they were planned."""
@@ -208,14 +204,20 @@ class Cell:
     def retry_failed(self) -> list[str]:
         """Hand failed trials out again; their keys: the search's first trial, references, confirmations, others."""
         order = (Phase.REFERENCE, Phase.CONFIRM, *Phase)
-        failed = [t for t in self.trials.values() if t.state is State.FAILED and t.origin != ENSEMBLE]
+        failed = [t for t in self.trials.values() if t.state is State.FAILED and not t.averaged]
         failed.sort(key=lambda trial: (not trial.starts_search, order.index(trial.phase)))
         for trial in failed:
             self.write(Retried(key=trial.key))
         self.waiting.extendleft(trial.key for trial in reversed(failed))
         return [trial.key for trial in failed]
 
+    def chooses_by(self, decide: Callable[[StudyRecord], Chosen]) -> None:
+        """Let the study choose before it stresses what it has chosen."""
+        self._decide, self._agenda.decides = decide, True
+
     def _plan(self, fits: Callable[[Trial | Planned], bool]) -> Planned | None:
+        if self._decide is not None and not self.active and self._agenda.awaits_choice:
+            self.write(self._decide(self.record))
         step = self._agenda.next(may_search=self._may_search())
         if step is None or not fits(step.plan if isinstance(step, Proposal) else step):
             return None
@@ -280,8 +282,6 @@ class Cell:
     def best_configs(self, count: int) -> list[dict[str, Any]]:
         """The configurations of the best search trials, best first."""
         return [trial.config for trial in self._search.ranked()[:count]]
-
-    # What workers report
 
     def start(self, key: str, node: str | None, gpus: float = 0.0) -> None:
         """A trial begins, or begins again, on its share of GPUs."""

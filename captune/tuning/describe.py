@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from captune.algorithms import ALGORITHMS, method_named, paper_config
+from captune.algorithms.automatic import AUTO, starting_configs
 from captune.config import Paradigm, StudyConfig, TaskConfig, TrialConfig
 from captune.data.catalog import load_dataset
 from captune.data.paradigms import Task, build_task
@@ -20,7 +22,7 @@ from captune.tuning.packing import most_packed
 from captune.tuning.specs import CellInfo
 
 # Cheap, and without them no gain can be shown.
-_REFERENCES = ("zero_shot", "balanced")
+_REFERENCES = ("zero_shot", "balanced", "anchored")
 # Frozen features learn faster than prompts: after as many epochs they have long been overfitted, and rank nothing.
 SCREEN_BUDGET = 0.25
 
@@ -32,8 +34,12 @@ def cell_name(dataset: str, paradigm: Paradigm, method: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{readable}-{paradigm}-{method}")
 
 
-def describe_cell(study: StudyConfig) -> CellInfo:
+def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
     """Facts of a study's cell. Builds the cell's split; no label is looked at.
+
+    Args:
+        study: its settings.
+        methods: of a study over several, those that its space names; default: all that fit the cell.
 
     Raises:
         UsageError: unknown method or criterion, or settings the method does not have.
@@ -41,8 +47,8 @@ def describe_cell(study: StudyConfig) -> CellInfo:
     """
     task_config = study.task
     criterion = resolve_criterion(study.select_by, task_config.paradigm)
-    published = paper_config(study.method, task_config, study.fixed.get("tuning"), study.preset)
-    base = published.with_values(study.fixed, where="the command line")
+    bases = starting_configs(study.method, task_config, study.fixed, study.preset, methods)
+    base = next(iter(bases.values()))
     screen_base = _screen_base(study, base)
     score, _ = build_task(task_config, role=Role.SCORE)
     report, _ = build_task(task_config, role=Role.REPORT)
@@ -71,6 +77,7 @@ def describe_cell(study: StudyConfig) -> CellInfo:
         notes=cell_notes(task_config, score),
         screen_base=screen_base,
         most_packed=_most_packed(task_config),
+        methods=bases if study.method == AUTO else {},
     )
 
 
@@ -90,6 +97,11 @@ def _screen_base(study: StudyConfig, base: TrialConfig) -> TrialConfig | None:
                 next_step="Say --screen features as well, or leave it out.",
             )  # fmt: skip
         return None
+    if study.method == AUTO:
+        raise UsageError(
+            "--screen features must be used with one method", got=f"--method {AUTO}",
+            next_step="Leave it out: a study over methods tries each method's default first.",
+        )  # fmt: skip
     method = method_named(study.method)
     if not (method.trains and method.tunable):
         raise UsageError(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from captune.conditions import Condition
 from captune.config import StudyConfig, read_yaml
 from captune.errors import StudyError
 from captune.records.layout import STUDY
@@ -37,9 +38,14 @@ def space_from(description: dict[str, Any], source: str) -> Space:
     for name, entry in description.items():
         if entry["role"] == "fixed":
             fixed[name] = entry["value"]
-        elif entry["type"] == "categorical":
-            parameters.append(Parameter(name, "categorical", entry["role"], choices=tuple(entry["choices"])))
+            continue
+        when = tuple(Condition.read(other, wanted) for other, wanted in (entry.get("when") or {}).items())
+        if entry["type"] == "categorical":
+            choices = tuple(entry["choices"])
+            parameters.append(Parameter(name, "categorical", entry["role"], choices=choices, when=when))
         else:
             bounds = float(entry["low"]), float(entry["high"])
-            parameters.append(Parameter(name, entry["type"], entry["role"], *bounds, entry["log"], entry["step"]))
+            parameters.append(
+                Parameter(name, entry["type"], entry["role"], *bounds, entry["log"], entry["step"], when=when)
+            )
     return Space(tuple(parameters), fixed, source)

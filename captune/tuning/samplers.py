@@ -88,7 +88,8 @@ class Sampler:
         self._ended: set[int] = set()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._study = optuna.create_study(
-            sampler=_create(name, derive_seed(seed, "sampler")), directions=["maximize"] * num_objectives
+            sampler=_create(name, derive_seed(seed, "sampler"), conditional=space.when),
+            directions=["maximize"] * num_objectives,
         )
 
     def suggest(self, number: int) -> dict[str, Any]:
@@ -147,9 +148,15 @@ class Sampler:
     def _ask(self, number: int) -> optuna.Trial:
         self._give_taken()
         if not self._stateful:
-            self._study.sampler = _create(self._name, derive_seed(self._seed, "sampler", number))
+            seed = derive_seed(self._seed, "sampler", number)
+            self._study.sampler = _create(self._name, seed, conditional=self._space.when)
         with _quiet():
-            trial = self._study.ask(self._distributions)
+            trial = self._study.ask() if self._space.when else self._study.ask(self._distributions)
+            if self._space.when:
+                values: dict[str, Any] = {}
+                for parameter in self._space.parameters:
+                    if parameter.active(values):
+                        values[parameter.name] = _suggest(trial, parameter)
         if trial.number != number:
             raise ValueError(f"search trials must be numbered without gaps, but got {trial.number} for {number}")
         self._identities[number] = optuna_internals.identity(trial)
@@ -169,12 +176,22 @@ class Sampler:
         self._taken.clear()
 
 
-def _create(name: str, seed: int) -> BaseSampler:
+def _suggest(trial: optuna.Trial, parameter: Parameter) -> Any:
+    """A value of one parameter, whatever those before it are."""
+    if parameter.kind == "categorical":
+        return trial.suggest_categorical(parameter.name, parameter.choices)
+    if parameter.kind == "int":
+        step = 1 if parameter.log else int(parameter.step or 1)
+        return trial.suggest_int(parameter.name, int(parameter.low), int(parameter.high), log=parameter.log, step=step)
+    return trial.suggest_float(parameter.name, parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def _create(name: str, seed: int, *, conditional: bool = False) -> BaseSampler:
     seed %= 2**32
     with _quiet():
         if name == "tpe":
             return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=_STARTUP_TRIALS, multivariate=True, constant_liar=True
+                seed=seed, n_startup_trials=_STARTUP_TRIALS, multivariate=True, constant_liar=True, group=conditional
             )
         if name == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=_STARTUP_TRIALS)

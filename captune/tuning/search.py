@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from captune.conditions import METHOD
 from captune.config import StudyConfig
 from captune.decisions.confirming import Scored
 from captune.records import State, Trial
@@ -67,8 +68,9 @@ class Search:
         self._sampler.tell(self._number(trial), trial.state, values)
 
     def hopeless(self, trial: Trial, fidelity: float, score: float | None) -> bool:
-        """Whether a trial should stop; the first configuration never does."""
-        stoppable = self._halving is not None and not trial.starts_search and fidelity < 1
+        """Whether a trial should stop; the first configuration never does, nor that of a method among several."""
+        first = trial.starts_search or (trial.origin == "warm_start" and METHOD in trial.params)
+        stoppable = self._halving is not None and not first and fidelity < 1
         return stoppable and self._halving is not None and self._halving.hopeless(trial.key, fidelity, score)
 
     def done(self, num_trials: int) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from captune.conditions import METHOD
 from captune.config import TrialConfig
 from captune.records import Role
+from captune.space import Space
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class CellInfo:
         notes: what a person should know of the backbone, in sentences.
         screen_base: the published configuration for the trials that screen, where the study screens.
         most_packed: trials on frozen features that one worker's memory holds at once.
+        methods: in a study over several methods, the configuration that each begins with; `base` is the first one's.
     """
 
     name: str
@@ -47,6 +50,17 @@ class CellInfo:
     notes: tuple[str, ...] = ()
     screen_base: TrialConfig | None = None
     most_packed: int = 1
+    methods: Mapping[str, TrialConfig] = field(default_factory=dict)
+
+    def starting_values(self, space: Space, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the first configuration has for the searched settings, with `given` in place of its own."""
+        given = given or {}
+        method = given.get(METHOD, next(iter(self.methods), None))
+        base = self.methods.get(str(method), self.base)
+        own = {METHOD: method} | {p.name: getattr(base, p.name, None) for p in space.parameters if p.name != METHOD}
+        if not self.methods:
+            del own[METHOD]
+        return space.active(own | dict(given))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 
 from captune.adapted import export_adapted, open_adapted
 from captune.algorithms import ALGORITHMS, paper_config
-from captune.algorithms.blend import blend
 from captune.algorithms.configs import BlendConfig
 from captune.config import TaskConfig
+from captune.equations.averaging import blend
 from captune.errors import ConfigError, UsageError
 from captune.records import Role
 from captune.records.layout import CHECKPOINT, PREDICTIONS

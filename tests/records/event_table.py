@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+from captune.records.enums import EPOCH_VALUES
 from captune.records.event import Event
-from captune.records.events import EPOCH_VALUES, EVENTS
+from captune.records.events import EVENTS
 
 README = Path(__file__).parents[2] / "captune" / "records" / "README.md"
 BEGIN, END = "<!-- events: made by tests/records/event_table.py -->", "<!-- end of events -->"

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from captune.records import JOURNAL, Phase, Role, State, StudyRecord, read_journal
+from captune.records.enums import EPOCH_VALUES
 from captune.records.events import (
-    EPOCH_VALUES,
     EVENTS,
     Epoch,
     Finished,

@@ -128,13 +128,6 @@ def test_predictions_that_agree_with_zero_shot_changed_nothing(tmp_path: Path) -
     assert (choice.advice, choice.name) == ("adaptation changed nothing", "zero_shot")
 
 
-def test_nothing_is_adapted_where_the_backbone_does_not_know_the_classes(tmp_path: Path) -> None:
-    run = study_with(tmp_path, {1: [0.95, 0.96, 0.95]})
-    assert choose(run).advice == "adapt"
-    choice = choose(run, unknown="this backbone does not know these classes: evidence")
-    assert (choice.advice, choice.name) == ("keep zero-shot", "zero_shot") and "does not know" in choice.reason
-
-
 def test_balanced_does_not_compete_by_agreement_with_itself(tmp_path: Path) -> None:
     choice = choose(study_with(tmp_path, {1: [0.79, 0.78, 0.77]}, balanced=1.0))
     assert choice.advice == "keep zero-shot"

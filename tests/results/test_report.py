@@ -253,7 +253,7 @@ def test_advice_to_use_the_ensemble_is_a_blend_that_can_be_trained(tmp_path: Pat
     report_study(study.close())
     text = (tmp_path / "run" / "best_config.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
-    assert values.pop("method") == "blend" and "# Ensemble of the confirmed configurations" in text
+    assert (values.pop("method"), values.pop("learn_from")) == ("blend", "part") and "# The advised ensemble" in text
     config = BlendConfig.parse(values)
     run = load_study(tmp_path / "run")
     confirmed = {t.config_id: t.config for t in run.trials if t.phase == "confirm"}

@@ -26,8 +26,11 @@ def settings(paradigm: str, **values: Any) -> StudyConfig:
 
 def run_trials(plan: Plan, *, resume: bool = False) -> OpenStudy:
     """Run all trials of a study that are left, one pack after another."""
-    opened = OpenStudy(plan.directory, plan.study, plan.info, plan.space, resume=resume, durable=False)
+    opened = OpenStudy(
+        plan.directory, plan.study, plan.info, plan.space, resume=resume, warm_starts=plan.warm_starts, durable=False
+    )
     cell = opened.cell
+    cell.chooses_by(closing.chosen_now)
     while pack := next_pack(cell):
         for trial in pack:
             cell.start(trial.key, "node")

@@ -113,7 +113,7 @@ def test_one_configuration_is_no_ensemble(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("paradigm", ["ul", "trzsl"])
+@pytest.mark.parametrize("paradigm", ["ssl", "trzsl"])
 def test_ensv_chooses_by_the_vote_of_all_not_by_the_vote_of_the_moment(tmp_path: Path, paradigm: str) -> None:
     directory = search(tmp_path / "run", settings(paradigm, select_by="ensv"))
     recorded = {event["key"]: event["score"] for event in events(directory, "finished")}

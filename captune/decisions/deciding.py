@@ -1,0 +1,90 @@
+"""The choice of a study from its candidates' predictions: what `captune.decisions.advice` says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from captune.decisions.advice import Advice, Evidence, advise, blend, smooth_scores
+from captune.decisions.candidates import advised_config, candidate_trials, needs_ensemble
+from captune.decisions.choosing import Advice as Words
+from captune.decisions.choosing import Candidate, Choice
+from captune.decisions.learned import GAIN_MODEL
+from captune.records import ANCHORED, BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord, Trial
+
+_WORDS: dict[str, Words] = {
+    ZERO_SHOT: "keep zero-shot",
+    BALANCED: "use balanced zero-shot",
+    ANCHORED: "use the anchored mixture",
+    ENSEMBLE: "use the ensemble",
+}
+
+
+def decide(run: StudyRecord, evidence: Evidence) -> Choice:
+    """The choice of a study whose candidates left their predictions; no label is read.
+
+    Args:
+        run: the study, all trials ended.
+        evidence: of the candidates in `candidate_trials`.
+    """
+    trials = candidate_trials(run)
+    said = advise(evidence)
+    shares = {name: round(share, 4) for name, share in said.blend.items()}
+    adapted = [name for name, group in trials.items() if group[0].config_id is not None]
+    best = max(adapted, key=lambda name: said.scores[name], default=None)
+    name = _advised_name(said, trials)
+    labels = {one: _label(run, one, group) for one, group in trials.items()}
+    considered = said.considered
+    return Choice(
+        advice=_words(said, name),
+        name=name,
+        config_id=None if best is None else trials[best][0].config_id,
+        config={} if best is None else trials[best][0].config,
+        reason=_reason(run, said, evidence, labels),
+        candidates=_candidates(said, evidence, shares, trials),
+        sentence=said.say(labels),
+        weights=shares,
+        expected={} if considered is None else {key: round(value, 4) for key, value in vars(considered).items()},
+        advised=advised_config(run, shares if name == ENSEMBLE else {name: 1.0}),
+        learned_from=GAIN_MODEL.seen,
+    )
+
+
+def _advised_name(said: Advice, trials: dict[str, list[Trial]]) -> str:
+    """The trial that the advice stands for: the seeds of one configuration are an ensemble too."""
+    first = next(iter(said.weights))
+    return first if len(said.weights) == 1 and trials[first][0].config_id is None else ENSEMBLE
+
+
+def _words(said: Advice, name: str) -> Words:
+    if said.considered is not None and said.considered.low == said.considered.high == 0:
+        return "adaptation changed nothing"
+    return "adapt" if name == ENSEMBLE and len(said.weights) == 1 else _WORDS[name]
+
+
+def _label(run: StudyRecord, name: str, group: Sequence[Trial]) -> str:
+    """How a sentence calls a candidate: `grip (c3)`, `balanced`."""
+    return name.replace("_", "-") if group[0].config_id is None else f"{group[0].method or run.method} ({name})"
+
+
+def _reason(run: StudyRecord, said: Advice, evidence: Evidence, labels: dict[str, str]) -> str:
+    num_images = len(evidence.neighbours_Nk)
+    ranked = sorted(said.scores, key=lambda name: -said.scores[name])
+    scores = ", ".join(f"{labels.get(name, name)} {said.scores[name]:.3f}" for name in ranked)
+    return (
+        f"Compared by their predictions on {num_images} unlabelled images (two thirds agreement with the nearest "
+        f"images, one third with balanced zero-shot): {scores}. What the ensemble gains is expected from "
+        f"{GAIN_MODEL.worlds} development tasks made of {', '.join(GAIN_MODEL.seen)}"
+    )
+
+
+def _candidates(
+    said: Advice, evidence: Evidence, shares: dict[str, float], trials: dict[str, list[Trial]]
+) -> tuple[Candidate, ...]:
+    listed = [
+        Candidate(name, group[0].config_id, said.scores[name], None, len(group)) for name, group in trials.items()
+    ]
+    if needs_ensemble(shares, trials):
+        probs = {name: evidence.probs[name] for name in (ZERO_SHOT, BALANCED)}
+        both = Evidence({**probs, ENSEMBLE: blend(evidence.probs, shares)}, evidence.neighbours_Nk)
+        listed.append(Candidate(ENSEMBLE, None, smooth_scores(both)[ENSEMBLE], None, 1))
+    return tuple(listed)

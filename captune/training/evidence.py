@@ -1,0 +1,90 @@
+"""What the advice may know of a cell: the stored predictions of its candidates, and which images are alike.
+
+Every score trial stores its probabilities on the same unlabelled images, so candidates are compared on all of them and
+in pairs. No label is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from captune.config import TaskConfig
+from captune.data.paradigms import IntArray, Task
+from captune.decisions.advice import BALANCED, NUM_NEIGHBOURS, ZERO_SHOT, Evidence, Knowledge, measure_knowledge
+from captune.records import Role
+from captune.records.layout import PREDICTIONS
+from captune.seeding import numpy_generator, torch_generator
+from captune.training.context import Context, open_context
+
+MOST_IMAGES = 4000
+"""Of a larger pool a seeded part: enough for the scores, and small files."""
+POOL_PROBS, HOLDOUT_PROBS = "pool_probs", "holdout_probs"
+
+
+def evidence_images(task: Task) -> IntArray:
+    """The unlabelled images that candidates are compared on, rising: all, or a seeded part of a large pool."""
+    unlabelled = np.sort(np.concatenate([task.pool, task.holdout]))
+    if len(unlabelled) <= MOST_IMAGES:
+        return unlabelled
+    draw = numpy_generator(task.config.split_seed, "evidence").permutation(len(unlabelled))[:MOST_IMAGES]
+    return np.sort(unlabelled[draw])
+
+
+def pool_evidence(
+    config: TaskConfig, candidates: Mapping[str, Sequence[Path]], methods: Mapping[str, str]
+) -> Evidence | None:
+    """The evidence of a cell's finished score trials.
+
+    Args:
+        config: the cell.
+        candidates: candidate → the directories of its trials (seeds), whose probabilities are averaged.
+        methods: candidate → its method.
+
+    Returns:
+        None where zero-shot or balanced zero-shot left no predictions, or none of the right images. Where a trial of
+        an older captune stored held-out predictions only, all candidates are compared on the held-out images.
+    """
+    context = open_context(config, Role.SCORE)
+    for name, images in ((POOL_PROBS, evidence_images(context.task)), (HOLDOUT_PROBS, context.task.holdout)):
+        shape = (len(images), context.task.num_classes)
+        probs = {candidate: _mean(paths, name, shape) for candidate, paths in candidates.items()}
+        known = {candidate: mean for candidate, mean in probs.items() if mean is not None}
+        if len(images) > 1 and len(known) == len(candidates) and {ZERO_SHOT, BALANCED} <= known.keys():
+            return _evidence(context, images, known, methods)
+    return None
+
+
+def _mean(paths: Sequence[Path], name: str, shape: tuple[int, int]) -> Tensor | None:
+    """The mean of stored probabilities; None where a trial has none of these images."""
+    tables = [safetensors.torch.load_file(path / PREDICTIONS) for path in paths if (path / PREDICTIONS).exists()]
+    found = [table[name].float() for table in tables if name in table and tuple(table[name].shape) == shape]
+    return torch.stack(found).mean(0) if found and len(found) == len(paths) else None
+
+
+def _evidence(context: Context, images: IntArray, probs: dict[str, Tensor], methods: Mapping[str, str]) -> Evidence:
+    features_ND = context.image_features_MD[torch.tensor(images, device=context.device)]
+    similarity_NN = features_ND @ features_ND.T
+    similarity_NN.fill_diagonal_(float("-inf"))
+    neighbours_Nk = similarity_NN.topk(min(NUM_NEIGHBOURS, len(images) - 1), dim=-1).indices
+    knowledge = knowledge_of(context, features_ND, neighbours_Nk)
+    families = {candidate: methods.get(candidate, candidate) for candidate in probs}
+    return Evidence(probs, neighbours_Nk.cpu(), knowledge, families)
+
+
+def knowledge_of(context: Context, features_ND: Tensor, neighbours_Nk: Tensor) -> Knowledge | None:
+    """Zero-shot on some images against random texts (`captune.decisions.advice.measure_knowledge`).
+
+    Only the classes that an unlabelled image may be of are compared. None where that tells nothing: labelled images
+    teach what the names do not, and very few images or classes are always alike.
+    """
+    text_KD = context.text_features_KD[context.pseudolabelled_K]
+    if len(context.task.labelled) or len(features_ND) <= NUM_NEIGHBOURS or len(text_KD) < 3:
+        return None
+    generator = torch_generator(context.task.config.split_seed, "knowledge")
+    return measure_knowledge(features_ND, text_KD, neighbours_Nk, generator)

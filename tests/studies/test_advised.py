@@ -1,0 +1,89 @@
+"""What a study advises is one thing: what it says, saves, writes for `adapt`, predicts and reports is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from captune.adapted import open_adapted
+from captune.adapting import adapt_once, check_out, configuration
+from captune.config import TaskConfig
+from captune.records import Phase, Role
+from captune.results.load import load_study
+from captune.studies.closing import close_study
+from captune.studies.planning import plan_study
+from captune.training.context import open_context
+from captune.training.trial import PREDICTIONS, limit_threads
+from tests.studies.lives import run_trials, settings
+
+
+@pytest.mark.parametrize("paradigm", ["ul", "tft", "trzsl"])
+def test_adapt_and_predict_reproduce_the_advised_accuracy_to_the_last_image(tmp_path: Path, paradigm: str) -> None:
+    limit_threads(1)
+    directory = tmp_path / "study"
+    run_trials(plan_study(settings(paradigm, confirm_seeds=2), directory)).close()
+    record, files = close_study(directory)
+    names = {file.name for file in files}
+    assert {"best_config.yaml", "checkpoint.safetensors", "predictions.csv"} <= names
+    choice = record.choice
+    assert choice is not None and choice.advised["method"] == "blend"
+    role = Role.REPORT if paradigm != "ul" else Role.SCORE
+    key = "ensemble" + ("-report" if role is Role.REPORT else "")
+    task = TaskConfig(dataset="digits", paradigm=paradigm)  # type: ignore[arg-type]
+
+    method, config, learned = configuration(task, config=directory / "best_config.yaml")
+    assert (method, learned) == ("blend", role)
+    check_out(tmp_path / "adapted")
+    metrics = adapt_once(task, method, config, tmp_path / "adapted", role=learned)
+    context = open_context(task, role)
+    assert context.image_views is not None
+    pixels = context.image_views.weak(context.task.test)
+    predicted = open_adapted(directory, device="cpu").probabilities(pixels).argmax(-1)
+    again = open_adapted(tmp_path / "adapted", device="cpu").probabilities(pixels).argmax(-1)
+    assert torch.equal(predicted, again)
+    if choice.name == "ensemble":
+        trial = load_study(directory).find(key)
+        assert trial is not None and trial.metric == metrics["metric"]
+        own = safetensors.torch.load_file(directory / "trials" / key / PREDICTIONS)["test_probs"].argmax(-1)
+        assert torch.equal(predicted, own)
+    said = [line.split(",")[1] for line in (directory / "predictions.csv").read_text().splitlines()[1:]]
+    assert said == [context.task.class_names[label] for label in predicted.tolist()]
+
+
+def test_the_tables_name_what_is_advised(tmp_path: Path) -> None:
+    import pandas as pd
+
+    directory = tmp_path / "study"
+    run_trials(plan_study(settings("ul"), directory)).close()
+    record, _ = close_study(directory)
+    assert record.choice is not None and record.choice.weights and record.choice.sentence is not None
+    robust, best = (pd.read_csv(directory / name, comment="#") for name in ("robustness.csv", "best_configs.csv"))
+    assert list(robust[robust["advised"].astype(str).isin(("yes", "True"))]["configuration"]) == [record.choice.name]
+    row = best.iloc[0]
+    assert row["advised_candidate"] == record.choice.name and record.choice.sentence.rstrip(".") in row["answer"]
+    assert row["expected_low"] <= row["expected_gain"] <= row["expected_high"] and 0 < row["risk"] < 1
+    trial = record.find(record.choice.name)
+    assert trial is not None and np.isclose(row["advised_test"], trial.metric)
+    assert record.choice.sentence in (directory / "best_config.yaml").read_text()
+
+
+def test_what_is_stressed_is_what_was_chosen(tmp_path: Path) -> None:
+    import pandas as pd
+
+    directory = tmp_path / "study"
+    run_trials(plan_study(settings("ul", stress=True, trials=2, confirm_top=1), directory)).close()
+    record, _ = close_study(directory)
+    assert record.choice is not None and record.choice.weights
+    stressed = record.of_phase(Phase.STRESS)
+    assert {trial.name for trial in stressed} >= {"xensemble-imbalance10", "xensemble-pool25"}
+    members = record.choice.advised["members"]
+    for trial in stressed:
+        assert trial.finished and trial.method == "blend"
+        assert [one["method"] for one in trial.config["members"]] == [one["method"] for one in members]
+    table = pd.read_csv(directory / "robustness.csv", comment="#").set_index("configuration")
+    columns = ["imbalance_1", "imbalance_10", "imbalance_50", "pool_25", "pool_50"]
+    assert table.loc["ensemble", columns].notna().all() and table[columns].notna().all(axis=1).sum() == 1

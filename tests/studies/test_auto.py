@@ -1,0 +1,119 @@
+"""One study over several methods: each one's default first, then what a sampler draws, the best of each confirmed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captune.algorithms.automatic import PORTFOLIO, auto_configs, methods_for
+from captune.config import StudyConfig, TaskConfig
+from captune.errors import ConfigError, UsageError
+from captune.records import JOURNAL, Phase, StudyRecord
+from captune.results.load import load_study
+from captune.studies.planning import plan_study, plan_to_continue
+from tests.journals import journal_lines
+from tests.studies.lives import run_trials, search
+
+QUICK = {"tuning": "features", "epochs": 1, "steps_per_epoch": 2, "num_iterations": 1}
+
+
+def auto(paradigm: str = "ul", **values: Any) -> StudyConfig:
+    task = TaskConfig(dataset="digits", paradigm=paradigm)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"trials": 8, "confirm_seeds": 2, "fixed": QUICK} | values
+    return StudyConfig(task=task, method="auto", **settings)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small study over methods, closed."""
+    return search(tmp_path_factory.mktemp("auto") / "study", auto())
+
+
+def planned(directory: Path) -> list[dict[str, Any]]:
+    """What was planned, without clocks."""
+    lines = [line for line in journal_lines(directory / JOURNAL) if line["event"] == "planned"]
+    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+
+
+def test_defaults_of_all_methods_come_first_in_the_portfolios_order(whole: Path) -> None:
+    trials = load_study(whole).of_phase(Phase.SEARCH)
+    assert tuple(trial.method for trial in trials[:4]) == PORTFOLIO
+    assert [trial.params["method"] for trial in trials] == [trial.method for trial in trials]
+    configs = auto_configs(TaskConfig(dataset="digits", paradigm="ul"), QUICK, PORTFOLIO)
+    assert [trial.config for trial in trials[:4]] == [configs[name].model_dump(mode="json") for name in PORTFOLIO]
+
+
+def test_a_drawn_configuration_has_its_own_methods_settings_alone(whole: Path) -> None:
+    drawn = [trial for trial in load_study(whole).of_phase(Phase.SEARCH) if trial.origin == "sampler"]
+    assert len(drawn) == 4
+    for trial in drawn:
+        own = set(trial.params) - {"method"}
+        assert own and own <= set(trial.config)
+        assert ("likelihood_weight" in own) == (trial.method == "transclip")
+        assert ("margin_scale" in own) == (trial.method in ("cap", "cap_mixture"))
+
+
+def test_the_best_of_every_method_is_confirmed_and_seeds_are_spent_where_they_matter(whole: Path) -> None:
+    record = load_study(whole)
+    groups = record.configurations()
+    assert sorted(str(group[0].method) for group in groups.values()) == sorted(PORTFOLIO)
+    assert {str(group[0].method): len(group) for group in groups.values()} == {
+        "grip": 2, "transclip": 1, "cap_mixture": 2, "cap": 2,
+    }  # fmt: skip
+    for group in groups.values():
+        rivals = [trial for trial in record.of_phase(Phase.SEARCH) if trial.method == group[0].method]
+        best = max(rivals, key=lambda trial: (trial.score or 0.0, -(trial.number or 0)))
+        assert group[0].config_id == best.number
+    assert record.choice is not None and record.choice.weights
+    assert {"anchored", "balanced", "zero_shot"} <= {row["name"] for row in record.choice.candidates}
+
+
+@pytest.mark.parametrize("after", [5, 9, 14])
+def test_a_study_over_methods_that_goes_on_is_the_one_that_was_never_stopped(
+    whole: Path, tmp_path: Path, after: int
+) -> None:
+    directory = tmp_path / "study"
+    shutil.copytree(whole, directory)
+    lines = (whole / JOURNAL).read_bytes().splitlines(keepends=True)
+    kinds = [line["event"] for line in journal_lines(whole / JOURNAL)]
+    cut = [at for at, kind in enumerate(kinds) if kind == "finished"][after] + 1
+    (directory / JOURNAL).write_bytes(b"".join(lines[:cut]))
+    run_trials(plan_to_continue(directory), resume=True).close()
+    ours = [plan for plan in planned(directory) if plan["key"] != "ensemble"]
+    assert ours == [plan for plan in planned(whole) if plan["key"] != "ensemble"]
+
+
+def test_labelled_images_bring_the_probe(tmp_path: Path) -> None:
+    assert "probe" not in methods_for(TaskConfig(dataset="digits", paradigm="ul"))
+    assert methods_for(TaskConfig(dataset="digits", paradigm="ssl"))[-1] == "probe"
+
+
+def test_a_space_of_ones_own_names_its_methods(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text("parameters:\n  method: {type: categorical, choices: [fpl, transclip]}\n")
+    plan = plan_study(auto(space=file, fixed={}), tmp_path / "study")
+    assert list(plan.info.methods) == ["fpl", "transclip"] and plan.warm_starts == ({"method": "transclip"},)
+    file.write_text("parameters:\n  learning_rate: {type: float, low: 0.1, high: 0.2}\n")
+    with pytest.raises(ConfigError, match="a space over methods must name them"):
+        plan_study(auto(space=file, fixed={}), tmp_path / "study")
+    file.write_text("parameters:\n  method: {type: categorical, choices: [capp]}\n")
+    with pytest.raises(UsageError, match="Did you mean 'cap'"):
+        plan_study(auto(space=file, fixed={}), tmp_path / "study")
+
+
+def test_settings_go_to_the_methods_that_have_them_and_one_that_none_has_is_refused() -> None:
+    task = TaskConfig(dataset="digits", paradigm="ul")
+    configs = auto_configs(task, {"margin_scale": 4.0}, PORTFOLIO)
+    assert configs["cap"].margin_scale == 4.0  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="margin_scale"):
+        auto_configs(task, {"margn_scale": 4.0}, PORTFOLIO)
+
+
+def test_record_of_a_study_over_methods_says_which_method_a_trial_had(whole: Path) -> None:
+    record = load_study(whole)
+    assert isinstance(record, StudyRecord) and record.method == "auto"
+    assert record.choice is not None and record.choice.sentence is not None
+    assert record.choice.advised["method"] in ("blend", "balanced", "anchored", "zero_shot")
