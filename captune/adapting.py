@@ -21,7 +21,7 @@ from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.data.labelling import PREDICTIONS_CSV
 from captune.decisions.candidates import PART, WHOLE
 from captune.errors import UsageError
-from captune.records import Role, atomic_write
+from captune.records import ZERO_SHOT, Role, atomic_write
 from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, METRICS
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def adapt_once(
         trained(trial, record)
     outcome = trial.finish()
     metrics = evaluate_trial(task, role, work)
+    frozen = _zero_shot(task, role, work, device) if metrics["metric"] is not None and method != ZERO_SHOT else None
     write_predictions([work], task, role, out / PREDICTIONS_CSV)
     _write_epochs(work / EPOCHS, out / "epochs.csv")
     (work / CHECKPOINT).replace(out / CHECKPOINT)
@@ -162,6 +163,7 @@ def adapt_once(
         "seed": seed,
         "learn_from": PART if role is Role.SCORE else WHOLE,
         **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in metrics.items()},
+        "zero_shot": frozen,
         "num_parameters": outcome["num_parameters"],
         "class_names": list(trial.context.task.class_names),
         "notes": told,
@@ -179,6 +181,29 @@ def held_out_note(role: Role) -> list[str]:
         "as in the study, the images held out for its choice are not learned from (learn_from: part in its "
         "best_config.yaml), so that its accuracy comes out again; --set learn_from=whole learns from all"
     ]
+
+
+def _zero_shot(task: TaskConfig, role: Role, work: Path, device: str) -> dict[str, Any]:
+    """What the frozen model reaches on the same test images; its predictions go with the folder `work`."""
+    from captune.training.evaluation import evaluate_trial
+    from captune.training.trial import TrainingTrial
+
+    place = work / ZERO_SHOT
+    trial = TrainingTrial.open(
+        task, paper_config(ZERO_SHOT, task), algorithm=ALGORITHMS[ZERO_SHOT], seed=0, directory=place,
+        role=role, device=device,
+    )  # fmt: skip
+    trial.finish()
+    metrics = evaluate_trial(task, role, place)
+    return {name: metrics[name] for name in ("metric", "accuracy", "worst_class_recall", "ece")}
+
+
+def advice_against(config: Path) -> str | None:
+    """The advice that a study wrote into the header of its best_config.yaml where it was not to adapt; else None."""
+    lines = [line.removeprefix("#").strip() for line in config.read_text(encoding="utf-8").splitlines()[:10]]
+    advice = next((line.removeprefix("Advice:").strip() for line in lines if line.startswith("Advice:")), "")
+    against = ("keep zero-shot", "adaptation changed nothing")
+    return advice if advice.lower().startswith(against) else None
 
 
 def _write_epochs(source: Path, target: Path) -> None:

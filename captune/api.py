@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captune.config import Config, MachineConfig, StudyConfig, TaskConfig
+from captune.config import Config, MachineConfig, StudyConfig, TaskConfig, refuse_unused_shots
 from captune.decisions.criteria import resolve_criterion
 from captune.errors import UsageError, did_you_mean
 
@@ -148,6 +148,7 @@ def run(
     if class_names is not None:
         cell["class_names"] = _names(class_names)
     task = TaskConfig.parse({**cell, "dataset": place, "paradigm": paradigm}, where="run")
+    refuse_unused_shots(task)
     fixed = {**search.pop("fixed", {}), **fixed}
     starting_configs(method, task, fixed, search.get("preset"))
     values = {**search, "task": task.model_dump(), "method": method, "trials": trials, "fixed": fixed}
@@ -269,6 +270,7 @@ def adapt(
     if class_names is not None:
         cell["class_names"] = _names(class_names)
     task = TaskConfig.parse({**cell, "dataset": known, "paradigm": paradigm}, where="adapt")
+    refuse_unused_shots(task)
     name, trial, role = configuration(task, method=method, config=source, settings=settings, where="adapt")
     place = Path(out).expanduser().absolute()
     check_out(place)

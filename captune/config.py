@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -28,9 +27,11 @@ from pydantic import (
 )
 
 from captune.durations import Duration
-from captune.errors import ConfigError, did_you_mean
+from captune.errors import ConfigError, UsageError, did_you_mean, did_you_mean_path, nearest
 from captune.plain_yaml import dump_yaml, parse_yaml
 
+COMMAND_LINE = "the command line"
+"""What messages call the place of an option."""
 Paradigm = Literal["ul", "ssl", "trzsl", "tft"]
 PARADIGMS: dict[str, str] = {
     "ul": "unsupervised learning: no labels, the pool is the training images",
@@ -41,6 +42,8 @@ PARADIGMS: dict[str, str] = {
 # A screening trial costs about a fortieth of a search trial with prompts.
 SCREENED_A_TRIAL = 4
 PARADIGM_ALIASES = {"transductive": "tft"}
+USES_SHOTS = ("ssl", "tft")
+"""Paradigms in which `shots` says how many images per class are labelled."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,21 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
+            problems = _problems(error, cls)
+            if where == COMMAND_LINE:
+                problems = [re.sub(r"^[a-z_]+(?=: )", _as_option, problem) for problem in problems]
+                raise ConfigError("options must be valid", got="\n  " + "\n  ".join(problems)) from None
             raise ConfigError(
-                f"{cls.__name__} must be valid", got="\n  " + "\n  ".join(_problems(error, cls)), where=where
+                f"{cls.__name__} must be valid", got="\n  " + "\n  ".join(problems), where=where
             ) from None
 
     def to_yaml(self) -> str:
         """The configuration as YAML, paths as text, fields in the order they are declared."""
         return dump_yaml(self.model_dump(mode="json"))
+
+
+def _as_option(name: re.Match[str]) -> str:
+    return f"--{name.group().replace('_', '-')}"
 
 
 def _problems(error: ValidationError, cls: type[BaseModel]) -> list[str]:
@@ -92,7 +103,7 @@ def _problems(error: ValidationError, cls: type[BaseModel]) -> list[str]:
         elif not key:  # what several fields must hold together
             lines.append(problem["msg"].removeprefix("Value error, "))
         else:
-            line = f"{key}: {problem['msg']}, got {problem['input']!r}"
+            line = f"{key}: {_wording(problem)}, got {problem['input']!r}"
             if problem["type"] == "literal_error":
                 line += _nearest(str(problem["input"]), problem.get("ctx", {}).get("expected", ""))
             lines.append(line)
@@ -101,8 +112,22 @@ def _problems(error: ValidationError, cls: type[BaseModel]) -> list[str]:
 
 def _nearest(value: str, expected: str) -> str:
     """The nearest of pydantic's listing of what a literal may be, as a sentence; nothing where none is near."""
-    near = get_close_matches(value, re.findall(r"'([^']+)'", expected), n=1)
-    return f". Did you mean '{near[0]}'?" if near else ""
+    near = nearest(value, re.findall(r"'([^']+)'", expected))
+    return f". Did you mean '{near}'?" if near else ""
+
+
+def _wording(problem: Any) -> str:
+    """What pydantic says of a value, as the house says it."""
+    limits = problem.get("ctx", {})
+    for kind, key, words in (
+        ("greater_than_equal", "ge", "at least"),
+        ("greater_than", "gt", "more than"),
+        ("less_than_equal", "le", "at most"),
+        ("less_than", "lt", "less than"),
+    ):
+        if problem["type"] == kind:
+            return f"must be {words} {limits[key]:g}"
+    return str(problem["msg"])
 
 
 def _owner(cls: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
@@ -111,6 +136,21 @@ def _owner(cls: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             cls = annotation
     return cls
+
+
+def refuse_unused_shots(task: TaskConfig) -> None:
+    """Refuse a number of labelled images where the paradigm has none to choose.
+
+    Raises:
+        UsageError: `shots` with ul or trzsl.
+    """
+    if task.shots is not None and task.paradigm not in USES_SHOTS:
+        labels = "uses no labels" if task.paradigm == "ul" else "labels all images of the seen classes"
+        raise UsageError(
+            "--shots must come with a paradigm that labels a few images per class",
+            got=f"--paradigm {task.paradigm}, which {labels}",
+            next_step="Did you mean --paradigm ssl?",
+        )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -122,12 +162,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError("a configuration file must be readable", got=error.strerror, where=path) from None
+        raise ConfigError(
+            "a configuration file must be readable", got=error.strerror, where=path, next_step=did_you_mean_path(path)
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError("a configuration file must be UTF-8 text", got=f"byte {error.start}", where=path) from None
     values = parse_yaml(text, where=path, what="a configuration file")
     if not isinstance(values, dict):
-        raise ConfigError("a configuration file must hold `key: value` pairs", got=type(values).__name__, where=path)
+        got = "nothing" if values is None else "a list" if isinstance(values, list) else "a single value"
+        raise ConfigError("a configuration file must hold `key: value` pairs", got=got, where=path)
     return values
 
 

@@ -10,13 +10,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from captune.adapting import adapt_once, check_out, configuration, held_out_note
+from captune.adapting import adapt_once, advice_against, check_out, configuration, held_out_note
 from captune.algorithms import ALGORITHMS
 from captune.algorithms.preset import preset_task
 from captune.cli import options
-from captune.cli.console import plain_console
+from captune.cli.console import labelled, plain_console
 from captune.cli.paper import check_show, datasets_shown, show_preset
-from captune.config import TaskConfig, TrialConfig
+from captune.config import TaskConfig, TrialConfig, refuse_unused_shots
 from captune.data.catalog import check_dataset_name, published_results
 from captune.data.paradigms import NO_LABELS
 from captune.errors import UsageError
@@ -68,6 +68,7 @@ def adapt(
     settings = options.settings(given.trial, set_)
     task_values = preset_task(dataset, given.task) if preset == "paper" else dict(given.task)
     task = TaskConfig.parse(task_values, where=options.COMMAND_LINE)
+    refuse_unused_shots(task)
     name, trial_config, role = configuration(
         task, method=method, config=config, settings=settings, paper=preset == "paper", where=options.COMMAND_LINE
     )
@@ -79,6 +80,9 @@ def adapt(
         limit_threads(threads)
     notes = [*cell_notes(task), *held_out_note(role)]
     options.say_notes(console, notes)
+    against = None if config is None else advice_against(config)
+    if against is not None:
+        console.print(labelled("warning", f"the study advised not to adapt: {against}", "yellow"), soft_wrap=True)
     places = {number: out / f"seed{number}" if len(numbers) > 1 else out for number in numbers}
     for place in places.values():
         check_out(place)
@@ -131,7 +135,7 @@ def _say(console: Console, task: TaskConfig, results: list[dict[str, Any]], out:
             console.print(f"seed {result['seed']}: {NO_LABELS}", highlight=False)
             continue
         console.print(
-            f"seed {result['seed']}: {what} {100 * result['metric']:.2f} %, worst class "
+            f"seed {result['seed']}: {what} {100 * result['metric']:.2f} %{_beside_zero_shot(result)}, worst class "
             f"{100 * result['worst_class_recall']:.1f} %"
             + (f", over the {result['num_test']} images with a label" if _in_part(result) else ""),
             highlight=False,
@@ -144,6 +148,13 @@ def _say(console: Console, task: TaskConfig, results: list[dict[str, Any]], out:
     for line in published_results(task, results[0]["method"]):
         console.print(line, highlight=False)
     console.print(f"written: {out}", highlight=False, soft_wrap=True)
+
+
+def _beside_zero_shot(result: dict[str, Any]) -> str:
+    if result["zero_shot"] is None:
+        return ""
+    before = result["zero_shot"]["metric"]
+    return f" (zero-shot {100 * before:.2f} %, {100 * (result['metric'] - before):+.2f} points)"
 
 
 def _in_part(result: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from captune.cli.console import labelled
+from captune.config import COMMAND_LINE as COMMAND_LINE
 from captune.config import (
     PARADIGM_ALIASES,
     PARADIGMS,
@@ -34,7 +35,6 @@ from captune.config import (
 from captune.errors import UsageError, did_you_mean
 from captune.plain_yaml import parse_yaml
 
-COMMAND_LINE = "the command line"
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MachineConfig.panel)]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's choice.", rich_help_panel=MachineConfig.panel)

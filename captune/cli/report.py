@@ -9,8 +9,11 @@ import typer
 from rich.table import Table
 
 from captune.cli.console import plain_console
+from captune.cli.options import say_notes
+from captune.cli.places import studies_in
 from captune.decisions.criteria import ORACLE
 from captune.errors import UsageError
+from captune.records.layout import REPORT
 
 _MARKS = {
     "below_zero_shot": "best below zero-shot",
@@ -25,7 +28,10 @@ _MARKS = {
 def report(
     studies: Annotated[list[Path], typer.Argument(help="Directories of studies, or folders that hold them.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where to write; needed for several studies; for one, its own directory.")
+        Path | None,
+        typer.Option(
+            help="Where to write. Default: of one study, its own directory; of several, `report` beside them."
+        ),
     ] = None,
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Small pictures of the images in the page of a study.")
@@ -43,17 +49,23 @@ def report(
         from captune.results.load import load_studies
         from captune.results.report import report_studies, report_study
         from captune.results.tables import ORACLE_STAMP
-    records = load_studies(studies)
+    passed_over: list[str] = []
+    places = studies_in(studies, passed_over)
+    say_notes(console, passed_over)
+    records = load_studies(places)
     if out is None and len(records) > 1:
-        raise UsageError(
-            "--out must say where the report of several studies goes",
-            got=f"{len(records)} studies and no --out",
-            next_step="Add --out DIR.",
-        )
+        parents = {record.directory.resolve().parent for record in records}
+        if len(parents) > 1:
+            raise UsageError(
+                "--out must say where the report of studies in several folders goes",
+                got=f"{len(records)} studies in {len(parents)} folders and no --out",
+                next_step="Add --out DIR.",
+            )
+        out = parents.pop() / REPORT
     if out is None:
         written = report_study(records[0].directory, images=images)
     else:
-        written = report_studies(studies, out)
+        written = report_studies(places, out)
     table = Table("study", "advice", "advised %", "zero-shot %", "gain", "beware", box=None, pad_edge=False)
     for _, row in best_configs_table(records).iterrows():
         marks = [words for name, words in _MARKS.items() if row[name]]

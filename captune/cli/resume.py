@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from captune.cli.console import plain_console
-from captune.cli.options import COMMAND_LINE, Given, with_options
+from captune.cli.options import COMMAND_LINE, Given, say_notes, with_options
+from captune.cli.places import studies_in
 from captune.config import MachineConfig, StudyConfig
 from captune.tuning.loggers import check_loggers
 
@@ -17,7 +18,9 @@ from captune.tuning.loggers import check_loggers
 @with_options("machine")
 def resume(
     given: Given,
-    studies: Annotated[list[Path], typer.Argument(help="Directories that `captune run` wrote.")],
+    studies: Annotated[
+        list[Path], typer.Argument(help="Directories that `captune run` wrote, or the folder of several.")
+    ],
     trials: Annotated[
         int | None,
         typer.Option(help="Extend the search to this many trials.", min=1, rich_help_panel=StudyConfig.panel),
@@ -49,10 +52,11 @@ def resume(
         from captune.cli.studies import execute
         from captune.studies.planning import plan_to_continue
         from captune.studies.running import Settings
+    passed_over: list[str] = []
     plans = []
-    for directory in studies:
-        directory = directory.expanduser().absolute()
-        plans.append(plan_to_continue(directory, trials=trials, storage=storage))
+    for directory in studies_in(studies, passed_over):
+        plans.append(plan_to_continue(directory.absolute(), trials=trials, storage=storage))
+    say_notes(console, passed_over)
     execute(
         plans,
         Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=True, retry_failed=retry_failed),

@@ -16,7 +16,15 @@ from captune.algorithms.preset import preset_task
 from captune.cli.console import plain_console
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
 from captune.cli.paper import check_show, datasets_shown, show_preset
-from captune.config import PARADIGMS, MachineConfig, StudyConfig, TaskConfig, read_yaml
+from captune.config import (
+    PARADIGMS,
+    USES_SHOTS,
+    MachineConfig,
+    StudyConfig,
+    TaskConfig,
+    read_yaml,
+    refuse_unused_shots,
+)
 from captune.data.catalog import DATASETS, check_dataset_name, data_root, is_found, paper_datasets
 from captune.decisions.criteria import resolve_criterion
 from captune.errors import ConfigError, UsageError
@@ -106,6 +114,7 @@ def run(
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.planning import show_cost, show_plan
         from captune.cli.studies import execute
+        from captune.studies.checks import check_before_ray
         from captune.studies.planning import Plan, plan_study
         from captune.studies.running import Settings
         from captune.tuning.describe import cell_name
@@ -124,6 +133,7 @@ def run(
         plans.append(plan)
     how = Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=resume)
     if dry_run:
+        check_before_ray(plans, address=how.address, gpus_per_trial=how.gpus_per_trial, allow_cpu=how.allow_cpu)
         for plan in plans:
             show_plan(plan, console)
             show_cost(plan, how, console, num_studies=len(plans))
@@ -229,6 +239,7 @@ def _studies(
         task_values["protocol"] = _protocol(task_values)
     study_values = {key: value for key, value in file.values.items() if key not in ("task", "fixed")} | given.study
     cells = _matrix(datasets, str(task_values["paradigm"]), str(study_values.get("method", "cap")))
+    paradigms = {paradigm for _, paradigm, _ in cells}
     if study_values.get("space") is not None:
         if len({name for _, _, name in cells}) > 1:
             raise UsageError("--space must be given for one method", got=f"--method {study_values['method']}")
@@ -239,7 +250,10 @@ def _studies(
         check_dataset_name(dataset)
         preset = study_values.get("preset")
         here = preset_task(dataset, task_values) if preset else task_values
+        if len(paradigms) > 1 and paradigm not in USES_SHOTS:
+            here = {key: value for key, value in here.items() if key != "shots"}  # it is meant for the others
         task = TaskConfig.parse(here | {"dataset": dataset, "paradigm": paradigm}, where=where)
+        refuse_unused_shots(task)
         fixed_here = {**(file.values.get("fixed") or {}), **fixed}
         starting_configs(method, task, fixed_here, preset)  # what is wrong with them is said before PyTorch is loaded
         values = study_values | {"task": task.model_dump(), "method": method, "fixed": fixed_here}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +11,9 @@ import typer
 from rich.console import Console
 
 from captune.cli.console import plain_console
+from captune.cli.places import studies_in
 from captune.config import TrialConfig, read_yaml
 from captune.durations import duration
-from captune.errors import StudyError
 from captune.records import JOURNAL, StudyRecord, read_journal
 from captune.records.layout import STUDY
 from captune.tuning.cell import Cell
@@ -25,7 +26,10 @@ _WATCH_SECONDS = 5.0
 
 
 def status(
-    what: Annotated[list[str], typer.Argument(help="Directories of studies (or their parent), or a Ray address.")],
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(help="Directories of studies or the folder of several (default: runs), or a Ray address."),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every five seconds, until Ctrl-C.")] = False,
 ) -> None:
     """Show how far studies are.
@@ -34,7 +38,7 @@ def status(
     """
     console = plain_console()
     while True:
-        _show_all(what, console)
+        _show_all(what or ["runs"], console)
         if not watch:
             return
         time.sleep(_WATCH_SECONDS)
@@ -44,9 +48,8 @@ def status(
 
 def _show_all(what: list[str], console: Console) -> None:
     for name in what:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            _show_directories(path, console)
+        if not re.fullmatch(r"auto|[a-z]+://.+|[^/]+:\d+", name):
+            _show_directories(studies_in([Path(name)]), console)
         else:
             # Imported here: only a live cluster needs Ray.
             from captune.tuning.cluster import connected
@@ -57,10 +60,7 @@ def _show_all(what: list[str], console: Console) -> None:
             _show(standings, console)
 
 
-def _show_directories(path: Path, console: Console) -> None:
-    directories = [path] if (path / STUDY).exists() else sorted(file.parent for file in path.glob(f"*/{STUDY}"))
-    if not directories:
-        raise StudyError(f"a directory of studies must hold {STUDY}, itself or one below", got="none", where=path)
+def _show_directories(directories: list[Path], console: Console) -> None:
     standings = []
     for directory in directories:
         now, record = read_standing(directory)

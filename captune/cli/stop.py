@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from captune.cli.console import plain_console
-from captune.errors import StudyError
-from captune.records.layout import STUDY
+from captune.cli.places import studies_in
 from captune.tuning.lock import is_alive, read_lock
 from captune.tuning.stopping import request_stop
 
@@ -28,9 +27,7 @@ def stop(
     Example: captune stop runs/digits-ul-cap
     """
     console = plain_console()
-    for directory in (path.expanduser().absolute() for path in studies):
-        if not (directory / STUDY).exists():
-            raise StudyError(f"the directory of a study must hold {STUDY}", got="none", where=directory)
+    for directory in (path.absolute() for path in studies_in(studies)):
         holder = read_lock(directory)
         if holder is None or not is_alive(holder):
             console.print(f"{directory.name}: nobody runs it.", highlight=False, soft_wrap=True)

@@ -24,7 +24,7 @@ from captune.data.overrides import GivenNames, apply_overrides, read_class_names
 from captune.data.published import published_results
 from captune.data.rows import DATASETS, DatasetRow
 from captune.data.tree import name_some, printable
-from captune.errors import DataError, UsageError, did_you_mean
+from captune.errors import DataError, UsageError, did_you_mean, did_you_mean_path
 
 __all__ = [
     "DATASETS",
@@ -136,9 +136,23 @@ def dataset_row(key: str) -> DatasetRow:
     """
     if key not in DATASETS:
         known = [*DATASETS, *(f"{kind}:" for kind in _OWN)]
-        hint = did_you_mean(key, known) if ":" not in key else f"Known: {', '.join(known)}"
+        hint = _own_images(key) or (did_you_mean(key, known) if ":" not in key else f"Known: {', '.join(known)}")
         raise UsageError("--dataset must name a dataset", got=f"'{key}'", next_step=hint)
     return DATASETS[key]
+
+
+def _own_images(key: str) -> str | None:
+    """What to say where a path was given for a dataset's name; None where it is none."""
+    place = Path(key).expanduser()
+    kind = {".csv": "csv", ".tsv": "csv", ".npz": "features"}.get(place.suffix.lower(), "folder")
+    if place.is_dir() or (place.is_file() and kind != "folder"):
+        return f"Did you mean '{kind}:{key}'?"
+    if "/" not in key or ":" in key:
+        return None
+    near = did_you_mean_path(place)
+    return (
+        f"Your own images are folder:DIR, csv:FILE or features:FILE.npz, but {key} is not there. {near or ''}".strip()
+    )
 
 
 def check_dataset_name(key: str) -> None:

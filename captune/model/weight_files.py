@@ -38,6 +38,13 @@ _PARTS = (
     ("adapter", r"adapter", "An adapter alone opens nothing: name the CLIP it was trained on; captune learns its own."),
 )
 _POINTER = b"version https://git-lfs"
+_OTHER_KINDS = {
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image",
+    b"%PDF": "a PDF",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x93NUMPY": "a NumPy array",
+}
 _SAFE = "Fetch it again, or save the model's state_dict as safetensors. Pickled objects are never run."
 
 
@@ -102,6 +109,21 @@ def _refuse_what_is_no_weight_file(path: Path) -> None:
         )
     if not head:
         raise ModelError("a weight file must be whole", got="an empty file", where=path, next_step="Fetch it again.")
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt") and not head.startswith((b"PK", b"\x80")):
+        kind = next((kind for start, kind in _OTHER_KINDS.items() if head.startswith(start)), None)
+        raise ModelError(
+            "a weight file must hold tensors as PyTorch saves them",
+            got=kind or ("a text" if _is_text(head) else "a file of another kind"),
+            where=path,
+            next_step="Is it the right file? Weights are .safetensors, .pt, .pth or .bin files of many megabytes.",
+        )
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        return head[:200].decode("utf-8").replace("\n", " ").replace("\r", " ").replace("\t", " ").isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _opened(path: Path, *, script: bool) -> Any:

@@ -69,6 +69,7 @@ def plan_study(
     if source is None:
         space = Space((), source=study.method)
     elif space is None:
+        _refuse_space_of_another_method(source, study.method)
         space = load_space(source, info.base, fixed=study.fixed, class_size=info.class_size, methods=info.methods)
         if info.screen_base is not None:
             screen = load_space(source, info.screen_base, fixed=study.fixed, class_size=info.class_size)
@@ -79,6 +80,15 @@ def plan_study(
         starts = best_configs(directory) + starts
         directory = directory.with_name(f"{directory.name}-{fork}")
     return Plan(directory, study, info, space, tuple(starts))
+
+
+def _refuse_space_of_another_method(file: Path, method: str) -> None:
+    named = read_yaml(file).get("method")
+    if named is not None and named != method:
+        raise ConfigError(
+            "a search space must be one of the study's method", got=f"one of '{named}' for a study of '{method}'",
+            where=file, next_step=f"Say --method {named}, or leave --space out for the space of {method}.",
+        )  # fmt: skip
 
 
 def plan_to_continue(directory: Path, *, trials: int | None = None, storage: str | None = None) -> Plan:

@@ -15,6 +15,7 @@ from captune.records import StudyRecord
 from captune.records.layout import REPORT
 from captune.results.report import report_studies
 from captune.studies.aside import ClosingAside
+from captune.studies.checks import check_before_ray
 from captune.studies.closing import chosen_now, close_study
 from captune.studies.planning import Plan
 from captune.tuning.budget import Budget
@@ -115,6 +116,9 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     watcher = watcher or Watcher()
     for plan in plans:
         check_sampler(plan.study.sampler)
+    check_before_ray(
+        plans, address=settings.address, gpus_per_trial=settings.gpus_per_trial, allow_cpu=settings.allow_cpu
+    )
     for note in dict.fromkeys(note for plan in plans for note in plan.info.notes):
         watcher.note(note)
     records: list[StudyRecord] = []

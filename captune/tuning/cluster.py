@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -234,6 +235,20 @@ def _no_cluster(got: str) -> UsageError:
         got=got,
         next_step="Start one with `ray start --head`, or leave --address out to use this machine.",
     )
+
+
+def check_address(address: str) -> None:
+    """See that a cluster answers at an address, without connecting to it.
+
+    Raises:
+        UsageError: nothing does, within seconds, or `auto` finds no cluster on this machine.
+    """
+    found = _found(address)
+    if found == "auto":
+        raise _no_cluster("'auto', and none runs on this machine")
+    if "://" not in found and not re.fullmatch(r".+:\d+", found):
+        raise _no_cluster(f"'{address}', which is no HOST:PORT")
+    _check_answers(found)
 
 
 def _check_answers(address: str) -> None:

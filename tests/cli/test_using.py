@@ -217,6 +217,30 @@ def test_the_embedded_model_is_tried_out_in_the_budget_of_digits() -> None:
     assert (published.epochs, published.steps_per_epoch, published.tuning) == (50, 50, "prompts")
 
 
+def test_adapt_says_zero_shot_beside_accuracy_and_warns_where_a_study_advised_against_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "best_config.yaml"
+    config.write_text(
+        "# Best configuration of the study x.\n# Advice: keep zero-shot. It gains nothing.\nmethod: cap\n"
+    )
+    command = ["adapt", "--dataset", "digits", "--paradigm", "ul", *QUICK]
+    assert captune(*command, "--config", config, "--out", tmp_path / "adapted") == 0
+    said = words(capsys.readouterr().out)
+    metrics = json.loads((tmp_path / "adapted" / "metrics.json").read_text())
+    assert captune("adapt", "--dataset", "digits", "--paradigm", "ul", "--method", "zero_shot",
+                   "--out", tmp_path / "frozen") == 0  # fmt: skip
+    frozen = json.loads((tmp_path / "frozen" / "metrics.json").read_text())
+    assert frozen["zero_shot"] is None
+    assert metrics["zero_shot"] == {name: frozen[name] for name in metrics["zero_shot"]}
+    gain = 100 * (metrics["metric"] - frozen["metric"])
+    assert f"(zero-shot {100 * frozen['metric']:.2f} %, {gain:+.2f} points)" in said
+    assert "warning: the study advised not to adapt: keep zero-shot. It gains nothing." in said
+    config.write_text("# Advice: adapt. It gains.\nmethod: cap\n")
+    assert captune(*command, "--config", config, "--out", tmp_path / "other") == 0
+    assert "advised not to" not in words(capsys.readouterr().out)
+
+
 def test_mismatch_reports_classes_without_descriptions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "d.yaml").write_text("one: [A single upright stroke.]\n")
     assert captune("mismatch", "--dataset", "digits", "--descriptions", tmp_path / "d.yaml") == 0

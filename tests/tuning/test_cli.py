@@ -44,13 +44,13 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         ([*DIGITS, "--sampler", "tpr"], "Did you mean 'tpe'?"),
         ([*DIGITS, "--scheduler", "ash"], "Did you mean 'asha'?"),
         ([*DIGITS, "--trails", "3"], "--trials"),
-        ([*DIGITS, "--trials", "0"], "trials: Input should be greater than or equal to 1"),
+        ([*DIGITS, "--trials", "0"], "--trials: must be at least 1, got 0"),
         ([*DIGITS, "--select-by", "agre-balanced"], "Did you mean 'agree-balanced'?"),
         ([*DIGITS, "--select-by", "val"], "must be used where the paradigm has such labels"),
         ([*DIGITS, "--logger", "tensorbord"], "Did you mean 'tensorboard'?"),
         ([*DIGITS, "--space", "/nowhere.yaml"], "a configuration file must be readable"),
         ([*DIGITS, "--warm-start", "/nowhere.yaml"], "a configuration file must be readable"),
-        (["resume", "/nowhere"], "must hold study.yaml"),
+        (["resume", "/nowhere"], "a study's directory must be there, but got none (in /nowhere)"),
     ],
 )
 def test_wrong_usage_is_told_with_what_to_do(

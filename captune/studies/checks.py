@@ -1,0 +1,81 @@
+"""What can be seen before Ray starts and anything is trained: addresses that answer, GPUs that are there, files."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from captune.errors import UsageError
+from captune.model.concepts import load_descriptions
+from captune.studies.planning import Plan
+from captune.tuning.cluster import check_address
+from captune.tuning.mirror import without_password
+
+_ANSWER_SECONDS = 4.0
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
+
+def check_before_ray(
+    plans: Sequence[Plan], *, address: str | None, gpus_per_trial: float | None, allow_cpu: bool
+) -> None:
+    """See that what studies name is there, so that nobody waits for Ray to be told.
+
+    Args:
+        plans: the studies.
+        address: of a running cluster; its own GPUs are looked at when it is connected.
+        gpus_per_trial: as asked for.
+        allow_cpu: whether trials may do without.
+
+    Raises:
+        UsageError: a cluster or database that does not answer, or GPUs that this machine does not have.
+        ConfigError: descriptions that cannot be read.
+    """
+    if address is not None:
+        check_address(address)
+    elif gpus_per_trial and not allow_cpu and not torch.cuda.is_available():
+        raise UsageError(
+            "--gpus-per-trial needs a GPU that PyTorch can use",
+            got=f"{gpus_per_trial:g} a trial, and PyTorch {torch.__version__} sees none on this machine",
+            next_step="Leave it out to train on the CPU; `captune doctor` says why a GPU is not seen.",
+        )
+    for storage in dict.fromkeys(plan.study.storage for plan in plans if plan.study.storage is not None):
+        check_storage(storage)
+    for file in dict.fromkeys(plan.study.task.descriptions for plan in plans):
+        if file is not None:
+            load_descriptions(file)
+
+
+def check_storage(storage: str) -> None:
+    """See that a database answers; a file of SQLite need only have a folder to lie in.
+
+    Raises:
+        UsageError: it does not, with the reason.
+    """
+    try:
+        url = make_url(storage)
+        if url.get_backend_name() == "sqlite":
+            folder = Path(url.database or ".").expanduser().absolute().parent
+            if not folder.is_dir():
+                raise OSError(f"no folder {folder}")
+            return
+        if url.host is not None:
+            port = url.port or _PORTS.get(url.get_backend_name())
+            if port is not None:
+                # A driver would wait for minutes where nothing answers.
+                socket.create_connection((url.host, port), timeout=_ANSWER_SECONDS).close()
+        create_engine(url).connect().close()
+    except Exception as error:  # the database drivers have no common base
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = "no address of a database" if isinstance(error, ArgumentError) else lines[0]
+        raise UsageError(
+            "--storage must be the address of a database that answers",
+            got=f"'{without_password(storage)}': {reason.replace(storage, without_password(storage))}",
+            next_step="For example sqlite:///FILE or postgresql://USER@HOST/NAME. Without --storage the copy is a "
+            "file of the study.",
+        ) from None
