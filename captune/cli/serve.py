@@ -1,0 +1,84 @@
+"""captune serve: an adapted model behind HTTP on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+import socket
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from captune.cli import options
+from captune.cli.console import plain_console
+from captune.errors import CheckpointError, UsageError, did_you_mean_path
+
+_PORT = 8000
+
+
+@options.with_options("task", only=("backbone", "pretrained"))
+def serve(
+    given: options.Given,
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.safetensors, its folder, or what `export` wrote.")],
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help=f"Port on this machine; default: {_PORT}, or a free one.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File that holds the token; default: a new one each time.", metavar="FILE")
+    ] = None,
+    device: options.Device = "auto",
+) -> None:
+    """Serve an adapted model on this machine: POST an image, get classes; and a page to drop an image on.
+
+    Example: captune serve adapted
+    """
+    missing = [name for name in ("grpc_reflection", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            "captune serve needs the extra captune[serve]", got=f"no {', '.join(missing)}",
+            next_step='Type: pip install "captune[serve]"',
+        )  # fmt: skip
+    if not checkpoint.exists():
+        raise CheckpointError(
+            "an adapted model must be there", got="none", where=checkpoint, next_step=did_you_mean_path(checkpoint)
+        )
+    token = secrets.token_urlsafe(24) if token_file is None else token_file.read_text(encoding="utf-8").strip()
+    if len(token) < 16:
+        raise UsageError("a token must have at least 16 characters", got=f"{len(token)}", where=token_file)
+    console = plain_console()
+    with plain_console(stderr=True).status("Loading PyTorch and Ray, opening the model"):
+        from captune.adapted import open_adapted
+        from captune.tuning.serving import served
+
+        # What is wrong with the model is said here, in its own words.
+        _ = open_adapted(checkpoint, **given.task, device=device).image_backbone
+    chosen = _port(port)
+    with served(checkpoint, {**given.task, "device": device}, port=chosen, token=token) as address:
+        console.print(f"Page: {address}", highlight=False, soft_wrap=True)
+        console.print(
+            f'curl -H "Authorization: Bearer {token}" --data-binary @photo.jpg http://127.0.0.1:{chosen}/predict',
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        console.print("Only this machine can reach it. Ctrl-C ends it.", highlight=False)
+        while True:
+            time.sleep(1)
+
+
+def _port(asked: int | None) -> int:
+    """A port that is free.
+
+    Raises:
+        UsageError: the one asked for is not.
+    """
+    for port in (asked,) if asked is not None else (_PORT, 0):
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                server.bind(("127.0.0.1", port))
+            except OSError as error:
+                reason = error.strerror
+            else:
+                return int(server.getsockname()[1])
+    raise UsageError("--port must be free", got=f"{asked}: {reason}", next_step="Leave it out to take a free one.")
