@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "captune"
 # Rooms from the ground up; a room imports from its own and from lower floors only, never from a row-mate.
 FLOORS = [
-    {"errors", "interruption", "own_process"},
+    {"errors", "interruption", "own_process", "revision"},
     {"config", "durations", "metrics", "plain_yaml", "records", "seeding", "preprocessing", "space", "conditions"},
     {"data", "model", "equations", "decisions"},
     {"training"},

@@ -20,7 +20,7 @@ _WRONG_USAGE: type[Exception] = next(base for base in typer.BadParameter.__mro__
 
 app = typer.Typer(
     name="captune",
-    help="Hyperparameter studies of CAP: which configuration adapts CLIP to your images, at what cost, how sure.",
+    help="Find out how to adapt CLIP to images without labels, whether that helps, and how sure that is.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,7 +30,10 @@ app = typer.Typer(
 
 def _version(show: bool) -> None:
     if show:
-        print(f"captune {__version__}")
+        from captune.revision import git_revision
+
+        revision = git_revision()
+        print(f"captune {__version__}" + (f" (revision {revision})" if revision else ""))
         raise typer.Exit
 
 
@@ -46,7 +49,9 @@ class _Command(TyperCommand):
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print version and revision."
+    ),
 ) -> None:
     pass
 
@@ -54,6 +59,8 @@ def _root(
 # In the order a newcomer meets them, with the first line of their help. They are imported on demand, since most of them
 # bring torch or Ray along: the list is shown at once.
 COMMANDS = {
+    "demo": "Run a study of handwritten digits in a minute or two, with a sentence at each step.",
+    "doctor": "Check this machine, or every node of a cluster: PyTorch, GPUs, Ray, directories, disk, memory.",
     "run": "Search for the configuration that adapts best, confirm it over seeds, report on sealed labels.",
     "resume": (
         "Go on with studies: nothing that finished is lost or repeated, running trials go on from their last epoch."
@@ -67,12 +74,20 @@ COMMANDS = {
     "adapt": "Adapt a model with one configuration.",
     "predict": "Classify images with an adapted model.",
     "export": ("Write an adapted model for other programs: class weights, open_clip, ONNX, Hugging Face, or a bundle."),
+    "serve": "Serve an adapted model on this machine: POST an image, get classes; and a page to drop an image on.",
     "mismatch": "Show what concept-mismatch detection flags.",
     "datasets": (
         "List every dataset: found or not, where, layout, classes, images of each split, licence, how to get it."
     ),
-    "doctor": "Check this machine, or every node of a cluster: PyTorch, GPUs, Ray, directories, disk, memory.",
     "bench": "Measure how fast this machine trains prompts, and what a trial and a study would cost.",
+}
+
+
+_PANELS = {
+    "Start here": ("demo", "doctor"),
+    "Studies": ("run", "resume", "status", "stop", "report", "compare"),
+    "Models": ("adapt", "predict", "export", "serve"),
+    "Before a study": ("mismatch", "datasets", "bench"),
 }
 
 
@@ -89,7 +104,8 @@ def _register(arguments: Sequence[str]) -> None:
         app.command(asked, cls=_Command)(command(asked))
         return
     for name, text in COMMANDS.items():
-        app.command(name, help=text)(_listed)
+        panel = next(panel for panel, names in _PANELS.items() if name in names)
+        app.command(name, help=text, rich_help_panel=panel)(_listed)
 
 
 def _listed() -> None:

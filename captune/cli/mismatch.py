@@ -63,6 +63,7 @@ def mismatch(
     absent = absent_names(context)
     rows = _rows(context, threshold, {one.label for one in absent})
     _print(console, context, rows)
+    console.print(_sentence(rows), highlight=False, markup=False)
     if (said := absent_sentence(absent, context.task.class_names)) is not None:
         console.print(f"{said}.", highlight=False, markup=False, soft_wrap=True)
     described = class_descriptions(context)
@@ -109,6 +110,28 @@ def _rows(context: Context, threshold: int | None, absent: set[int]) -> list[dic
             }
         )
     return rows
+
+
+def _sentence(rows: list[dict[str, Any]]) -> str:
+    """What the table comes to, and what to do."""
+    missing = [str(row["class"]) for row in rows if row["verdict"] == "mismatched"]
+    if not missing:
+        return (
+            f"No class name stands out: CLIP connects all {len(rows)} with images of the pool about as often as "
+            "the others. Nothing to do."
+        )
+    undescribed = [str(row["class"]) for row in rows if row["description"] == "none: left alone"]
+    verb = "is" if len(missing) == 1 else "are"
+    said = (
+        f"{len(missing)} of {len(rows)} names {verb} hardly connected with any images: {name_some(missing, 10)}. "
+        f"The other {len(rows) - len(missing)} find theirs. "
+    )
+    if undescribed:
+        return said + (
+            f"Say what these look like ({name_some(undescribed, 10)}): better names by --class-names, or sentences in "
+            "a file given by --descriptions. CAP then starts from images that fit them."
+        )
+    return said + "Each has descriptions, from which CAP takes its first images; better names may still help more."
 
 
 def _print(console: Console, context: Context, rows: list[dict[str, Any]]) -> None:

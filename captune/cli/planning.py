@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import yaml
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from captune.algorithms import method_named
 from captune.algorithms.automatic import AUTO
-from captune.cost.trial import cards, estimate_trial_cost
+from captune.cost.trial import TrialCost, cards, estimate_trial_cost, num_confirmations
+from captune.durations import duration
 from captune.seeding import derive_seed
-from captune.space import Space
+from captune.space import Parameter, Space
 from captune.studies.planning import Plan
 from captune.studies.running import Settings
 from captune.training.trial import limit_threads
@@ -26,27 +27,49 @@ _PREVIEW = 3
 
 
 def show_plan(plan: Plan, console: Console) -> None:
-    """A study as it would be run: settings, space, first configurations."""
+    """A study as it would be run: cell, search, and the ranges beside the first configurations."""
     info, study = plan.info, plan.study
+    task = study.task
     console.print(Text.assemble((info.name, "bold"), f" → {plan.directory}"), soft_wrap=True)
     console.print(
-        f"{info.num_classes} classes, pool {info.num_pool}, test {info.num_test}; selects by {info.criterion} "
-        f"({info.criterion_help}) on {info.num_scored} images; reports {info.metric_name}",
+        f"{info.num_classes} classes, pool {info.num_pool}, test {info.num_test}; "
+        f"backbone {task.backbone or 'the dataset’s'}, weights {task.pretrained or 'its own'}, "
+        f"tuning {info.base.tuning}, {info.base.epochs} epochs.\n"
+        f"Selects by {info.criterion} ({info.criterion_help}) on {info.num_scored} images; "
+        f"reports {info.metric_name}.\n"
+        f"Search: {study.trials} trials, sampler {study.sampler}, scheduler {study.scheduler}, seed {study.seed}; "
+        f"then {study.confirm_top} configurations and the first over {study.confirm_seeds} seeds each.",
         highlight=False,
     )
-    console.print(_yaml({"study": study.model_dump(mode="json"), "space": plan.space.describe()}), highlight=False)
+    for name, value in study.fixed.items():
+        console.print(f"Fixed: {name} {_short(value)}", highlight=False)
+    space, seed, count, what = plan.space, study.seed, min(_PREVIEW, study.trials), "trial"
+    starts = plan.warm_starts
     if plan.space.screen is not None and info.screen_base is not None:
-        screened = first_configurations(
-            plan.space.screen, replace(info, base=info.screen_base), study.sampler, derive_seed(study.seed, "screen"),
-            count=min(_PREVIEW, study.num_screen_trials),
-        )  # fmt: skip
-        console.print(_yaml({"first screened configurations": screened}), highlight=False)
-        console.print("The search begins with the first configuration and what the screen promotes.", highlight=False)
-        return
-    first = first_configurations(
-        plan.space, info, study.sampler, study.seed, plan.warm_starts, count=min(_PREVIEW, study.trials)
-    )
-    console.print(_yaml({"first configurations": first}), highlight=False)
+        console.print(
+            f"Screens {study.num_screen_trials} configurations on frozen features first and promotes the best.",
+            highlight=False,
+        )
+        space, seed, starts = plan.space.screen, derive_seed(study.seed, "screen"), ()
+        info = replace(info, base=info.screen_base)
+        count, what = min(_PREVIEW, study.num_screen_trials), "screened"
+    first = first_configurations(space, info, study.sampler, seed, starts, count=count)
+    table = Table("searched", "range", *(f"{what} {number}" for number in range(count)), box=None, pad_edge=False,
+                  header_style="dim")  # fmt: skip
+    for parameter in space.parameters:
+        table.add_row(parameter.name, _range(parameter), *(_short(values.get(parameter.name, "")) for values in first))
+    if space.parameters:
+        console.print(table)
+
+
+def _range(parameter: Parameter) -> str:
+    if parameter.kind == "categorical":
+        return " | ".join(str(choice) for choice in parameter.choices)
+    return f"{_short(parameter.low)} … {_short(parameter.high)}" + (" log" if parameter.log else "")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def show_cost(plan: Plan, settings: Settings, console: Console, *, num_studies: int = 1) -> None:
@@ -56,22 +79,70 @@ def show_cost(plan: Plan, settings: Settings, console: Console, *, num_studies: 
         return
     if not method_named(plan.study.method).trains:
         return
+    at_once, card_bytes = _at_once(settings)
+    cost, screen = _measured(plan)
+    for sentence in cost.sentences(
+        plan.study, concurrency=at_once, screen=screen, both_roles=plan.info.both_roles,
+        card_bytes=card_bytes, budget_seconds=_share_of_budget(settings, at_once, num_studies),
+    ):  # fmt: skip
+        console.print(sentence, highlight=False)
+    if settings.address is not None:
+        console.print("Measured on this machine; the cluster's nodes may be faster or slower.", highlight=False)
+
+
+def show_matrix(plans: Sequence[Plan], settings: Settings, console: Console) -> None:
+    """Several studies on one screen: a dataset a row, what each would take at most, and the total."""
+    columns = list(dict.fromkeys((plan.study.task.paradigm, plan.study.method) for plan in plans))
+    one_method = len({method for _, method in columns}) == 1
+    headings = [paradigm if one_method else f"{paradigm} {method}" for paradigm, method in columns]
+    table = Table("dataset", "classes", *headings, box=None, pad_edge=False, header_style="dim")
+    at_once, _ = _at_once(settings)
+    rows: dict[str, dict[tuple[str, str], str]] = {}
+    total, num_trials = 0.0, 0
+    for plan in plans:
+        study, seconds = plan.study, 0.0
+        trials = study.trials + num_confirmations(study, both_roles=plan.info.both_roles)
+        if study.method != AUTO and method_named(study.method).trains:
+            cost, screen = _measured(plan)
+            seconds = cost.study_seconds(trials, concurrency=at_once)
+            if screen is not None:
+                seconds += screen.study_seconds(study.num_screen_trials, concurrency=at_once) - screen.prepare_seconds
+        total, num_trials = total + seconds, num_trials + trials + study.num_screen_trials
+        row = rows.setdefault(study.task.dataset, {})
+        row[study.task.paradigm, study.method] = "?" if study.method == AUTO else duration(seconds)
+    classes = {plan.study.task.dataset: str(plan.info.num_classes) for plan in plans}
+    for dataset, row in rows.items():
+        table.add_row(dataset, classes[dataset], *(row.get(column, "") for column in columns))
+    console.print(table)
+    console.print(
+        f"Total: {len(plans)} studies, {num_trials} trials, at most {duration(total)} on this machine, {at_once} at a "
+        f"time (early stopping makes it less). Directories: {plans[0].directory.parent}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if any(plan.study.method == AUTO for plan in plans):
+        console.print("Studies over several methods are counted, but their time is not estimated.", highlight=False)
+    budget = _share_of_budget(settings, at_once, 1)
+    if budget is not None:
+        fits = "they fit" if total <= budget else f"about {100 * budget / total:.0f} % of it fits"
+        console.print(f"A budget of {duration(budget)} is shared by all: {fits}.", highlight=False)
+    console.print("One of them in full: the same command with one dataset, paradigm and method.", highlight=False)
+
+
+def _at_once(settings: Settings) -> tuple[int, int | None]:
+    """Trials at once on this machine, and the bytes of its GPU if it has one."""
     threads = max(1, int(settings.cpus_per_trial or 1))
     limit_threads(threads)
     at_once = settings.concurrency or max(1, (os.cpu_count() or 1) // threads)
     num_cards, card_bytes = cards()
     if num_cards and settings.concurrency is None and settings.gpus_per_trial != 0:
         at_once = max(1, int(num_cards / (settings.gpus_per_trial or 1.0) + 1e-9))
+    return at_once, card_bytes if num_cards else None
+
+
+def _measured(plan: Plan) -> tuple[TrialCost, TrialCost | None]:
     task, method, info = plan.study.task, plan.study.method, plan.info
-    cost = estimate_trial_cost(task, info.base, method)
     screen = estimate_trial_cost(task, info.screen_base, method) if info.screen_base is not None else None
-    for sentence in cost.sentences(
-        plan.study, concurrency=at_once, screen=screen, both_roles=info.both_roles,
-        card_bytes=card_bytes if num_cards else None, budget_seconds=_share_of_budget(settings, at_once, num_studies),
-    ):  # fmt: skip
-        console.print(sentence, highlight=False)
-    if settings.address is not None:
-        console.print("Measured on this machine; the cluster's nodes may be faster or slower.", highlight=False)
+    return estimate_trial_cost(task, info.base, method), screen
 
 
 def _share_of_budget(settings: Settings, at_once: int, num_studies: int) -> float | None:
@@ -101,7 +172,3 @@ def first_configurations(
         else:
             found.append(sampler.suggest(number))
     return found
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

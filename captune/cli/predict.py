@@ -14,13 +14,17 @@ from captune.cli import options
 from captune.cli.console import plain_console
 from captune.data.labelling import Prediction, check_empty, predictions, predictions_csv, sort_into_folders
 from captune.data.tree import printable
-from captune.errors import DataError, UsageError
+from captune.errors import CheckpointError, DataError, UsageError, did_you_mean_path
+from captune.records.layout import STUDY
 
 
 @options.with_options("task", only=("backbone", "pretrained"))
 def predict(
     given: options.Given,
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.safetensors, its folder, or what `export` wrote.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="checkpoint.safetensors or its folder, what `export` wrote, or the directory of a study."),
+    ],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     top: Annotated[
         int | None, typer.Option(min=1, help="List that many classes per image, one line each; default: the best two.")
@@ -33,10 +37,14 @@ def predict(
         float, typer.Option(min=0, max=1, help="With --copy-to: leave out images whose class is less probable.")
     ] = 0.0,
     link: Annotated[bool, typer.Option("--link", help="With --copy-to: symbolic links instead of copies.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", metavar="", help="With a study: adapt its best configuration without asking.")
+    ] = False,
     device: options.Device = "auto",
 ) -> int:
     """Classify images with an adapted model.
 
+    Example: captune predict runs/digits-ul-cap photos/ --yes
     Example: captune predict adapted/checkpoint.safetensors photos/ --out predictions.csv
     """
     if copy_to is None and (link or min_confidence):
@@ -50,6 +58,14 @@ def predict(
         options.check_writable(out)
     if copy_to is not None:
         _check_apart(copy_to, images)
+    if (checkpoint / STUDY).is_file():
+        from captune.cli.study_model import model_of_study
+
+        checkpoint = model_of_study(checkpoint, yes=yes, device=device, console=plain_console(stderr=True))
+    elif not checkpoint.exists():
+        raise CheckpointError(
+            "an adapted model must be there", got="none", where=checkpoint, next_step=did_you_mean_path(checkpoint)
+        )
     model = open_adapted(checkpoint, **given.task, device=device)
     frozen = model.image_backbone
     console = plain_console(stderr=True)

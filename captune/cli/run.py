@@ -112,7 +112,7 @@ def run(
         if study.method != AUTO:
             refuse_unfit(study.method, study.task)
     with console.status("Loading PyTorch and Ray"):
-        from captune.cli.planning import show_cost, show_plan
+        from captune.cli.planning import show_cost, show_matrix, show_plan
         from captune.cli.studies import execute
         from captune.studies.checks import check_before_ray
         from captune.studies.planning import Plan, plan_study
@@ -134,9 +134,11 @@ def run(
     how = Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=resume)
     if dry_run:
         check_before_ray(plans, address=how.address, gpus_per_trial=how.gpus_per_trial, allow_cpu=how.allow_cpu)
-        for plan in plans:
-            show_plan(plan, console)
-            show_cost(plan, how, console, num_studies=len(plans))
+        if len(plans) > 1:
+            show_matrix(plans, how, console)
+            return
+        show_plan(plans[0], console)
+        show_cost(plans[0], how, console)
         return
     execute(plans, how, console)
 

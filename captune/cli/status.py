@@ -80,7 +80,7 @@ def _show_directories(directories: list[Path], console: Console) -> None:
 
 
 def _show(standings: list[Standing], console: Console) -> None:
-    console.print(standings_table(standings) if standings else "No studies.")
+    console.print(standings_table(standings, width=console.width) if standings else "No studies.")
 
 
 def _base(values: Any) -> TrialConfig:

@@ -82,9 +82,7 @@ class TrialCost:
             card_bytes: memory of the GPU that trials share, if there is one.
             budget_seconds: time that the study may use, if that is bounded.
         """
-        # The first configuration is confirmed beside the best.
-        confirmed = (study.confirm_top + 1) * study.confirm_seeds if study.confirm_top else 0
-        confirmed *= 2 if both_roles else 1
+        confirmed = num_confirmations(study, both_roles=both_roles)
         most = self.study_seconds(study.trials + confirmed, concurrency=concurrency)
         what = f"{study.trials} trials and {confirmed} confirmations"
         sentences = [self._trial_sentence("A trial")]
@@ -129,6 +127,12 @@ class TrialCost:
             f"Up to {fit} trials fit into {size} beside each other (--gpus-per-trial {share:g}); they share its "
             "time as well, so try two first."
         )
+
+
+def num_confirmations(study: StudyConfig, *, both_roles: bool) -> int:
+    """Confirmation trials at most: the first configuration is confirmed beside the best."""
+    confirmed = (study.confirm_top + 1) * study.confirm_seeds if study.confirm_top else 0
+    return confirmed * (2 if both_roles else 1)
 
 
 def _budget_sentence(budget: float, fit: int, trials: int, confirmed: int) -> str:

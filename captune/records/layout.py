@@ -13,6 +13,7 @@ runs/digits-ul-cap/
   best_config.yaml      what is advised, for `captune adapt --config`
   checkpoint.safetensors  the same as it was trained here, for `captune predict` and `captune export`
   report.html           the page
+  adapted/              the model adapted with the best configuration, once `captune predict` asked for it
 ```
 """
 
@@ -41,6 +42,8 @@ TRIAL_LOCK = ".lock"
 
 # In the directory of an adaptation.
 METRICS = "metrics.json"
+ADAPTED = "adapted"
+"""The folder in a study's directory of the model adapted with its best configuration."""
 
 
 def trial_directory(study: Path, key: str) -> Path:

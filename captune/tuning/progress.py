@@ -27,6 +27,10 @@ _PHASES = {
 }
 
 
+_WIDE = 110
+"""Columns from which a terminal shows every count."""
+
+
 @dataclass(frozen=True)
 class Standing:
     """How far one study is."""
@@ -106,9 +110,8 @@ class Progress:
         self._concurrency = concurrency
         self._standings: list[Standing] = []
         self._refreshed = 0.0
-        if not console.is_terminal:
-            for cell in cells:
-                cell.listeners.append(self._line(cell))
+        for cell in cells:
+            cell.listeners.append(self._line(cell))
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[Progress]:
@@ -132,7 +135,7 @@ class Progress:
             self._standings = [standing(cell, concurrency=self._concurrency) for cell in self._cells]
 
     def _table(self) -> Table:
-        table = standings_table(self._standings)
+        table = standings_table(self._standings, width=self._console.width)
         table.caption, table.caption_justify = self._budget(), "left"
         return table
 
@@ -141,6 +144,9 @@ class Progress:
             if isinstance(event, PhaseBegun):
                 self._say(f"{cell.name}: {_PHASES[event.name]}")
             elif isinstance(event, (Finished, Preempted, Crashed)) and trial is not None:
+                if self._console.is_terminal:  # the table below says the rest
+                    self._say(trial_line(cell, trial, event, None))
+                    return
                 line = trial_line(cell, trial, event, standing(cell, concurrency=self._concurrency))
                 budget = self._budget()
                 self._say(line if budget is None else f"{line} [{budget}]")
@@ -151,8 +157,8 @@ class Progress:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def trial_line(cell: Cell, trial: Trial, event: Finished | Preempted | Crashed, now: Standing) -> str:
-    """The end or the loss of a trial as one line of text."""
+def trial_line(cell: Cell, trial: Trial, event: Finished | Preempted | Crashed, now: Standing | None) -> str:
+    """The end or the loss of a trial as one line of text; with the study's standing, where that is given."""
     words = {State.COMPLETE: "finished", State.PRUNED: "stopped early", State.FAILED: "FAILED"}
     what = words[trial.state] if isinstance(event, Finished) else event.kind
     line = f"{cell.name} {trial.key:<16} {what:<13}"
@@ -162,6 +168,8 @@ def trial_line(cell: Cell, trial: Trial, event: Finished | Preempted | Crashed, 
         line += f" {cell.info.criterion} {trial.score_at_end:.4f}"
         # Not to be compared with a search trial's.
         line += " on frozen features" if trial.phase is Phase.SCREEN else ""
+    if now is None:
+        return line
     line += f"  [{now.done}/{now.planned}"
     if now.best is not None:
         line += f", best {now.best:.4f}"
@@ -172,10 +180,12 @@ def trial_line(cell: Cell, trial: Trial, event: Finished | Preempted | Crashed, 
     return line + "]"
 
 
-def standings_table(standings: Sequence[Standing]) -> Table:
-    """Standings of studies as a table for a terminal."""
+def standings_table(standings: Sequence[Standing], *, width: int = _WIDE) -> Table:
+    """Standings of studies as a table for a terminal of so many columns; in a narrow one the rarer counts go."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("study", no_wrap=True)
+    if width < _WIDE:
+        return _narrow(table, standings)
+    table.add_column("study", overflow="fold")
     table.add_column("phase", overflow="fold", min_width=10)
     for heading in ("trials", "running", "stopped", "failed", "best", "zero-shot", "default", "left"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -185,6 +195,19 @@ def standings_table(standings: Sequence[Standing]) -> Table:
             now.cell, now.phase, f"{now.done}/{now.planned}", str(now.running), str(now.stopped), str(now.failed),
             _number(now.best), _number(now.zero_shot), _number(now.first), left,
         )  # fmt: skip
+    return table
+
+
+def _narrow(table: Table, standings: Sequence[Standing]) -> Table:
+    table.add_column("study", overflow="fold")
+    table.add_column("phase", overflow="fold", min_width=10)
+    for heading in ("trials", "best", "zero-shot", "left"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for now in standings:
+        phase = f"{now.phase}, {now.failed} failed" if now.failed else now.phase
+        left = "" if now.seconds_left is None else duration(now.seconds_left)
+        done = f"{now.done}/{now.planned}"
+        table.add_row(now.cell, phase, done, _number(now.best), _number(now.zero_shot), left)
     return table
 
 

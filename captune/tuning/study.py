@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import captune
 from captune.config import StudyConfig, TaskConfig, read_yaml
 from captune.errors import RecordError, UsageError
 from captune.plain_yaml import dump_yaml
@@ -25,6 +23,7 @@ from captune.records.files import remove_leftovers, temporary_name
 from captune.records.journal import read_journal_and_length
 from captune.records.layout import GUARD, JOURNAL, OPTUNA_COPY, RESUME, STUDY, TRIAL_LOCK, TRIALS, trial_directory
 from captune.records.lenient import jsonable
+from captune.revision import git_revision
 from captune.space import Space
 from captune.tuning.cell import Cell
 from captune.tuning.lock import DriverLock
@@ -341,20 +340,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def git_revision() -> str | None:
-    """The revision of captune's source tree, `-dirty` where files were changed; None outside a tree."""
-    root = Path(captune.__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        revision = _git(root, "rev-parse", "HEAD")
-        return revision + ("-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()

@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from captune.errors import RecordError, StudyError, UsageError
 from captune.records import JOURNAL, State
 from captune.records.layout import LOCK, STUDY
+from captune.revision import git_revision
 from captune.space import load_space
 from captune.studies.running import chain
 from captune.tuning import lock as lock_module
@@ -31,7 +32,7 @@ from captune.tuning.header import read_study
 from captune.tuning.lock import STALE_SECONDS, DriverLock, is_alive, read_lock
 from captune.tuning.mirror import HIDDEN, KEY, open_storage
 from captune.tuning.specs import CellInfo
-from captune.tuning.study import OpenStudy, command_line, git_revision, with_storage
+from captune.tuning.study import OpenStudy, command_line, with_storage
 from tests.bench.opening import write_long_study
 from tests.journals import journal_lines
 from tests.tuning.fakes import info, space_path, study

@@ -1,0 +1,90 @@
+"""captune demo: a small study of handwritten digits that says at each step what happens and why."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from captune.cli.console import plain_console
+from captune.config import StudyConfig, TaskConfig
+from captune.records import Event, Phase, Trial
+from captune.records.events import PhaseBegun
+
+if TYPE_CHECKING:
+    from captune.tuning.cell import Cell
+
+_INTRODUCTION = (
+    "captune adapts CLIP to images that nobody has labelled, and finds out whether that helps.\n"
+    "Here: 1,797 handwritten digits, and a 1 MB CLIP that has only seen printed ones. It takes a minute or two."
+)
+_PHASES = {
+    Phase.REFERENCE: "First, what the model can do unchanged (zero-shot). Everything else must beat it.",
+    Phase.SEARCH: (
+        "Now the search: each trial trains with other settings on the unlabelled images and gets a selection score. "
+        "The score asks whether alike images get the same class. No label is read."
+    ),
+    Phase.CONFIRM: (
+        "A single trial may be lucky. The best settings are trained again with fresh seeds, and only their mean counts."
+    ),
+}
+_CHOICE = (
+    "The study has chosen, by selection scores alone. Only now were the test labels read, once, to measure everything "
+    "in the table's third column."
+)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory of the study.", metavar="DIR")] = Path("runs/demo"),
+    trials: Annotated[int, typer.Option(min=1, help="Settings to try.")] = 6,
+) -> None:
+    """Run a study of handwritten digits in a minute or two, with a sentence at each step.
+
+    Example: captune demo
+    """
+    console = plain_console(file=sys.stdout)
+    console.print(_INTRODUCTION, highlight=False)
+    with console.status("Loading PyTorch and Ray"):
+        from captune.cli.studies import Screen
+        from captune.studies.planning import plan_study
+        from captune.studies.running import Settings, run_studies
+
+    class Explained(Screen):
+        """What `captune run` prints, with a sentence where a phase begins."""
+
+        @contextlib.contextmanager
+        def watching(self, cells: Sequence[Cell], **how: Any) -> Iterator[Callable[[], None]]:
+            """Explain each phase above the usual progress."""
+
+            def explain(event: Event, trial: Trial | None) -> None:
+                if isinstance(event, PhaseBegun) and event.name in _PHASES:
+                    console.print(f"\n{_PHASES[event.name]}", style="bold", highlight=False)
+
+            for cell in cells:
+                cell.listeners.append(explain)
+            with super().watching(cells, **how) as refresh:
+                yield refresh
+
+    task = TaskConfig.parse({"dataset": "digits", "paradigm": "ul"})
+    study = StudyConfig.parse({"task": task.model_dump(), "trials": trials, "confirm_top": 2, "confirm_seeds": 2})
+    plan = plan_study(study, out.expanduser().absolute())
+    began = time.monotonic()
+    try:
+        run_studies([plan], Settings(dashboard=False), Explained(console))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    console.print(f"\n{_CHOICE}", style="bold", highlight=False)
+    console.print(
+        f"That took {time.monotonic() - began:.0f} s. What next:\n"
+        f"  open {out}/report.html                          the same with figures\n"
+        f"  captune predict {out} PHOTOS --yes              adapt with the best settings, and classify your images\n"
+        "  captune run --dataset folder:PHOTOS --class-names names.txt --paradigm ul\n"
+        "                                                  a study of your own images\n"
+        "  captune doctor                                  whether this machine is ready for that",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip

@@ -1,0 +1,122 @@
+"""What a terminal shows: tables that fit it, a dry run on one screen, and the model of a study when it is asked for."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+import captune
+from captune.cli.main import _PANELS, COMMANDS, main
+from captune.cli.mismatch import _sentence
+from captune.config import StudyConfig, TaskConfig
+from captune.records.layout import ADAPTED, BEST_CONFIG
+from captune.studies.planning import plan_study
+from captune.tuning.progress import Standing, standings_table
+from captune.tuning.study import OpenStudy
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(caught.value.code or 0), captured.out, captured.err
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_table_of_studies_fits_the_terminal_and_cuts_no_number(width: int) -> None:
+    standings = [
+        Standing("digits-ul-cap", "screening on frozen features", 123, 456, 8, 40, 2, 0.8587, 0.8068, 0.8502, 8000.0),
+        Standing("stanford_cars-trzsl-cap_mixture", "searching", 9, 26, 2, 5, 0, 0.8587, 0.8068, 0.8502, 38.0),
+    ]
+    text = io.StringIO()
+    Console(file=text, width=width).print(standings_table(standings, width=width))
+    lines = text.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    whole = " ".join(text.getvalue().split())
+    for number in ("123/456", "9/26", "0.8587", "0.8068", "38 s", "2 h 13 min"):
+        assert number in whole
+    assert ("stopped" in whole) == (width >= 110)
+    assert "2 failed" in whole or width >= 110
+    assert "…" not in whole
+
+
+def test_a_dry_run_is_one_screen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    digits = ["run", "--dataset", "digits", "--dry-run", "--out", tmp_path / "out", "--steps-per-epoch", "2"]
+    code, out, _ = call(capsys, *digits, "--paradigm", "ul")
+    assert code == 0 and len(out.splitlines()) <= 40 and "at most" in out and "margin_scale" in out
+    code, out, _ = call(capsys, *digits, "--paradigm", "ul,tft", "--method", "cap,fpl", "--trials", "2")
+    assert code == 0 and len(out.splitlines()) <= 12
+    assert "Total: 4 studies" in " ".join(out.split()) and "at most" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_command_stands_in_one_panel_and_newcomers_first() -> None:
+    listed = [name for names in _PANELS.values() for name in names]
+    assert sorted(listed) == sorted(COMMANDS) and list(COMMANDS)[:2] == ["demo", "doctor"]
+    assert next(iter(_PANELS)) == "Start here"
+
+
+def test_the_version_says_the_revision_without_loading_torch() -> None:
+    program = (
+        "import sys\nfrom captune.cli.main import main\n"
+        "try:\n    main(['--version'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith(f"captune {captune.__version__}")
+    if (Path(captune.__file__).parents[1] / ".git").exists():
+        assert "(revision " in done.stdout
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study of digits that has ended, as far as its model needs."""
+    settings = StudyConfig(task=TaskConfig.parse({"dataset": "digits", "paradigm": "ul"}))
+    plan = plan_study(settings, tmp_path / "study")
+    OpenStudy(plan.directory, settings, plan.info, plan.space, durable=False).close()
+    best = {"method": "cap", "epochs": 1, "steps_per_epoch": 2, "batch_size": 8}
+    (plan.directory / BEST_CONFIG).write_text("# Advice: adapt. It gains.\n" + yaml.safe_dump(best))
+    return plan.directory
+
+
+def test_predict_with_a_study_adapts_its_best_configuration_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, study: Path
+) -> None:
+    photo = tmp_path / "photo.png"
+    Image.fromarray((load_digits().images[0] * 15.9).astype(np.uint8)).resize((32, 32)).save(photo)
+    code, _, err = call(capsys, "predict", study, photo)
+    assert code == 2 and "Add --yes" in err  # nobody can be asked here
+    assert not (study / ADAPTED).exists()
+    code, first, err = call(capsys, "predict", study, photo, "--yes")
+    assert code == 0 and "Adapted with the best configuration" in " ".join(err.split())
+    metrics = json.loads((study / ADAPTED / "metrics.json").read_text())
+    assert metrics["method"] == "cap" and metrics["zero_shot"] is not None
+    code, again, err = call(capsys, "predict", study, photo)
+    assert code == 0 and again == first and "Adapted" not in err
+    (study / BEST_CONFIG).write_text("method: fpl\n")
+    code, _, err = call(capsys, "predict", study, photo)
+    assert code == 1 and "one of an earlier choice" in " ".join(err.split())
+    (study / BEST_CONFIG).unlink()
+    code, _, err = call(capsys, "predict", study, photo)
+    assert code == 1 and "captune resume" in err
+
+
+def test_mismatch_ends_in_a_sentence() -> None:
+    def row(name: str, verdict: str = "", description: str = "") -> dict[str, object]:
+        return {"class": name, "verdict": verdict, "description": description}
+
+    assert "No class name stands out" in _sentence([row("cat"), row("dog", "candidate")])
+    said = _sentence([row("cat"), row("dog"), row("T4T8", "mismatched", "none: left alone")])
+    assert said.startswith("1 of 3 names is hardly connected with any images: T4T8.")
+    assert "The other 2 find theirs" in said and "--class-names" in said and "--descriptions" in said
+    assert "Each has descriptions" in _sentence([row("cat"), row("dog", "mismatched", "a dog at rest")])
