@@ -117,4 +117,4 @@ def served(place: Path, options: dict[str, Any], *, port: int, token: str) -> It
             # The fragment of an address stays in the browser.
             yield f"http://{HOST}:{port}/#{token}"
         finally:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
