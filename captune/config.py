@@ -10,28 +10,24 @@ field with a description is a new option of `captune run`, `adapt` and `compare`
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
+from captune.config_base import COMMAND_LINE as COMMAND_LINE
+from captune.config_base import Config as Config
+from captune.config_base import Panel as Panel
+from captune.config_base import read_yaml as read_yaml
 from captune.durations import Duration
-from captune.errors import ConfigError, UsageError, did_you_mean, did_you_mean_path, nearest
-from captune.plain_yaml import dump_yaml, parse_yaml
+from captune.errors import UsageError
 
-COMMAND_LINE = "the command line"
-"""What messages call the place of an option."""
 Paradigm = Literal["ul", "ssl", "trzsl", "tft"]
 PARADIGMS: dict[str, str] = {
     "ul": "unsupervised learning: no labels, the pool is the training images",
@@ -44,98 +40,6 @@ SCREENED_A_TRIAL = 4
 PARADIGM_ALIASES = {"transductive": "tft"}
 USES_SHOTS = ("ssl", "tft")
 """Paradigms in which `shots` says how many images per class are labelled."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Where a field stands in `--help`; put it beside the type: `Annotated[int, Panel("Model")]`.
-
-    Attributes:
-        name: the heading of the panel; None for a field that is no option.
-    """
-
-    name: str | None
-
-
-class Config(BaseModel):
-    """Base of all configurations: frozen, no unknown keys.
-
-    `panel` is the heading in `--help` of the fields that name none themselves.
-    """
-
-    panel: ClassVar[str] = "Options"
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @classmethod
-    def parse(cls, values: dict[str, Any], *, where: object = "configuration") -> Self:
-        """Validate `values`, raising one `ConfigError` that lists every problem.
-
-        Raises:
-            ConfigError: unknown keys (with the nearest known one) or values out of range.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            problems = _problems(error, cls)
-            if where == COMMAND_LINE:
-                problems = [re.sub(r"^[a-z_]+(?=: )", _as_option, problem) for problem in problems]
-                raise ConfigError("options must be valid", got="\n  " + "\n  ".join(problems)) from None
-            raise ConfigError(
-                f"{cls.__name__} must be valid", got="\n  " + "\n  ".join(problems), where=where
-            ) from None
-
-    def to_yaml(self) -> str:
-        """The configuration as YAML, paths as text, fields in the order they are declared."""
-        return dump_yaml(self.model_dump(mode="json"))
-
-
-def _as_option(name: re.Match[str]) -> str:
-    return f"--{name.group().replace('_', '-')}"
-
-
-def _problems(error: ValidationError, cls: type[BaseModel]) -> list[str]:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            owner = _owner(cls, problem["loc"][:-1])
-            lines.append(f"unknown option '{key}': {did_you_mean(str(problem['loc'][-1]), owner.model_fields)}")
-        elif not key:  # what several fields must hold together
-            lines.append(problem["msg"].removeprefix("Value error, "))
-        else:
-            line = f"{key}: {_wording(problem)}, got {problem['input']!r}"
-            if problem["type"] == "literal_error":
-                line += _nearest(str(problem["input"]), problem.get("ctx", {}).get("expected", ""))
-            lines.append(line)
-    return lines
-
-
-def _nearest(value: str, expected: str) -> str:
-    """The nearest of pydantic's listing of what a literal may be, as a sentence; nothing where none is near."""
-    near = nearest(value, re.findall(r"'([^']+)'", expected))
-    return f". Did you mean '{near}'?" if near else ""
-
-
-def _wording(problem: Any) -> str:
-    """What pydantic says of a value, as the house says it."""
-    limits = problem.get("ctx", {})
-    for kind, key, words in (
-        ("greater_than_equal", "ge", "at least"),
-        ("greater_than", "gt", "more than"),
-        ("less_than_equal", "le", "at most"),
-        ("less_than", "lt", "less than"),
-    ):
-        if problem["type"] == kind:
-            return f"must be {words} {limits[key]:g}"
-    return str(problem["msg"])
-
-
-def _owner(cls: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
-    for part in path:
-        annotation = cls.model_fields[str(part)].annotation if str(part) in cls.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            cls = annotation
-    return cls
 
 
 def refuse_unused_shots(task: TaskConfig) -> None:
@@ -151,27 +55,6 @@ def refuse_unused_shots(task: TaskConfig) -> None:
             got=f"--paradigm {task.paradigm}, which {labels}",
             next_step="Did you mean --paradigm ssl?",
         )
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a mapping, by the safe loader.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or is no mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(
-            "a configuration file must be readable", got=error.strerror, where=path, next_step=did_you_mean_path(path)
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError("a configuration file must be UTF-8 text", got=f"byte {error.start}", where=path) from None
-    values = parse_yaml(text, where=path, what="a configuration file")
-    if not isinstance(values, dict):
-        got = "nothing" if values is None else "a list" if isinstance(values, list) else "a single value"
-        raise ConfigError("a configuration file must hold `key: value` pairs", got=got, where=path)
-    return values
 
 
 def _resolve_paradigm(value: Any) -> Any:

@@ -11,7 +11,18 @@ PACKAGE = Path(__file__).parent.parent / "captune"
 # Rooms from the ground up; a room imports from its own and from lower floors only, never from a row-mate.
 FLOORS = [
     {"errors", "interruption", "own_process", "revision"},
-    {"config", "durations", "metrics", "plain_yaml", "records", "seeding", "preprocessing", "space", "conditions"},
+    {
+        "config",
+        "config_base",
+        "durations",
+        "metrics",
+        "plain_yaml",
+        "records",
+        "seeding",
+        "preprocessing",
+        "space",
+        "conditions",
+    },
     {"data", "model", "equations", "decisions"},
     {"training"},
     {"algorithms"},
