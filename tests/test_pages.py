@@ -56,7 +56,7 @@ def test_guides_show_commands_and_the_reference_is_of_modules_that_are_there() -
     for page in ("captune/data/OWN_IMAGES.md", "captune/algorithms/CHOOSING.md", "captune/results/READING.md"):
         assert commands(Path(page)), page
         assert (
-            max(map(len, (ROOT / page).read_text().splitlines())) <= 130
+            max(map(len, (ROOT / page).read_text().splitlines())) <= 160
         )  # commands and tables may be longer than prose
     assert all((ROOT / page).exists() for page in GUIDES.values())
     assert all((ROOT / (module.replace(".", "/") + ".py")).exists() for module in API.values())
