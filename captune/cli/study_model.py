@@ -1,4 +1,4 @@
-"""The model of a study: adapted with its best configuration when it is first needed, in the study's own directory."""
+"""The model of a study: the one its trials saved, or one adapted with its best configuration when first needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captune.tuning.header import read_study
 
 
 def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> Path:
-    """The folder of the model adapted with a study's best configuration; adapts it where that has not been done.
+    """The folder of a study's model: what it advises as its trials saved it; adapted where nothing was saved.
 
     Args:
         study: the study's directory.
@@ -42,8 +42,10 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
                 got="one of an earlier choice", where=place, next_step=f"Remove {place}, and it is adapted anew.",
             )  # fmt: skip
         return place
+    if (study / CHECKPOINT).is_file():
+        return study
     settings, _ = read_study(study)
-    method, trial = configuration(settings.task, config=best)
+    method, trial, role = configuration(settings.task, config=best)
     against = advice_against(best)
     if against is not None:
         console.print(labelled("warning", f"the study advised not to adapt: {against}", "yellow"), soft_wrap=True)
@@ -59,6 +61,6 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
     check_out(place)
     (place / BEST_CONFIG).write_bytes(best.read_bytes())
     with console.status(f"Adapting {study.name} with its best configuration"):
-        adapt_once(settings.task, method, trial, place, device=device)
+        adapt_once(settings.task, method, trial, place, role=role, device=device)
     console.print(f"Adapted with the best configuration: {place}", highlight=False, soft_wrap=True)
     return place
