@@ -19,9 +19,9 @@ from captune import interruption
 from captune.algorithms import ALGORITHMS, method_named, paper_config, refuse_unfit
 from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.data.labelling import PREDICTIONS_CSV
-from captune.decisions.candidates import PART, WHOLE
 from captune.errors import UsageError
 from captune.records import ZERO_SHOT, Role, atomic_write
+from captune.records.enums import PART, WHOLE
 from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, METRICS
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from captune.decisions.advice import NUM_NEIGHBOURS
 from captune.decisions.presence import Absent, absent_classes, absent_sentence
 from captune.seeding import torch_generator
 from captune.training.context import Context
-from captune.training.knowledge import classes_unknown
+from captune.training.evidence import knowledge_of
 
 _MOST_IMAGES = 4000
 
@@ -25,18 +25,19 @@ def absent_names(context: Context) -> list[Absent]:
     task = context.task
     generator = torch_generator(task.config.split_seed, "presence")
     pool = np.sort(np.concatenate([task.pool, task.holdout]))
-    if len(task.labelled) or len(pool) <= NUM_NEIGHBOURS or task.num_classes < 3 or classes_unknown(context):
+    if len(task.labelled) or len(pool) <= NUM_NEIGHBOURS or task.num_classes < 3:
         return []
-    mixture = Anchored(context, AnchoredConfig.parse({}), 0)
     pool = pool[np.sort(torch.randperm(len(pool), generator=generator)[:_MOST_IMAGES].numpy())]
     features_ND = context.image_features_MD[torch.as_tensor(pool, device=context.device)]
     similarity_NN = features_ND @ features_ND.T
     similarity_NN.fill_diagonal_(float("-inf"))
-    return absent_classes(
-        context.zero_shot_logits(pool).softmax(-1).cpu(),
-        mixture.predict(pool).cpu(),
-        similarity_NN.topk(NUM_NEIGHBOURS).indices.cpu(),
-    )
+    neighbours_Nk = similarity_NN.topk(NUM_NEIGHBOURS).indices
+    zero_shot_NK = context.zero_shot_logits(pool).softmax(-1)
+    knowledge = knowledge_of(context, features_ND, neighbours_Nk)
+    if knowledge is not None and not knowledge.known(float(zero_shot_NK.amax(-1).mean())):
+        return []
+    mixture = Anchored(context, AnchoredConfig.parse({}), 0)
+    return absent_classes(zero_shot_NK.cpu(), mixture.predict(pool).cpu(), neighbours_Nk.cpu())
 
 
 def names_absent(context: Context) -> str | None:

@@ -382,7 +382,7 @@ def _missing(row: DatasetRow, root: Path, task: TaskConfig) -> DataError:
     if row.torchvision is not None:
         lines.append(f"Or: captune datasets --download {row.key} --data-root {root}")
     lines.append("Another place: --data-root DIR or $CAPTUNE_DATA.")
-    lines.append(f"Works now: captune run --dataset digits --paradigm {task.paradigm}")
+    lines.append("Works now: captune run --dataset digits --paradigm ul")
     there_is = "a part of it" if any(layout.present(root) for layout in shapes) else "nothing of it"
     return DataError(
         f"{row.key} must be on disk{' in the splits of the paper' if task.protocol == 'paper' else ''}",

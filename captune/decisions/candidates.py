@@ -8,11 +8,10 @@ from typing import Any
 from captune.decisions.choosing import Choice, adapted_groups, known
 from captune.decisions.criteria import ORACLE
 from captune.records import ANCHORED, BALANCED, ENSEMBLE, ZERO_SHOT, Role, State, StudyRecord, Trial
+from captune.records.enums import PART, WHOLE
 from captune.records.events import Chosen
 from captune.records.trial import trial_key
 
-PART, WHOLE = "part", "whole"
-"""What the trials of what is advised learned from: the pool without its held-out images, or all of it."""
 _MOST_CONFIGURATIONS = 12
 _BUDGET = ("tuning", "epochs", "steps_per_epoch", "batch_size")
 

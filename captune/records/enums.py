@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+PART, WHOLE = "part", "whole"
+"""What the trials of what is advised learned from: the pool without its held-out images, or all of it."""
+
 
 class Phase(StrEnum):
     """The part of a study that a trial belongs to, in the order in which they run."""

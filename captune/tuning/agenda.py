@@ -310,6 +310,9 @@ class Agenda:
     def _stress(self) -> Planned | None:
         if not self._study.stress or not self._confirmed:
             return None
+        # A study that was closed by an earlier captune has seen the worlds of its day.
+        if self._record.sealed_opened and self._record.choice_is_current:
+            return None
         chosen = self._record.choice
         by_predictions = self.decides and not by_criterion(self._record)
         if by_predictions and (chosen is None or not self._record.choice_covers_confirmation):

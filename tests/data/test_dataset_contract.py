@@ -170,7 +170,7 @@ def test_missing_data_is_explained_in_one_screen(key: str, tmp_path: Path) -> No
     row = DATASETS[key]
     assert f"{key} must be on disk" in text and str(tmp_path) in text
     assert row.layouts[0].needs[0] in text and row.licence in text
-    assert "captune run --dataset digits --paradigm tft" in text
+    assert "captune run --dataset digits --paradigm ul" in text
     assert len(text.splitlines()) <= 20
 
 

@@ -145,7 +145,7 @@ def test_an_interrupt_after_runs_began_keeps_them_and_says_how_to_go_on(
 def test_a_dry_run_shows_the_study_and_leaves_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, output = call(capsys, *DIGITS, "--out", str(tmp_path / "run"), "--dry-run", "--epochs", "4")
     assert code == 0
-    assert "pool 1078, test 539" in output and "agree-balanced" in output and "first configurations" in output
+    assert "pool 1078, test 539" in output and "agree-balanced" in output and "trial 0" in output
     assert "epochs: {" not in output
     assert not (tmp_path / "run").exists()
 
@@ -155,7 +155,7 @@ def test_a_dry_run_tells_the_configurations_that_will_be_run(tmp_path: Path) -> 
     space = load_space(space_path(tmp_path), facts.base)
     run_study(tmp_path / "run", trials=3, confirm_top=0)
     run = [end["params"] for end in outcomes(tmp_path / "run") if end["phase"] == "search"]
-    assert first_configurations(space, facts.base, "tpe", 0, count=3) == run
+    assert first_configurations(space, facts, "tpe", 0, count=3) == run
 
 
 def eurosat_on_disk(root: Path) -> None:
