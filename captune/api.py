@@ -150,7 +150,7 @@ def run(
     task = TaskConfig.parse({**cell, "dataset": place, "paradigm": paradigm}, where="run")
     refuse_unused_shots(task)
     fixed = {**search.pop("fixed", {}), **fixed}
-    starting_configs(method, task, fixed, search.get("preset"))
+    starting_configs(method, task, fixed, search.get("preset"), where="run")
     values = {**search, "task": task.model_dump(), "method": method, "trials": trials, "fixed": fixed}
     study = StudyConfig.parse(values, where="run")
     resolve_criterion(study.select_by, task.paradigm)

@@ -11,7 +11,7 @@ from typing import Any
 
 from captune.algorithms import member_config, method_named, paper_config
 from captune.algorithms.configs import BlendConfig, IterationConfig
-from captune.config import TaskConfig, TrialConfig
+from captune.config import COMMAND_LINE, TaskConfig, TrialConfig
 from captune.data.roles import has_labels
 from captune.errors import ConfigError, did_you_mean
 
@@ -36,7 +36,12 @@ def methods_for(task: TaskConfig, names: Sequence[str] = (*PORTFOLIO, *LABELLED)
 
 
 def auto_configs(
-    task: TaskConfig, fixed: Mapping[str, Any], methods: Sequence[str], *, preset: str | None = None
+    task: TaskConfig,
+    fixed: Mapping[str, Any],
+    methods: Sequence[str],
+    *,
+    preset: str | None = None,
+    where: object = COMMAND_LINE,
 ) -> dict[str, TrialConfig]:
     """Method → the configuration its search begins with.
 
@@ -44,9 +49,10 @@ def auto_configs(
 
     Args:
         task: the cell.
-        fixed: settings from the command line; each goes to the methods that have it.
+        fixed: given settings; each goes to the methods that have it.
         methods: their names.
         preset: "paper" for published settings.
+        where: what errors call the place of `fixed`.
 
     Raises:
         ConfigError: a setting that no method has, or a value out of range.
@@ -61,29 +67,35 @@ def auto_configs(
                 budget |= {"epochs": min(base.epochs, _ROUND_EPOCHS)}
                 budget |= {"num_iterations": min(base.num_iterations, _ROUNDS)}
             own = budget | own
-        found[name] = base.with_values(own, where="the command line")
+        found[name] = base.with_values(own, where=where)
     known = {key for config in found.values() for key in type(config).model_fields}
     for key in fixed:
         if key not in known:
             raise ConfigError(
                 "a setting must be one of the methods' own", got=f"unknown option '{key}'",
-                where="the command line", next_step=did_you_mean(key, known),
+                where=where, next_step=did_you_mean(key, known),
             )  # fmt: skip
     return found
 
 
 def starting_configs(
-    method: str, task: TaskConfig, fixed: Mapping[str, Any], preset: str | None, methods: Sequence[str] = ()
+    method: str,
+    task: TaskConfig,
+    fixed: Mapping[str, Any],
+    preset: str | None,
+    methods: Sequence[str] = (),
+    *,
+    where: object = COMMAND_LINE,
 ) -> dict[str, TrialConfig]:
-    """Method → configuration of a study of one method, or of several (`auto`).
+    """Method → configuration of a study of one method, or of several (`auto`); `where` is what errors call their place.
 
     Raises:
         UsageError, ConfigError: as `auto_configs`.
     """
     if method == AUTO:
-        return auto_configs(task, fixed, methods or methods_for(task), preset=preset)
+        return auto_configs(task, fixed, methods or methods_for(task), preset=preset, where=where)
     published = paper_config(method, task, fixed.get("tuning"), preset)
-    return {method: published.with_values(dict(fixed), where="the command line")}
+    return {method: published.with_values(dict(fixed), where=where)}
 
 
 def check_method(name: str) -> str:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from captune.algorithms import member_config
 from captune.algorithms.configs import BlendConfig
-from captune.errors import RecordError, UsageError
+from captune.errors import StudyError, UsageError
 from captune.results.formats import duration
 from captune.results.load import load_study
 from captune.results.report import report_studies, report_study, tables_of
@@ -359,7 +359,10 @@ def test_command_reports_one_run_in_place_and_asks_where_for_several(tmp_path: P
     done = CliRunner().invoke(app, [str(copy)])
     assert done.exit_code == 0 and (copy / "report.html").exists() and "keep zero-shot" in done.output
     other = FakeStudy(tmp_path / "other", seed=5)
-    several = CliRunner().invoke(app, [str(copy), str(other.close())])
+    both = CliRunner().invoke(app, [str(copy), str(other.close())])
+    assert both.exit_code == 0 and (tmp_path / "report" / "report.html").exists()
+    far = FakeStudy(tmp_path / "elsewhere" / "third", seed=6)
+    several = CliRunner().invoke(app, [str(copy), str(far.close())])
     assert isinstance(several.exception, UsageError) and "--out" in str(several.exception)
     absent = CliRunner().invoke(app, [str(tmp_path / "absent")])
-    assert isinstance(absent.exception, RecordError)
+    assert isinstance(absent.exception, StudyError)
