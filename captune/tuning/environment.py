@@ -22,6 +22,8 @@ RAY_VARIABLES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray's C++ handler would take SIGTERM from captune's and abort.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    # Ray Serve gives its HTTP process five seconds; importing it takes longer on a busy machine.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "180",
 }
 # Read by a worker about itself, also on a cluster that captune did not start.
 _WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",)
