@@ -120,6 +120,7 @@ def test_two_datasets_of_the_table_are_run_and_the_missing_ones_named(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_whole_table_runs_on_miniatures(miniatures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert captune("compare", "--preset", "paper", "--data-root", miniatures, "--out", out, *SMALL) == 0
