@@ -166,13 +166,13 @@ class Advice:
             return f"This backbone does not know these classes: {self.reason}. Use another backbone or other names."
         if self.name == ZERO_SHOT:
             return f"Keep zero-shot: {self.reason}."
-        members = [f"{labels.get(name, name)} {share:.0%}" for name, share in self.weights.items()]
+        members = [f"{labels.get(name, name)} {100 * share:.0f} %" for name, share in self.weights.items()]
         first = next(iter(self.weights))
         what = f"the ensemble ({', '.join(members)})" if self.name == BLEND else labels.get(first, first)
         seen = self.expectation
         return (
             f"Use {what}: expected {seen.gain:+.1f} points over zero-shot (80 %: {seen.low:+.1f} to {seen.high:+.1f}); "
-            f"chance of being worse than zero-shot {max(0.01, seen.risk):.0%}."
+            f"chance of being worse than zero-shot {100 * max(0.01, seen.risk):.0f} %."
         )
 
 
@@ -329,7 +329,7 @@ def advise(evidence: Evidence, model: GainModel = GAIN_MODEL) -> Advice:
     if expectation.gain < LEAST_GAIN or expectation.risk > MOST_RISK:
         reason = (
             f"the best ensemble is expected to gain {expectation.gain:+.1f} points (80 %: {expectation.low:+.1f} to "
-            f"{expectation.high:+.1f}), with a chance of {expectation.risk:.0%} to be worse"
+            f"{expectation.high:+.1f}), with a chance of {100 * expectation.risk:.0f} % to be worse"
         )
         return replace(kept, reason=reason)
     return Advice(weights, expectation, scores, "expected to gain", considered=expectation, blend=weights)

@@ -116,9 +116,9 @@ def _candidates(tables: Tables) -> views.Table:
         columns += [views.number("test %", "mean", percent)]
         columns += [views.interval("interval over seeds", "t_low", "t_high")]
         columns += [views.number("worst class %", "worst_class_recall", percent)]
-        note += "The selection score is all that the choice could see; the test was measured afterwards."
+        note += "The choice was made from scores like these, without a test label; the test was measured afterwards."
     else:
-        note += "The selection score is all that the choice could see."
+        note += "The choice is made from scores like these, without a test label."
     return views.table(rows, [*columns, views.number("seeds", "num_seeds")], note)
 
 
