@@ -28,7 +28,7 @@ QUICK = [
     "--confirm-seeds", "2", "--epochs", "6", "--deterministic", "--no-dashboard",
 ]  # fmt: skip
 # What a clock or a machine decides.
-_NOT_COMPARED = ("seconds", "started", "node", "attempts", "preemptions", "run", "time", "memory")
+_NOT_COMPARED = ("seconds", "started", "node", "attempts", "preemptions", "study", "time", "memory")
 
 
 def captune(*arguments: object) -> subprocess.Popen[str]:
