@@ -68,7 +68,6 @@ def configuration(
     learned = given.pop("learn_from", values.pop("learn_from", WHOLE))
     if learned not in (PART, WHOLE):
         raise UsageError(f"learn_from must be '{PART}' or '{WHOLE}'", got=f"'{learned}'", where=place)
-    values.pop("learn_from", None)
     preset = "paper" if paper else None
     base = paper_config(named, task, given.get("tuning", values.get("tuning")), preset).model_dump()
     role = Role.SCORE if learned == PART else Role.REPORT

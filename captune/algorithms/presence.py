@@ -8,6 +8,7 @@ import torch
 from captune.algorithms.anchored import Anchored
 from captune.algorithms.configs import AnchoredConfig
 from captune.decisions.advice import NUM_NEIGHBOURS
+from captune.decisions.neighbours import nearest_images
 from captune.decisions.presence import Absent, absent_classes, absent_sentence
 from captune.seeding import torch_generator
 from captune.training.context import Context
@@ -29,9 +30,7 @@ def absent_names(context: Context) -> list[Absent]:
         return []
     pool = pool[np.sort(torch.randperm(len(pool), generator=generator)[:_MOST_IMAGES].numpy())]
     features_ND = context.image_features_MD[torch.as_tensor(pool, device=context.device)]
-    similarity_NN = features_ND @ features_ND.T
-    similarity_NN.fill_diagonal_(float("-inf"))
-    neighbours_Nk = similarity_NN.topk(NUM_NEIGHBOURS).indices
+    neighbours_Nk = nearest_images(features_ND, NUM_NEIGHBOURS)
     zero_shot_NK = context.zero_shot_logits(pool).softmax(-1)
     knowledge = knowledge_of(context, features_ND, neighbours_Nk)
     if knowledge is not None and not knowledge.known(float(zero_shot_NK.amax(-1).mean())):

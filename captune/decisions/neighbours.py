@@ -6,6 +6,21 @@ import torch
 from torch import Tensor
 
 
+def nearest_images(features_ND: Tensor, most: int) -> Tensor:
+    """The images most like each one by cosine, itself left out, the nearest first.
+
+    Args:
+        features_ND: unit image features (N, D).
+        most: k; fewer where there are not as many other images.
+
+    Returns:
+        Their rows (N, k).
+    """
+    similarity_NN = features_ND @ features_ND.T
+    similarity_NN.fill_diagonal_(float("-inf"))
+    return similarity_NN.topk(min(most, max(len(features_ND) - 1, 0)), dim=-1).indices
+
+
 def neighbour_consistency(predicted_N: Tensor, neighbours_Nk: Tensor, num_classes: int) -> float:
     """How much more often than by chance an image is predicted as its nearest neighbours are (1: always; 0: by chance).
 

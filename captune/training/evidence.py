@@ -17,6 +17,7 @@ from torch import Tensor
 from captune.config import TaskConfig
 from captune.data.paradigms import IntArray, Task
 from captune.decisions.advice import BALANCED, NUM_NEIGHBOURS, ZERO_SHOT, Evidence, Knowledge, measure_knowledge
+from captune.decisions.neighbours import nearest_images
 from captune.records import Role
 from captune.records.layout import PREDICTIONS
 from captune.seeding import numpy_generator, torch_generator
@@ -69,9 +70,7 @@ def _mean(paths: Sequence[Path], name: str, shape: tuple[int, int]) -> Tensor | 
 
 def _evidence(context: Context, images: IntArray, probs: dict[str, Tensor], methods: Mapping[str, str]) -> Evidence:
     features_ND = context.image_features_MD[torch.tensor(images, device=context.device)]
-    similarity_NN = features_ND @ features_ND.T
-    similarity_NN.fill_diagonal_(float("-inf"))
-    neighbours_Nk = similarity_NN.topk(min(NUM_NEIGHBOURS, len(images) - 1), dim=-1).indices
+    neighbours_Nk = nearest_images(features_ND, NUM_NEIGHBOURS)
     knowledge = knowledge_of(context, features_ND, neighbours_Nk)
     families = {candidate: methods.get(candidate, candidate) for candidate in probs}
     return Evidence(probs, neighbours_Nk.cpu(), knowledge, families)

@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from captune.data.paradigms import Task
-from captune.decisions.neighbours import neighbour_consistency
+from captune.decisions.neighbours import nearest_images, neighbour_consistency
 from captune.equations.prior import half_sinkhorn
 from captune.metrics import harmonic_mean
 
@@ -45,9 +45,7 @@ class Reference:
         The balance is estimated on the whole pool (it needs no label); only the held-out rows are compared.
         """
         num_holdout = len(features_HD)
-        similarity_HH = features_HD @ features_HD.T
-        similarity_HH.fill_diagonal_(float("-inf"))
-        neighbours_Hk = similarity_HH.topk(min(NUM_NEIGHBOURS, max(num_holdout - 1, 0)), dim=-1).indices
+        neighbours_Hk = nearest_images(features_HD, NUM_NEIGHBOURS)
         balanced_NK = half_sinkhorn(logits_pool_NK)
         return cls(logits_pool_NK[:num_holdout].argmax(-1), balanced_NK[:num_holdout].argmax(-1), neighbours_Hk)
 

@@ -24,13 +24,8 @@ from tests.golden.official_run import OFFICIAL, Official
 from tests.reference.cap_run import Batch, CapRun, Settings
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
-def test_a_run_is_the_one_on_record(paradigm: str) -> None:
-    """Five epochs with growing boards and margins: boards in order, counts, margins, losses, predictions."""
-    record = json.loads(PATH.read_text())[paradigm]
-    context = open_context(task(paradigm), "report", "cpu")
-    cap = Cap(context, config(), SEED)
-    loop = Loop(cap, cap.config, cap.config.epochs)
+def losses_of(loop: Loop) -> list[float]:
+    """A list that takes up the loss of every step from now on."""
     losses: list[float] = []
     step = loop._step
 
@@ -40,6 +35,17 @@ def test_a_run_is_the_one_on_record(paradigm: str) -> None:
         return loss, seen
 
     loop._step = watched  # type: ignore[assignment]
+    return losses
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_a_run_is_the_one_on_record(paradigm: str) -> None:
+    """Five epochs with growing boards and margins: boards in order, counts, margins, losses, predictions."""
+    record = json.loads(PATH.read_text())[paradigm]
+    context = open_context(task(paradigm), "report", "cpu")
+    cap = Cap(context, config(), SEED)
+    loop = Loop(cap, cap.config, cap.config.epochs)
+    losses = losses_of(loop)
     for number, epoch in enumerate(record["epochs"]):
         losses.clear()
         loop.run_epoch()
@@ -177,15 +183,7 @@ def test_captune_under_the_preset_is_the_published_code(paradigm: str, tmp_path:
             place = name if name.split(".")[0] in ("main", "text", "pseudo") else None
             own[f"adapters.{name}" if place else f"prompts.{name}"].copy_(value)
     loop = Loop(cap, config, config.epochs)
-    losses: list[float] = []
-    step = loop._step
-
-    def watched(batch: Any) -> Any:
-        loss, seen = step(batch)
-        losses.append(float(loss))
-        return loss, seen
-
-    loop._step = watched  # type: ignore[assignment]
+    losses = losses_of(loop)
     off = ~np.eye(held.num_classes, dtype=bool)
     truth = np.array(official.dataset.labels_M)[held.test]
     expected = dict(
