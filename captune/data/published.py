@@ -20,7 +20,7 @@ class Published:
 
     Attributes:
         value: accuracy in percent; in trzsl the harmonic mean of seen and unseen.
-        sd: of its runs, in points; None where it is not printed.
+        sd: over its seeds, in points; None where it is not printed.
         source: where it is printed.
     """
 

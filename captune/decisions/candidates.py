@@ -16,44 +16,44 @@ _MOST_CONFIGURATIONS = 12
 _BUDGET = ("tuning", "epochs", "steps_per_epoch", "batch_size")
 
 
-def by_criterion(run: StudyRecord) -> bool:
+def by_criterion(study: StudyRecord) -> bool:
     """Whether the study's criterion chooses, and not the predictions: it sees labels of what is wanted.
 
     In trzsl the pool holds the unseen classes only, and says nothing of how the seen ones fare. In ssl what the labels
     teach is more than the rule has ever seen.
     """
-    return run.paradigm in ("ssl", "trzsl") or run.select_by == ORACLE
+    return study.paradigm in ("ssl", "trzsl") or study.select_by == ORACLE
 
 
-def candidate_trials(run: StudyRecord) -> dict[str, list[Trial]]:
+def candidate_trials(study: StudyRecord) -> dict[str, list[Trial]]:
     """The finished score trials of every candidate: the references, and the confirmed configurations with their seeds.
 
     Without confirmation the best search trials by themselves. A configuration with fewer than half the seeds of the
     most confirmed one (dropped by the race, or with failed trials) is none.
     """
-    references = [run.find(name) for name in (ZERO_SHOT, BALANCED, ANCHORED)]
+    references = [study.find(name) for name in (ZERO_SHOT, BALANCED, ANCHORED)]
     found = {one.name: [one] for one in references if one is not None and one.state is State.COMPLETE}
     finished = {
         name: [trial for trial in trials if trial.state is State.COMPLETE]
-        for name, trials in adapted_groups(run).items()
+        for name, trials in adapted_groups(study).items()
     }
     most = max(map(len, finished.values()), default=0)
     # Whole groups, best first, where there are too many to store and compare.
-    kept = [name for name, trials in finished.items() if trials and (_alike(run, trials) or 2 * len(trials) >= most)]
+    kept = [name for name, trials in finished.items() if trials and (_alike(study, trials) or 2 * len(trials) >= most)]
     if len(kept) > _MOST_CONFIGURATIONS:
         best = sorted(kept, key=lambda name: -max(known(trial.score) for trial in finished[name]))
         kept = [name for name in kept if name in best[:_MOST_CONFIGURATIONS]]
     return found | {name: sorted(finished[name], key=lambda trial: trial.seed or 0) for name in kept}
 
 
-def _alike(run: StudyRecord, trials: Sequence[Trial]) -> bool:
+def _alike(study: StudyRecord, trials: Sequence[Trial]) -> bool:
     """Whether one seed is all there is to know: nothing in it is drawn."""
     return all(not trial.num_epochs for trial in trials)
 
 
-def methods_of(run: StudyRecord, trials: dict[str, list[Trial]]) -> dict[str, str]:
+def methods_of(study: StudyRecord, trials: dict[str, list[Trial]]) -> dict[str, str]:
     """Candidate → its method."""
-    return {name: group[0].method or run.method for name, group in trials.items()}
+    return {name: group[0].method or study.method for name, group in trials.items()}
 
 
 def needs_ensemble(shares: dict[str, float], trials: dict[str, list[Trial]]) -> bool:
@@ -61,26 +61,26 @@ def needs_ensemble(shares: dict[str, float], trials: dict[str, list[Trial]]) -> 
     return len(shares) > 1 or any(trials[name][0].config_id is not None for name in shares)
 
 
-def even_shares(run: StudyRecord) -> dict[str, float]:
+def even_shares(study: StudyRecord) -> dict[str, float]:
     """The ensemble of the configurations alone, all weighing the same: what competes where a criterion chooses."""
-    return {name: 1.0 for name, group in candidate_trials(run).items() if group[0].config_id is not None}
+    return {name: 1.0 for name, group in candidate_trials(study).items() if group[0].config_id is not None}
 
 
-def advised_shares(run: StudyRecord, choice: Choice | Chosen) -> dict[str, float]:
+def advised_shares(study: StudyRecord, choice: Choice | Chosen) -> dict[str, float]:
     """Candidate → its share in what is advised."""
     if choice.name != ENSEMBLE:
         return {str(choice.name): 1.0}
-    return choice.weights or even_shares(run)
+    return choice.weights or even_shares(study)
 
 
-def ensemble_trials(run: StudyRecord, shares: dict[str, float], role: Role) -> dict[str, list[Trial]]:
+def ensemble_trials(study: StudyRecord, shares: dict[str, float], role: Role) -> dict[str, list[Trial]]:
     """The trials of an ensemble's members in a role, by candidate; empty where a member has none."""
-    score = candidate_trials(run)
+    score = candidate_trials(study)
     found: dict[str, list[Trial]] = {}
     for name in shares:
         group = score.get(name, [])
         keys = [trial_key(name, trial.seed if trial.config_id is not None else None, role) for trial in group]
-        trials = group if role is Role.SCORE else [run.find(key) for key in keys]
+        trials = group if role is Role.SCORE else [study.find(key) for key in keys]
         complete = [trial for trial in trials if trial is not None and trial.state is State.COMPLETE]
         if not complete:
             return {}
@@ -88,18 +88,18 @@ def ensemble_trials(run: StudyRecord, shares: dict[str, float], role: Role) -> d
     return found
 
 
-def reported_role(run: StudyRecord, shares: dict[str, float]) -> Role:
+def reported_role(study: StudyRecord, shares: dict[str, float]) -> Role:
     """The role of the trials that are measured on the test images."""
-    return Role.REPORT if ensemble_trials(run, shares, Role.REPORT) else Role.SCORE
+    return Role.REPORT if ensemble_trials(study, shares, Role.REPORT) else Role.SCORE
 
 
-def advised_config(run: StudyRecord, shares: dict[str, float]) -> dict[str, Any]:
+def advised_config(study: StudyRecord, shares: dict[str, float]) -> dict[str, Any]:
     """What is advised as `captune adapt --config` takes it: a reference, or a `blend` of the members and their seeds.
 
     The blend trains the members on what the study's own trials learned from, and averages them in the same order.
     """
-    role = reported_role(run, shares)
-    groups = ensemble_trials(run, shares, role)
+    role = reported_role(study, shares)
+    groups = ensemble_trials(study, shares, role)
     learned = WHOLE if role is Role.REPORT else PART
     if not groups:
         return {}
@@ -108,14 +108,14 @@ def advised_config(run: StudyRecord, shares: dict[str, float]) -> dict[str, Any]
         return {"method": first.method or first.name, "learn_from": learned, **first.config}
     members = [
         {
-            "method": group[0].method or run.method,
+            "method": group[0].method or study.method,
             "weight": shares[name],
             "seeds": [trial.seed for trial in group] if group[0].config_id is not None else [],
             "settings": group[0].config,
         }
         for name, group in groups.items()
     ]
-    settings = next((trial.config for trial in run.trials if trial.config_id is not None and trial.config), {})
+    settings = next((trial.config for trial in study.trials if trial.config_id is not None and trial.config), {})
     budget: dict[str, Any] = {
         name: settings[name] for name in ("tuning", "epochs", "steps_per_epoch", "batch_size") if name in settings
     }

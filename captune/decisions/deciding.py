@@ -19,32 +19,32 @@ _WORDS: dict[str, Words] = {
 }
 
 
-def decide(run: StudyRecord, evidence: Evidence) -> Choice:
+def decide(study: StudyRecord, evidence: Evidence) -> Choice:
     """The choice of a study whose candidates left their predictions; no label is read.
 
     Args:
-        run: the study, all trials ended.
+        study: its record, all trials ended.
         evidence: of the candidates in `candidate_trials`.
     """
-    trials = candidate_trials(run)
+    trials = candidate_trials(study)
     said = advise(evidence)
     shares = {name: round(share, 4) for name, share in said.blend.items()}
     adapted = [name for name, group in trials.items() if group[0].config_id is not None]
     best = max(adapted, key=lambda name: said.scores[name], default=None)
     name = _advised_name(said, trials)
-    labels = {one: _label(run, one, group) for one, group in trials.items()}
+    labels = {one: _label(study, one, group) for one, group in trials.items()}
     considered = said.considered
     return Choice(
         advice=_words(said, name),
         name=name,
         config_id=None if best is None else trials[best][0].config_id,
         config={} if best is None else trials[best][0].config,
-        reason=_reason(run, said, evidence, labels),
+        reason=_reason(study, said, evidence, labels),
         candidates=_candidates(said, evidence, shares, trials),
         sentence=said.say(labels),
         weights=shares,
         expected={} if considered is None else {key: round(value, 4) for key, value in vars(considered).items()},
-        advised=advised_config(run, shares if name == ENSEMBLE else {name: 1.0}),
+        advised=advised_config(study, shares if name == ENSEMBLE else {name: 1.0}),
         learned_from=GAIN_MODEL.seen,
     )
 
@@ -61,12 +61,12 @@ def _words(said: Advice, name: str) -> Words:
     return "adapt" if name == ENSEMBLE and len(said.weights) == 1 else _WORDS[name]
 
 
-def _label(run: StudyRecord, name: str, group: Sequence[Trial]) -> str:
+def _label(study: StudyRecord, name: str, group: Sequence[Trial]) -> str:
     """How a sentence calls a candidate: `grip (c3)`, `balanced`."""
-    return name.replace("_", "-") if group[0].config_id is None else f"{group[0].method or run.method} ({name})"
+    return name.replace("_", "-") if group[0].config_id is None else f"{group[0].method or study.method} ({name})"
 
 
-def _reason(run: StudyRecord, said: Advice, evidence: Evidence, labels: dict[str, str]) -> str:
+def _reason(study: StudyRecord, said: Advice, evidence: Evidence, labels: dict[str, str]) -> str:
     num_images = len(evidence.neighbours_Nk)
     ranked = sorted(said.scores, key=lambda name: -said.scores[name])
     scores = ", ".join(f"{labels.get(name, name)} {said.scores[name]:.3f}" for name in ranked)
