@@ -19,6 +19,7 @@ from captune.data.catalog import data_root as default_data_root
 from captune.data.download import DOWNLOADS, download
 from captune.data.duplicates import nearest_across
 from captune.data.labelling import image_names
+from captune.data.overrides import NamesMissing
 from captune.data.survey import Status, broken_images, survey
 from captune.data.tree import printable
 from captune.errors import UsageError
@@ -54,6 +55,7 @@ def datasets(
         return _download(console, fetch, _root(data_root))
     if check is not None:
         task = TaskConfig.parse({"dataset": check, "paradigm": "ul", **given.task}, where=options.COMMAND_LINE)
+        task = _with_names(task)
         return max(_check(console, task), _near_duplicates(console, task) if duplicates else 0)
     return _list(console, data_root, protocol)
 
@@ -103,6 +105,15 @@ def _cells(status: Status) -> tuple[str, ...]:
         return row.key, "broken" if status.problem else "no", "", str(row.num_classes), "", licence
     counts = "/".join(str(len(split)) for split in (dataset.train, dataset.val, dataset.test))
     return row.key, "yes", dataset.layout, str(dataset.num_classes), counts, licence
+
+
+def _with_names(task: TaskConfig) -> TaskConfig:
+    """The same cell, with stand-ins for the class names where images have no labels: reading them needs none."""
+    try:
+        load_dataset(task)
+    except NamesMissing:
+        return task.model_copy(update={"class_names": "unnamed,other"})
+    return task
 
 
 def _near_duplicates(console: Console, task: TaskConfig) -> int:

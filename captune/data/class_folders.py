@@ -8,7 +8,7 @@ from pathlib import Path
 from captune.data.dataset import UNKNOWN
 from captune.data.layouts import SPLIT_NAMES, as_words, cut_by_class
 from captune.data.listing import SPLITS, Items, Listing
-from captune.data.overrides import GivenNames, spelling
+from captune.data.overrides import GivenNames, names_missing, spelling
 from captune.data.tree import Tree, name_some, printable
 from captune.errors import DataError
 
@@ -114,12 +114,10 @@ def _are_classes(folders: Sequence[str], loose: Sequence[str], given: GivenNames
             next_step=f"Move the images into the folder of their class, or elsewhere. {_NO_LABELS}",
         )
     if not names and len(folders) < 2:
-        raise DataError(
-            "images that lie in no class folders must come with the names of the classes",
-            got=f"{len(loose)} images and no names" if loose else "no image and no class folder",
-            where=where,
-            next_step='Name the classes: --class-names "ring,bar,cup", or a file with one name a line. Or give each '
-            "class a folder: DIR/<class>/<image>.",
+        raise names_missing(
+            f"{len(loose)} images and no names" if loose else "no image and no class folder",
+            where,
+            " Or give each class a folder: DIR/<class>/<image>.",
         )
     return bool(folders) and not loose and (not names or bool(called) or len(folders) == len(names))
 
@@ -147,12 +145,7 @@ def _without_labels(
 
 def _named(given: GivenNames | None, where: str) -> tuple[str, ...]:
     if given is None or given.names is None:
-        raise DataError(
-            "images without labels must come with the names of the classes",
-            got="none",
-            where=where,
-            next_step='Add --class-names "ring,bar,cup", or a file with one name a line.',
-        )
+        raise names_missing("none", where)
     return given.names
 
 

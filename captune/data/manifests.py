@@ -13,7 +13,7 @@ from pathlib import Path
 from captune.data.dataset import UNKNOWN
 from captune.data.layouts import SPLIT_NAMES, as_words, cut_by_class
 from captune.data.listing import SPLITS, Items, Listing
-from captune.data.overrides import GivenNames, spelling
+from captune.data.overrides import GivenNames, names_missing, spelling
 from captune.data.tree import lies_in, name_some, printable
 from captune.errors import DataError, did_you_mean
 
@@ -204,12 +204,7 @@ def _classes(rows: list[_Row], given: GivenNames | None, file: Path) -> tuple[tu
     names = None if given is None else given.names
     if not known:
         if names is None:
-            raise DataError(
-                "images without labels must come with the names of the classes",
-                got="no label in the list and no names",
-                where=file,
-                next_step='Add --class-names "ring,bar,cup", or a file with one name a line.',
-            )
+            raise names_missing("no label in the list and no names", file)
         return names, {}
     if names is not None:
         index = {spelling(name): number for number, name in enumerate(names)}

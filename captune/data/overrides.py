@@ -10,7 +10,7 @@ from typing import Any
 from captune.config import TaskConfig
 from captune.data.dataset import Dataset
 from captune.data.tree import name_some
-from captune.errors import ConfigError, UsageError, did_you_mean
+from captune.errors import ConfigError, DataError, UsageError, did_you_mean
 from captune.plain_yaml import parse_yaml
 
 _YAML = (".yaml", ".yml", ".json")
@@ -90,6 +90,20 @@ def apply_overrides(dataset: Dataset, task: TaskConfig, given: GivenNames | None
     if task.template is not None:
         template = checked_template(task.template, "--template")
     return replace(dataset, class_names=names, template=template)
+
+
+class NamesMissing(DataError):
+    """Images without labels, and nobody said of which classes they may be."""
+
+
+def names_missing(got: str, where: Path | str, otherwise: str = "") -> NamesMissing:
+    """The error for images without labels and without names; `otherwise` is another way out."""
+    return NamesMissing(
+        "images without labels must come with the names of the classes",
+        got=got,
+        where=where,
+        next_step=f'Add --class-names "ring,bar,cup", or a file with one name a line.{otherwise}',
+    )
 
 
 def spelling(name: str) -> str:

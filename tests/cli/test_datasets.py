@@ -81,8 +81,9 @@ def test_check_counts_what_is_passed_over_and_takes_images_without_labels(
     for number in range(5):
         write_image(tmp_path / f"{number}.jpg", number)
     (tmp_path / "notes.txt").write_text("x")
-    code, text = _run(capsys, check=f"folder:{tmp_path}", class_names="ring,bar")
-    assert code == 0 and "5 of 5 images readable" in text
+    for names in ("ring,bar", None):
+        code, text = _run(capsys, check=f"folder:{tmp_path}", class_names=names)
+        assert code == 0 and "5 of 5 images readable" in text
     assert "passed over: 1 files that are no images: notes.txt" in text
 
 
