@@ -11,6 +11,7 @@ from captune.errors import StudyError
 from captune.records import StudyRecord
 from captune.results.report import report_studies
 from captune.studies.closing import close_study
+from captune.tuning.budget import CLOSING_SECONDS
 from captune.tuning.nodes import Answer, start_here
 from captune.tuning.study import OpenStudy
 
@@ -46,6 +47,8 @@ class ClosingAside:
         self._page: Answer[list[Path]] | None = None
         self._page_begun, self._page_shows = float("-inf"), 0
         self._running: dict[Path, Answer[Closed]] = {}
+        self._began: dict[Path, float] = {}
+        self._took: list[float] = []
         self._looked = 0.0
         self.records: dict[Path, StudyRecord] = {}
         self.failures: dict[Path, StudyError] = {}
@@ -58,11 +61,24 @@ class ClosingAside:
         for opened in self._studies:
             if opened.cell.finished and opened.cell.unable is None and not self._begun(opened.directory):
                 opened.settle()
+                self._began[opened.directory] = time.monotonic()
                 self._running[opened.directory] = start_here(close_study, opened.directory)
         for directory, answer in list(self._running.items()):
             if answer.ready():
                 self._take(directory, answer)
         self._renew_page()
+
+    def left(self) -> tuple[int, float]:
+        """How many reports are still to be written, the one of all studies too, and the longest that one has taken.
+
+        Returns:
+            their number, and seconds.
+        """
+        done = {*self.records, *self.failures}
+        open_ones = [one for one in self._studies if one.directory not in done and one.cell.unable is None]
+        now = time.monotonic()
+        running = [now - self._began[directory] for directory in self._running]
+        return len(open_ones) + 1, max([*(self._took or [CLOSING_SECONDS]), *running])
 
     def wait(self) -> None:
         """Take in what is being closed still."""
@@ -97,5 +113,6 @@ class ClosingAside:
         except StudyError as error:
             self.failures[directory] = error
         else:
+            self._took.append(time.monotonic() - self._began[directory])
             self.records[directory] = record
             self._closed(record, files)

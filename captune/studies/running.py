@@ -189,10 +189,11 @@ def _run_trials(
             studies.append(opened)
         chain(studies)
         cells = [opened.cell for opened in studies]
-        budget = Budget(cells, seconds=settings.time_budget, gpu_hours=settings.gpu_hours)
-        budget.reopen()
         # A single study is closed by this process, which has nothing else to do then.
         aside = ClosingAside(studies if len(studies) > 1 else [], watcher.closed, _common_report(plans))
+        closings = aside.left if len(studies) > 1 else None
+        budget = Budget(cells, seconds=settings.time_budget, gpu_hours=settings.gpu_hours, closings=closings)
+        budget.reopen()
         if settings.retry_failed:
             for cell in cells:
                 cell.retry_failed()

@@ -14,8 +14,10 @@ from captune.records.usage import covered
 from captune.tuning.cell import Cell
 from captune.tuning.time_left import seconds_to_close
 
-# Reports, and the last trials of a phase that leave workers idle, are not in the sum of what is left to train.
-_MARGIN, _REPORT_SECONDS = 1.15, 10.0
+# The last trials of a phase leave workers idle: that is not in the sum of what is left to train.
+_MARGIN = 1.15
+CLOSING_SECONDS = 20.0
+"""What choosing, reading the test labels and writing the report take, until a study of this command has shown it."""
 _EVERY_SECONDS = 1.0
 
 
@@ -26,6 +28,7 @@ class Budget:
         cells: opened studies, which share the budget.
         seconds: on the clock; None: no limit.
         gpu_hours: trials' seconds times their GPUs; None: no limit.
+        closings: how many reports are still to be written, and the seconds that one takes.
         clock: Unix seconds.
     """
 
@@ -35,11 +38,13 @@ class Budget:
         *,
         seconds: float | None = None,
         gpu_hours: float | None = None,
+        closings: Callable[[], tuple[int, float]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._cells = list(cells)
         self._usages = [cell.record.usage for cell in cells]
         self._seconds, self._gpu_seconds = seconds, None if gpu_hours is None else 3600 * gpu_hours
+        self._closings = closings or self._all_unfinished
         self._clock = clock
         self._checked = 0.0
 
@@ -89,10 +94,17 @@ class Budget:
         """Which limit is reached, in words."""
         work = [seconds_to_close(cell) for cell in self._cells if not cell.finished] if reserve else []
         total, longest = sum(seconds for seconds, _ in work), max((single for _, single in work), default=0.0)
-        wall = _MARGIN * (total / max(concurrency, 1) + longest) + (_REPORT_SECONDS * len(work) if reserve else 0.0)
+        wall = _MARGIN * (total / max(concurrency, 1) + longest)
+        if reserve:
+            # Studies that end together are closed together, beside what still trains.
+            reports, seconds = self._closings()
+            wall += seconds * max(min(reports, 1), reports / max(concurrency, 1))
         if self._seconds is not None and self.spent_seconds + wall >= self._seconds:
             return f"the time budget of {self._seconds:.0f} s"
         used = 3600 * self.spent_gpu_hours + _MARGIN * total * gpus
         if self._gpu_seconds is not None and used >= self._gpu_seconds:
             return f"the budget of {self._gpu_seconds / 3600:g} GPU hours"
         return None
+
+    def _all_unfinished(self) -> tuple[int, float]:
+        return sum(not cell.finished for cell in self._cells), CLOSING_SECONDS

@@ -11,6 +11,7 @@ import pytest
 from captune.errors import StudyError
 from captune.studies import aside as aside_module
 from captune.studies.aside import ClosingAside
+from captune.tuning.budget import CLOSING_SECONDS
 
 
 class Answer:
@@ -128,3 +129,21 @@ def test_a_study_that_cannot_be_closed_keeps_its_reason_and_stops_no_other(
     aside.wait()
     assert list(aside.failures) == [broken.directory] and list(aside.records) == [fine.directory]
     assert len(answers) == 2
+
+
+def test_what_closing_takes_is_measured(
+    answers: dict[Path, Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Study(tmp_path / "first"), Study(tmp_path / "second")
+    aside = ClosingAside([first, second], lambda *_: None)  # type: ignore[list-item]
+    assert aside.left() == (3, CLOSING_SECONDS), "two studies, and the report of both"
+    now = 100.0
+    monkeypatch.setattr(aside_module.time, "monotonic", lambda: now)
+    first.cell.finished = True
+    aside.look()
+    now += CLOSING_SECONDS + 12.0
+    assert aside.left() == (3, CLOSING_SECONDS + 12.0), "one that is running already takes longer than expected"
+    answers[first.directory].ended = True
+    now += 3.0
+    aside.look()
+    assert aside.left() == (2, CLOSING_SECONDS + 15.0)
