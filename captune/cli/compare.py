@@ -93,7 +93,11 @@ def compare(
         execute(plans, Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=resume), console)
     except CaptuneError as error:
         lost = error  # the others are compared nevertheless
-    write_comparison(out, console)
+    try:
+        write_comparison(out, console)
+    except CaptuneError as error:
+        # Where none began there is nothing to compare, and why none began is what a person must read.
+        raise lost or error from None
     if lost is not None:
         raise lost
 

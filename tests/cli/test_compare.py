@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from captune.algorithms import ALGORITHMS
+from captune.cli import studies
 from captune.cli.compare import cells_of
 from captune.cli.main import main
-from captune.errors import UsageError
+from captune.errors import StudyError, UsageError
 
 
 def test_all_means_every_method_that_is_no_reference_and_the_ceiling_where_it_is_one() -> None:
@@ -42,6 +43,19 @@ def test_a_control_is_refused_where_nothing_is_labelled(
         main([command, "--dataset", "digits", "--paradigm", "ul", "--method", method, "--out", str(tmp_path / "out")])
     assert ended.value.code == 2 and not (tmp_path / "out").exists()
     assert "learns from labelled images alone" in " ".join(capsys.readouterr().err.split())
+
+
+def test_why_no_study_began_is_what_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing_begins(*_: object) -> None:
+        raise StudyError("Ray must start within 180 s")
+
+    monkeypatch.setattr(studies, "execute", nothing_begins)
+    cell = ("--dataset", "digits", "--paradigm", "ul", "--methods", "transclip")
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *cell, "--trials", "1", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 1 and "Ray must start within 180 s" in capsys.readouterr().err
 
 
 @pytest.mark.slow
