@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickletools
 import re
 import shlex
 import warnings
@@ -45,6 +47,8 @@ _OTHER_KINDS = {
     b"\x1f\x8b": "a gzip archive",
     b"\x93NUMPY": "a NumPy array",
 }
+# The number that files of torch.save before 1.6 begin with.
+_OLD_FORM = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _SAFE = "Fetch it again, or save the model's state_dict as safetensors. Pickled objects are never run."
 
 
@@ -143,18 +147,43 @@ def _opened(path: Path, *, script: bool) -> Any:
             "a weight file must be whole and hold nothing but tensors",
             got=f"objects of {', '.join(objects)}" if objects else _first_line(error),
             where=path,
-            next_step=_save_anew(path) if objects else _SAFE,
+            next_step=_save_anew(path) if objects and _by_torch(path) else _SAFE,
         ) from None
 
 
 def _objects_in(path: Path) -> list[str]:
     """What of a PyTorch file would have to be run to be read, by name; empty where that is not its fault."""
-    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
+    if path.suffix == ".safetensors":
         return []
     try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:5]
+        if zipfile.is_zipfile(path):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:5]
+        return sorted(_globals_of(path))[:5]
     except Exception:  # damaged in other ways
         return []
+
+
+def _globals_of(path: Path) -> set[str]:
+    """What bare pickles, one after another, would import beside tensors; read from their opcodes, nothing is run."""
+    found, strings = set(), [""]
+    with path.open("rb") as file, contextlib.suppress(ValueError):  # what follows the last pickle is none
+        while file.peek(1):
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("GLOBAL", "INST"):
+                    found.add(str(argument).replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    found.add(".".join(strings[-2:]))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    return {name for name in found if not name.startswith("torch.") and name != "collections.OrderedDict"}
+
+
+def _by_torch(path: Path) -> bool:
+    """Whether torch.save wrote it, in its present or its old form: a bare pickle is nothing that torch.load reads."""
+    if zipfile.is_zipfile(path):
+        return True
+    with path.open("rb") as file:
+        return _OLD_FORM in file.read(32)
 
 
 def _save_anew(path: Path) -> str:

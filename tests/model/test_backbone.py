@@ -323,6 +323,20 @@ def test_damaged_or_dangerous_files_are_refused_and_never_run(
     assert not (tmp_path / "executed").exists()
 
 
+def test_what_a_pickle_would_run_is_named_and_the_next_step_can_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old, bare = tmp_path / "old.pt", tmp_path / "bare.bin"
+    torch.save({"w": torch.zeros(2), "x": Malicious()}, old, _use_new_zipfile_serialization=False)
+    bare.write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ModelError, match=r"got objects of .*pathlib\.Path.*save its tensors anew: python -c"):
+        load_backbone("small-test", str(old))
+    with pytest.raises(ModelError, match=r"got objects of .*pathlib\.Path.*\. Fetch it again, or save"):
+        load_backbone("small-test", str(bare))
+    assert not (tmp_path / "executed").exists()
+
+
 def test_low_precision_features_are_close_and_fp32() -> None:
     full = backbone({})
     for precision in ("bf16", "fp16"):
