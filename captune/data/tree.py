@@ -12,7 +12,7 @@ from pathlib import Path
 from captune.data.file_kinds import BROKEN_LINK, DEVICE, HIDDEN, is_junk_folder, is_special, reason_not_to_read
 from captune.errors import DataError, UsageError
 
-_JUNK = "folders that hold no images of anybody"
+_JUNK = "folders of the system or of a program"
 
 
 def printable(path: str | Path) -> str:
@@ -152,8 +152,8 @@ class Tree:
             )
         counted = [f"the folder {name} (--pass-over)" for name in sorted(self._skipped)]
         for reason, names in sorted(self.passed_over.items()):
-            example = "" if reason == HIDDEN else f": {name_some(sorted(names))}"
-            counted.append(f"{len(names)} {reason}{example}")
+            example = "" if reason == HIDDEN else f" ({name_some(sorted(names))})"
+            counted.append(f"{reason}: {len(names)}{example}")
         return (f"passed over: {'; '.join(counted)}",) if counted else ()
 
     def _walk(self, parts: list[str], problems: _Problems, above: tuple[str, ...]) -> list[str]:

@@ -84,7 +84,7 @@ def test_check_counts_what_is_passed_over_and_takes_images_without_labels(
     for names in ("ring,bar", None):
         code, text = _run(capsys, check=f"folder:{tmp_path}", class_names=names)
         assert code == 0 and "5 of 5 images readable" in text
-    assert "passed over: 1 files that are no images: notes.txt" in text
+    assert "passed over: files that are no images: 1 (notes.txt)" in text
 
 
 def test_near_duplicates_across_the_splits_are_counted_and_named(

@@ -61,10 +61,10 @@ def test_what_is_passed_over_is_counted_by_reason(tmp_path: Path) -> None:
     assert dataset.num_images == 8
     (note,) = [note for note in dataset.notes if note.startswith("passed over")]
     for part in (
-        "2 hidden files",
-        "2 files that are no images: a/0.json, a/notes.txt",
-        "1 camera raw files",
-        "3 folders",
+        "hidden files: 2",
+        "files that are no images: 2 (a/0.json, a/notes.txt)",
+        "camera raw files (export them as JPEG or TIFF): 1",
+        "folders of the system or of a program: 3",
     ):
         assert part in note
 
@@ -83,7 +83,7 @@ def test_heic_is_read_with_the_extra_and_else_named_with_its_command(
     catalog._read_dataset.cache_clear()  # which knows that nothing has changed on the disk
     dataset = _load(f"folder:{folder}")
     assert dataset.num_images == 8
-    assert any("2 HEIC images (to read them: pip install 'captune[heic]')" in note for note in dataset.notes)
+    assert any("HEIC images (to read them: pip install 'captune[heic]'): 2" in note for note in dataset.notes)
 
 
 def test_folders_that_are_not_to_be_read_are_named(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_devices_and_pipes_are_named_and_never_waited_for(tmp_path: Path) -> Non
     os.mkfifo(folder / "a" / "pipe.jpg")
     dataset = _load(f"folder:{folder}")
     assert dataset.num_images == 8
-    assert any("1 devices, pipes and sockets: a/pipe.jpg" in note for note in dataset.notes)
+    assert any("devices, pipes and sockets: 1 (a/pipe.jpg)" in note for note in dataset.notes)
     with pytest.raises(DataError, match=r"must be a file or a folder, but got .*pipe\.jpg"):
         image_files([folder / "a" / "pipe.jpg"])
 
