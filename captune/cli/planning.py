@@ -13,6 +13,7 @@ from rich.text import Text
 
 from captune.algorithms import method_named
 from captune.algorithms.automatic import AUTO
+from captune.config import TrialConfig
 from captune.cost.trial import TrialCost, cards, estimate_trial_cost, num_confirmations
 from captune.durations import duration
 from captune.seeding import derive_seed
@@ -20,6 +21,7 @@ from captune.space import Parameter, Space
 from captune.studies.planning import Plan
 from captune.studies.running import Settings
 from captune.training.trial import limit_threads
+from captune.tuning.packing import search_block
 from captune.tuning.samplers import Sampler
 from captune.tuning.specs import CellInfo
 
@@ -80,7 +82,7 @@ def show_cost(plan: Plan, settings: Settings, console: Console, *, num_studies: 
     if not method_named(plan.study.method).trains:
         return
     at_once, card_bytes = _at_once(settings)
-    cost, screen = _measured(plan)
+    cost, screen = _measured(plan, at_once)
     for sentence in cost.sentences(
         plan.study, concurrency=at_once, screen=screen, both_roles=plan.info.both_roles,
         card_bytes=card_bytes, budget_seconds=_share_of_budget(settings, at_once, num_studies),
@@ -103,7 +105,7 @@ def show_matrix(plans: Sequence[Plan], settings: Settings, console: Console) -> 
         study, seconds = plan.study, 0.0
         trials = study.trials + num_confirmations(study, both_roles=plan.info.both_roles)
         if study.method != AUTO and method_named(study.method).trains:
-            cost, screen = _measured(plan)
+            cost, screen = _measured(plan, at_once)
             seconds = cost.study_seconds(trials, concurrency=at_once)
             if screen is not None:
                 seconds += screen.study_seconds(study.num_screen_trials, concurrency=at_once) - screen.prepare_seconds
@@ -139,10 +141,15 @@ def _at_once(settings: Settings) -> tuple[int, int | None]:
     return at_once, card_bytes if num_cards else None
 
 
-def _measured(plan: Plan) -> tuple[TrialCost, TrialCost | None]:
-    task, method, info = plan.study.task, plan.study.method, plan.info
-    screen = estimate_trial_cost(task, info.screen_base, method) if info.screen_base is not None else None
-    return estimate_trial_cost(task, info.base, method), screen
+def _measured(plan: Plan, at_once: int) -> tuple[TrialCost, TrialCost | None]:
+    study, info = plan.study, plan.info
+
+    def measured(config: TrialConfig, num_trials: int) -> TrialCost:
+        packed = search_block(num_trials, info.most_packed, workers=at_once)
+        return estimate_trial_cost(study.task, config, study.method, packed=packed)
+
+    screen = None if info.screen_base is None else measured(info.screen_base, study.num_screen_trials)
+    return measured(info.base, study.trials), screen
 
 
 def _share_of_budget(settings: Settings, at_once: int, num_studies: int) -> float | None:

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor
 
 from captune.algorithms import member_config, method_named
 from captune.algorithms.configs import BlendConfig
 from captune.config import StudyConfig, TaskConfig, TrialConfig
-from captune.cost.measure import matrix_rate, peak_bytes_of, seconds_of, synchronize
+from captune.cost.measure import matrix_rate, peak_bytes_of, seconds_of
 from captune.cost.sample import SAMPLE, sampled_context
-from captune.data.dataset import IntArray
+from captune.cost.stopwatch import Stopwatch
 from captune.data.paradigms import Task
 from captune.training.context import Context
-from captune.training.loop import Algorithm, Loop
-from captune.training.step import Batch
+from captune.training.loop import Loop, train_together
 
 _STEPS, _EPOCH_HOLDOUT = 2, 512
 _ENOUGH_STEPS, _ENOUGH_SECONDS = 8, 2.0
@@ -151,72 +149,14 @@ def cards() -> tuple[int, int]:
     return torch.cuda.device_count(), int(torch.cuda.get_device_properties(0).total_memory)
 
 
-class Stopwatch:
-    """An algorithm with a clock on what the loop asks of it.
-
-    Attributes:
-        start, end: seconds of each `start_epoch` and `end_epoch`.
-        steps: seconds from each step's beginning to the next one's, optimiser included (none for an epoch's last).
-    """
-
-    def __init__(self, algorithm: Algorithm, device: torch.device) -> None:
-        """Watch `algorithm` on `device`."""
-        self.algorithm, self.device = algorithm, device
-        self.classifier = algorithm.classifier
-        self.start: list[float] = []
-        self.end: list[float] = []
-        self.steps: list[float] = []
-        self._step_began = 0.0
-
-    def start_epoch(self, epoch: int) -> None:
-        """As the algorithm's, timed."""
-        self.start.append(seconds_of(lambda: self.algorithm.start_epoch(epoch), self.device))
-
-    def batch(self, step: int) -> Batch:
-        """As the algorithm's; a step lasts until the next one begins."""
-        synchronize(self.device)
-        now = time.perf_counter()
-        if step > 0:
-            self.steps.append(now - self._step_began)
-        self._step_began = now
-        return self.algorithm.batch(step)
-
-    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """As the algorithm's."""
-        return self.algorithm.loss(batch)
-
-    def observe(self, seen: Batch) -> None:
-        """As the algorithm's."""
-        self.algorithm.observe(seen)
-
-    def moving_state(self) -> list[Tensor]:
-        """As the algorithm's."""
-        return self.algorithm.moving_state()
-
-    def end_epoch(self, epoch: int) -> dict[str, float]:
-        """As the algorithm's, timed."""
-        synchronize(self.device)
-        started = time.perf_counter()
-        figures = self.algorithm.end_epoch(epoch)
-        synchronize(self.device)
-        self.end.append(time.perf_counter() - started)
-        return figures
-
-    def predict(self, indices: IntArray) -> Tensor:
-        """As the algorithm's."""
-        return self.algorithm.predict(indices)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """As the algorithm's."""
-        return self.algorithm.tensors()
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """As the algorithm's."""
-        self.algorithm.load_tensors(tensors)
-
-
 def estimate_trial_cost(
-    task_config: TaskConfig, trial_config: TrialConfig, method: str, *, device: str = "auto", advice: bool = True
+    task_config: TaskConfig,
+    trial_config: TrialConfig,
+    method: str,
+    *,
+    device: str = "auto",
+    advice: bool = True,
+    packed: int = 1,
 ) -> TrialCost:
     """Measure a few real steps of a configuration and count up what a trial will cost.
 
@@ -229,6 +169,8 @@ def estimate_trial_cost(
         method: a key of ALGORITHMS.
         device: auto, cpu, cuda.
         advice: also measure what would make the trial cheaper.
+        packed: trials that a worker trains together where their steps can be (`captune.training.packs`); their time is
+            shared evenly, their memory is that of all.
 
     Raises:
         UsageError: no such method or dataset.
@@ -236,7 +178,7 @@ def estimate_trial_cost(
     """
     spec = method_named(method)
     with sampled_context(task_config, device) as (context, prepare_seconds):
-        parts = _measure(context, trial_config, method)
+        parts = _measure(context, trial_config, method, packed)
         halve = _advice(context, trial_config, parts, method) if advice else ()
     return TrialCost(
         step_seconds=parts.step,
@@ -269,9 +211,9 @@ class _Parts:
         return self.build + num_epochs * self.epoch(config, task) + self.finish(task)
 
 
-def _measure(context: Context, config: TrialConfig, method: str) -> _Parts:
+def _measure(context: Context, config: TrialConfig, method: str, packed: int = 1) -> _Parts:
     if not isinstance(config, BlendConfig):
-        return _measure_one(context, config, method)
+        return _measure_one(context, config, method, packed)
     members = []
     for member in config.members:
         own = member_config(config, member, context.task.config)
@@ -288,21 +230,25 @@ def _measure(context: Context, config: TrialConfig, method: str) -> _Parts:
     )
 
 
-def _measure_one(context: Context, config: TrialConfig, method: str) -> _Parts:
+def _measure_one(context: Context, config: TrialConfig, method: str, packed: int = 1) -> _Parts:
     spec, device = method_named(method), context.device
+    together = packed if spec.packs and context.packs and config.tuning == "features" else 1
     epochs = max(2, config.warmup_epochs)
     cut = config.with_values({"epochs": epochs, "steps_per_epoch": _STEPS})
     if "mismatched" in type(cut).model_fields:
         cut = cut.with_values({"mismatched": "none"})
     started = time.perf_counter()
-    watch = Stopwatch(spec.build(context, cut, 0), device)
-    build = time.perf_counter() - started
+    watches = [Stopwatch(spec.build(context, cut, seed), device) for seed in range(together)]
+    build = (time.perf_counter() - started) / together
+    watch = watches[0]
     memory, step, bookkeeping = 0, 0.0, 0.0
     if spec.num_epochs(config):
-        loop = Loop(watch, cut, epochs, recorded=context.recorded)
+        loops = [Loop(each, cut, epochs, recorded=context.recorded) for each in watches]
 
         def epoch() -> None:
-            loop.run_epoch()
+            for outcome in train_together(loops):
+                if isinstance(outcome, Exception):
+                    raise outcome
 
         # The first epoch warms up allocators and kernels. Where steps are recorded their memory is counted then alone:
         # what a replay uses is not allocated anew.
@@ -311,8 +257,9 @@ def _measure_one(context: Context, config: TrialConfig, method: str) -> _Parts:
         started = time.perf_counter()
         memory = max(memory, peak_bytes_of(epoch, device))
         while len(watch.steps) < _ENOUGH_STEPS and time.perf_counter() - started < _ENOUGH_SECONDS:
-            loop.run_epoch()
-        step, bookkeeping = median(watch.steps), median(watch.start[1:]) + median(watch.end[1:])
+            epoch()
+        step = median(watch.steps)
+        bookkeeping = sum(median(seconds[1:]) for seconds in (watch.start, watch.end, watch.around) if seconds)
     images = context.task.test[:SAMPLE]
 
     def predict() -> None:

@@ -6,9 +6,10 @@ is asked for once, and written down before it is used.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from captune.config import StudyConfig, TrialConfig
 from captune.decisions.candidates import advised_config, by_criterion
 from captune.decisions.confirming import RACE_AFTER, best_of_each, candidates, losers
 from captune.decisions.settling import settled
-from captune.records import ENSEMBLE, Phase, Role, StudyRecord
+from captune.records import ENSEMBLE, Phase, Role, StudyRecord, Trial
 from captune.records.events import Planned, SearchEnded
 from captune.records.trial import split_key, trial_key
 from captune.seeding import derive_seed
@@ -248,24 +249,40 @@ class Agenda:
         return self._confirm() or self._stress()
 
     def _confirm(self) -> Planned | None:
-        chosen = self._candidates()
-        alive = set(chosen)
-        for index in range(self._study.confirm_seeds):
-            # Methods are candidates of one ensemble: none drops out.
-            if index == RACE_AFTER and not self._info.methods:
-                raced = {c: {s: self._trials[self._confirm_key(c, s)] for s in range(index)} for c in chosen}
-                if not all(trial.ended for by_seed in raced.values() for trial in by_seed.values()):
-                    return None
-                scores = {c: {s: trial.score_at_end for s, trial in by_seed.items()} for c, by_seed in raced.items()}
-                alive -= losers(scores, seeds=list(range(index)))
-            for config_id, why in chosen.items():
-                if config_id not in alive or (index and not self._draws(config_id)):
-                    continue
-                for role in (Role.SCORE, Role.REPORT) if self._info.both_roles else (Role.SCORE,):
-                    key = self._confirm_key(config_id, index, role)
-                    if key not in self._trials:
-                        return self._planned_again(key, Phase.CONFIRM, config_id, index, role, why)
+        roles = (Role.SCORE, Role.REPORT) if self._info.both_roles else (Role.SCORE,)
+        for indices, configs in self._confirm_rounds():
+            # Role by role: trials of one role are trained together.
+            for role, index, (config_id, why) in itertools.product(roles, indices, configs.items()):
+                key = self._confirm_key(config_id, index, role)
+                if key not in self._trials and (index == 0 or self._draws(config_id)):
+                    return self._planned_again(key, Phase.CONFIRM, config_id, index, role, why)
         return None
+
+    def _confirm_rounds(self) -> Iterator[tuple[range, dict[int, str]]]:
+        """Seeds that are confirmed at once, by index, with the configurations; after the first ones weak ones drop out.
+
+        What comes after the race is not known before the trials that it compares have ended.
+        """
+        chosen, seeds = self._candidates(), self._study.confirm_seeds
+        # Methods are candidates of one ensemble: none drops out.
+        first = seeds if self._info.methods else min(seeds, RACE_AFTER)
+        yield range(first), chosen
+        if first == seeds:
+            return
+        raced = {c: {s: self._trials.get(self._confirm_key(c, s)) for s in range(first)} for c in chosen}
+        scores: dict[int, dict[int, float | None]] = {}
+        for config_id, by_seed in raced.items():
+            ended = {seed: trial for seed, trial in by_seed.items() if trial is not None and trial.ended}
+            if len(ended) < first:
+                return
+            scores[config_id] = {seed: trial.score_at_end for seed, trial in ended.items()}
+        lost = losers(scores, seeds=list(range(first)))
+        yield range(first, seeds), {config_id: why for config_id, why in chosen.items() if config_id not in lost}
+
+    def num_confirmed_with(self, trial: Trial) -> int:
+        """Confirmations of a trial's role that are done at once, itself among them: none of them waits for another."""
+        index = (trial.seed or 0) - self._fresh_seed(0)
+        return next((len(indices) * len(configs) for indices, configs in self._confirm_rounds() if index in indices), 1)
 
     def _draws(self, config_id: int) -> bool:
         """Whether another seed is another model: not of a method that does not train, among several."""
@@ -324,10 +341,11 @@ class Agenda:
         if choice is None:
             return None
         role = Role.REPORT if self._info.both_roles else Role.SCORE
-        for index in range(min(_STRESS_SEEDS, self._study.confirm_seeds)):
-            for name, overrides in STRESSES.items():
-                if "shot_noise" in overrides and not _has_labels(self._study):
-                    continue
+        for name, overrides in STRESSES.items():
+            if "shot_noise" in overrides and not _has_labels(self._study):
+                continue
+            # Seeds of one pool are trained together.
+            for index in range(min(_STRESS_SEEDS, self._study.confirm_seeds)):
                 if by_predictions and chosen is not None and chosen.weights:
                     plan = self._stress_ensemble(name, chosen.weights, index, role)
                 else:

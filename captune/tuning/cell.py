@@ -279,6 +279,10 @@ class Cell:
         """The finished search trials with their scores and places."""
         return self._search.scored()
 
+    def num_confirmed_with(self, trial: Trial) -> int:
+        """Confirmations of a trial's role that are done at once, itself among them."""
+        return self._agenda.num_confirmed_with(trial)
+
     def best_configs(self, count: int) -> list[dict[str, Any]]:
         """The configurations of the best search trials, best first."""
         return [trial.config for trial in self._search.ranked()[:count]]
@@ -384,17 +388,13 @@ class Cell:
         self, trial: Trial, state: State, outcome: dict[str, Any] | None = None, *, node: str | None = None, **more: Any
     ) -> None:
         outcome = (outcome or {}) | more
-        fields: dict[str, Any] = {
-            "score": trial.score_so_far if state is not State.FAILED else None,
-            "score_epoch": trial.num_epochs,
-            "fidelity": 1.0 if state is State.COMPLETE else trial.progress,
-        }
-        fields |= outcome
+        score = trial.score_so_far if state is not State.FAILED else None
+        fidelity = 1.0 if state is State.COMPLETE else trial.progress
+        fields: dict[str, Any] = {"score": score, "score_epoch": trial.num_epochs, "fidelity": fidelity, **outcome}
         fields["seconds"] = trial.trained_seconds + (outcome.get("seconds") or 0.0)
         if state is State.PRUNED:
             share = f"{trial.progress:.0%}"
             fields["reason"] = f"stopped at {share} of its budget: its score was below the rung's median"
         self.write(Finished.from_json({**fields, "key": trial.key, "state": state, "node": node or trial.node}))
-        reason = self._failures.hopeless()
-        if reason is not None and self.aborted is None:
+        if (reason := self._failures.hopeless()) is not None and self.aborted is None:
             self.write(GivenUp(reason=reason))

@@ -49,7 +49,10 @@ def run_cells(
     """
     # On a GPU each trial's steps are recorded; and a logger that is a service has one entry per trial of Tune's.
     packed = not allotment.gpus and not callbacks
-    planner = Planner(cells, threads=allotment.threads, gpus=allotment.gpus, timeout=trial_timeout, packed=packed)
+    planner = Planner(
+        cells, threads=allotment.threads, gpus=allotment.gpus, timeout=trial_timeout, packed=packed,
+        workers=allotment.concurrency,
+    )  # fmt: skip
     scheduler = StudyScheduler(planner)
     for cell in cells:
         cell.report_seconds = gathering_seconds(allotment.concurrency)

@@ -15,6 +15,8 @@ _MARGIN = 1.1
 _GB = 1e9
 # Measured (analysis/measurements/packs.md): from here on a step is arithmetic and memory, no longer overhead.
 MOST_PACKED = 8
+# Random trials before a sampler's model takes over: Optuna's ten would leave a study of twelve next to no search.
+STARTUP_TRIALS = 6
 # A trial keeps its own copy of the features; together they stay a fraction of what any trial is taken to need.
 _PACK_BYTES = 250e6
 _LARGEST_WIDTH = 1024
@@ -140,6 +142,23 @@ def most_packed(num_images: int, width: int | None) -> int:
     return int(min(MOST_PACKED, max(1, _PACK_BYTES // bytes_a_trial)))
 
 
-def block_size(num_trials: int, most: int) -> int:
-    """Length of the even blocks that a search's trials are packed in: an even number of blocks, for two workers."""
-    return max(1, math.ceil(num_trials / (2 * math.ceil(num_trials / (2 * most)))))
+def block_size(num_trials: int, most: int, *, workers: int = 2, rounds: int = 1) -> int:
+    """Length of the even blocks in which so many workers take trials: each gets as many blocks, and `rounds` at least.
+
+    Args:
+        num_trials: to be dealt out.
+        most: trials of a block at most.
+        workers: that take blocks at once.
+        rounds: blocks of each worker at least, as far as there are trials.
+    """
+    rounds = max(rounds, math.ceil(num_trials / (workers * most)))
+    return max(1, math.ceil(num_trials / (workers * rounds)))
+
+
+def search_block(num_trials: int, most: int, *, workers: int) -> int:
+    """Length of the blocks in which the trials of a search (or screen) are proposed and trained.
+
+    Every worker gets two blocks at least, so that its second is proposed knowing what came of its first. Only a search
+    that ends before the sampler learns anything is dealt out at once.
+    """
+    return block_size(num_trials, most, workers=workers, rounds=1 if num_trials <= STARTUP_TRIALS else 2)

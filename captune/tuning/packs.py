@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from captune.algorithms import ALGORITHMS
-from captune.decisions.confirming import RACE_AFTER
 from captune.records import Phase, Trial
 from captune.records.events import Planned
 from captune.tuning.cell import Cell
-from captune.tuning.packing import block_size
+from captune.tuning.packing import block_size, search_block
 
 
-def next_pack(cell: Cell, *, packed: bool = True) -> list[Trial]:
+def next_pack(cell: Cell, *, packed: bool = True, workers: int = 2) -> list[Trial]:
     """The next trials of a study, for one worker: several where their steps can be taken together; empty for none now.
 
     New trials are planned up to the end of their block of the search and no further. So what a sampler knew when it
@@ -19,16 +18,18 @@ def next_pack(cell: Cell, *, packed: bool = True) -> list[Trial]:
     Args:
         cell: the study.
         packed: whether trials may train together at all (not on a GPU, where each trial's steps are recorded).
+        workers: packs that train at once; blocks are even, so that none of them waits for another's long one.
     """
     first = cell.next_trial()
     if first is None:
         return []
-    pack = [first]
+    pack, most = [first], _most(cell, first, workers)
 
     def fits(other: Trial | Planned) -> bool:
-        return _alike(first, other) and (isinstance(other, Trial) or _block(cell, first) == _block(cell, other))
+        same_block = isinstance(other, Trial) or _block(cell, first, workers) == _block(cell, other, workers)
+        return _alike(first, other) and same_block
 
-    while packed and len(pack) < _most(cell, first) and _may_be_packed(pack[-1], cell):
+    while packed and len(pack) < most and _may_be_packed(pack[-1], cell):
         trial = cell.next_trial(fits=fits)
         if trial is None:
             break
@@ -36,13 +37,11 @@ def next_pack(cell: Cell, *, packed: bool = True) -> list[Trial]:
     return pack
 
 
-def _most(cell: Cell, first: Trial) -> int:
-    """Trials of a pack at most. Confirmations come all at once, up to their race: two workers share them evenly."""
+def _most(cell: Cell, first: Trial, workers: int) -> int:
+    """Trials of a pack at most. Confirmations come many at once: the workers share them evenly."""
     if first.phase is not Phase.CONFIRM:
         return cell.info.most_packed
-    study = cell.study
-    confirmed = (study.confirm_top + 1) * min(study.confirm_seeds, RACE_AFTER)
-    return block_size(confirmed, cell.info.most_packed)
+    return block_size(cell.num_confirmed_with(first), cell.info.most_packed, workers=workers)
 
 
 def _may_be_packed(trial: Trial, cell: Cell) -> bool:
@@ -57,8 +56,9 @@ def _alike(first: Trial, other: Trial | Planned) -> bool:
     return what[0] == what[1] and not (isinstance(other, Trial) and other.crashes)
 
 
-def _block(cell: Cell, plan: Trial | Planned) -> int | None:
+def _block(cell: Cell, plan: Trial | Planned, workers: int) -> int | None:
+    """The block of a search or screen that a trial belongs to; None in other phases."""
     if plan.number is None:
         return None
     total = cell.study.num_screen_trials if plan.phase is Phase.SCREEN else cell.study.trials
-    return plan.number // block_size(total, cell.info.most_packed)
+    return plan.number // search_block(total, cell.info.most_packed, workers=workers)

@@ -40,6 +40,7 @@ class Planner(Searcher):
         cells: opened studies.
         threads: CPU threads of a trial.
         packed: whether a worker may train several trials on frozen features together.
+        workers: that train at once.
         gpus: its share of them.
         timeout: seconds after which a trial that has not ended is ended as failed.
 
@@ -56,6 +57,7 @@ class Planner(Searcher):
         gpus: float = 0.0,
         timeout: float | None = None,
         packed: bool = True,
+        workers: int = 2,
     ) -> None:
         super().__init__()
         self.cells = list(cells)
@@ -66,6 +68,7 @@ class Planner(Searcher):
         self._timeout = timeout
         self._began: dict[str, float] = {}
         self._packed = packed
+        self._workers = workers
         self._trials: dict[str, tuple[Cell, tuple[str, ...]]] = {}
         self._handed_out = dict.fromkeys((cell.name for cell in cells), 0)
 
@@ -83,7 +86,7 @@ class Planner(Searcher):
             return str(Searcher.FINISHED)
         turns = sorted(self.cells, key=lambda cell: (len(cell.active), self._handed_out[cell.name]))
         for cell in turns:
-            pack = next_pack(cell, packed=self._packed)
+            pack = next_pack(cell, packed=self._packed, workers=self._workers)
             if pack:
                 self._handed_out[cell.name] += len(pack)
                 self._trials[trial_id] = (cell, tuple(trial.key for trial in pack))

@@ -22,10 +22,9 @@ from captune.records import State
 from captune.seeding import derive_seed
 from captune.space import Parameter, Space
 from captune.tuning import optuna_internals
+from captune.tuning.packing import STARTUP_TRIALS
 
 OPTUNA_STATES = {State.COMPLETE: TrialState.COMPLETE, State.PRUNED: TrialState.PRUNED, State.FAILED: TrialState.FAIL}
-# Random trials before the model takes over: Optuna's ten would leave a study of twelve trials next to no search.
-_STARTUP_TRIALS = 6
 # These keep state of their own, so they are rebuilt by asking again; the others by showing them the finished trials.
 _STATEFUL = ("qmc", "cmaes", "nsga2")
 
@@ -191,15 +190,15 @@ def _create(name: str, seed: int, *, conditional: bool = False) -> BaseSampler:
     with _quiet():
         if name == "tpe":
             return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=_STARTUP_TRIALS, multivariate=True, constant_liar=True, group=conditional
+                seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True, group=conditional
             )
         if name == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=_STARTUP_TRIALS)
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
         if name == "qmc":
             return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
         if name == "cmaes":
             return optuna.samplers.CmaEsSampler(
-                seed=seed, n_startup_trials=_STARTUP_TRIALS, warn_independent_sampling=False
+                seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
             )
         if name == "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=10)

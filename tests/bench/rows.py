@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from captune.cost.measure import MatrixRate, matrix_rate, peak_bytes_of, seconds_of, synchronize
-from captune.cost.trial import Stopwatch
+from captune.cost.stopwatch import Stopwatch
 from captune.equations.alignment import alignment_loss
 from captune.model.backbone import Precision
 from captune.training.loop import Loop

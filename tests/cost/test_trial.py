@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms.packed_cap import PackedCap
 from captune.config import StudyConfig, TaskConfig
 from captune.cost import trial as trial_module
 from captune.cost.sample import sampled_context
@@ -80,6 +81,27 @@ def test_an_estimate_runs_the_kernels_that_were_asked_for(
     config = paper_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
     estimate_trial_cost(task(kernels=kernels), config, "cap")
     assert asked == [recorded]
+
+
+def test_an_estimate_takes_the_steps_that_a_study_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    together = PackedCap.__init__
+
+    def packed(self: PackedCap, caps: Sequence[Any], stack: Any) -> None:
+        sizes.append(len(caps))
+        together(self, caps, stack)
+
+    monkeypatch.setattr(PackedCap, "__init__", packed)
+    config = paper_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
+    for count in (1, 4):
+        sizes.clear()
+        cost = estimate_trial_cost(task(), config, "cap", packed=count)
+        assert set(sizes) == {count} and cost.step_seconds > 0
+        assert cost.epoch_seconds > config.steps_per_epoch * cost.step_seconds
+    sizes.clear()
+    estimate_trial_cost(task(), config.with_values({"tuning": "prompts"}), "cap", packed=4, advice=False)
+    estimate_trial_cost(task(kernels="plain"), config, "cap", packed=4)
+    assert not sizes, "prompts and plain kernels are trained one by one"
 
 
 def test_methods_without_training_have_no_epochs() -> None:

@@ -32,12 +32,13 @@ def packable(
     directory: Path, *, most: int = 4, tuning: Literal["prompts", "features"] = "features", **settings: Any
 ) -> Cell:
     """A cell of CAP on frozen features over a space of three parameters."""
+    both_roles = bool(settings.pop("both_roles", False))
     directory.mkdir(exist_ok=True)
     base = CapConfig(tuning=tuning, epochs=4, weight_decay=0.01)
     study = StudyConfig(
         task=TaskConfig(dataset="fake", paradigm="ul"), method="cap", **{"trials": 10, "confirm_top": 0} | settings
     )
-    return make_cell(directory, study, info(base=base, references=(), most_packed=most))
+    return make_cell(directory, study, info(base=base, references=(), most_packed=most, both_roles=both_roles))
 
 
 def end(cell: Cell, pack: list[Trial], score: float = 0.5) -> None:
@@ -48,9 +49,14 @@ def end(cell: Cell, pack: list[Trial], score: float = 0.5) -> None:
 @pytest.mark.parametrize(
     ("trials", "most", "size"), [(12, 8, 6), (100, 8, 8), (24, 8, 6), (3, 8, 2), (1, 8, 1), (5, 1, 1), (17, 8, 5)]
 )
-def test_blocks_are_even_and_even_in_number(trials: int, most: int, size: int) -> None:
+def test_blocks_are_even_and_as_many_for_each_worker(trials: int, most: int, size: int) -> None:
     # 100 trials in blocks of at most 8: 2·⌈100/16⌉ = 14 blocks, of ⌈100/14⌉ = 8.
     assert block_size(trials, most) == size <= most
+
+
+@pytest.mark.parametrize(("workers", "size"), [(1, 6), (2, 3), (4, 2), (16, 1)])
+def test_each_worker_gets_two_blocks_of_twelve_trials_where_there_are_enough(workers: int, size: int) -> None:
+    assert block_size(12, 8, workers=workers, rounds=2) == size
 
 
 def test_large_features_are_packed_by_fewer() -> None:
@@ -74,6 +80,33 @@ def test_nothing_is_packed_where_it_must_not_be(tmp_path: Path) -> None:
     assert len(next_pack(packable(tmp_path / "c", tuning="prompts"))) == 1
 
 
+def test_a_second_block_is_proposed_when_a_first_one_has_ended(tmp_path: Path) -> None:
+    cell = packable(tmp_path, most=8, trials=12)
+    first, second = next_pack(cell), next_pack(cell)
+    assert [trial.number for trial in (*first, *second)] == list(range(6)), "two workers are blind for six trials"
+    assert [trial.number for trial in next_pack(packable(tmp_path / "short", most=8, trials=6))] == [0, 1, 2]
+    end(cell, first)
+    third = next_pack(cell)
+    assert [trial.number for trial in third] == [6, 7, 8] and all(trial.ended for trial in first)
+    lone = packable(tmp_path / "lone", most=8, trials=12)
+    assert [len(next_pack(lone, workers=1)) for _ in range(2)] == [6, 6]
+
+
+def test_confirmations_of_both_roles_are_packed_role_by_role(tmp_path: Path) -> None:
+    cell = packable(tmp_path, most=8, trials=6, confirm_top=2, confirm_seeds=5, both_roles=True)
+    for number in range(2):
+        end(cell, next_pack(cell), score=0.5 + number / 10)
+    packs = [next_pack(cell) for _ in range(4)]
+    # Three configurations with three seeds, in two roles, before the race: blocks of ⌈9/2⌉.
+    roles = [[trial.role for trial in pack] for pack in packs]
+    assert roles == [[Role.SCORE] * 5, [Role.SCORE] * 4, [Role.REPORT] * 5, [Role.REPORT] * 4]
+    assert not next_pack(cell), "the race waits for its trials"
+    for pack in packs:
+        end(cell, pack)
+    # All score alike, so none drops out: two more seeds of three.
+    assert [len(next_pack(cell)) for _ in range(5)] == [3, 3, 3, 3, 0]
+
+
 def test_seeds_of_confirmed_configurations_are_packed_for_two_workers_and_phases_are_not_mixed(tmp_path: Path) -> None:
     cell = packable(tmp_path, most=8, trials=3, confirm_top=2, confirm_seeds=2)
     seen = []
@@ -81,8 +114,8 @@ def test_seeds_of_confirmed_configurations_are_packed_for_two_workers_and_phases
         assert len({(trial.phase, trial.role) for trial in pack}) == 1
         seen.append((pack[0].phase, len(pack)))
         end(cell, pack)
-    # Up to three configurations with two seeds: blocks of three. Here the first is among the best two.
-    assert seen == [(Phase.SEARCH, 2), (Phase.SEARCH, 1), (Phase.CONFIRM, 3), (Phase.CONFIRM, 1)]
+    # The first is among the best two, so that two configurations with two seeds are confirmed: blocks of two.
+    assert seen == [(Phase.SEARCH, 2), (Phase.SEARCH, 1), (Phase.CONFIRM, 2), (Phase.CONFIRM, 2)]
     assert all(trial.role is Role.SCORE for trial in cell.trials.values())
 
 
