@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from captune.config import TaskConfig
 from captune.decisions import statistics
 from captune.records import BALANCED, ZERO_SHOT, Role, State, StudyRecord
 from captune.results.best import configuration_name, metrics_by_seed, recorded_choice, reference_metric
@@ -44,9 +45,7 @@ def cell_of(study: StudyRecord) -> str:
     """Dataset, paradigm and every task setting that is not the default: studies of one cell may be compared."""
     task = study.task
     ignored = {"dataset", "paradigm", "data_root", "cache_dir"}
-    plain = {"pool_imbalance": 1, "pool_fraction": 1, "present_fraction": 1, "open_set_fraction": 0, "shot_noise": 0,
-             "split_seed": 500, "holdout_fraction": 0.2, "protocol": "coop",
-             "precision": "fp32", "prompt_form": "template", "kernels": "auto"}  # fmt: skip
+    plain = {name: field.default for name, field in TaskConfig.model_fields.items()}
     # The ceiling stands beside the methods it bounds; any other method that saw labels is another cell.
     plain["unseal_pool"] = study.method == "supervised"
     special = {k: v for k, v in sorted(task.items()) if k not in ignored and v is not None and v != plain.get(k)}

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from synthetic import FakeStudy, quality, whole_study
 
+from captune.config import TaskConfig
 from captune.decisions.statistics import subset_weights
 from captune.records import StudyRecord
 from captune.records.events import Mismatch
@@ -175,6 +176,8 @@ def test_before_the_seal_scores_are_compared_without_balanced(tmp_path: Path) ->
 def test_cells_with_other_settings_are_not_compared(tmp_path: Path) -> None:
     run = load_study(whole_study(tmp_path))
     assert cell_of(run) == "digits ul"
+    run.settings["task"] = TaskConfig(dataset="digits", paradigm="ul").model_dump(mode="json")
+    assert cell_of(run) == "digits ul", "a study writes every setting down"
     run.settings["task"] |= {"pool_imbalance": 10.0, "data_root": "/elsewhere", "protocol": "coop"}
     assert cell_of(run) == "digits ul pool_imbalance=10.0"
 
