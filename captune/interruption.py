@@ -2,7 +2,8 @@
 
 Both raise KeyboardInterrupt where they arrive. That is not enough in a library that is busy: it may swallow the
 exception (an `except:`, a destructor), or be left half started and never end. So a signal is also remembered, `check`
-raises it again where a stage ends, and inside `noted` a first signal only leaves word.
+raises it again where a stage ends, and inside `noted` a first signal only leaves word. A second SIGTERM right after
+the first is the same request: Slurm sends it to every process of a job, and the job's script passes it on as well.
 """
 
 from __future__ import annotations
@@ -10,16 +11,23 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAME_REQUEST_SECONDS = 5.0
 _received = 0
+_last_term = float("-inf")
 _notes: list[Callable[[], None]] = []
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    global _received
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    global _received, _last_term
+    if number == signal.SIGTERM:
+        since, _last_term = time.monotonic() - _last_term, time.monotonic()
+        if since < _SAME_REQUEST_SECONDS:
+            return
     _received += 1
     if _notes and _received == 1:
         _notes[-1]()
@@ -30,12 +38,12 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
     """While this block runs, Ctrl-C and SIGTERM raise KeyboardInterrupt; only the main thread can do this."""
-    global _received
+    global _received, _last_term
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _interrupt:
         yield
         return
     before = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
-    _received = 0
+    _received, _last_term = 0, float("-inf")
     try:
         yield
     finally:

@@ -13,6 +13,12 @@ from captune import interruption
 pytestmark = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 
+@pytest.fixture(autouse=True)
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second signal is always late enough to be a second request."""
+    monkeypatch.setattr(interruption, "_SAME_REQUEST_SECONDS", 0.0)
+
+
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
@@ -56,3 +62,16 @@ def test_the_handlers_of_before_come_back(number: int) -> None:
     with interruption.noted():
         assert signal.getsignal(number) is not before
     assert signal.getsignal(number) is before
+
+
+def test_a_second_term_right_after_the_first_is_the_same_request(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "_SAME_REQUEST_SECONDS", 60.0)
+    words = []
+    with interruption.noted(lambda: words.append("stop")):
+        send(number)
+        if number == signal.SIGTERM:  # from Slurm, and from the script that Slurm told too
+            send(number)
+        else:  # pressed twice by somebody who wants it to end now
+            with pytest.raises(KeyboardInterrupt):
+                send(number)
+    assert words == ["stop"]

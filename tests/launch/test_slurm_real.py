@@ -177,7 +177,13 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
 def _submit_study(slurm: Slurm, run: Path, *words: str, options: tuple[str, ...] = ()) -> str:
     sizes = ["--nodes=2", "--cpus-per-task=2", "--gpus-per-node=0", "--mem=1G", "--time=01:00:00"]
     return slurm.submit(
-        *sizes, f"--output={slurm.root}/job-%j.log", *options, str(SCRIPT), *words, CAPTUNE_RUN=str(run)
+        *sizes,
+        f"--output={slurm.root}/job-%j.log",
+        *options,
+        str(SCRIPT),
+        *words,
+        CAPTUNE_RUN=str(run),
+        CAPTUNE_JOIN_SECONDS="1500",
     )
 
 
@@ -219,8 +225,12 @@ import signal, sys, time
 import ray
 ray.init(address=sys.argv[sys.argv.index("--address") + 1], log_to_driver=False)
 print("CPUS", ray.cluster_resources()["CPU"], flush=True)
-signal.signal(signal.SIGTERM, lambda *_: (print("TOLD", flush=True), sys.exit(130)))
-time.sleep(600)
+def told(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm tells it as well as the script
+    print("TOLD", flush=True)
+    sys.exit(130)
+signal.signal(signal.SIGTERM, told)
+time.sleep(3000)
 PYTHON""",
     )
     jobs = [_submit_study(slurm, tmp_path / name, "--dataset", "digits", "--paradigm", "ul") for name in ("a", "b")]
