@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -50,18 +52,23 @@ def environment_heard() -> Iterator[None]:
     """Ray as it is started or joined in the block has the environment's RAY_AUTH_MODE and leaves SIGTERM as it says.
 
     Ray read both when it was imported, before captune set them. Uses `ray._raylet.Config.initialize`, as Ray does when
-    it turns tokens on by itself, and `ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER`. Without it a
-    cluster might ask for no token, and SIGTERM would abort the driver in C++.
+    it turns tokens on by itself, and `ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER`, which the lowest
+    Ray that is allowed (2.52) does not have: it always puts a C++ handler of its own in place, which is replaced again
+    here. Without it a cluster might ask for no token, and SIGTERM would abort the driver in C++.
     """
     constants: Any = ray._private.ray_constants
-    before = constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
-    constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = constants.env_bool(_HANDLER_SWITCH, False)
+    before = getattr(constants, _HANDLER_SWITCH, None)
+    if before is not None:
+        setattr(constants, _HANDLER_SWITCH, constants.env_bool(_HANDLER_SWITCH, False))
     raylet: Any = ray._raylet
     raylet.Config.initialize("")
     try:
         yield
     finally:
-        constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = before
+        if before is not None:
+            setattr(constants, _HANDLER_SWITCH, before)
+        elif threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 @contextlib.contextmanager

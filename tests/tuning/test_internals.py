@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import faulthandler
 import inspect
 import os
+import signal
 from pathlib import Path
 
 import optuna
@@ -51,10 +53,29 @@ def test_on_loopback_changes_what_ray_read_and_puts_it_back(monkeypatch) -> None
 def test_rays_failure_handler_follows_the_environment_even_where_ray_was_imported_before(monkeypatch) -> None:
     from ray._private import ray_constants
 
-    monkeypatch.setattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", False)
+    monkeypatch.setattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", False, raising=False)
     with ray_internals.environment_heard():
         assert ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER is True
     assert ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER is False
+
+
+def test_where_ray_has_no_switch_for_its_failure_handler_the_commands_is_put_back(monkeypatch, tmp_path) -> None:
+    from ray._private import ray_constants
+
+    monkeypatch.delattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", raising=False)
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: heard.append(number))
+    try:
+        with (tmp_path / "trace").open("w") as file:
+            with ray_internals.environment_heard():
+                faulthandler.register(signal.SIGTERM, file=file)  # a handler in C, as Ray's is
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert heard == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert heard == [signal.SIGTERM]
+            faulthandler.unregister(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_environment_has_rays_variables_only_while_ray_is_used_and_the_users_stay(monkeypatch) -> None:
