@@ -17,8 +17,10 @@ from captune.tuning.study import OpenStudy
 
 Closed = tuple[StudyRecord, list[Path]]
 _EVERY_SECONDS = 1.0
-# The page of several studies reads all their records, which takes seconds.
+# The page of several studies reads all their records, which takes seconds, and minutes where there are many: it is
+# renewed once a minute at most, and takes at most a tenth of the time.
 _PAGE_SECONDS = 60.0
+_PAGE_SHARE = 0.1
 
 
 class ClosingAside:
@@ -45,7 +47,7 @@ class ClosingAside:
         self._closed = closed
         self._together = together
         self._page: Answer[list[Path]] | None = None
-        self._page_begun, self._page_shows = float("-inf"), 0
+        self._page_begun, self._page_shows, self._page_pause = float("-inf"), 0, _PAGE_SECONDS
         self._running: dict[Path, Answer[Closed]] = {}
         self._began: dict[Path, float] = {}
         self._took: list[float] = []
@@ -93,12 +95,13 @@ class ClosingAside:
                 self._take_page(self._page)
             return
         new = len(self.records) > max(1, self._page_shows)
-        if self._together is not None and new and time.monotonic() - self._page_begun >= _PAGE_SECONDS:
+        if self._together is not None and new and time.monotonic() - self._page_begun >= self._page_pause:
             self._page_begun, self._page_shows = time.monotonic(), len(self.records)
             self._page = start_here(report_studies, list(self.records), self._together)
 
     def _take_page(self, page: Answer[list[Path]]) -> None:
         self._page = None
+        self._page_pause = max(_PAGE_SECONDS, (time.monotonic() - self._page_begun) / _PAGE_SHARE)
         # What keeps it from being written is said where the last one is made.
         with contextlib.suppress(Exception):
             page.get()

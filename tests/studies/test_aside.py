@@ -106,8 +106,8 @@ def test_the_page_of_all_is_renewed_once_a_minute_at_most_and_only_for_studies_t
     def after(seconds: float, *ended: Study) -> int:
         for study in ended:
             study.cell.finished = True
-        for _ in range(3):
-            clock[0] += seconds / 3
+        for _ in range(int(seconds)):
+            clock[0] += 1.0
             aside.look()
         return len(pages)
 
@@ -147,3 +147,36 @@ def test_what_closing_takes_is_measured(
     now += 3.0
     aside.look()
     assert aside.left() == (2, CLOSING_SECONDS + 15.0)
+
+
+def test_a_page_that_takes_long_is_renewed_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[Answer] = []
+    clock = [1000.0]
+
+    def start_here(_work: Callable[..., Any], first: Any, *_: Any) -> Answer:
+        answer = Answer(lambda: (str(first), []))
+        if isinstance(first, list):
+            pages.append(answer)
+        else:
+            answer.ended = True
+        return answer
+
+    monkeypatch.setattr(aside_module, "start_here", start_here)
+    monkeypatch.setattr(aside_module.time, "monotonic", lambda: clock[0])
+    studies = [Study(tmp_path / name) for name in "abcd"]
+    aside = ClosingAside(studies, lambda _record, _files: None, tmp_path / "report")  # type: ignore[arg-type]
+
+    def look(seconds: float, *ended: Study) -> int:
+        for study in ended:
+            study.cell.finished = True
+        clock[0] += seconds
+        aside.look()
+        clock[0] += 1.0
+        aside.look()
+        return len(pages)
+
+    assert look(1.0, *studies[:2]) == 1
+    pages[0].ended = True
+    assert look(30.0, studies[2]) == 1
+    assert look(120.0, studies[3]) == 1, "it took half a minute, so it rests for five"
+    assert look(300.0) == 2
