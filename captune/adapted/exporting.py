@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captune.adapted.bundle import write_bundle
-from captune.adapted.hugging_face import write_hugging_face
 from captune.adapted.model import AdaptedModel
 from captune.adapted.onnx_file import write_onnx
 from captune.adapted.open_clip_folder import write_heads, write_open_clip
@@ -91,6 +90,9 @@ def export_adapted(
         case "onnx":
             return write_onnx(model, out)
         case "hf":
+            # Imported here: its model card brings scipy, which nothing else that uses a model needs.
+            from captune.adapted.hugging_face import write_hugging_face
+
             return write_hugging_face(model, out, licence)
         case _:
             return write_bundle(model, out)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from captune.adapted.model import AdaptedModel
@@ -79,6 +78,9 @@ def write_onnx(model: AdaptedModel, out: Path) -> list[Path]:
 
 def _photographs(model: AdaptedModel) -> Tensor:
     """Real pixels (B, 3, S, S): scikit-learn's two photographs and parts of them."""
+    # Imported here: using a model needs no scikit-learn.
+    from sklearn.datasets import load_sample_images
+
     photographs = [np.asarray(image) for image in load_sample_images().images]
     parts = [
         image[top : top + 200, left : left + 200] for image in photographs for top in (0, 200) for left in (0, 300)

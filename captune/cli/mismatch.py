@@ -20,6 +20,17 @@ from captune.records import Role
 if TYPE_CHECKING:
     from captune.training.context import Context
 
+_HEADINGS = {
+    "class": "class",
+    "verdict": "verdict",
+    "taken_as": "matched as",
+    "zero_shot_count": "zero-shot predictions",
+    "seems_absent": "seems absent",
+    "images_taken": "images matched",
+    "cluster_similarity": "cosine to cluster",
+    "description": "description",
+}
+
 
 @options.with_options(
     "task",
@@ -116,9 +127,14 @@ def _sentence(rows: list[dict[str, Any]]) -> str:
     """What the table comes to, and what to do."""
     missing = [str(row["class"]) for row in rows if row["verdict"] == "mismatched"]
     if not missing:
+        never = [str(row["class"]) for row in rows if row["zero_shot_count"] == 0]
+        if not never:
+            return (
+                f"No class name stands out: zero-shot predicts each of the {len(rows)} for some image. Nothing to do."
+            )
         return (
-            f"No class name stands out: CLIP connects all {len(rows)} with images of the pool about as often as "
-            "the others. Nothing to do."
+            f"No class name is flagged, but zero-shot predicts {name_some(never, 10)} for no image. If the pool holds "
+            "such images, try a better name by --class-names."
         )
     undescribed = [str(row["class"]) for row in rows if row["description"] == "none: left alone"]
     verb = "is" if len(missing) == 1 else "are"
@@ -136,27 +152,22 @@ def _sentence(rows: list[dict[str, Any]]) -> str:
 
 def _print(console: Console, context: Context, rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"Concept mismatch, {context.task.dataset}: {len(context.task.pool)} pool images")
-    for name in (
-        "class",
-        "verdict",
-        "taken as",
-        "zero-shot count",
-        "absent",
-        "images taken",
-        "cluster cosine",
-        "description",
-    ):
-        table.add_column(name, justify="left" if name in ("class", "verdict", "description") else "right")
+    # A column that is empty throughout would only narrow the others.
+    shown = [name for name in rows[0] if any(row[name] != "" for row in rows)]
+    for name in shown:
+        table.add_column(
+            _HEADINGS[name], justify="left" if name in ("class", "verdict", "description") else "right", overflow="fold"
+        )
     # Those that stand out first; the rest in the order in which they were matched.
     for row in sorted(
         rows, key=lambda row: (row["verdict"] != "mismatched", row["verdict"] == "", row["taken_as"] or 0)
     ):
         style = {"mismatched": "bold red", "candidate": "yellow"}.get(str(row["verdict"]))
-        table.add_row(*(str(value) for value in row.values()), style=style)
+        table.add_row(*(str(row[name]) for name in shown), style=style)
     console.print(table)
     console.print(
-        "candidate: no cluster was a clear match when the others had taken theirs; mismatched: also among the classes "
-        "predicted least. A mismatched class with descriptions gets its first main samples by the one shown. absent: "
-        "the pool seems to hold no image of it, so no description can help.",
+        "Names are matched with clusters of the pool, the clearest first. candidate: no cluster was left that clearly "
+        "matches it; mismatched: zero-shot also predicts it least. CAP chooses the first images of a mismatched class "
+        "by the description shown. seems absent: the pool seems to hold no image of it, so no description can help.",
         highlight=False,
     )

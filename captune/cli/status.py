@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +65,8 @@ def _show_directories(directories: list[Path], console: Console) -> None:
     standings = []
     for directory in directories:
         now, record = read_standing(directory)
+        if directory.name != now.cell:  # two studies of one cell are told apart by their directories
+            now = replace(now, cell=f"{directory.name} ({now.cell})")
         standings.append(now)
         holder = read_lock(directory)
         heard = duration(max(0.0, time.time() - record.last_time))

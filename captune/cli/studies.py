@@ -15,9 +15,12 @@ from rich.text import Text
 
 from captune.cli.console import labelled
 from captune.cli.options import say_notes
+from captune.data.labelling import PREDICTIONS_CSV
 from captune.decisions.criteria import ORACLE
 from captune.records import Role, State, StudyRecord
 from captune.records.events import Chosen
+from captune.records.layout import BEST_CONFIG, CHECKPOINT, PAGE
+from captune.results.answer import answer_of
 from captune.results.tables import ORACLE_STAMP
 from captune.studies.planning import Plan
 from captune.studies.running import Settings, Watcher, run_studies
@@ -75,6 +78,10 @@ class Screen(Watcher):
         with progress.shown():
             yield progress.refresh
 
+    def ended(self, cells: Sequence[Cell]) -> None:
+        """Say what is waited for: closing a study takes seconds in which nothing else would be shown."""
+        self._console.print("All trials have ended. Choosing, measuring on the test, drawing the report …")
+
     def interrupted(self, cells: Sequence[Cell]) -> None:
         """Say what is kept and how to go on."""
         _say_kept(cells, self._console)
@@ -89,39 +96,70 @@ class Screen(Watcher):
 
 
 def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> None:
-    """The advice, the confirmed configurations beside the references, and where everything lies."""
-    choice = study.choice or Chosen()
-    said = choice.sentence or f"{choice.advice}."
-    console.print(Text.assemble("\n", (study.name, "bold"), ": ", (said, "bold"), f" {choice.reason}."))
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    score = "score (all unlabelled images)" if choice.weights else f"{study.select_by} (search)"
-    for heading in ("candidate", score, f"{study.metric_name} (sealed test)", "seeds"):
-        table.add_column(heading, overflow="fold")
-    rows = sorted(choice.candidates, key=lambda row: -(row["mean_score"] or 0.0))
-    for row in rows:
-        trials = [trial for trial in study.trials if row["name"] in (trial.key, trial.name)]
-        reports = [trial for trial in trials if trial.role == Role.REPORT] or trials
-        metrics = [trial.metric for trial in reports if trial.metric is not None]
-        first = f" ({study.first_origin})" if row["config_id"] == 0 else ""
-        table.add_row(
-            row["name"] + first,
-            _mean_sd(row["mean_score"], row["sd"]),
-            _percent(metrics) if study.measurable else "no labels: not measured",
-            str(row["num_seeds"]),
-        )
-    console.print(table)
+    """The answer and why, the candidates beside the references, where everything lies, and what to type next."""
+    choice, answer = study.choice or Chosen(), answer_of(study)
+    console.print(Text.assemble("\n", (study.name, "bold"), ": ", (answer.sentence, "bold")))
+    if answer.caveat:
+        console.print(answer.caveat, highlight=False)
+    console.print(f"Why: {choice.reason}.\n", highlight=False)
+    console.print(_candidates(study, choice, answer.name))
     if study.select_by == ORACLE:
         console.print(ORACLE_STAMP, style="bold red", highlight=False)
     config = choice.config
     searched = [name for name, entry in study.space.items() if entry.get("role") != "fixed" and name in config]
     if searched:
         told = ", ".join(f"{name} {_short(config[name])}" for name in searched)
-        console.print(f"best configuration (c{choice.config_id}): {told}", highlight=False)
+        console.print(f"\nBest configuration (c{choice.config_id}): {told}", highlight=False)
     for line in failures_told(study):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if files:
-        console.print(f"Files in {shown_path(study.directory)}:", highlight=False, soft_wrap=True)
-        console.print("  " + "  ".join(path.name for path in files), highlight=False)
+        where = shown_path(study.directory)
+        console.print(f"Files in {where}: {_kinds(files)}", highlight=False)
+        for line in next_steps(study, where):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    score = "score (all unlabelled images)" if choice.weights else f"{study.select_by} (search)"
+    for heading in ("candidate", score, f"{_metric_words(study)} (sealed test)", "seeds"):
+        table.add_column(heading, overflow="fold")
+    rows = sorted(choice.candidates, key=lambda row: -(row["mean_score"] or 0.0))
+    for row in rows:
+        trials = [trial for trial in study.trials if row["name"] in (trial.key, trial.name)]
+        reports = [trial for trial in trials if trial.role == Role.REPORT] or trials
+        metrics = [trial.metric for trial in reports if trial.metric is not None]
+        said = [study.first_origin] if row["config_id"] == 0 else []
+        said += ["advised"] if row["name"] == advised else []
+        table.add_row(
+            row["name"] + (f" ({', '.join(said)})" if said else ""),
+            _mean_sd(row["mean_score"], row["sd"]),
+            _percent(metrics) if study.measurable else "no labels: not measured",
+            str(row["num_seeds"]),
+        )
+    return table
+
+
+def _metric_words(study: StudyRecord) -> str:
+    return study.metric_name.replace("_", " ")
+
+
+def _kinds(files: Sequence[Path]) -> str:
+    """What a report wrote, in a line: the files a person opens by name, tables and figures by number."""
+    names = {path.name for path in files}
+    opened = [name for name in (PAGE, BEST_CONFIG, PREDICTIONS_CSV, CHECKPOINT) if name in names]
+    tables = {name for name in names if name.endswith(".csv")} - {PREDICTIONS_CSV}
+    figures = {name.rpartition(".")[0] for name in names if name.endswith((".png", ".svg"))}
+    return ", ".join([*opened, f"{len(tables)} tables (CSV)", f"{len(figures)} figures (PNG, SVG)"])
+
+
+def next_steps(study: StudyRecord, where: Path) -> list[str]:
+    """What to do with a study that has ended, one line each."""
+    steps = [(f"open {where / PAGE}", "the same with figures and pictures")]
+    if not str(study.task.get("dataset", "")).startswith("features:"):
+        steps.append((f"captune predict {where} PHOTOS", "classify new images with what is advised"))
+    width = max(len(command) for command, _ in steps)
+    return ["Next:", *(f"  {command:<{width}}  {why}" for command, why in steps)]
 
 
 def failures_told(study: StudyRecord) -> list[str]:

@@ -78,6 +78,21 @@ def open_model(source: Source) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def fetch_weights(source: Source) -> None:
+    """See that the weights of a tag are on disk, and download them where they are not.
+
+    Raises:
+        ModelError: neither on disk nor to be had.
+    """
+    if source.tag is None or source.file is not None or source.random:
+        return
+    try:
+        with _quiet(), offline_if_unreachable():
+            open_clip.download_pretrained(open_clip.get_pretrained_cfg(source.name, source.tag))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise _cannot_open(source, error) from None
+
+
 def _open_local(source: Source) -> nn.Module:
     weights = None
     if source.file is not None:

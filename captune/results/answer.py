@@ -41,6 +41,7 @@ class Answer:
     """The answer of a study.
 
     Attributes:
+        name: the candidate that is advised.
         sentence: what to use, what it gains, how sure that is.
         caveat: why the advised candidate is right although another is better on the test; empty where none is.
         command: what to type next.
@@ -49,6 +50,7 @@ class Answer:
         measured: of the advised candidate; None before the test labels were read, or where there are none.
     """
 
+    name: str
     sentence: str
     caveat: str
     command: str
@@ -63,6 +65,7 @@ def answer_of(study: StudyRecord) -> Answer:
     measured = measured_of(study, name)
     best, regret = best_by_test(study, name)
     return Answer(
+        name=name,
         sentence=_sentence(study, name, measured),
         caveat=_caveat(study, best, regret),
         command=next_command(study, name),

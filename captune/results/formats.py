@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
@@ -75,6 +78,14 @@ def in_words(name: Any) -> str:
 def short_name(name: Any) -> str:
     """A candidate as it stands in a table or a figure."""
     return {"ensemble": "ensemble", "blend": "blend"}.get(plain(name), _NAMES.get(plain(name), plain(name)))
+
+
+def short_datasets(names: Iterable[str]) -> dict[str, str]:
+    """Datasets as a page calls them: `features:/data/whu19.npz` is "whu19" where no other of them is."""
+    known = list(dict.fromkeys(names))
+    short = {name: PurePath(name.partition(":")[2]).stem or name for name in known}
+    times = Counter(short.values())
+    return {name: short[name] if times[short[name]] == 1 else name for name in known}
 
 
 def duration(seconds: Any) -> str:

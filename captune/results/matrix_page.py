@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from captune.config import PARADIGMS
 from captune.decisions.criteria import ORACLE
 from captune.results import views
 from captune.results.comparisons import ALL_CELLS
-from captune.results.formats import NOTHING, fixed, is_known, percent, points, sentence, short_name
+from captune.results.formats import NOTHING, fixed, is_known, percent, points, sentence, short_datasets, short_name
 from captune.results.page import COMPARED
 from captune.results.rendering import render, shown_figures
 from captune.results.tables import ORACLE_STAMP
@@ -25,6 +26,8 @@ _CAPTIONS = {
 }
 _DEEPEST = 0.2
 """A gain or loss of this size (20 points) is shaded most."""
+_ONE_GRID = 16
+"""Studies whose transfers fit one grid."""
 _NAMED = 5
 """Studies that are named with a sentence that concerns more."""
 
@@ -53,7 +56,7 @@ def render_matrix(
         "chosen": _chosen(best, addresses),
         "ranks": _ranks(tables),
         "compared": _compared(tables),
-        "transfers": _transfer_grids(tables),
+        "transfers": _transfer_grids(tables, _labels(studies)),
         "criteria": _criteria(tables),
         "remarks": _remarks(tables),
         "figures": shown_figures(figures, _CAPTIONS),
@@ -79,32 +82,34 @@ def _subtitle(studies: Sequence[views.Row]) -> str:
 def _answer(best: Sequence[views.Row]) -> tuple[str, list[str]]:
     """What the studies found together, counted; and what became of the advice on the test."""
     advised = Counter(str(row["advice"]) for row in best)
-    sentence = "; ".join(f"{advice}: {count} of {len(best)}" for advice, count in advised.most_common())
+    counts = [f"{advice} in {count}" for advice, count in advised.most_common()]
     gains = [float(row["advised_gain"]) for row in best if is_known(row["advised_gain"])]
     lines = []
     if gains:
         above, below = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
         lines.append(
-            f"Where the advice was not to keep zero-shot, what is advised is above zero-shot on the test in {above} of "
-            f"{len(gains)} studies and below it in {below}."
+            f"In {len(gains)} of them something other than zero-shot is advised. On the test it is better than "
+            f"zero-shot in {above} and worse in {below}; its gain is {points(sum(gains) / len(gains))} points on "
+            f"average, {points(min(gains))} in the worst."
         )
-    return f"The advice of {len(best)} studies: {sentence}.", lines
+    return f"The advice of {len(best)} studies: {', '.join(counts)}.", lines
 
 
 def _gain_grids(best: Sequence[views.Row], addresses: Mapping[str, str]) -> list[views.Grid]:
     """For each method a grid of datasets and paradigms: the gain of what is advised over zero-shot, in points."""
     grids = []
+    shown = short_datasets(str(row["dataset"]) for row in best)
     for method in dict.fromkeys(str(row["method"]) for row in best):
         own = [row for row in best if str(row["method"]) == method]
-        datasets = sorted({str(row["dataset"]) for row in own})
-        paradigms = sorted({str(row["paradigm"]) for row in own})
+        datasets = sorted({str(row["dataset"]) for row in own}, key=lambda name: shown[name])
+        paradigms = [name for name in PARADIGMS if any(row["paradigm"] == name for row in own)]
         rows = []
         for dataset in datasets:
             cells = []
             for paradigm in paradigms:
                 here = [row for row in own if row["dataset"] == dataset and row["paradigm"] == paradigm]
                 cells.append(_gain_cell(here, addresses))
-            rows.append(views.GridRow(dataset, tuple(cells)))
+            rows.append(views.GridRow(shown[dataset], tuple(cells)))
         note = (
             f"{method}: points that what is advised gains over zero-shot on the test; 0 where zero-shot is kept, a "
             "dash where nothing was measured. Blue: gain, red: loss. Each number leads to the study's own page."
@@ -158,28 +163,67 @@ def _compared(tables: Tables) -> views.Table:
     return views.table(rows, (views.text("cell", "cell"), *COMPARED), "Differences are paired by seed.")
 
 
-def _transfer_grids(tables: Tables) -> list[views.Grid]:
-    """For each method: whose best configuration (rows) on which cell (columns), as regret in points."""
+def _labels(studies: Sequence[views.Row]) -> dict[str, str]:
+    """Study → dataset and paradigm, its own name where several studies have these."""
+    shown = short_datasets(str(row["dataset"]) for row in studies)
+    labels = {str(row["study"]): f"{shown[str(row['dataset'])]} {row['paradigm']}" for row in studies}
+    times = Counter((labels[str(row["study"])], row["method"]) for row in studies)
+    return {
+        str(row["study"]): str(row["study"]) if times[labels[str(row["study"])], row["method"]] > 1
+        else labels[str(row["study"])]
+        for row in studies
+    }  # fmt: skip
+
+
+def _transfer_grids(tables: Tables, labels: Mapping[str, str]) -> list[views.Grid]:
+    """For each method: whose best configuration (rows) on which cell (columns), as regret in points.
+
+    Of many studies a grid a paradigm: what moves from one paradigm to another is in the table.
+    """
     grids = []
     moved = views.rows_of(tables.get("transfer.csv"))
+    paradigm = {str(row["study"]): str(row["paradigm"]) for row in views.rows_of(tables["studies.csv"])}
     for method in dict.fromkeys(str(row["method"]) for row in moved):
         own = [row for row in moved if str(row["method"]) == method]
-        targets = list(dict.fromkeys(str(row["target"]) for row in own))
-        sources = list(dict.fromkeys(str(row["source"]) for row in own))
-        regrets = {(str(row["source"]), str(row["target"])): row["regret"] for row in own}
-        rows = [
-            views.GridRow(
-                source, tuple(_regret_cell(regrets.get((source, target)), source == target) for target in targets)
-            )
-            for source in sorted(sources, key=lambda source: source == BEST_ON_AVERAGE)
-        ]
-        note = (
-            f"{method}: points below the best known there, when the best configuration of the row's cell is used on "
-            "the column's. Where it was not run there, a forest on the column's trials predicts it (transfer.csv says "
-            "which); a dash where neither can say."
-        )
-        grids.append(views.Grid("best of ↓ used on →", tuple(targets), tuple(rows), note))
+        targets = list(dict.fromkeys(str(row["target_study"]) for row in own))
+        if len(targets) <= _ONE_GRID:
+            grids.append(_transfer_grid(method, own, targets, labels))
+            continue
+        for name in PARADIGMS:
+            inside = [target for target in targets if paradigm[target] == name]
+            kept = [row for row in own if row["target_study"] in inside
+                    and (row["source"] == BEST_ON_AVERAGE or row["source_study"] in inside)]  # fmt: skip
+            if len(inside) > 1:
+                here = {study: label.removesuffix(f" {name}") for study, label in labels.items()}
+                grids.append(_transfer_grid(f"{method}, {name}", kept, inside, here))
     return grids
+
+
+def _transfer_grid(
+    what: str, own: Sequence[views.Row], targets: Sequence[str], labels: Mapping[str, str]
+) -> views.Grid:
+    def source_of(row: views.Row) -> str:
+        return BEST_ON_AVERAGE if row["source"] == BEST_ON_AVERAGE else str(row["source_study"])
+
+    regrets = {(source_of(row), str(row["target_study"])): row["regret"] for row in own}
+    targets = sorted(targets, key=lambda target: labels[target])
+    sources = sorted(
+        dict.fromkeys(source for source, _ in regrets),
+        key=lambda source: (source == BEST_ON_AVERAGE, labels.get(source, source)),
+    )
+    rows = [
+        views.GridRow(
+            labels.get(source, source),
+            tuple(_regret_cell(regrets.get((source, target)), source == target) for target in targets),
+        )
+        for source in sources
+    ]
+    note = (
+        "Points below the best known there, when the best configuration of the row's cell is used on "
+        "the column's. Where it was not run there, a forest on the column's trials predicts it (transfer.csv says "
+        "which); a dash where neither can say."
+    )
+    return views.Grid("best of ↓ used on →", tuple(labels[target] for target in targets), tuple(rows), note, what)
 
 
 def _regret_cell(regret: Any, own: bool) -> views.GridCell:

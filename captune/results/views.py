@@ -77,6 +77,7 @@ class Grid:
     columns: tuple[str, ...]
     rows: tuple[GridRow, ...]
     note: str = ""
+    title: str = ""
 
     @property
     def upright(self) -> bool:

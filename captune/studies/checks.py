@@ -11,8 +11,11 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from captune.data.catalog import default_backbone
 from captune.errors import UsageError
 from captune.model.concepts import load_descriptions
+from captune.model.sources import find_source
+from captune.model.weights import fetch_weights
 from captune.studies.planning import Plan
 from captune.tuning.cluster import check_address
 from captune.tuning.mirror import without_password
@@ -49,6 +52,17 @@ def check_before_ray(
     for file in dict.fromkeys(plan.study.task.descriptions for plan in plans):
         if file is not None:
             load_descriptions(file)
+
+
+def fetch_weights_here(plans: Sequence[Plan]) -> None:
+    """Download what this machine's trials will need of weights, before Ray starts.
+
+    Raises:
+        ModelError: weights that are neither on disk nor to be had.
+    """
+    named = (plan.study.task for plan in plans if not plan.study.task.dataset.startswith("features:"))
+    for name, pretrained in dict.fromkeys(default_backbone(task) for task in named):
+        fetch_weights(find_source(name, pretrained))
 
 
 def check_storage(storage: str) -> None:

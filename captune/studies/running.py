@@ -15,7 +15,7 @@ from captune.records import StudyRecord
 from captune.records.layout import REPORT
 from captune.results.report import report_studies
 from captune.studies.aside import ClosingAside
-from captune.studies.checks import check_before_ray
+from captune.studies.checks import check_before_ray, fetch_weights_here
 from captune.studies.closing import chosen_now, close_study
 from captune.studies.planning import Plan
 from captune.tuning.budget import Budget
@@ -92,6 +92,9 @@ class Watcher:
         """
         yield lambda: None
 
+    def ended(self, cells: Sequence[Cell]) -> None:
+        """The last trial has ended; what is left is to choose, to measure on the test and to report."""
+
     def interrupted(self, cells: Sequence[Cell]) -> None:
         """The studies stop here; what is finished is kept. Without cells nothing was begun."""
 
@@ -121,6 +124,8 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     )
     for note in dict.fromkeys(note for plan in plans for note in plan.info.notes):
         watcher.note(note)
+    if settings.address is None and settings.open_trial is None:
+        fetch_weights_here(plans)
     records: list[StudyRecord] = []
     failures: list[StudyError] = []
     with contextlib.ExitStack() as stack:
@@ -292,5 +297,7 @@ def _run_on_ray(
                 callbacks=logger_callbacks(settings.loggers, cells),
                 on_step=step,
             )
+        if finished:
+            watcher.ended(cells)
         aside.wait()
         return finished

@@ -112,10 +112,12 @@ def test_predict_with_a_study_adapts_its_best_configuration_once(
 
 
 def test_mismatch_ends_in_a_sentence() -> None:
-    def row(name: str, verdict: str = "", description: str = "") -> dict[str, object]:
-        return {"class": name, "verdict": verdict, "description": description}
+    def row(name: str, verdict: str = "", description: str = "", number: int = 3) -> dict[str, object]:
+        return {"class": name, "verdict": verdict, "zero_shot_count": number, "description": description}
 
     assert "No class name stands out" in _sentence([row("cat"), row("dog", "candidate")])
+    never = _sentence([row("cat"), row("watch", number=0)])
+    assert "predicts watch for no image" in never and "stands out" not in never
     said = _sentence([row("cat"), row("dog"), row("T4T8", "mismatched", "none: left alone")])
     assert said.startswith("1 of 3 names is hardly connected with any images: T4T8.")
     assert "The other 2 find theirs" in said and "--class-names" in said and "--descriptions" in said
