@@ -9,6 +9,7 @@ import typer
 
 from captune.cli import options
 from captune.cli.console import plain_console
+from captune.cli.study_model import Yes, model_at
 from captune.errors import UsageError, did_you_mean
 
 _FORMS = ("class-weights", "bundle", "open_clip", "onnx", "hf")
@@ -17,7 +18,7 @@ _FORMS = ("class-weights", "bundle", "open_clip", "onnx", "hf")
 @options.with_options("task", only=("backbone", "pretrained"))
 def export(
     given: options.Given,
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.safetensors of an adaptation, or its folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.safetensors, its folder, or a study's directory.")],
     out: Annotated[Path, typer.Option(help="An empty or new folder.", metavar="DIR")],
     form: Annotated[
         str | None,
@@ -31,6 +32,7 @@ def export(
     licence: Annotated[
         str | None, typer.Option(help="With --format hf: licence of the model card, as an SPDX identifier.")
     ] = None,
+    yes: Yes = False,
 ) -> None:  # fmt: skip
     """Write an adapted model for other programs: class weights, open_clip, ONNX, Hugging Face, or a bundle.
 
@@ -42,7 +44,7 @@ def export(
     with plain_console(stderr=True).status("Loading PyTorch"):
         from captune.adapted import open_adapted
         from captune.adapted.exporting import FORMS, default_form, export_adapted
-    model = open_adapted(checkpoint, **given.task, device="cpu", images=False)
+    model = open_adapted(model_at(checkpoint, yes=yes, device="auto"), **given.task, device="cpu", images=False)
     chosen = form or default_form(model)
     with plain_console(stderr=True).status(
         "Writing" if chosen != "onnx" else "Tracing the model and checking the file"

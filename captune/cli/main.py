@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from captune import __version__, interruption, own_process
 from captune.cli.console import labelled, plain_console
+from captune.cli.metavars import with_metavars
 from captune.errors import CaptuneError
 
 # What the parser raises for wrong usage: click's own class, or that of the copy that newer versions of typer bring.
@@ -94,7 +95,7 @@ _PANELS = {
 def command(name: str) -> Callable[..., None]:
     """A subcommand's function; imports what it needs."""
     found: Callable[..., None] = getattr(import_module(f"captune.cli.{name}"), name)
-    return found
+    return with_metavars(found)
 
 
 def _register(arguments: Sequence[str]) -> None:

@@ -104,8 +104,7 @@ def with_options(
                 owners[name] = group
                 default = (defaults or {}).get(name, None if group == "trial" else info.get_default())
                 note = (notes or {}).get(name, "")
-                # A trial's flag is turned off by --set; two spellings of each would leave no room for the text.
-                made.append(_parameter(name, info, panel.name, note, default, negative=group != "trial"))
+                made.append(_parameter(name, info, panel.name, note, default))
 
         @functools.wraps(function)
         def command(**values: Any) -> Any:
@@ -125,13 +124,15 @@ def with_options(
     return decorate
 
 
-def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any, *, negative: bool) -> inspect.Parameter:
+def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any) -> inspect.Parameter:
     kind, choices = _typed(info.annotation)
     flag = f"--{name.replace('_', '-')}"
     text = (info.description or "") + note
     shown = isinstance(default, (str, int, float)) and kind is not bool
     option = typer.Option(
-        f"{flag}/--no-{flag[2:]}" if kind is bool and negative else flag,
+        # What is on by default has a flag that turns it off, the rest one that turns it on: two spellings of each
+        # would leave no room for the text.
+        f"{flag}/--no-{flag[2:]}" if kind is bool and default is True else flag,
         help=f"{text[:1].upper()}{text[1:]}." + (f" Default: {default}." if shown else ""),
         rich_help_panel=panel,
         metavar="" if kind is bool else "|".join(choices) if choices else "PATH" if kind is Path else None,

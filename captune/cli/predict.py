@@ -12,10 +12,10 @@ import typer
 
 from captune.cli import options
 from captune.cli.console import plain_console
+from captune.cli.study_model import Yes, model_at
 from captune.data.labelling import Prediction, check_empty, predictions, predictions_csv, sort_into_folders
 from captune.data.tree import printable
-from captune.errors import CheckpointError, DataError, UsageError, did_you_mean_path
-from captune.records.layout import STUDY
+from captune.errors import DataError, UsageError
 
 
 @options.with_options("task", only=("backbone", "pretrained"))
@@ -37,9 +37,7 @@ def predict(
         float, typer.Option(min=0, max=1, help="With --copy-to: leave out images whose class is less probable.")
     ] = 0.0,
     link: Annotated[bool, typer.Option("--link", help="With --copy-to: symbolic links instead of copies.")] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", metavar="", help="With a study: adapt its best configuration without asking.")
-    ] = False,
+    yes: Yes = False,
     device: options.Device = "auto",
 ) -> int:
     """Classify images with an adapted model.
@@ -58,15 +56,7 @@ def predict(
         options.check_writable(out)
     if copy_to is not None:
         _check_apart(copy_to, images)
-    if (checkpoint / STUDY).is_file():
-        from captune.cli.study_model import model_of_study
-
-        checkpoint = model_of_study(checkpoint, yes=yes, device=device, console=plain_console(stderr=True))
-    elif not checkpoint.exists():
-        raise CheckpointError(
-            "an adapted model must be there", got="none", where=checkpoint, next_step=did_you_mean_path(checkpoint)
-        )
-    model = open_adapted(checkpoint, **given.task, device=device)
+    model = open_adapted(model_at(checkpoint, yes=yes, device=device), **given.task, device=device)
     frozen = model.image_backbone
     console = plain_console(stderr=True)
     options.say_notes(console, [*notes, *frozen.notes])

@@ -13,7 +13,8 @@ import typer
 
 from captune.cli import options
 from captune.cli.console import plain_console
-from captune.errors import CheckpointError, UsageError, did_you_mean_path
+from captune.cli.study_model import Yes, model_at
+from captune.errors import UsageError
 
 _PORT = 8000
 
@@ -21,13 +22,16 @@ _PORT = 8000
 @options.with_options("task", only=("backbone", "pretrained"))
 def serve(
     given: options.Given,
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.safetensors, its folder, or what `export` wrote.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="checkpoint.safetensors, its folder, what `export` wrote, or a study.")
+    ],
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help=f"Port on this machine; default: {_PORT}, or a free one.")
     ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help="File that holds the token; default: a new one each time.", metavar="FILE")
     ] = None,
+    yes: Yes = False,
     device: options.Device = "auto",
 ) -> None:
     """Serve an adapted model on this machine: POST an image, get classes; and a page to drop an image on.
@@ -40,10 +44,7 @@ def serve(
             "captune serve needs the extra captune[serve]", got=f"no {', '.join(missing)}",
             next_step='Type: pip install "captune[serve]"',
         )  # fmt: skip
-    if not checkpoint.exists():
-        raise CheckpointError(
-            "an adapted model must be there", got="none", where=checkpoint, next_step=did_you_mean_path(checkpoint)
-        )
+    checkpoint = model_at(checkpoint, yes=yes, device=device)
     token = secrets.token_urlsafe(24) if token_file is None else token_file.read_text(encoding="utf-8").strip()
     if len(token) < 16:
         raise UsageError("a token must have at least 16 characters", got=f"{len(token)}", where=token_file)

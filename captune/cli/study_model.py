@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from captune.adapting import adapt_once, advice_against, check_out, configuration
-from captune.cli.console import labelled
-from captune.errors import StudyError, UsageError
-from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT
+from captune.cli.console import labelled, plain_console
+from captune.errors import CheckpointError, StudyError, UsageError, did_you_mean_path
+from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, STUDY
 from captune.tuning.header import read_study
+
+Yes = Annotated[
+    bool, typer.Option("--yes", metavar="", help="With a study: adapt its best configuration without asking.")
+]
+
+
+def model_at(place: Path, *, yes: bool, device: str) -> Path:
+    """Where the model lies that a person names: a checkpoint, its folder, an export, or a study's directory.
+
+    Args:
+        place: what was named.
+        yes, device: as for `model_of_study`.
+
+    Raises:
+        CheckpointError: nothing is there; the nearest path is named.
+        CaptuneError: as `model_of_study`, for a study.
+    """
+    if (place / STUDY).is_file():
+        return model_of_study(place, yes=yes, device=device, console=plain_console(stderr=True))
+    if not place.exists():
+        raise CheckpointError(
+            "an adapted model must be there", got="none", where=place, next_step=did_you_mean_path(place)
+        )
+    return place
 
 
 def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> Path:
@@ -52,7 +77,7 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(
-                "a study's model must be adapted before it predicts", got="none yet", where=study,
+                "a study's model must be adapted before it is used", got="none yet", where=study,
                 next_step="Add --yes to adapt it now with the best configuration.",
             )  # fmt: skip
         typer.confirm(

@@ -1,0 +1,32 @@
+"""What `--help` shows for what to type after an option: a word a person would use, not the name of a Python type."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+from typer.models import OptionInfo
+
+_WORDS = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+def with_metavars(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give each option that has no metavar of its own one by its type; a flag gets none."""
+    annotations = {
+        name: parameter.annotation for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
+    }
+    for annotation in annotations.values():
+        for option in (mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, OptionInfo)):
+            if option.metavar is None:
+                option.metavar = _WORDS.get(_plain_type(annotation))
+    function.__annotations__ = annotations
+    return function
+
+
+def _plain_type(annotation: Any) -> Any:
+    """`int` of `Annotated[int | None, …]`, `str` of `list[str]`."""
+    while get_args(annotation):
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    return annotation
