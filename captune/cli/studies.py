@@ -157,7 +157,7 @@ def next_steps(study: StudyRecord, where: Path) -> list[str]:
     """What to do with a study that has ended, one line each."""
     steps = [(f"open {where / PAGE}", "the same with figures and pictures")]
     if not str(study.task.get("dataset", "")).startswith("features:"):
-        steps.append((f"captune predict {where} PHOTOS", "classify new images with what is advised"))
+        steps.append((f"captune predict {where} PHOTOS", "classify new images"))
     width = max(len(command) for command, _ in steps)
     return ["Next:", *(f"  {command:<{width}}  {why}" for command, why in steps)]
 

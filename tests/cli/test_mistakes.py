@@ -174,10 +174,11 @@ def test_the_nearest_path_is_named_as_it_was_typed(here: Path) -> None:
 
 
 def test_weights_that_are_neither_here_nor_to_be_had_are_said_before_ray_starts(here: Path) -> None:
+    generator = np.random.default_rng(0)
     for name in ("dark", "light"):
         (here / "photos" / name).mkdir(parents=True)
         for number in range(10):
-            pixels = np.full((32, 32, 3), 20 * number, dtype=np.uint8)
+            pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(here / "photos" / name / f"{number}.png")
     command = ["-m", "captune", "run", "--dataset", f"folder:{here}/photos", "--paradigm", "ul"]
     named = ["--backbone", "ViT-B-32", "--pretrained", "openai", "--out", str(here / "study")]
