@@ -255,7 +255,7 @@ def noise_margin(study: StudyRecord, trials: Sequence[Trial], gain: float, crite
 
     √(a² + b²), a for the seeds (`_seed_margin`), b for the finite number n of scored images, all of which every seed
     shares, so that b does not shrink with seeds. b is a normal margin of the trial's own standard error where it
-    recorded one (`neighbours`: a jackknife over images). Else: the two predictions differ on a share q of the images
+    recorded one (`neighbours`: a jackknife over images). Else: the two predictions differ on a share q of the images,
     so the difference of two accuracies (or agreements) has variance at most (q − gain²)/n; q is 1 − agreement with
     zero-shot. For harmonic means, `val-smooth` and `ami` that is an approximation.
     """
