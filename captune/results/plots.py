@@ -27,6 +27,7 @@ BLUE, ORANGE, GREEN, RED, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E0
 PAPER, GRID = "#ffffff", "#e4e4e4"
 WIDTH = 5.0
 """Inches: about 350 points, so that a 360 px screen shows the type at nearly its size."""
+DPI = 170
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -54,15 +55,19 @@ STYLE: Any = {
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png (170 dpi) and `stem`.svg, the same bytes for the same figure."""
+    """Write `stem`.png and `stem`.svg, the same bytes for the same figure."""
     written = []
     with mpl.rc_context(STYLE):
+        layout = figure.get_layout_engine()
+        if layout is not None:
+            # Laid out once, before both files: while a figure has an engine, each file is drawn twice.
+            layout.execute(figure)
+            figure.set_layout_engine(None)
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             path = stem.with_name(f"{stem.name}.{suffix}")
             with replacing(path) as temporary:
-                figure.savefig(temporary, format=suffix, dpi=170, metadata=metadata)
+                figure.savefig(temporary, format=suffix, dpi=DPI, metadata=metadata)
             written.append(path)
-            figure.set_layout_engine("none")  # laid out once: the second file has the same picture
     return written
 
 
@@ -73,7 +78,7 @@ def stamp(figure: Figure, text: str) -> None:
 
 def new_figure(height: float, rows: int = 1, ratios: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
     """A figure of one column, with its axes from top to bottom."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 1, squeeze=False, gridspec_kw={"height_ratios": ratios} if ratios else None)
     return figure, list(axes[:, 0])
@@ -271,7 +276,7 @@ def importance_figure(importance: pd.DataFrame, marginals: pd.DataFrame) -> Figu
     curve_rows = (len(shown) + 1) // 2
     heights = [0.9 + 0.34 * len(wide), *([2.0] * curve_rows)]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(1 + curve_rows, 2, height_ratios=heights)
         axis = figure.add_subplot(grid[0, :])
