@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from captune.cli.main import main
 from captune.tuning import machine
-from captune.tuning.gpus import GpuProof
+from captune.tuning.gpus import GpuProof, prove_gpus
 from captune.tuning.machine import BROKEN, FINE, NOTE, Finding, examine
 
 CPU_ONLY = GpuProof(torch="2.9.0+cpu", trouble="torch 2.9.0+cpu is a build without CUDA", mend="Install a CUDA build.")
@@ -27,12 +26,24 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
+@pytest.fixture(scope="module")
+def proof() -> GpuProof:
+    """What a process of its own finds out about this machine's GPUs."""
+    return prove_gpus()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_this_machine_says_why_it_has_no_gpu(proof: GpuProof) -> None:
+    assert proof.torch == torch.__version__
+    assert proof.trouble is not None and proof.devices == ()
+
+
 def test_this_machine_is_told_and_a_directory_that_is_missing_breaks_it(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proof: GpuProof, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "_LEAST_MEMORY", 1)
     monkeypatch.setattr(machine, "_LEAST_DISK", 1)
-    monkeypatch.setattr(machine, "prove_gpus", functools.cache(machine.prove_gpus))
+    monkeypatch.setattr(machine, "prove_gpus", lambda *_: proof)
     code, output = call(capsys, "--shared", str(tmp_path))
     assert code == 0 and "Nothing to mend." in output
     for told in (f"torch: {torch.__version__}", "CPUs:", "memory:", "GB free", "Ray: captune", "token:", str(tmp_path)):

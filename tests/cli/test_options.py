@@ -108,11 +108,6 @@ def answers(commands: list[list[str]]) -> list[Answer]:
     return found
 
 
-def answer(arguments: list[str]) -> Answer:
-    """The same of one command."""
-    return answers([arguments])[0]
-
-
 USAGE = [
     (["run", "--help"], 0, "SETTING=VALUE"),
     (["compare", "--help"], 0, "--confirm-seeds"),
@@ -146,20 +141,36 @@ def test_help_and_wrong_usage_need_no_pytorch(usage: list[Answer], place: int) -
     assert megabytes < 150
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with recorded studies; `on_recorded` writes a report into one of them."""
+    return Path(shutil.copytree(RECORDED, tmp_path_factory.mktemp("recorded") / "studies"))
+
+
+@pytest.fixture(scope="module")
+def on_recorded(recorded: Path) -> dict[str, Answer]:
+    """What commands answer about recorded studies."""
+    commands = {
+        f"{command} {name}": [command, str(recorded / name)]
+        for command, name in (("status", "digits-ul-cap"), ("status", "digits-trzsl-cap"), ("report", "digits-ul-cap"))
+    }
+    return dict(zip(commands, answers(list(commands.values())), strict=True))
+
+
 @pytest.mark.parametrize("name", ["digits-ul-cap", "digits-trzsl-cap"])
-def test_the_status_of_a_study_on_disk_is_read_from_its_record_alone(name: str, tmp_path: Path) -> None:
-    shutil.copytree(RECORDED / name, tmp_path / name)
-    found, output, heavy, megabytes = answer(["status", str(tmp_path / name)])
+def test_the_status_of_a_study_on_disk_is_read_from_its_record_alone(on_recorded: dict[str, Answer], name: str) -> None:
+    found, output, heavy, megabytes = on_recorded[f"status {name}"]
     assert (found, heavy & {"torch", "ray", "optuna", "pandas"}) == (0, set()), output
     assert f"{name}: finished" in output
     assert megabytes < 150
 
 
-def test_a_report_needs_neither_pytorch_nor_ray_and_optuna_only_for_importances(tmp_path: Path) -> None:
-    shutil.copytree(RECORDED / "digits-ul-cap", tmp_path / "study")
-    found, output, heavy, _ = answer(["report", str(tmp_path / "study")])
+def test_a_report_needs_neither_pytorch_nor_ray_and_optuna_only_for_importances(
+    on_recorded: dict[str, Answer], recorded: Path
+) -> None:
+    found, output, heavy, _ = on_recorded["report digits-ul-cap"]
     assert (found, heavy & {"torch", "ray", "optuna"}) == (0, set()), output
-    assert (tmp_path / "study" / "report.html").exists()
+    assert (recorded / "digits-ul-cap" / "report.html").exists()
 
 
 def test_help_shows_flags_without_a_type(usage: list[Answer]) -> None:

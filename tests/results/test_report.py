@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -50,6 +51,24 @@ def small_study(directory: Path, **options: str) -> Path:
     study.confirm([1])
     study.open_seal()
     return study.close()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small study with its report; not to be written into."""
+    directory = small_study(tmp_path_factory.mktemp("small") / "run")
+    report_study(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small study that the oracle selected, of a dataset whose name is HTML."""
+    directory = small_study(
+        tmp_path_factory.mktemp("odd") / "run", dataset="<script>alert(1)</script>", select_by="oracle"
+    )
+    report_study(directory)
+    return directory
 
 
 HIDDEN = ("style", "script", "svg")
@@ -179,10 +198,8 @@ def test_what_is_advised_is_the_same_everywhere(simulated: Path) -> None:
     assert f"{name} – advised" in html.split('id="why"')[1].split("</svg>")[0]
 
 
-def test_html_in_names_is_only_text(tmp_path: Path) -> None:
-    directory = small_study(tmp_path / "evil", dataset="<script>alert(1)</script>")
-    report_study(directory)
-    html = (directory / "report.html").read_text(encoding="utf-8")
+def test_html_in_names_is_only_text(odd: Path) -> None:
+    html = (odd / "report.html").read_text(encoding="utf-8")
     assert html.count("<script") == 1 and "&lt;script&gt;alert(1)" in html
 
 
@@ -219,14 +236,18 @@ CELLS = {
 """How a cell of each Frictionless type may look in the tables."""
 
 
-def test_report_written_again_is_the_same_to_the_byte_whatever_was_edited(tmp_path: Path) -> None:
-    directory = small_study(tmp_path / "run")
-    report_study(directory)
+def test_report_written_again_is_the_same_to_the_byte_whatever_was_edited(small: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(small, tmp_path / "run"))
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     (directory / "best_configs.csv").write_text("study,test_mean\nmine,0.99\n")
     (directory / "runs.csv").write_text("run\nwritten by an earlier version, which called studies.csv so\n")
+    for name in ("importance.svg", "transfer.csv", "concepts.csv", "notes.txt", "mine.csv"):
+        (directory / name).write_text("old")
     report_study(directory)
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    kept = {"notes.txt": b"old", "mine.csv": b"old"}
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before | kept, (
+        "what the report does not support is removed, and nothing else"
+    )
 
 
 def test_best_config_holds_the_whole_configuration_and_the_advice(simulated: Path) -> None:
@@ -320,20 +341,9 @@ def test_several_studies_make_one_report_and_stay_as_they_are(tmp_path: Path) ->
     assert "digits-ssl-cap" in " ".join(page.text)
 
 
-def test_what_a_report_no_longer_supports_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    directory = small_study(tmp_path / "run")
-    for name in ("importance.svg", "transfer.csv", "concepts.csv", "notes.txt", "mine.csv"):
-        (directory / name).write_text("old")
-    report_study(directory)
-    assert not {"importance.svg", "transfer.csv", "concepts.csv"} & {path.name for path in directory.iterdir()}
-    assert (directory / "notes.txt").read_text() == (directory / "mine.csv").read_text() == "old"
-
-
-def test_oracle_stamp_is_on_page_and_tables(tmp_path: Path) -> None:
-    directory = small_study(tmp_path / "oracle", select_by="oracle")
-    report_study(directory)
-    assert "research only" in (directory / "report.html").read_text(encoding="utf-8")
-    for path in directory.glob("*.csv"):
+def test_oracle_stamp_is_on_page_and_tables(odd: Path) -> None:
+    assert "research only" in (odd / "report.html").read_text(encoding="utf-8")
+    for path in odd.glob("*.csv"):
         assert "stamp" in pd.read_csv(path).columns, path.name
 
 

@@ -68,7 +68,12 @@ def model_config(num_merges: int) -> dict[str, Any]:
 
 
 def train_tiny(
-    out: Path, *, seed: int = 0, num_steps: int = DEFAULT_STEPS, report: Callable[[str], None] = lambda line: None
+    out: Path,
+    *,
+    seed: int = 0,
+    num_steps: int = DEFAULT_STEPS,
+    num_glyphs: int = _NUM_GLYPHS,
+    report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train the model on rendered glyphs and write its folder: configuration, weights (fp16), vocabulary.
 
@@ -79,6 +84,7 @@ def train_tiny(
         out: directory to write to; made if absent, files of the same name replaced.
         seed: root seed of weights, glyphs, captions and batches.
         num_steps: optimiser steps; under about 250 the model stays near chance.
+        num_glyphs: images drawn to train on.
         report: takes a line of progress now and then.
 
     Raises:
@@ -90,12 +96,12 @@ def train_tiny(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        _train(out, seed, num_steps, report)
+        _train(out, seed, num_steps, num_glyphs, report)
     finally:
         torch.set_num_threads(threads)
 
 
-def _train(out: Path, seed: int, num_steps: int, report: Callable[[str], None]) -> None:
+def _train(out: Path, seed: int, num_steps: int, num_glyphs: int, report: Callable[[str], None]) -> None:
     # Heavy, and needed only to train: a study that opens the model must not pay for them.
     import open_clip
 
@@ -110,7 +116,7 @@ def _train(out: Path, seed: int, num_steps: int, report: Callable[[str], None]) 
         bpe_path=str(out / VOCABULARY), context_length=config["model_cfg"]["text_cfg"]["context_length"]
     )
 
-    labels_N = torch.arange(_NUM_GLYPHS) % len(CHARACTERS)
+    labels_N = torch.arange(num_glyphs) % len(CHARACTERS)
     glyphs_NHW = draw_glyphs(labels_N, tuple(CHARACTERS.values()), torch_generator(seed, "tiny", "glyphs"))
     # open_clip and torch draw initial weights from the global generator; the caller's state is put back.
     with torch.random.fork_rng(devices=[]):
@@ -126,7 +132,7 @@ def _train(out: Path, seed: int, num_steps: int, report: Callable[[str], None]) 
     batches = torch_generator(seed, "tiny", "batches")
     captions = torch_generator(seed, "tiny", "captions")
     for step in range(num_steps):
-        picked_B = torch.randint(_NUM_GLYPHS, (_BATCH,), generator=batches)
+        picked_B = torch.randint(num_glyphs, (_BATCH,), generator=batches)
         loss = _loss(
             model, auxiliary, as_input(glyphs_NHW[picked_B]), labels_N[picked_B], tokenizer(draw_captions(captions))
         )
