@@ -6,6 +6,9 @@ that came last would leave one worker alone with it.
 
 from __future__ import annotations
 
+import os
+from functools import cache
+
 import pytest
 
 from captune import own_process
@@ -22,6 +25,19 @@ _LONG_FIRST = (
     "analysis/test_scripts.py", "cli/test_using.py", "algorithms/test_blend.py", "tuning/test_study.py",
     "tuning/test_cli.py", "model/test_towers.py", "cli/test_doctor.py", "results/test_questions.py",
 )  # fmt: skip
+
+
+@cache
+def _interpret_kernels_without_a_gpu() -> None:
+    """Triton looks at this when it is first imported, so it is set before the first test module is."""
+    import torch  # not above: the process that only hands out files to workers needs none
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collectstart() -> None:
+    _interpret_kernels_without_a_gpu()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
