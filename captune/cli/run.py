@@ -111,6 +111,8 @@ def run(
     for study in studies:
         if study.method != AUTO:
             refuse_unfit(study.method, study.task)
+    what = " ".join(_cell_of(studies[0])) if len(studies) == 1 else f"{len(studies)} studies"
+    console.print(f"{what}: loading PyTorch and Ray", highlight=False, soft_wrap=True)
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.planning import show_cost, show_matrix, show_plan
         from captune.cli.studies import execute
@@ -141,6 +143,10 @@ def run(
         show_cost(plans[0], how, console)
         return
     execute(plans, how, console)
+
+
+def _cell_of(study: StudyConfig) -> tuple[str, str, str]:
+    return study.task.dataset, study.task.paradigm, study.method
 
 
 def _warm_starts(text: str | None) -> list[Path]:

@@ -69,6 +69,14 @@ class Screen(Watcher):
         """Say where trials run, how many at once, and where to watch."""
         _say_start(cells, cluster, allotment, self._console)
 
+    def dashboard(self, cluster: Cluster) -> None:
+        """Say where it is."""
+        self._console.print(
+            f"Ray dashboard: http://{cluster.dashboard}"
+            + (f" (asks for the token in {token_file()})" if cluster.authenticated else ""),
+            highlight=False,
+        )
+
     @contextlib.contextmanager
     def watching(
         self, cells: Sequence[Cell], *, concurrency: int, budget: Callable[[], str | None]
@@ -202,12 +210,6 @@ def _say_start(cells: Sequence[Cell], cluster: Cluster, allotment: Allotment, co
         f"{share} each",
         highlight=False,
     )
-    if cluster.dashboard:
-        console.print(
-            f"Ray dashboard: http://{cluster.dashboard}"
-            + (f" (asks for the token in {token_file()})" if cluster.authenticated else ""),
-            highlight=False,
-        )
     if cluster.warning:
         console.print(labelled("warning", str(cluster.warning), "yellow"))
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from captune.errors import StudyError, UsageError
 from captune.records import StudyRecord
 from captune.records.layout import REPORT
@@ -28,6 +30,7 @@ from captune.tuning.preparing import Preparation
 from captune.tuning.samplers import check_sampler
 from captune.tuning.silence import Silence
 from captune.tuning.specs import TrialSpec
+from captune.tuning.starting import Alongside, DashboardComesUp, begin_imports, run_references_here
 from captune.tuning.stopping import StopRequests
 from captune.tuning.study import OpenStudy
 from captune.tuning.telemetry import logger_callbacks, telemetry
@@ -82,6 +85,9 @@ class Watcher:
     def started(self, cells: Sequence[Cell], cluster: Cluster, allotment: Allotment) -> None:
         """Ray is there, and trials are about to start."""
 
+    def dashboard(self, cluster: Cluster) -> None:
+        """Ray's dashboard is up."""
+
     @contextlib.contextmanager
     def watching(
         self, cells: Sequence[Cell], *, concurrency: int, budget: Callable[[], str | None]
@@ -129,6 +135,7 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     records: list[StudyRecord] = []
     failures: list[StudyError] = []
     with contextlib.ExitStack() as stack:
+        # Ray ends with the stack, behind the answer.
         studies, aside = _run_trials(plans, settings, watcher, stack)
         cells = [opened.cell for opened in studies]
         try:
@@ -202,7 +209,9 @@ def _run_trials(
         if settings.retry_failed:
             for cell in cells:
                 cell.retry_failed()
-        finished = all(cell.finished for cell in cells) or _run_on_ray(cells, plans, settings, watcher, budget, aside)
+        finished = all(cell.finished for cell in cells) or _run_on_ray(
+            cells, plans, settings, watcher, budget, aside, stack
+        )
         for opened in studies:
             opened.note_spent(budget.spent_seconds, budget.spent_gpu_hours, shared_by=len(studies))
     except BaseException as error:
@@ -247,12 +256,22 @@ def _run_on_ray(
     watcher: Watcher,
     budget: Budget,
     aside: ClosingAside,
+    stack: contextlib.ExitStack,
 ) -> bool:
-    """Run all trials; False when interrupted."""
+    """Run all trials; False when interrupted. Ray ends with the stack."""
     threads = max(1, int(settings.cpus_per_trial or 1))
-    with connected(
-        settings.address, threads=threads, dashboard=settings.dashboard, dashboard_host=settings.dashboard_host
-    ) as cluster:
+    preparation = Preparation([] if settings.open_trial is not None else cells)
+    # Where this machine's CPUs train and one dataset is to be prepared, this process does it while Ray starts.
+    alone = settings.address is None and len(preparation.groups) == 1 and not torch.cuda.is_available()
+    preparing = Alongside(preparation.prepare_here) if alone else None
+    with preparing or contextlib.nullcontext():
+        cluster = stack.enter_context(
+            connected(
+                settings.address, threads=threads, dashboard=settings.dashboard, dashboard_host=settings.dashboard_host
+            )
+        )
+        if cluster.local and settings.open_trial is None:
+            begin_imports(cells, threads=threads, processes=settings.concurrency or int(cluster.cpus / threads))
         on_gpus = bool(cluster.gpus) and settings.gpus_per_trial != 0
         if on_gpus:
             on_gpus = check_gpus(allow_cpu=settings.allow_cpu)
@@ -266,38 +285,38 @@ def _run_on_ray(
             deterministic=any(plan.study.deterministic for plan in plans),
         )
         watcher.started(cells, cluster, allotment)
-        only_here = cluster.local and not cluster.gpus
-        check_nodes([plan.directory for plan in plans], here=only_here)
-        preparation = Preparation([] if settings.open_trial is not None else cells)
-        if only_here and len(preparation.groups) == 1:
-            preparation.prepare_here()
-        elif preparation.groups:
-            preparation.begin(allotment)
-        publishing = telemetry(cells, loggers=settings.loggers, concurrency=allotment.concurrency)
-        watched = watcher.watching(cells, concurrency=allotment.concurrency, budget=budget.left)
-        silence = Silence(cells, watcher.warn)
-        with watched as refresh, publishing as publish:
+        check_nodes([plan.directory for plan in plans], here=cluster.local and not cluster.gpus)
+    if preparing is None and preparation.groups:
+        preparation.begin(allotment)
+    publishing = telemetry(cells, loggers=settings.loggers, concurrency=allotment.concurrency)
+    watched = watcher.watching(cells, concurrency=allotment.concurrency, budget=budget.left)
+    silence = Silence(cells, watcher.warn)
+    dashboard = DashboardComesUp(cluster, watcher.dashboard)
+    with watched as refresh, publishing as publish:
+        if preparing is not None:
+            run_references_here(cells, threads=threads)
 
-            def step() -> None:
-                budget.check(concurrency=allotment.concurrency, gpus=allotment.gpus)
-                publish()
-                refresh()
-                silence.look()
-                aside.look()
-                preparation.look()
+        def step() -> None:
+            budget.check(concurrency=allotment.concurrency, gpus=allotment.gpus)
+            publish()
+            refresh()
+            silence.look()
+            aside.look()
+            preparation.look()
+            dashboard.look()
 
-            finished = run_cells(
-                cells,
-                cluster,
-                allotment,
-                open_trial=settings.open_trial,
-                allow_cpu=settings.allow_cpu,
-                trial_timeout=settings.trial_timeout,
-                should_stop=StopRequests([cell.directory for cell in cells]).came,
-                callbacks=logger_callbacks(settings.loggers, cells),
-                on_step=step,
-            )
-        if finished:
-            watcher.ended(cells)
-        aside.wait()
-        return finished
+        finished = run_cells(
+            cells,
+            cluster,
+            allotment,
+            open_trial=settings.open_trial,
+            allow_cpu=settings.allow_cpu,
+            trial_timeout=settings.trial_timeout,
+            should_stop=StopRequests([cell.directory for cell in cells]).came,
+            callbacks=logger_callbacks(settings.loggers, cells),
+            on_step=step,
+        )
+    if finished:
+        watcher.ended(cells)
+    aside.wait()
+    return finished

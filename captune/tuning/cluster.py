@@ -27,7 +27,7 @@ import ray
 from captune import interruption, own_process
 from captune.errors import StudyError, UsageError
 from captune.tuning import ray_internals
-from captune.tuning.environment import ray_environment, worker_variables
+from captune.tuning.environment import ray_environment, variables, worker_variables
 from captune.tuning.lock import is_running
 from captune.tuning.packing import Node
 
@@ -36,6 +36,8 @@ _LOOPBACK = "127.0.0.1"
 _START_SECONDS = 180.0
 _USUAL_START_SECONDS = 15.0
 _ANSWER_SECONDS = 4.0
+# The dashboard is a dozen processes that import much: trials go first.
+_DASHBOARD_NICENESS = 5
 # How every gRPC client begins (RFC 9113, section 3.4): the preface and an empty SETTINGS frame; servers answer with
 # theirs.
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -50,7 +52,8 @@ class Cluster:
     """A cluster that is connected.
 
     Attributes:
-        dashboard: its address (host:port), or None.
+        starts_dashboard: whether Ray's dashboard comes up, which is not waited for.
+        known_dashboard: its address (host:port), where it was up before.
         nodes: what each has, as far as Ray was told.
         local: whether it was started here, for this study.
         authenticated: whether it asks for a token.
@@ -58,12 +61,18 @@ class Cluster:
         storage: where Tune may keep its scraps while the study runs.
     """
 
-    dashboard: str | None
+    starts_dashboard: bool
     nodes: tuple[Node, ...]
     local: bool
     authenticated: bool
     storage: Path
     warning: str | None = None
+    known_dashboard: str | None = None
+
+    @property
+    def dashboard(self) -> str | None:
+        """The dashboard's address (host:port); None where there is none, or it is not up yet."""
+        return ray_internals.dashboard_address() if self.starts_dashboard else self.known_dashboard
 
     @property
     def cpus(self) -> float:
@@ -113,7 +122,6 @@ def _connection(
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,
-        "runtime_env": {"env_vars": workers},
     }
     # Also to join: a cluster that asks for none ignores it, one that asks says that it is another.
     ensure_token()
@@ -126,6 +134,9 @@ def _connection(
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_temp_dir": str(scraps / "ray"),
         }
+        # Its processes have the variables from this one: workers that Ray starts ahead can be used, and none of them
+        # waits for the agent that sets up environments.
+        inherited = workers
     else:
         address = _found(address)
         try:
@@ -133,7 +144,8 @@ def _connection(
         except BaseException:
             shutil.rmtree(scraps, ignore_errors=True)
             raise
-        options["address"] = address
+        options |= {"address": address, "runtime_env": {"env_vars": workers}}
+        inherited = {}
     loopback = address is None or _listens_on_loopback_only(address)
     try:
         # A start that is broken off leaves processes, or hangs: it takes seconds, and the signal is heard after it.
@@ -145,6 +157,8 @@ def _connection(
             ray_internals.environment_heard(),
             ray_internals.on_loopback() if loopback else contextlib.nullcontext(),
             ray_internals.patient_start(_START_SECONDS),
+            ray_internals.dashboard_unawaited(_DASHBOARD_NICENESS) if address is None else contextlib.nullcontext(),
+            variables(inherited),
             _said_if_slow(),
         ):
             context = ray.init(**options)
@@ -164,10 +178,11 @@ def _connection(
     _silence()
     try:
         interruption.check()
-        dashboard_url = getattr(context, "dashboard_url", None) or None
-        authenticated = address is None or _asks_for_token(dashboard_url)
+        known_dashboard = None if address is None else getattr(context, "dashboard_url", None) or None
+        authenticated = address is None or _asks_for_token(known_dashboard)
         yield Cluster(
-            dashboard=dashboard_url,
+            starts_dashboard=dashboard and address is None,
+            known_dashboard=known_dashboard,
             nodes=_nodes(),
             local=address is None,
             authenticated=authenticated and os.environ.get("RAY_AUTH_MODE") == "token",

@@ -118,6 +118,50 @@ def patient_start(seconds: float) -> Iterator[None]:
             os.environ.pop(_GCS_WAIT, None)
 
 
+@contextlib.contextmanager
+def dashboard_unawaited(niceness: int = 0) -> Iterator[None]:
+    """Ray as it is started in the block does not wait for its dashboard, which gives way to trials by so much.
+
+    Answers `ray.experimental.internal_kv._internal_kv_get` for the dashboard's address, by which
+    `ray._private.services.start_api_server` learns that it is up, with an empty one, and sets the priority of the
+    process that it starts. Without it a start takes seconds longer, and a dozen processes of the dashboard import
+    their modules on the CPUs that the first trials need.
+    """
+    services: Any = ray._private.services
+    constants: Any = ray._private.ray_constants
+    get, start = internal_kv._internal_kv_get, services.start_ray_process
+
+    def known(key: Any, *arguments: Any, **options: Any) -> Any:
+        return b"" if key == constants.DASHBOARD_ADDRESS else get(key, *arguments, **options)
+
+    def started(command: Any, process_type: str, *arguments: Any, **options: Any) -> Any:
+        process = start(command, process_type, *arguments, **options)
+        if process_type == constants.PROCESS_TYPE_DASHBOARD:
+            with contextlib.suppress(OSError, AttributeError):
+                os.setpriority(os.PRIO_PROCESS, process.process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+        return process
+
+    internal_kv._internal_kv_get, services.start_ray_process = known, started
+    try:
+        yield
+    finally:
+        internal_kv._internal_kv_get, services.start_ray_process = get, start
+
+
+def dashboard_address() -> str | None:
+    """The `host:port` of the dashboard of the cluster that is connected; None as long as it is not up.
+
+    Uses the key `ray._private.ray_constants.DASHBOARD_ADDRESS`, which a dashboard sets when it answers, and tells Ray,
+    which was started without waiting for it, under the key that `ray.init` would have set.
+    """
+    constants: Any = ray._private.ray_constants
+    found = internal_kv._internal_kv_get(constants.DASHBOARD_ADDRESS, namespace=constants.KV_NAMESPACE_DASHBOARD)
+    if not found:
+        return None
+    internal_kv._internal_kv_put(b"webui:url", found, overwrite=True, namespace=constants.KV_NAMESPACE_DASHBOARD)
+    return str(found.decode())
+
+
 def address_of_this_machine() -> str | None:
     """The `host:port` that `auto` stands for here; None where no cluster is known.
 

@@ -23,9 +23,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 COMMAND = [sys.executable, "-c", "from captune.cli.main import main; main()"]
 # A driver that holds a cluster of captune's own open until its input ends.
 HOLD = """
-import sys, ray
+import sys, time, ray
 from captune.tuning.cluster import connected
 with connected(None, threads=1, cpus=1) as cluster:
+    while cluster.dashboard is None:
+        time.sleep(0.1)
     print(cluster.dashboard, ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.read()
 """

@@ -10,9 +10,17 @@ from typing import Any
 import pytest
 import ray
 import ray._private.services as services
+import torch
 
-from captune.errors import StudyError, UsageError
-from captune.tuning import cluster, ray_internals
+from captune.errors import DataError, StudyError, UsageError
+from captune.records import Phase, State
+from captune.studies.planning import plan_study
+from captune.tuning import cluster, ray_internals, starting
+from captune.tuning.environment import variables
+from captune.tuning.starting import Alongside, DashboardComesUp, run_references_here
+from captune.tuning.study import OpenStudy
+from tests.journals import journal_lines
+from tests.studies.lives import run_trials, settings
 
 
 @pytest.fixture
@@ -81,3 +89,78 @@ def test_a_start_that_fails_says_how_long_was_waited(
     ):
         raise AssertionError("not reached")
     assert said == ["waiting"]
+
+
+def test_variables_are_set_for_a_block_and_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTUNE_ONE", "old")
+    monkeypatch.delenv("CAPTUNE_TWO", raising=False)
+    with variables({"CAPTUNE_ONE": "new", "CAPTUNE_TWO": "new"}):
+        assert os.environ["CAPTUNE_ONE"] == os.environ["CAPTUNE_TWO"] == "new"
+    assert os.environ["CAPTUNE_ONE"] == "old" and "CAPTUNE_TWO" not in os.environ
+
+
+def test_what_is_done_alongside_is_waited_for_and_its_error_is_raised() -> None:
+    done: list[str] = []
+
+    def slow() -> None:
+        time.sleep(0.3)
+        done.append("work")
+
+    with Alongside(slow):
+        done.append("block")
+    assert done == ["block", "work"]
+
+    def broken() -> None:
+        raise DataError("weights must be readable", got="none")
+
+    with pytest.raises(DataError, match="weights must be readable"), Alongside(broken):
+        pass
+    with pytest.raises(ValueError, match="of the block"), Alongside(broken):
+        raise ValueError("of the block")
+
+
+class Dashboard:
+    """A cluster whose dashboard is up when it is asked for the third time."""
+
+    starts_dashboard, known_dashboard, asked = True, None, 0
+
+    @property
+    def dashboard(self) -> str | None:
+        self.asked += 1
+        return "127.0.0.1:8265" if self.asked > 2 else None
+
+
+def test_a_dashboard_is_told_of_once_when_it_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "_EVERY_SECONDS", 0.0)
+    told: list[Any] = []
+    shown: Any = Dashboard()
+    watch = DashboardComesUp(shown, told.append)
+    for _ in range(6):
+        watch.look()
+    assert told == [shown] and shown.asked == 3
+    shown.starts_dashboard, shown.asked = False, 0
+    DashboardComesUp(shown, told.append).look()
+    assert shown.asked == 0, "nobody asks where none was started"
+
+
+def test_references_that_run_in_the_driver_are_those_of_a_worker(tmp_path: Path) -> None:
+    here, worker = (plan_study(settings("trzsl", trials=1, confirm_top=0), tmp_path / name) for name in "ab")
+    opened = OpenStudy(here.directory, here.study, here.info, here.space, durable=False)
+    threads = torch.get_num_threads()
+    run_references_here([opened.cell], threads=1)
+    assert torch.get_num_threads() == threads
+    references = [trial for trial in opened.cell.trials.values() if trial.phase is Phase.REFERENCE]
+    assert {trial.key for trial in opened.cell.trials.values()} == {key for key, _, _ in here.info.references}
+    assert all(trial.state is State.COMPLETE for trial in references)
+    assert not opened.cell.active and not opened.cell.waiting
+    opened.close()
+    run_trials(worker).close()
+    outcome = [
+        {
+            event["key"]: (event["score"], event["scores"])
+            for event in journal_lines(plan.directory / "journal.jsonl")
+            if event["event"] == "finished"
+        }
+        for plan in (here, worker)
+    ]
+    assert outcome[0] == {key: value for key, value in outcome[1].items() if key in outcome[0]}

@@ -1,0 +1,147 @@
+"""What is done while Ray and its workers come up, so that the first trials need not wait for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+import torch
+
+from captune import interruption
+from captune.algorithms import ALGORITHMS
+from captune.records import Phase
+from captune.records.events import Planned
+from captune.records.trial import Trial
+from captune.tuning.cell import Cell
+from captune.tuning.cluster import Cluster, thread_variables
+from captune.tuning.environment import variables
+from captune.tuning.specs import TrialSpec
+from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable, open_trial_anywhere
+
+_EVERY_SECONDS = 1.0
+# Images times classes above which a reference takes seconds: then workers train beside it.
+_SMALL = 1_000_000
+
+
+class Alongside:
+    """Runs a function in a thread while the block runs, and waits for it at its end; what it raises is raised there.
+
+    A signal that ends the block does not wait: the function only builds files that are put in place whole.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="captune-preparation", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # raised where it is waited for
+            self._error = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while kind is None and self._thread.is_alive():
+            self._thread.join(0.1)
+            interruption.check()
+        if kind is None and self._error is not None:
+            raise self._error
+
+
+class DashboardComesUp:
+    """Tells once that Ray's dashboard is up; nobody waits for it.
+
+    Args:
+        cluster: that is connected.
+        tell: called with it.
+    """
+
+    def __init__(self, cluster: Cluster, tell: Callable[[Cluster], None]) -> None:
+        self._cluster, self._tell = cluster, tell
+        self._expected = cluster.starts_dashboard or cluster.known_dashboard is not None
+        self._looked = 0.0
+
+    def look(self) -> None:
+        """Called at every turn of Ray's loop."""
+        if self._expected and time.monotonic() - self._looked > _EVERY_SECONDS:
+            self._looked = time.monotonic()
+            if self._cluster.dashboard is not None:
+                self._expected = False
+                self._tell(self._cluster)
+
+
+def begin_imports(cells: Sequence[Cell], *, threads: int, processes: int) -> list[Any]:
+    """Let workers of this machine import what trials need, before the first trial is known.
+
+    Ray gives a trial's actor a process that has ended a task. Nothing has to wait for these tasks.
+
+    Args:
+        cells: the studies.
+        threads: CPU threads of a trial.
+        processes: trials at once.
+
+    Returns:
+        Ray's references to the tasks; each will say which process it ran in.
+    """
+    methods = sorted({method for cell in cells for method in (cell.info.methods or (cell.study.method,))})
+    task = ray.remote(num_cpus=threads, max_retries=0)(_import_training)
+    return [task.remote(methods) for _ in range(max(1, processes))]
+
+
+def _import_training(methods: Sequence[str]) -> int:
+    import captune.training.trial  # noqa: F401 - it is the import that is wanted
+
+    for method in methods:
+        if method in ALGORITHMS:
+            import_module(f"captune.algorithms.{ALGORITHMS[method].algorithm.partition(':')[0]}")
+    return os.getpid()
+
+
+def run_references_here(cells: Sequence[Cell], *, threads: int) -> None:
+    """Run the references of small studies in this process, which has prepared their images.
+
+    They do not train and take milliseconds; so the first scores do not wait for a worker's imports.
+
+    Args:
+        cells: the studies.
+        threads: CPU threads of a trial.
+    """
+
+    def reference(trial: Trial | Planned) -> bool:
+        return trial.phase is Phase.REFERENCE and not (isinstance(trial, Trial) and trial.crashes)
+
+    before = torch.get_num_threads()
+    with variables(thread_variables(threads)):
+        for cell in cells:
+            if (cell.info.num_pool + cell.info.num_test) * cell.info.num_classes > _SMALL:
+                continue
+            while (trial := cell.next_trial(fits=reference)) is not None:
+                interruption.check()
+                _run_here(cell, trial, threads)
+    torch.set_num_threads(before)
+
+
+def _run_here(cell: Cell, trial: Trial, threads: int) -> None:
+    worker: Any = StudyTrainable.__new__(StudyTrainable)
+    cell.start(trial.key, None)
+    worker.setup({SPEC: TrialSpec.pack_to_json([cell.spec(trial, threads=threads)])}, open_trial=open_trial_anywhere)
+    try:
+        while not trial.ended:
+            payload = json.loads(worker.step()[PAYLOAD])
+            for told in payload["told"]:
+                cell.deliver(told["key"], told | {"node": payload["node"]})
+    finally:
+        worker.cleanup()
