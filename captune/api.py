@@ -103,7 +103,7 @@ def run(
     dataset: str | None = None,
     paradigm: str = "ul",
     method: str = "cap",
-    trials: int = 12,
+    trials: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     **options: Any,
@@ -116,7 +116,7 @@ def run(
         dataset: a dataset's name, or folder:DIR, csv:FILE, features:FILE, as on the command line.
         paradigm: ul, ssl, trzsl or tft.
         method: a method's name; "auto" for one study over several.
-        trials: configurations to try, the published one included.
+        trials: configurations to try, the published one included; None: what is usual in the cell.
         out: the study's directory; runs/NAME if None.
         resume: go on with the study in the directory.
         options: any other option of `captune run` by its name, or any setting of the method, which is then fixed:
@@ -151,7 +151,8 @@ def run(
     refuse_unused_shots(task)
     fixed = {**search.pop("fixed", {}), **fixed}
     starting_configs(method, task, fixed, search.get("preset"), where="run")
-    values = {**search, "task": task.model_dump(), "method": method, "trials": trials, "fixed": fixed}
+    values = {**search, "task": task.model_dump(), "method": method, "fixed": fixed}
+    values |= {} if trials is None else {"trials": trials}
     study = StudyConfig.parse(values, where="run")
     resolve_criterion(study.select_by, task.paradigm)
     how = MachineConfig.parse(machine, where="run")

@@ -252,7 +252,9 @@ class StudyConfig(Config):
     preset: Literal["paper"] | None = Field(
         None, description="paper: the published settings, prompts, splits and budget (--show prints them)"
     )
-    trials: int = Field(12, ge=1, description="configurations to try, the published one included")
+    trials: int = Field(
+        12, ge=1, description="configurations to try, the published one included; on frozen features 96 (wide ones 48)"
+    )
     seed: int = Field(0, ge=0, description="root seed of the study")
     sampler: Literal["tpe", "random", "gp", "qmc", "cmaes", "nsga2"] = Field(
         "tpe", description="Optuna sampler that proposes configurations"
@@ -277,7 +279,9 @@ class StudyConfig(Config):
     confirm_top: Annotated[int, CONFIRMING] = Field(
         3, ge=0, description="number of best configurations that are run again with fresh seeds"
     )
-    confirm_seeds: Annotated[int, CONFIRMING] = Field(3, ge=1, description="fresh seeds per confirmed configuration")
+    confirm_seeds: Annotated[int, CONFIRMING] = Field(
+        3, ge=1, description="fresh seeds per confirmed configuration; after so many trials on frozen features 10 or 6"
+    )
     stress: Annotated[bool, CONFIRMING] = Field(
         False, description="also run the chosen configuration on long-tailed, small and open-set pools"
     )

@@ -20,3 +20,13 @@ def declare() -> None:
 def is_own() -> bool:
     """Whether this process, or one that started it, was marked."""
     return all(os.environ.get(name) == value for name, value in VARIABLES.items())
+
+
+def wait_passively() -> None:
+    """Let threads that wait sleep; must be called before PyTorch is imported.
+
+    By default a thread that waits for the others spins, which counts as its CPU time: on a busy machine a step of many
+    short products then looks dearer than it is.
+    """
+    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0")):
+        os.environ.setdefault(name, value)

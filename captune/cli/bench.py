@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from captune.cli.console import plain_console
 from captune.cli.options import Device, Threads
 from captune.errors import UsageError
+from captune.own_process import wait_passively
 from captune.records import atomic_write
 
 
@@ -35,6 +37,7 @@ def bench(
     """
     counts = _counts(classes)
     console = plain_console()
+    wait_passively()
     with console.status("Loading PyTorch") as status:
         from captune.cost.speed import measure_speed, precisions_in
         from captune.training.trial import limit_threads
@@ -57,15 +60,20 @@ def bench(
 def lines(report: dict[str, Any]) -> list[str | Table]:
     """What a person reads of a report: the machine, a table, and how to learn what one's own study costs."""
     hardware, found = report["machine"], report["versions"]
-    rates = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {name}" for name, value in report["matrix_flops"].items())
+    noisy = [
+        f"Too noisy, {row['classes']} classes, {row['precision']}: {row['too_noisy']}. Measure again when it is idle."
+        for row in report["speeds"]
+        if row["too_noisy"]
+    ]
     table = Table(
-        "classes", "precision", "step", "images/s", "memory", "a trial (50 × 50 steps)", "a study", box=None,
-        pad_edge=False, title=f"{report['settings']['backbone']}, prompts, one trial at a time", title_justify="left",
+        "classes", "precision", "step", "images/s", "matrix products", "memory", "a trial (50 × 50 steps)", "a study",
+        box=None, pad_edge=False, title_justify="left",
+        title=f"{report['settings']['backbone']}, prompts, one trial at a time",
     )  # fmt: skip
     for row in report["speeds"]:
         table.add_row(
             str(row["classes"]), row["precision"], f"{1000 * row['step_seconds']:.0f} ms",
-            f"{row['images_per_second']:.0f}", f"{row['memory_bytes'] / 1e9:.1f} GB",
+            f"{row['images_per_second']:.0f}", _rates(row["matrix_flops"]), f"{row['memory_bytes'] / 1e9:.1f} GB",
             f"{row['trial_seconds'] / 3600:.1f} h", f"{row['study_seconds'] / 3600:.0f} h",
         )  # fmt: skip
     prepared = max(row["prepared_per_second"] for row in report["speeds"])
@@ -74,12 +82,18 @@ def lines(report: dict[str, Any]) -> list[str | Table]:
         f"load {hardware['load_average']:.1f}; "
         + ", ".join(f"{name} {value}" for name, value in found.items())
         + f"; {report['date']}",
-        f"Matrix products: {rates}.",
         table,
+        *noisy,
         f"Each image is decoded and encoded once per machine, {prepared:.0f} images/s here. A study is 12 trials and "
         "12 confirmations; early stopping makes it cheaper, trials in parallel shorter.",
         "What a study of your own data costs: captune run … --dry-run. --tuning features costs far less.",
     ]
+
+
+def _rates(flops: Sequence[float]) -> str:
+    """Matrix rates before and after, in GFLOP/s; one number where they are alike."""
+    before, after = (f"{value / 1e9:.0f}" for value in flops)
+    return f"{before} GFLOP/s" if before == after else f"{before}, then {after} GFLOP/s"
 
 
 def _counts(text: str) -> tuple[int, ...]:

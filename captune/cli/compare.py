@@ -33,7 +33,8 @@ _OF_ONE_METHOD = ("method", "space", "objectives", "storage")
     "task", "study", "trial", "machine",
     without=_OF_ONE_METHOD,
     notes={"paradigm": " (several: a,b; default: all)"},
-    defaults={"confirm_top": 1, "confirm_seeds": 5, "logger": "none"},
+    # One search budget for all, whatever is usual for a method.
+    defaults={"trials": 12, "confirm_top": 1, "confirm_seeds": 5, "logger": "none"},
 )  # fmt: skip
 def compare(
     given: Given,

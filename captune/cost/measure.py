@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+# Rates of one machine left alone differ by some per cent; a quarter less of it would turn verdicts over.
+NOISY = 0.15
 _PACKAGES = ("captune", "torch", "open_clip_torch", "numpy")
 
 
@@ -73,11 +75,13 @@ class MatrixRate:
         precision: of the factors.
         shape: (rows, inner, columns) of the product.
         flops: operations a second, a multiplication and an addition counting as two.
+        taken: share of this process's CPUs that others took meanwhile; 0 on a GPU.
     """
 
     precision: str
     shape: tuple[int, int, int]
     flops: float
+    taken: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -106,16 +110,35 @@ def matrix_rate(
         for _ in range(calls):
             torch.nn.functional.linear(left, weight)
 
+    clocks: list[tuple[float, float]] = []
+
     def busy() -> float:
         wall, cpu = clocks_of(product, device)
-        return cpu / torch.get_num_threads() if device.type == "cpu" else wall
+        clocks.append((wall, cpu / torch.get_num_threads() if device.type == "cpu" else wall))
+        return clocks[-1][1]
 
     calls = 1
     once = min(busy() for _ in range(3))
     # A single product on a GPU is shorter than the clock's and the queue's overhead.
     calls = max(1, int(0.02 / max(once, 1e-7)))
     best = min(busy() for _ in range(max(3, int(seconds / 0.02 / max(1.0, once / 0.02)))))
-    return MatrixRate(precision, shape, 2.0 * rows * inner * columns * calls / best)
+    wall, cpu = (sum(column) for column in zip(*clocks, strict=True))
+    taken = max(0.0, 1.0 - cpu / wall) if wall else 0.0
+    return MatrixRate(precision, shape, 2.0 * rows * inner * columns * calls / best, taken)
+
+
+def why_too_noisy(before: MatrixRate, after: MatrixRate) -> str | None:
+    """Why what was measured between two matrix rates is not to be trusted, in words; None where it is.
+
+    Others that take CPUs lengthen the clock's seconds, and by the caches and the memory they share also CPU seconds.
+    """
+    change = abs(after.flops - before.flops) / max(after.flops, before.flops)
+    taken = max(before.taken, after.taken)
+    if taken > NOISY:
+        return f"others took {100 * taken:.0f} % of the CPUs"
+    if change > NOISY:
+        return f"matrix products were {100 * change:.0f} % slower at one end than at the other"
+    return None
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from captune.algorithms import paper_config
 from captune.config import StudyConfig, TaskConfig
-from captune.cost.measure import machine, matrix_rate, versions
+from captune.cost.measure import MatrixRate, machine, matrix_rate, versions, why_too_noisy
 from captune.cost.photographs import class_names, write_photographs
 from captune.cost.trial import TrialCost, estimate_trial_cost
 from captune.errors import UsageError
 from captune.training.context import resolve_device
 
 Precision = Literal["fp32", "bf16", "fp16"]
-SCHEMA = 2
+SCHEMA = 3
 _IMAGES = 96
 
 
@@ -36,6 +36,8 @@ class Speed:
         memory_bytes: most memory while training (resident on a CPU, allocated on a GPU).
         trial_seconds: training at the paper's budget of 50 × 50 steps.
         study_seconds: training of the default study's trials and confirmations, one at a time, none stopped early.
+        matrix_flops: operations a second of matrix products, measured just before and after.
+        too_noisy: why these numbers are not to be trusted; None where they are.
     """
 
     classes: int
@@ -47,6 +49,8 @@ class Speed:
     memory_bytes: int
     trial_seconds: float
     study_seconds: float
+    matrix_flops: tuple[float, float]
+    too_noisy: str | None
 
 
 def measure_speed(
@@ -76,9 +80,6 @@ def measure_speed(
     """
     where = resolve_device(device)
     rates: dict[str, float] = {}
-    for precision in precisions:
-        say(f"matrix products, {precision}")
-        rates[precision] = matrix_rate(precision, where, seconds=0.5).flops
     rows: list[Speed] = []
     with tempfile.TemporaryDirectory(prefix="captune-bench-") as folder:
         for count in classes:
@@ -97,8 +98,11 @@ def measure_speed(
                 config = paper_config("cap", task, "prompts").with_values(
                     {"batch_size": batch_size, "confidence_threshold": 0.0, "epochs": 50, "steps_per_epoch": 50}
                 )
+                before = matrix_rate(precision, where, seconds=0.5)
                 cost = estimate_trial_cost(task, config, "cap", device=device, advice=False)
-                rows.append(_speed(count, precision, batch_size, num_images, cost))
+                beside = before, matrix_rate(precision, where, seconds=0.5)
+                rates[precision] = max(rates.get(precision, 0.0), *(rate.flops for rate in beside))
+                rows.append(_speed(count, precision, batch_size, num_images, cost, beside))
     return {
         "schema": SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -110,7 +114,14 @@ def measure_speed(
     }
 
 
-def _speed(count: int, precision: Precision, batch_size: int, num_images: int, cost: TrialCost) -> Speed:
+def _speed(
+    count: int,
+    precision: Precision,
+    batch_size: int,
+    num_images: int,
+    cost: TrialCost,
+    beside: tuple[MatrixRate, MatrixRate],
+) -> Speed:
     study = StudyConfig.parse({"task": {"dataset": "digits", "paradigm": "ul"}})
     trials = study.trials + (study.confirm_top + 1) * study.confirm_seeds
     training = cost.num_epochs * cost.epoch_seconds
@@ -124,6 +135,8 @@ def _speed(count: int, precision: Precision, batch_size: int, num_images: int, c
         memory_bytes=cost.memory_bytes,
         trial_seconds=training,
         study_seconds=trials * training,
+        matrix_flops=(beside[0].flops, beside[1].flops),
+        too_noisy=why_too_noisy(*beside),
     )
 
 

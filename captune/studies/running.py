@@ -30,7 +30,7 @@ from captune.tuning.preparing import Preparation
 from captune.tuning.samplers import check_sampler
 from captune.tuning.silence import Silence
 from captune.tuning.specs import TrialSpec
-from captune.tuning.starting import Alongside, DashboardComesUp, begin_imports, run_references_here
+from captune.tuning.starting import Alongside, DashboardComesUp, run_references_here
 from captune.tuning.stopping import StopRequests
 from captune.tuning.study import OpenStudy
 from captune.tuning.telemetry import logger_callbacks, telemetry
@@ -270,8 +270,6 @@ def _run_on_ray(
                 settings.address, threads=threads, dashboard=settings.dashboard, dashboard_host=settings.dashboard_host
             )
         )
-        if cluster.local and settings.open_trial is None:
-            begin_imports(cells, threads=threads, processes=settings.concurrency or int(cluster.cpus / threads))
         on_gpus = bool(cluster.gpus) and settings.gpus_per_trial != 0
         if on_gpus:
             on_gpus = check_gpus(allow_cpu=settings.allow_cpu)

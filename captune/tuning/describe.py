@@ -12,10 +12,11 @@ import numpy as np
 from captune.algorithms import ALGORITHMS, method_named, paper_config
 from captune.algorithms.automatic import AUTO, starting_configs
 from captune.config import Paradigm, StudyConfig, TaskConfig, TrialConfig
-from captune.data.catalog import load_dataset
+from captune.data.catalog import default_backbone, load_dataset
 from captune.data.paradigms import Task, build_task
 from captune.decisions.criteria import CRITERIA, resolve_criterion
 from captune.errors import UsageError
+from captune.model.sources import TINY, TINY_WIDTH
 from captune.records import Role
 from captune.training.context import cell_notes
 from captune.tuning.packing import most_packed
@@ -47,6 +48,7 @@ def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
     """
     task_config = study.task
     criterion = resolve_criterion(study.select_by, task_config.paradigm)
+    width = _width(task_config)
     bases = starting_configs(study.method, task_config, study.fixed, study.preset, methods)
     base = next(iter(bases.values()))
     screen_base = _screen_base(study, base)
@@ -76,7 +78,8 @@ def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
         both_roles=both_roles,
         notes=cell_notes(task_config, score),
         screen_base=screen_base,
-        most_packed=_most_packed(task_config),
+        width=width,
+        most_packed=most_packed(load_dataset(task_config).num_images, width),
         methods=bases if study.method == AUTO else {},
     )
 
@@ -120,11 +123,12 @@ def _screen_base(study: StudyConfig, base: TrialConfig) -> TrialConfig | None:
     return base.with_values({"tuning": "features", "epochs": epochs}, where="the screen")
 
 
-def _most_packed(task_config: TaskConfig) -> int:
-    """Trials on frozen features that one worker trains together at most."""
-    dataset = load_dataset(task_config)
-    features = dataset.image_features_MD
-    return most_packed(dataset.num_images, None if features is None else features.shape[1])
+def _width(task_config: TaskConfig) -> int | None:
+    """Numbers of a frozen feature, where that is known before the backbone is opened."""
+    features = load_dataset(task_config).image_features_MD
+    if features is not None:
+        return int(features.shape[1])
+    return TINY_WIDTH if default_backbone(task_config)[0] == TINY else None
 
 
 def _num_scored(task: Task, criterion: str) -> int:

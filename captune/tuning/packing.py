@@ -20,6 +20,7 @@ STARTUP_TRIALS = 6
 # A trial keeps its own copy of the features; together they stay a fraction of what any trial is taken to need.
 _PACK_BYTES = 250e6
 _LARGEST_WIDTH = 1024
+_NARROW_WIDTH = 128
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,17 @@ def most_packed(num_images: int, width: int | None) -> int:
     """
     bytes_a_trial = 4 * max(1, num_images) * (width or _LARGEST_WIDTH)
     return int(min(MOST_PACKED, max(1, _PACK_BYTES // bytes_a_trial)))
+
+
+def usual_budget(width: int | None) -> tuple[int, int]:
+    """Search trials and confirmation seeds of a study whose trials are packed, by the width of its features.
+
+    In packs of eight a trial costs a fifth of one alone by autograd at 64 numbers a feature, and 1/2.4 at 512, where a
+    step is arithmetic (analysis/measurements/packs.md). Four and two times as much training as twelve trials and three
+    seeds take is what that pays for (analysis/measurements/budget.md).
+    """
+    narrow = width is not None and width <= _NARROW_WIDTH
+    return (96, 10) if narrow else (48, 6)
 
 
 def block_size(num_trials: int, most: int, *, workers: int = 2, rounds: int = 1) -> int:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
-import ray
 import torch
 
 from captune import interruption
-from captune.algorithms import ALGORITHMS
 from captune.records import Phase
 from captune.records.events import Planned
 from captune.records.trial import Trial
@@ -81,33 +77,6 @@ class DashboardComesUp:
             if self._cluster.dashboard is not None:
                 self._expected = False
                 self._tell(self._cluster)
-
-
-def begin_imports(cells: Sequence[Cell], *, threads: int, processes: int) -> list[Any]:
-    """Let workers of this machine import what trials need, before the first trial is known.
-
-    Ray gives a trial's actor a process that has ended a task. Nothing has to wait for these tasks.
-
-    Args:
-        cells: the studies.
-        threads: CPU threads of a trial.
-        processes: trials at once.
-
-    Returns:
-        Ray's references to the tasks; each will say which process it ran in.
-    """
-    methods = sorted({method for cell in cells for method in (cell.info.methods or (cell.study.method,))})
-    task = ray.remote(num_cpus=threads, max_retries=0)(_import_training)
-    return [task.remote(methods) for _ in range(max(1, processes))]
-
-
-def _import_training(methods: Sequence[str]) -> int:
-    import captune.training.trial  # noqa: F401 - it is the import that is wanted
-
-    for method in methods:
-        if method in ALGORITHMS:
-            import_module(f"captune.algorithms.{ALGORITHMS[method].algorithm.partition(':')[0]}")
-    return os.getpid()
 
 
 def run_references_here(cells: Sequence[Cell], *, threads: int) -> None:

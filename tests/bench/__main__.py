@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from captune.errors import UsageError
+from captune.own_process import wait_passively
 from captune.records import atomic_write
 from captune.training.trial import limit_threads
 from tests.bench.bench import BenchOptions, advice, run_bench, table_lines
@@ -99,4 +102,8 @@ def _precisions(text: str) -> tuple[Literal["fp32", "bf16", "fp16"], ...]:
 
 
 if __name__ == "__main__":
+    if os.environ.get("OMP_WAIT_POLICY") is None:
+        # PyTorch is imported already: threads that spin while they wait would count as CPU time.
+        wait_passively()
+        os.execv(sys.executable, [sys.executable, "-m", "tests.bench", *sys.argv[1:]])
     typer.run(bench)

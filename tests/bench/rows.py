@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from captune.cost.measure import MatrixRate, matrix_rate, peak_bytes_of, seconds_of, synchronize
+from captune.cost.measure import MatrixRate, matrix_rate, peak_bytes_of, seconds_of, synchronize, why_too_noisy
 from captune.cost.stopwatch import Stopwatch
 from captune.equations.alignment import alignment_loss
 from captune.model.backbone import Precision
@@ -43,7 +43,8 @@ class StepRow:
         labels_kept: share of the pool's pseudolabels that are those of the fp32 step; random weights hardly tell
             classes apart, so that rounding turns many over, and with them the gradients.
         flops: operations of the fast step, recomputed ones included.
-        rate: the matrix rate in that precision.
+        rate: the matrix rate in that precision, measured after the steps.
+        too_noisy: why the ratio is not to be trusted; None where it is.
         images: that go through the image tower in a step.
         tokens: text and image tokens that go through a tower in a step, each counted once.
         views_share: of the fast step's seconds; on a GPU, where they are made beside the steps, what they add to them.
@@ -63,6 +64,7 @@ class StepRow:
     labels_kept: float
     flops: int
     rate: MatrixRate
+    too_noisy: str | None
     images: int
     tokens: int
     views_share: float
@@ -97,6 +99,7 @@ class StepRow:
             "flops": self.flops,
             "matrix_rate": self.rate.as_json(),
             "matrix_share": self.matrix_share,
+            "too_noisy": self.too_noisy,
             "images_per_second": self.images / self.fast.busy(self.device),
             "tokens_per_second": self.tokens / self.fast.busy(self.device),
             "views_share": self.views_share,
@@ -136,6 +139,7 @@ def measure_steps(
     else:
         timings = alternate([plain, *(partial(with_share, precision) for precision in fast)], repeats, device)
     images, tokens = _sizes(bench, reference)
+    after = matrix_rates(tuple(fast), device, seconds=0.5)
     rows = []
     for (precision, step_timing), gradient in zip(zip(fast, timings[1:], strict=True), gradients.values(), strict=True):
         rows.append(
@@ -152,7 +156,8 @@ def measure_steps(
                 gradient_cosine=float(torch.nn.functional.cosine_similarity(gradient, plain_gradient, dim=0)),
                 labels_kept=float((fast[precision].seen["labels"] == reference.seen["labels"]).float().mean()),
                 flops=flops[precision],
-                rate=rates[precision],
+                rate=after[precision],
+                too_noisy=why_too_noisy(rates[precision], after[precision]),
                 images=images,
                 tokens=tokens,
                 views_share=median(shares[precision]),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from captune.records import JOURNAL, Journal, State
 from captune.records.event import Event
@@ -24,7 +23,6 @@ from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.nodes import check_nodes
 from captune.tuning.progress import standing
 from captune.tuning.specs import TrialSpec
-from captune.tuning.starting import begin_imports
 from captune.tuning.telemetry import published_standings, telemetry
 from tests.journals import journal_lines
 from tests.tuning.fakes import FakeTrial, info, open_fake, space_path, study
@@ -88,16 +86,6 @@ def test_a_study_on_ray_is_the_study_driven_by_hand(cluster: Cluster, tmp_path: 
         for line in opened.read_text().splitlines()
     }
     assert len(pids) == 1, "one actor serves one run after another"
-
-
-def test_trials_begin_in_processes_that_have_imported_their_code(cluster: Cluster, tmp_path: Path) -> None:
-    cell = new_cell(tmp_path, trials=2, confirm_top=0)
-    warm = set(ray.get(begin_imports([cell], threads=1, processes=2)))
-    assert run_cells([cell], cluster, Allotment(2), open_trial=open_fake)
-    used = {
-        int(line.split()[0]) for file in tmp_path.glob("trials/*/opened.txt") for line in file.read_text().splitlines()
-    }
-    assert used <= warm
 
 
 @pytest.mark.slow
