@@ -275,7 +275,7 @@ def adapt(
     name, trial, role = configuration(task, method=method, config=source, settings=settings, where="adapt")
     place = Path(out).expanduser().absolute()
     check_out(place)
-    from captune.training.context import cell_notes
+    from captune.training.notes import cell_notes
 
     adapt_once(task, name, trial, place, seed=seed, role=role, device=device, notes=list(cell_notes(task)))
     return load(place, backbone=task.backbone, pretrained=task.pretrained, device=device)

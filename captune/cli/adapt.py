@@ -74,7 +74,7 @@ def adapt(
     )
     numbers = _seed_list(seeds, seed)
     with console.status("Loading PyTorch"):
-        from captune.training.context import cell_notes
+        from captune.training.notes import cell_notes
         from captune.training.trial import limit_threads
     if threads is not None:
         limit_threads(threads)

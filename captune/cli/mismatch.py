@@ -66,7 +66,8 @@ def mismatch(
         from captune.algorithms.concepts import class_descriptions
         from captune.algorithms.presence import absent_names
         from captune.decisions.presence import absent_sentence
-        from captune.training.context import cell_notes, open_context
+        from captune.training.context import open_context
+        from captune.training.notes import cell_notes
     notes = cell_notes(task)
     options.say_notes(console, notes)
     context = open_context(task, Role.REPORT)

@@ -163,7 +163,7 @@ def _run(
     console: Console,
 ) -> tuple[list[str], list[str]]:
     """Run what is not there yet; what failed, and what a person should know."""
-    from captune.training.context import cell_notes
+    from captune.training.notes import cell_notes
 
     failed: list[str] = []
     notes: list[str] = []

@@ -20,8 +20,6 @@ from captune.decisions.criteria import ORACLE
 from captune.records import Role, State, StudyRecord
 from captune.records.events import Chosen
 from captune.records.layout import BEST_CONFIG, CHECKPOINT, PAGE
-from captune.results.answer import answer_of
-from captune.results.tables import ORACLE_STAMP
 from captune.studies.planning import Plan
 from captune.studies.running import Settings, Watcher, run_studies
 from captune.tuning.cell import Cell
@@ -105,6 +103,8 @@ class Screen(Watcher):
 
 def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> None:
     """The answer and why, the candidates beside the references, where everything lies, and what to type next."""
+    from captune.results.answer import answer_of  # with pandas and scipy.stats, which a study that starts does not use
+
     choice, answer = study.choice or Chosen(), answer_of(study)
     console.print(Text.assemble("\n", (study.name, "bold"), ": ", (answer.sentence, "bold")))
     if answer.caveat:
@@ -112,6 +112,8 @@ def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> 
     console.print(f"Why: {choice.reason}.\n", highlight=False)
     console.print(_candidates(study, choice, answer.name))
     if study.select_by == ORACLE:
+        from captune.results.tables import ORACLE_STAMP
+
         console.print(ORACLE_STAMP, style="bold red", highlight=False)
     config = choice.config
     searched = [name for name, entry in study.space.items() if entry.get("role") != "fixed" and name in config]

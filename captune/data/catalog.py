@@ -41,6 +41,8 @@ __all__ = [
 
 _PLAIN_TEMPLATE = "a photo of a {}."
 _PAPER_TEMPLATE = "a photo of a {}"
+# The embedded model, and numbers of a feature of its.
+TINY, TINY_WIDTH = "tiny", 64
 _OWN = ("folder", "csv", "features")
 
 
@@ -210,7 +212,7 @@ def default_settings(task: TaskConfig, tuning: str | None = None) -> dict[str, A
             only be tuned as features).
     """
     row = DATASETS.get(task.dataset)
-    if task.dataset != "digits" and not task.dataset.startswith("features:") and default_backbone(task)[0] == "tiny":
+    if task.dataset != "digits" and not task.dataset.startswith("features:") and default_backbone(task)[0] == TINY:
         # The embedded model knows nothing of other images: what is tried out with it is captune, in minutes, not hours.
         digits = DATASETS["digits"]
         epochs, steps = digits.budget

@@ -23,7 +23,7 @@ from captune.errors import UsageError, did_you_mean
 from captune.model.configuration import CONFIG_FILE
 from captune.model.published import of_hub_name, published_preprocessing, tags_named_in
 
-TINY, TINY_WIDTH = "tiny", 64
+TINY = "tiny"
 TINY_DIR = Path(__file__).parent / "assets" / "tiny"
 RANDOM = "random"
 VOCABULARY = "bpe_vocabulary.txt.gz"

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from captune.errors import StudyError
 from captune.records import StudyRecord
-from captune.results.report import report_studies
-from captune.studies.closing import close_study
 from captune.tuning.budget import CLOSING_SECONDS
 from captune.tuning.nodes import Answer, start_here
 from captune.tuning.study import OpenStudy
@@ -62,6 +60,8 @@ class ClosingAside:
         self._looked = time.monotonic()
         for opened in self._studies:
             if opened.cell.finished and opened.cell.unable is None and not self._begun(opened.directory):
+                from captune.studies.closing import close_study  # when there is one to close: it needs PyTorch
+
                 opened.settle()
                 self._began[opened.directory] = time.monotonic()
                 self._running[opened.directory] = start_here(close_study, opened.directory)
@@ -96,6 +96,8 @@ class ClosingAside:
             return
         new = len(self.records) > max(1, self._page_shows)
         if self._together is not None and new and time.monotonic() - self._page_begun >= self._page_pause:
+            from captune.results.report import report_studies
+
             self._page_begun, self._page_shows = time.monotonic(), len(self.records)
             self._page = start_here(report_studies, list(self.records), self._together)
 

@@ -1,4 +1,7 @@
-"""What can be seen before Ray starts and anything is trained: addresses that answer, GPUs that are there, files."""
+"""What can be seen before Ray starts and anything is trained: addresses that answer, GPUs that are there, files.
+
+What only some studies need (PyTorch, the database's library) is imported for those alone.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,8 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
-from captune.data.catalog import default_backbone
+from captune.data.catalog import TINY, default_backbone
 from captune.errors import UsageError
-from captune.model.concepts import load_descriptions
-from captune.model.sources import find_source
-from captune.model.weights import fetch_weights
 from captune.studies.planning import Plan
 from captune.tuning.cluster import check_address
 from captune.tuning.mirror import without_password
@@ -41,17 +36,26 @@ def check_before_ray(
     """
     if address is not None:
         check_address(address)
-    elif gpus_per_trial and not allow_cpu and not torch.cuda.is_available():
+    elif gpus_per_trial and not allow_cpu:
+        _check_gpu(gpus_per_trial)
+    for storage in dict.fromkeys(plan.study.storage for plan in plans if plan.study.storage is not None):
+        check_storage(storage)
+    for file in dict.fromkeys(plan.study.task.descriptions for plan in plans):
+        if file is not None:
+            from captune.model.concepts import load_descriptions
+
+            load_descriptions(file)
+
+
+def _check_gpu(gpus_per_trial: float) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
         raise UsageError(
             "--gpus-per-trial needs a GPU that PyTorch can use",
             got=f"{gpus_per_trial:g} a trial, and PyTorch {torch.__version__} sees none on this machine",
             next_step="Leave it out to train on the CPU; `captune doctor` says why a GPU is not seen.",
         )
-    for storage in dict.fromkeys(plan.study.storage for plan in plans if plan.study.storage is not None):
-        check_storage(storage)
-    for file in dict.fromkeys(plan.study.task.descriptions for plan in plans):
-        if file is not None:
-            load_descriptions(file)
 
 
 def fetch_weights_here(plans: Sequence[Plan]) -> None:
@@ -61,7 +65,13 @@ def fetch_weights_here(plans: Sequence[Plan]) -> None:
         ModelError: weights that are neither on disk nor to be had.
     """
     named = (plan.study.task for plan in plans if not plan.study.task.dataset.startswith("features:"))
-    for name, pretrained in dict.fromkeys(default_backbone(task) for task in named):
+    backbones = [names for names in dict.fromkeys(map(default_backbone, named)) if names != (TINY, None)]
+    if not backbones:
+        return
+    from captune.model.sources import find_source
+    from captune.model.weights import fetch_weights
+
+    for name, pretrained in backbones:
         fetch_weights(find_source(name, pretrained))
 
 
@@ -71,6 +81,10 @@ def check_storage(storage: str) -> None:
     Raises:
         UsageError: it does not, with the reason.
     """
+    from sqlalchemy import create_engine
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         url = make_url(storage)
         if url.get_backend_name() == "sqlite":

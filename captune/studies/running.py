@@ -1,6 +1,7 @@
 """Run studies to their end: open them, give all to Ray together, close each as it ends.
 
-Nothing here prints: what happens is told to a `Watcher`, and the command line has one that does.
+Nothing here prints: what happens is told to a `Watcher`, and the command line has one that does. What closes studies
+needs PyTorch, plots and more; it is imported when the first one is closed, not before Ray starts.
 """
 
 from __future__ import annotations
@@ -10,20 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from captune.errors import StudyError, UsageError
 from captune.records import StudyRecord
+from captune.records.events import Chosen
 from captune.records.layout import REPORT
-from captune.results.report import report_studies
 from captune.studies.aside import ClosingAside
 from captune.studies.checks import check_before_ray, fetch_weights_here
-from captune.studies.closing import chosen_now, close_study
 from captune.studies.planning import Plan
 from captune.tuning.budget import Budget
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, connected
 from captune.tuning.engine import run_cells
+from captune.tuning.gpus import machine_has_gpus
 from captune.tuning.nodes import check_gpus, check_nodes
 from captune.tuning.packing import Allotment, allot
 from captune.tuning.preparing import Preparation
@@ -150,6 +149,8 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
                 try:
                     if opened.directory in aside.failures:
                         raise aside.failures[opened.directory]
+                    from captune.studies.closing import close_study
+
                     record, files = close_study(opened.directory)
                 except StudyError as error:
                     failures.append(error)
@@ -160,6 +161,8 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
             watcher.interrupted(cells)
             raise
     if len(records) > 1:
+        from captune.results.report import report_studies
+
         together = _common_report(plans)
         report_studies([record.directory for record in records], together)
         watcher.compared(together, len(records))
@@ -168,6 +171,12 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     for failure in failures:
         raise failure
     return records
+
+
+def _chosen_now(record: StudyRecord) -> Chosen:
+    from captune.studies.closing import chosen_now
+
+    return chosen_now(record)
 
 
 def _common_report(plans: Sequence[Plan]) -> Path:
@@ -196,7 +205,7 @@ def _run_trials(
                 plan.directory, plan.study, plan.info, plan.space, resume=settings.resume,
                 warm_starts=plan.warm_starts, after=plan.after,
             )  # fmt: skip
-            opened.cell.chooses_by(chosen_now)
+            opened.cell.chooses_by(_chosen_now)
             stack.callback(opened.close)
             studies.append(opened)
         chain(studies)
@@ -262,7 +271,7 @@ def _run_on_ray(
     threads = max(1, int(settings.cpus_per_trial or 1))
     preparation = Preparation([] if settings.open_trial is not None else cells)
     # Where this machine's CPUs train and one dataset is to be prepared, this process does it while Ray starts.
-    alone = settings.address is None and len(preparation.groups) == 1 and not torch.cuda.is_available()
+    alone = settings.address is None and len(preparation.groups) == 1 and not machine_has_gpus()
     preparing = Alongside(preparation.prepare_here) if alone else None
     with preparing or contextlib.nullcontext():
         cluster = stack.enter_context(

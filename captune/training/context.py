@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -24,12 +23,9 @@ from captune.errors import DataError, UsageError, nearest
 from captune.model.backbone import Backbone, load_backbone
 from captune.model.blocks import LeanOptions
 from captune.model.class_prompts import class_prompts, prompts_that_fit
-from captune.model.sources import TINY, find_source
 from captune.records import Role
 
 _ENCODE_BATCH = 128
-# Below it, no image is ever confident: a published CLIP's scale is 100, a new one's 14.
-_SMALLEST_SCALE = 10.0
 
 
 @dataclass(frozen=True)
@@ -102,41 +98,6 @@ def open_context(config: TaskConfig, role: Role, device: str = "auto") -> Contex
 def prepare_node(config: TaskConfig, *, progress: Callable[[int, int], None] | None = None) -> None:
     """Build the image store and the feature bank of this node, so that its trials only map them."""
     _open(config, Role.REPORT, "auto", progress=progress)
-
-
-def cell_notes(config: TaskConfig, task: Task | None = None) -> tuple[str, ...]:
-    """What a person should know of a cell's data and backbone before its numbers are read; no weights are opened.
-
-    Args:
-        config: the cell.
-        task: its task where it is at hand; else the one of role "report" is built.
-
-    Raises:
-        UsageError: an unknown backbone or tag, or weights that are not there.
-        DataError: the data cannot be read.
-    """
-    data_notes = (task or build_task(config, role=Role.REPORT)[0]).notes
-    if config.dataset.startswith("features:"):
-        return (*data_notes, *_logit_scale_note(load_dataset(config).logit_scale))
-    name, pretrained = default_backbone(config)
-    notes = find_source(name, pretrained).notes
-    if name == TINY and config.dataset != "digits":
-        notes = [
-            f"accuracy is not the point here: the embedded model 'tiny' knows only printed digits and letters, not "
-            f"{config.dataset}. For numbers that mean something name a CLIP by --backbone and --pretrained.",
-            *notes,
-        ]
-    return (*data_notes, *notes)
-
-
-def _logit_scale_note(scale: float | None) -> tuple[str, ...]:
-    if scale is None or scale >= _SMALLEST_SCALE:
-        return ()
-    return (
-        f"logit_scale in the features file is {scale:.4g}, where CLIP's is 100: it looks like the logarithm "
-        f"(exponentiated {math.exp(scale):.4g}). As it stands every probability is nearly flat and few images are ever "
-        "confident",
-    )
 
 
 def _open(

@@ -12,13 +12,12 @@ import numpy as np
 from captune.algorithms import ALGORITHMS, method_named, paper_config
 from captune.algorithms.automatic import AUTO, starting_configs
 from captune.config import Paradigm, StudyConfig, TaskConfig, TrialConfig
-from captune.data.catalog import default_backbone, load_dataset
+from captune.data.catalog import TINY, TINY_WIDTH, default_backbone, load_dataset
 from captune.data.paradigms import Task, build_task
 from captune.decisions.criteria import CRITERIA, resolve_criterion
 from captune.errors import UsageError
-from captune.model.sources import TINY, TINY_WIDTH
 from captune.records import Role
-from captune.training.context import cell_notes
+from captune.training.notes import cell_notes
 from captune.tuning.packing import most_packed
 from captune.tuning.specs import CellInfo
 

@@ -104,6 +104,11 @@ def judge(
     return GpuProof(torch, cuda or hip, driver, tuple(devices), trouble, mend)
 
 
+def machine_has_gpus() -> bool:
+    """Whether this machine may have a GPU, by the kernel's devices: PyTorch, which would know, is not asked."""
+    return _driver() is not None or Path("/dev/kfd").exists()
+
+
 def require_gpu() -> None:
     """See that the GPU this process was given is there.
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
 from captune import interruption
 from captune.records import Phase
 from captune.records.events import Planned
@@ -91,6 +89,8 @@ def run_references_here(cells: Sequence[Cell], *, threads: int) -> None:
 
     def reference(trial: Trial | Planned) -> bool:
         return trial.phase is Phase.REFERENCE and not (isinstance(trial, Trial) and trial.crashes)
+
+    import torch  # not before Ray starts: it takes seconds
 
     before = torch.get_num_threads()
     with variables(thread_variables(threads)):

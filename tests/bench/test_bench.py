@@ -61,13 +61,16 @@ def test_the_overhead_of_a_trial_has_a_row_of_its_own(report: dict[str, Any]) ->
 
 
 def test_the_table_promises_only_what_this_hardware_was_promised(report: dict[str, Any]) -> None:
-    step = {**report["steps"][1], "classes": 100, "ratio": 9.0}
+    step = {**report["steps"][1], "classes": 100, "ratio": 9.0, "too_noisy": None}
     without = {**report["machine"], "cpu_features": ["avx512_bf16"]}
     other = {**report, "steps": [step], "settings": {**report["settings"], "backbone": "ViT-B-32"}, "machine": without}
     line = table_lines(other)[0]
     assert (line.what, line.target, line.met) == ("step, 100 classes, bf16", "≥ 18× with AMX", None)
     with_amx = {**without, "cpu_features": ["amx_bf16"]}
     assert table_lines({**other, "machine": with_amx})[0].met is False
+    noisy = {**other, "machine": with_amx, "steps": [step | {"too_noisy": "others took 60 % of the CPUs"}]}
+    assert table_lines(noisy)[0].met is None and "too noisy" in table_lines(noisy)[0].result
+    assert any(sentence.startswith("Too noisy, 100 classes, bf16: others took 60 %") for sentence in advice(noisy))
     assert table_lines({**other, "steps": [{**step, "ratio": 19.0}]})[0].met is True
 
 

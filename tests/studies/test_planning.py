@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from captune.config import StudyConfig, TaskConfig
+from captune.data.catalog import TINY, TINY_WIDTH
 from captune.model.backbone import load_backbone
-from captune.model.sources import TINY_WIDTH
 from captune.studies.planning import plan_study, plan_to_continue
 from captune.tuning.study import OpenStudy
 
@@ -56,7 +56,7 @@ def test_wide_features_get_less_and_the_embedded_model_is_narrow(tmp_path: Path)
             text_features=generator.normal(size=(3, width)).astype(np.float32),
         )  # fmt: skip
         assert budget(tmp_path, TaskConfig.parse({"dataset": f"features:{file}", "paradigm": "ul"})) == found
-    assert load_backbone("tiny").embed_dim == TINY_WIDTH
+    assert load_backbone(TINY).embed_dim == TINY_WIDTH
 
 
 def test_a_study_that_goes_on_keeps_the_budget_it_began_with(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from captune.config import TaskConfig
 from captune.errors import DataError
 from captune.model.sources import TINY_DIR
-from captune.training.context import cell_notes, open_context
+from captune.training.context import open_context
+from captune.training.notes import cell_notes
 
 LONG = "a very long name that goes on and on and on and on and on and on and on and on"
 
