@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from captune.errors import StudyError
+from captune.results.report import report_studies
 from captune.studies import aside as aside_module
 from captune.studies.aside import ClosingAside
 from captune.tuning.budget import CLOSING_SECONDS
@@ -89,7 +90,7 @@ def test_the_page_of_all_is_renewed_once_a_minute_at_most_and_only_for_studies_t
     closing: dict[Path, Answer] = {}
 
     def start_here(work: Callable[..., Any], first: Any, *_: Any) -> Answer:
-        if work is aside_module.report_studies:
+        if work is report_studies:
             pages.append(first)
             answer = Answer(list)
         else:
