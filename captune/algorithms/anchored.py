@@ -29,17 +29,13 @@ class Anchored(Untrained):
     """The anchored mixture on one cell; see the module's box."""
 
     def __init__(self, context: Context, config: AnchoredConfig, seed: int) -> None:
-        task, device = context.task, context.device
-        pool, labelled = (
-            torch.as_tensor(np.array(rows), device=device) for rows in (task.pool, task.labelled.indices_N)
-        )
         self.mixture = fit_anchored_gaussians(
-            context.image_features_MD[pool],
+            context.pool_features_PD,
             context.text_features_KD,
             logit_scale=context.logit_scale,
             open_K=context.pseudolabelled_K,
-            labelled_features_MD=context.image_features_MD[labelled],
-            labels_M=torch.as_tensor(np.array(task.labelled.labels_N), device=device),
+            labelled_features_MD=context.labelled_features_LD,
+            labels_M=context.labels_L,
             text_images=config.text_images,
             covariance_images=config.covariance_images,
             likelihood_weight=config.likelihood_weight,
@@ -48,7 +44,7 @@ class Anchored(Untrained):
         )
         strength = config.prior_strength
         if strength is None:
-            strength = 0.5 if np.isin(task.pool, task.test).all() else 0.0
+            strength = 0.5 if np.isin(context.task.pool, context.task.test).all() else 0.0
         bias_K = self.mixture.bias_K
         if strength:
             # A class the pool may not hold has no share there; nothing is said of it.

@@ -105,15 +105,13 @@ class CapMixture(Cap):
 
 def anchored_mixture(context: Context, text_images: float | None, *, pool_prior: bool) -> AnchoredMixture:
     """The mixture of a cell's pool and labelled images."""
-    task, device = context.task, context.device
-    pool, labelled = (torch.as_tensor(np.array(rows), device=device) for rows in (task.pool, task.labelled.indices_N))
     return fit_anchored_mixture(
-        context.image_features_MD[pool],
+        context.pool_features_PD,
         context.text_features_KD,
         logit_scale=context.logit_scale,
         open_K=context.pseudolabelled_K,
-        labelled_features_MD=context.image_features_MD[labelled],
-        labels_M=torch.as_tensor(np.array(task.labelled.labels_N), device=device),
+        labelled_features_MD=context.labelled_features_LD,
+        labels_M=context.labels_L,
         text_images=text_images,
         pool_prior=pool_prior,
     )

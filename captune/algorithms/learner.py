@@ -47,8 +47,7 @@ class Learner:
         self.views = inputs(context, config)
         self.images_P: IntArray = np.zeros(0, dtype=np.int64)
         self.candidates_PK = torch.zeros(0, context.task.num_classes, dtype=torch.bool, device=context.device)
-        labels_N = torch.as_tensor(np.array(context.task.labelled.labels_N), device=context.device)
-        self.labelled_NK = F.one_hot(labels_N, context.task.num_classes).bool()
+        self.labelled_NK = F.one_hot(context.labels_L, context.task.num_classes).bool()
 
     def start_epoch(self, epoch: int) -> None:
         """The epoch's batches."""

@@ -11,9 +11,6 @@ Vision-Language Models", CVPR 2024 (arXiv 2312.12730).
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-
 from captune.algorithms.configs import ProbeConfig
 from captune.algorithms.zero_shot import Untrained
 from captune.equations.linear_probe import fit_text_initialised_probe
@@ -24,13 +21,12 @@ class Probe(Untrained):
     """The probe on one cell; see the module's box. Without a labelled image it is zero-shot."""
 
     def __init__(self, context: Context, config: ProbeConfig, seed: int) -> None:
-        labelled, device = context.task.labelled, context.device
         weights_KD = fit_text_initialised_probe(
-            context.image_features_MD[torch.as_tensor(np.array(labelled.indices_N), device=device)],
-            torch.as_tensor(np.array(labelled.labels_N), device=device),
+            context.labelled_features_LD,
+            context.labels_L,
             context.text_features_KD,
             logit_scale=context.logit_scale,
             penalty=config.penalty,
             num_steps=config.num_steps,
         )
-        super().__init__(context, weights_KD, torch.zeros(context.task.num_classes, device=device))
+        super().__init__(context, weights_KD)

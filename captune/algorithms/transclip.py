@@ -14,48 +14,32 @@ Zanella, Gérin & Ben Ayed, "Boosting Vision-Language Models with Transduction",
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from captune.algorithms.configs import TransClipConfig
-from captune.algorithms.zero_shot import Untrained
-from captune.data.paradigms import IntArray
+from captune.algorithms.transductive import Transductive
 from captune.equations.transduction import fit_text_guided_mixture
 from captune.training.context import Context
 
 
-class TransClip(Untrained):
+class TransClip(Transductive):
     """TransCLIP on one cell; see the module's box."""
 
     def __init__(self, context: Context, config: TransClipConfig, seed: int) -> None:
-        task, device = context.task, context.device
-        labelled = torch.as_tensor(np.array(task.labelled.indices_N), device=device)
-        strength = config.text_strength * (0.5 if len(labelled) else 1.0)
+        task = context.task
+        strength = config.text_strength * (0.5 if len(task.labelled.indices_N) else 1.0)
         logits_NK = context.pool_logits(context.zero_shot_logits(task.pool))
         mixture = fit_text_guided_mixture(
-            context.image_features_MD[torch.as_tensor(np.array(task.pool), device=device)],
+            context.pool_features_PD,
             logits_NK.log_softmax(-1),
             text_strength=strength,
             likelihood_weight=config.likelihood_weight,
             num_neighbors=config.num_neighbors,
-            labelled_features_MD=context.image_features_MD[labelled],
-            labels_M=torch.as_tensor(np.array(task.labelled.labels_N), device=device),
+            labelled_features_MD=context.labelled_features_LD,
+            labels_M=context.labels_L,
             labelled_weight=config.labelled_weight,
             num_steps=config.num_rounds,
             form=config.affinity_form,
         )
         weights_KD, bias_K = (config.likelihood_weight * part for part in mixture.linear())
         # In units of the logit scale, so that s·v·w + b is the log-assignment and the weights can be exported.
-        super().__init__(context, strength * context.text_features_KD + weights_KD / context.logit_scale, bias_K)
-        self.assigned_NK = mixture.assignments_NK
-        self.row_of = {int(image): row for row, image in enumerate(task.pool)}
-
-    def predict(self, indices: IntArray) -> Tensor:
-        """Probabilities (N, K): z of pool images, the parameters' own assignment of others."""
-        probs_NK = super().predict(indices)
-        known = [(at, self.row_of[int(image)]) for at, image in enumerate(indices) if int(image) in self.row_of]
-        if known:
-            at, rows = (torch.tensor(column, device=self.context.device) for column in zip(*known, strict=True))
-            probs_NK[at] = self.assigned_NK[rows]
-        return probs_NK
+        weights_KD = strength * context.text_features_KD + weights_KD / context.logit_scale
+        super().__init__(context, weights_KD, bias_K, mixture.assignments_NK)

@@ -21,8 +21,9 @@ class Untrained:
 
     classifier = None
 
-    def __init__(self, context: Context, weights_KD: Tensor, bias_K: Tensor) -> None:
-        self.context, self.weights_KD, self.bias_K = context, weights_KD, bias_K
+    def __init__(self, context: Context, weights_KD: Tensor, bias_K: Tensor | None = None) -> None:
+        self.context, self.weights_KD = context, weights_KD
+        self.bias_K = torch.zeros(context.task.num_classes, device=context.device) if bias_K is None else bias_K
 
     def start_epoch(self, epoch: int) -> None:
         """There are no epochs."""
@@ -69,8 +70,7 @@ class ZeroShot(Untrained):
     """The frozen CLIP: w are text features, b = 0, or a bias that evens out the pool's predictions."""
 
     def __init__(self, context: Context, config: ZeroShotConfig, seed: int = 0) -> None:
-        weights_KD = ensemble_features(context, config.templates)
-        super().__init__(context, weights_KD, torch.zeros(context.task.num_classes, device=context.device))
+        super().__init__(context, ensemble_features(context, config.templates))
         if isinstance(config, BalancedConfig):
             self.bias_K = self._balancing_bias(config)
 

@@ -18,43 +18,32 @@ import torch
 from torch import Tensor
 
 from captune.algorithms.configs import ZlapConfig
-from captune.algorithms.zero_shot import Untrained
+from captune.algorithms.transductive import Transductive
 from captune.data.paradigms import IntArray
 from captune.equations.label_propagation import PropagatedLabels, propagate_labels
 from captune.training.context import Context
 
 
-class Zlap(Untrained):
+class Zlap(Transductive):
     """ZLaP on one cell; see the module's box."""
 
     def __init__(self, context: Context, config: ZlapConfig, seed: int) -> None:
-        task, device = context.task, context.device
-        pool, labelled = (
-            torch.as_tensor(np.array(rows), device=device) for rows in (task.pool, task.labelled.indices_N)
-        )
         scores_NK, self.graph = propagate_labels(
-            context.image_features_MD[pool],
+            context.pool_features_PD,
             context.text_features_KD,
             open_K=context.pseudolabelled_K,
-            labelled_features_MD=context.image_features_MD[labelled],
-            labels_M=torch.as_tensor(np.array(task.labelled.labels_N), device=device),
+            labelled_features_MD=context.labelled_features_LD,
+            labels_M=context.labels_L,
             num_neighbors=config.num_neighbors,
             gamma=config.gamma,
             alpha=config.alpha,
         )
-        self.assigned_NK = as_probabilities(scores_NK)
-        self.row_of = {int(image): row for row, image in enumerate(task.pool)}
-        super().__init__(context, context.text_features_KD, torch.zeros(task.num_classes, device=device))
+        super().__init__(context, context.text_features_KD, None, as_probabilities(scores_NK))
 
-    def predict(self, indices: IntArray) -> Tensor:
-        """Probabilities (N, K): z of pool images, the graph's answer for others."""
+    def predict_other(self, indices: IntArray) -> Tensor:
+        """The graph's answer, (N, K)."""
         rows = torch.as_tensor(np.array(indices), device=self.context.device)
-        probs_NK = as_probabilities(self.graph.scores(self.context.image_features_MD[rows].double()))
-        known = [(at, self.row_of[int(image)]) for at, image in enumerate(indices) if int(image) in self.row_of]
-        if known:
-            at, rows = (torch.tensor(column, device=self.context.device) for column in zip(*known, strict=True))
-            probs_NK[at] = self.assigned_NK[rows]
-        return probs_NK
+        return as_probabilities(self.graph.scores(self.context.image_features_MD[rows].double()))
 
     def tensors(self) -> dict[str, Tensor]:
         """The graph, for images that are not in it."""

@@ -74,6 +74,21 @@ class Context:
         """Views of the frozen features, for frozen-feature tuning."""
         return FeatureViews(self.image_features_MD, self.device)
 
+    @property
+    def pool_features_PD(self) -> Tensor:
+        """Frozen features of the pool's images, normalised: (P, D)."""
+        return self.image_features_MD[torch.tensor(self.task.pool, device=self.device)]
+
+    @property
+    def labelled_features_LD(self) -> Tensor:
+        """Frozen features of the labelled images, normalised: (L, D); L is 0 where nothing is labelled."""
+        return self.image_features_MD[torch.tensor(self.task.labelled.indices_N, device=self.device)]
+
+    @property
+    def labels_L(self) -> Tensor:
+        """Classes of the labelled images, int64 (L,), on the device."""
+        return torch.tensor(self.task.labelled.labels_N, device=self.device)
+
     def zero_shot_logits(self, indices: IntArray) -> Tensor:
         """Zero-shot logits (N, K) of some images: s · v·t of the frozen CLIP."""
         rows = torch.tensor(indices, device=self.device)
