@@ -139,7 +139,9 @@ def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
         trials = [trial for trial in study.trials if row["name"] in (trial.key, trial.name)]
         reports = [trial for trial in trials if trial.role == Role.REPORT] or trials
         metrics = [trial.metric for trial in reports if trial.metric is not None]
-        said = [study.first_origin] if row["config_id"] == 0 else []
+        own = {trial.method for trial in trials if row["config_id"] is not None} - {None, study.method}
+        said = sorted(str(method) for method in own)  # of a study over several methods each candidate has its own
+        said += [study.first_origin] if row["config_id"] == 0 else []
         said += ["advised"] if row["name"] == advised else []
         table.add_row(
             row["name"] + (f" ({', '.join(said)})" if said else ""),

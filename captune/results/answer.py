@@ -14,6 +14,7 @@ from typing import Any
 from captune.config import TaskConfig
 from captune.decisions import statistics
 from captune.records import ANCHORED, BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord
+from captune.records.layout import CHECKPOINT
 from captune.results.best import metrics_by_seed, recorded_choice, reference_metric
 from captune.results.findings import findings_of
 from captune.results.formats import in_words, percent
@@ -164,6 +165,8 @@ def next_command(study: StudyRecord, name: str) -> str:
     """What to type now to use what is advised."""
     if study.choice is None:
         return f"captune resume {shlex.quote(study.directory.name)}"
+    if (study.directory / CHECKPOINT).is_file() and not study.dataset.startswith("features:"):
+        return "captune predict . PHOTOS"
     options = " ".join(task_options(study.task))
     if name == ZERO_SHOT:
         return f"captune adapt {options} --method zero_shot --out adapted"

@@ -104,14 +104,20 @@ def _notes(tables: Tables, kind: str) -> list[str]:
 def _candidates(tables: Tables) -> views.Table:
     """What the choice was between: the score it could see, and the test metric that was measured afterwards."""
     rows = views.rows_of(tables.get("robustness.csv"))
-    rows.sort(key=lambda row: -float(row["score_mean"]) if is_known(row["score_mean"]) else 0.0)
-    columns = [
-        views.text("candidate", "configuration", short_name),
-        views.number("selection score %", "score_mean", percent),
-    ]
+    by_choice = any(is_known(row["choice_score"]) for row in rows)
+    decided = "choice_score" if by_choice else "score_mean"
+    rows.sort(key=lambda row: -float(row[decided]) if is_known(row[decided]) else 0.0)
+    columns = [views.text("candidate", "configuration", short_name)]
+    if any(is_known(row["config_id"]) and row["candidate_method"] != row["method"] for row in rows):
+        columns.append(views.text("method", "candidate_method", short_name))
+    if by_choice:
+        columns.append(views.number("score of the choice %", "choice_score", percent))
+    columns.append(views.number("selection score %", "score_mean", percent))
     if any(is_known(row["score_low"]) for row in rows):
         columns.append(views.interval("its interval", "score_low", "score_high"))
     note = "The marked row is what is advised. "
+    if by_choice:
+        note += "The score of the choice is taken on all unlabelled images, the selection score on those held out. "
     if any(is_known(row["mean"]) for row in rows):
         columns += [views.number("test %", "mean", percent)]
         columns += [views.interval("interval over seeds", "t_low", "t_high")]

@@ -68,8 +68,9 @@ def _source(name: str) -> str:
 
 
 def prose(text: str) -> Markup:
-    """Escaped text with `code` set as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    """Escaped text with `code` set as code, and no line broken between a number and its per cent sign."""
+    whole = re.sub(r"(?<=\d) %", "&nbsp;%", str(escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", whole))
 
 
 def inline_svg(source: str, name: str, title: str) -> Markup:

@@ -22,9 +22,10 @@ SENSITIVITY_STEP = 0.2
 """Share of its range by which a setting is moved to see what it costs."""
 
 _COLUMNS = (
-    "study", "dataset", "paradigm", "method", "configuration", "config_id", "origin", "advised", "num_seeds",
-    "metric_name", "mean", "sd", "iqm", "worst_seed", "low", "high", "t_low", "t_high", "score_mean", "score_sd",
-    "score_low", "score_high",
+    "study", "dataset", "paradigm", "method", "configuration", "candidate_method",
+    "config_id", "origin", "advised", "num_seeds",
+    "metric_name", "mean", "sd", "iqm", "worst_seed", "low", "high", "t_low", "t_high", "choice_score",
+    "score_mean", "score_sd", "score_low", "score_high",
     "worst_class_recall", "worst_class_recall_worst_seed", "pseudolabel_balance", "prediction_balance", "prediction_cv",
     "ece", "agreement_zero_shot",
     *(f"imbalance_{ratio}" for ratio in IMBALANCES), *(f"pool_{percent}" for percent in POOL_PERCENTS),
@@ -47,13 +48,16 @@ def robustness_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def _study_rows(study: StudyRecord) -> list[dict[str, Any]]:
-    advised = recorded_choice(study).name
+    choice = recorded_choice(study)
+    # What a criterion chose by is the selection score itself.
+    chosen_by = {row.name: row.mean_score for row in choice.candidates} if choice.weights else {}
     surrogate = fit_surrogate(study)
     groups: dict[str, list[Trial]] = {}
     for trial in study.of_phase(Phase.REFERENCE):
         groups.setdefault(trial.name, []).append(trial)
     groups |= study.configurations() or _unconfirmed(study)
-    return [_row(study, name, trials, name == advised, surrogate) for name, trials in groups.items()]
+    rows = [_row(study, name, trials, name == choice.name, surrogate) for name, trials in groups.items()]
+    return [row | {"choice_score": chosen_by.get(row["configuration"])} for row in rows]
 
 
 def _unconfirmed(study: StudyRecord) -> dict[str, list[Trial]]:
@@ -81,6 +85,7 @@ def _row(
         "paradigm": study.paradigm,
         "method": study.method,
         "configuration": name,
+        "candidate_method": trials[0].method or study.method,
         "config_id": trials[0].config_id,
         "origin": study.origin_of(trials[0]),
         "advised": advised,
