@@ -131,7 +131,7 @@ def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> 
 
 def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    score = "score (all unlabelled images)" if choice.weights else f"{study.select_by} (search)"
+    score = "score (unlabelled)" if choice.weights else f"{study.select_by} (search)"
     for heading in ("candidate", score, f"{_metric_words(study)} (sealed test)", "seeds"):
         table.add_column(heading, overflow="fold")
     rows = sorted(choice.candidates, key=lambda row: -(row["mean_score"] or 0.0))
