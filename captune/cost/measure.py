@@ -97,7 +97,7 @@ def matrix_rate(
         precision: fp32, bf16 or fp16. fp32 on a GPU is measured as torch is set there (TF32 or not).
         device: where.
         shape: rows, inner, columns.
-        seconds: how long to try.
+        seconds: how long to try; a product that takes longer is measured once.
     """
     rows, inner, columns = shape
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -118,10 +118,13 @@ def matrix_rate(
         return clocks[-1][1]
 
     calls = 1
-    once = min(busy() for _ in range(3))
-    # A single product on a GPU is shorter than the clock's and the queue's overhead.
-    calls = max(1, int(0.02 / max(once, 1e-7)))
-    best = min(busy() for _ in range(max(3, int(seconds / 0.02 / max(1.0, once / 0.02)))))
+    best = busy()
+    # Without instructions for bf16, a CPU's first product may take all the time there is; it then stands alone.
+    if best < seconds:
+        best = min(best, busy(), busy())
+        # A single product on a GPU is shorter than the clock's and the queue's overhead.
+        calls = max(1, int(0.02 / max(best, 1e-7)))
+        best = min(busy() for _ in range(max(3, int(seconds / max(0.02, best)))))
     wall, cpu = (sum(column) for column in zip(*clocks, strict=True))
     taken = max(0.0, 1.0 - cpu / wall) if wall else 0.0
     return MatrixRate(precision, shape, 2.0 * rows * inner * columns * calls / best, taken)

@@ -55,18 +55,28 @@ def test_prompts_of_every_kind_are_learned(tmp_path: Path, method: str, prompts:
     assert any(not torch.equal(after[f"learned.{name}"], value) for name, value in before.items())
 
 
+@pytest.fixture(scope="module", params=["fpl", "grip", "cpl"])
+def uninterrupted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Any], Path, dict[str, Any]]:
+    """A method, its settings, and a whole trial of it: directory and result."""
+    settings = {"epochs": 4} if request.param == "fpl" else {}
+    directory = tmp_path_factory.mktemp("whole")
+    return request.param, settings, directory, train(open_trial(directory, request.param, **settings))
+
+
 @pytest.mark.parametrize("interrupted_after", [1, 2, 3])
-@pytest.mark.parametrize("method", ["fpl", "grip", "cpl"])
-def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, method: str, interrupted_after: int) -> None:
-    settings = {"epochs": 4} if method == "fpl" else {}
-    whole = train(open_trial(tmp_path / "whole", method, **settings))
+def test_interrupted_and_resumed_is_uninterrupted(
+    uninterrupted: tuple[str, dict[str, Any], Path, dict[str, Any]], tmp_path: Path, interrupted_after: int
+) -> None:
+    method, settings, directory, whole = uninterrupted
     first = open_trial(tmp_path / "halves", method, **settings)
     for _ in range(interrupted_after):
         first.run_epoch()
     first.save()
     del first
     assert train(open_trial(tmp_path / "halves", method, **settings)) == whole
-    one, two = (load_checkpoint(tmp_path / name / CHECKPOINT)[0] for name in ("whole", "halves"))
+    one, two = (load_checkpoint(place / CHECKPOINT)[0] for place in (directory, tmp_path / "halves"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 

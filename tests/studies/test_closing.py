@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,18 @@ def weights(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {f"{file.parent.name}/{file.name}": safetensors.torch.load_file(file) for file in files}
 
 
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Paradigm → a study of it with its choice and test metrics, run once; not to be written into."""
+
+    @cache
+    def study_of(paradigm: str) -> Path:
+        forget()
+        return search(tmp_path_factory.mktemp("studied") / paradigm, settings(paradigm))
+
+    return study_of
+
+
 def forget() -> None:
     for cached in (context.open_context, scoring._clusters, evaluation._test_truth):
         cached.cache_clear()
@@ -42,10 +57,9 @@ def forget() -> None:
 
 @pytest.mark.parametrize("paradigm", ["ul", "ssl", "trzsl", "tft"])
 def test_search_choice_and_every_weight_are_unchanged_when_the_sealed_labels_are_garbage(
-    tmp_path: Path, paradigm: str, monkeypatch: pytest.MonkeyPatch
+    studied: Callable[[str], Path], tmp_path: Path, paradigm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget()
-    honest = search(tmp_path / "honest", settings(paradigm))
+    honest = studied(paradigm)
     real_init = paradigms.SealedLabels.__init__
 
     def garbage(self: Any, **labels_N: Any) -> None:
@@ -69,8 +83,10 @@ def test_search_choice_and_every_weight_are_unchanged_when_the_sealed_labels_are
     assert all(true > 2 * wrong for true, wrong in zip(*metrics, strict=True))
 
 
-def test_the_ensemble_is_a_candidate_scored_reported_and_averaged_again_when_the_study_goes_on(tmp_path: Path) -> None:
-    directory = search(tmp_path / "run", settings("ul"))
+def test_the_ensemble_is_a_candidate_scored_reported_and_averaged_again_when_the_study_goes_on(
+    studied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(studied("ul"), tmp_path / "ul"))
     run = load_study(directory)
     ensemble = run.find("ensemble")
     assert ensemble is not None and ensemble.score == ensemble.scores["agree-smooth"]
@@ -84,9 +100,8 @@ def test_the_ensemble_is_a_candidate_scored_reported_and_averaged_again_when_the
     assert all(keys.count(key) == 1 for key in set(keys) - {"ensemble"})
 
 
-def test_report_studies_have_an_ensemble_of_their_own(tmp_path: Path) -> None:
-    directory = search(tmp_path / "run", settings("trzsl"))
-    run = load_study(directory)
+def test_report_studies_have_an_ensemble_of_their_own(studied: Callable[[str], Path]) -> None:
+    run = load_study(studied("trzsl"))
     score, report = run.find("ensemble"), run.find("ensemble-report")
     assert score is not None and report is not None
     assert (score.score, report.score) == (score.scores["pseudo-unseen"], None)
@@ -137,8 +152,10 @@ def test_oracle_scores_are_the_sealed_metric_and_every_output_is_stamped(tmp_pat
         assert "selected by sealed labels" in path.read_text(encoding="utf-8").lower(), path.name
 
 
-def test_mismatched_classes_are_recorded_once_and_marked_in_the_table_of_classes(tmp_path: Path) -> None:
-    directory = search(tmp_path / "run", settings("ul"))
+def test_mismatched_classes_are_recorded_once_and_marked_in_the_table_of_classes(
+    studied: Callable[[str], Path],
+) -> None:
+    directory = studied("ul")
     (event,) = events(directory, "mismatch")
     record = load_study(directory)
     names, table = record.opened.class_names, classes_table([record])
