@@ -65,7 +65,7 @@ def _measured(model: AdaptedModel) -> dict[str, Any]:
 
 
 def _dataset(model: AdaptedModel) -> str:
-    """The dataset without paths, which concern nobody else."""
+    """The dataset's name without paths of this machine."""
     kind, colon, _ = str((model.meta.get("task") or {}).get("dataset", "unknown data")).partition(":")
     return {"folder": "a folder of images", "csv": "a list of images"}.get(kind, "features") if colon else kind
 

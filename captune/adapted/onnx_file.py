@@ -99,7 +99,7 @@ def _exported(model: AdaptedModel, pixels_B3SS: Tensor) -> Any:
                 _Classify(model).eval(), (pixels_B3SS,), input_names=[INPUT], output_names=[OUTPUT], dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False,
             )  # fmt: skip
-    except Exception as error:  # the exporter raises many kinds; each means: not in ONNX
+    except Exception as error:  # the exporter raises many kinds; each means that it cannot write the model
         raise ModelError(
             "the model must have a form in ONNX",
             got=(str(error).splitlines() or [type(error).__name__])[0][:200],

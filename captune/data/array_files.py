@@ -1,4 +1,4 @@
-"""`.npz` files from anywhere: plain arrays only, and no memory taken on a header's word."""
+"""`.npz` files from anywhere: plain arrays only, and no memory is reserved because a header asks for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from captune.errors import DataError
 _MAX_ARRAYS = 64
 _MAX_HEADER = 10_000
 _CHUNK = 1 << 24
-# Deflate packs zeros a thousandfold. Labels and names may pack well; what is large and packs like that is no data.
+# Deflate shrinks zeros a thousandfold. Labels and names, which are small, may shrink so; large real arrays do not.
 _LARGE = 64 << 20
 _MAX_RATIO = 100
 _LAST_CHARACTER = 0x10FFFF

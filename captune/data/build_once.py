@@ -66,7 +66,7 @@ def build_once(target: Path, *, is_whole: Callable[[Path], bool], build: Callabl
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.parent / f".{target.name}.lock"):
-            if is_whole(target):  # another builder was faster
+            if is_whole(target):  # another process built it meanwhile
                 return
             _build(target, is_whole, build)
     except OSError as error:
@@ -80,7 +80,7 @@ def build_once(target: Path, *, is_whole: Callable[[Path], bool], build: Callabl
 
 def _build(target: Path, is_whole: Callable[[Path], bool], build: Callable[[Path], None]) -> None:
     for leftover in target.parent.glob(f".{target.name}.*.part"):
-        # The lock is ours, so whoever began this is dead.
+        # This process holds the lock, so the process that began this folder has died.
         shutil.rmtree(leftover, ignore_errors=True)
     if target.exists():
         shutil.rmtree(target)
@@ -93,7 +93,7 @@ def _build(target: Path, is_whole: Callable[[Path], bool], build: Callable[[Path
         try:
             part.rename(target)
         except OSError:
-            if not is_whole(target):  # without file locks (Windows) another builder may have been faster
+            if not is_whole(target):  # without file locks (Windows) another process may have built it meanwhile
                 raise
         _sync(target.parent)
     finally:

@@ -41,7 +41,7 @@ __all__ = [
 
 _PLAIN_TEMPLATE = "a photo of a {}."
 _PAPER_TEMPLATE = "a photo of a {}"
-# The embedded model, and numbers of a feature of its.
+# The embedded model's name, and the width of its features.
 TINY, TINY_WIDTH = "tiny", 64
 _OWN = ("folder", "csv", "features")
 
@@ -75,7 +75,7 @@ def images_of(task: TaskConfig) -> TaskConfig:
 def _without(task: TaskConfig, names: Sequence[str]) -> TaskConfig:
     plain = {name: TaskConfig.model_fields[name].default for name in names}
     own = task.dataset.partition(":")[0] in _OWN
-    # Only of one's own images the paradigm says which may lie in the test split and in another as well.
+    # The paradigm decides which copies are allowed across splits, but only for the user's own images.
     return task.model_copy(update=plain | {"paradigm": task.paradigm if own and task.paradigm == _OWN_TEST else "ul"})
 
 
@@ -96,7 +96,7 @@ def _state_on_disk(task: TaskConfig) -> tuple[tuple[str, int, int], ...]:
 def _folders_in(folder: Path) -> list[Path]:
     try:
         return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
-    except OSError:  # no folder, or not for us: reading says so better
+    except OSError:  # missing or unreadable: the error of reading it says so better
         return []
 
 

@@ -87,7 +87,7 @@ def _split_names(tree: Tree, parts: list[str]) -> dict[str, str]:
         found[split] = name
     if len(found) == len(top):
         return found
-    # Of vehicles or materials `train` or `test` may be a class: then images lie right in it, as in the others.
+    # `train` or `test` can be a class (of vehicles, of materials): it then holds images directly, as other classes do.
     return found if any(tree.folders(*parts, name) for name in found.values()) else {}
 
 
@@ -172,7 +172,7 @@ def _split_folders(
             everything_K = [tree.images(*train, name) for name in names]
             cut = cut_by_class(names, everything_K, where=where)
             return Listing(cut.class_names, cut.splits, None, where, "class folders", _renaming(names, given), cut.cut)
-        # As for ImageNet, whose test labels nobody has.
+        # As in ImageNet, whose test labels are not public.
         splits["test"], splits["val"] = splits["val"], []
         notes = (*notes, f"there is no test folder: {by_split['val']} serves as the test split")
     class_names = tuple(as_words(name) for name in names)

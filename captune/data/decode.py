@@ -31,7 +31,7 @@ _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling
 MAX_ASPECT = 32
 """Of an image longer than this many times its short side only the middle is kept: a rule or divider of 4000 × 2 pixels
 would become 448,000 × 224. The centre crop sees the same pixels, to a grey level."""
-# Decoded large JPEGs stay at least this many times as large as what they are resized to.
+# A large JPEG is decoded to at least this many times the size it is resized to.
 _DRAFT_GAP = 2
 _MAX_BYTES = 200 * 2**20
 _ORIENTATION = 0x0112
@@ -96,7 +96,7 @@ def decode_file(path: str | Path, preprocessing: Preprocessing, reading: Reading
         raise Unreadable(_what_else(Path(path))) from None
     except Unreadable:
         raise
-    except Exception as error:  # decoders answer a damaged file with whatever their parser stumbles over
+    except Exception as error:  # for a damaged file, decoders raise many kinds of exceptions
         raise Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
 
 
@@ -107,7 +107,7 @@ def _decode_huge(path: str | Path, preprocessing: Preprocessing) -> Pixels:
             raise Image.DecompressionBombError
         file.seek(0)
         with JpegImagePlugin.JpegImageFile(file) as image:
-            if "progressive" in image.info:  # whose coefficients are all kept in memory
+            if "progressive" in image.info:  # a progressive JPEG: its decoder keeps all coefficients in memory
                 raise Image.DecompressionBombError
             _draft(image, preprocessing)
             if image.width * image.height * len(image.getbands()) > _MAX_BYTES:
@@ -231,7 +231,7 @@ def _draft(image: Image.Image, preprocessing: Preprocessing) -> bool:
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         return False
     before = image.size
-    # Whichever way it will be turned.
+    # The image may still be turned by 90°, so both sides must be large enough.
     height, width = resized_size(image.height, image.width, preprocessing)
     image.draft(image.mode, (_DRAFT_GAP * width, _DRAFT_GAP * height))
     return image.size != before
@@ -241,7 +241,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none or it cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data raises whatever its parser stumbles over
+    except Exception:  # damaged EXIF data can raise any exception
         return 1
     return value if isinstance(value, int) else 1
 

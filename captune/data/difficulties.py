@@ -32,7 +32,7 @@ def hide_classes(dataset: Dataset, task: TaskConfig) -> Dataset:
         )
     order = numpy_generator(task.split_seed, "open-set").permutation(dataset.num_classes)
     known = np.sort(order[:num_known])
-    # The last entry is what UNKNOWN (-1) becomes.
+    # UNKNOWN is -1, so it indexes the last entry.
     renamed = np.full(dataset.num_classes + 1, UNKNOWN, np.int64)
     renamed[known] = np.arange(num_known)
 

@@ -38,7 +38,8 @@ def load_digits_arrays() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         images_NHW: (1797, 8, 8) uint8, 0 paper to 255 full ink; repeat the plane three times for RGB.
         labels_N: (1797,) int64 in 0..9, an index into `CLASS_NAMES`.
     """
-    from sklearn.datasets import load_digits  # takes seconds to import, which a list of datasets need not wait for
+    # Imported here: it takes seconds, and a list of datasets does not need it.
+    from sklearn.datasets import load_digits
 
     ink_N64, labels_N = load_digits(return_X_y=True)
     images_NHW = np.rint(ink_N64.reshape(-1, 8, 8) * (255 / _FULL_INK)).astype(np.uint8)

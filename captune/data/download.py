@@ -1,4 +1,4 @@
-"""Opt-in downloads of what torchvision can fetch: the same archives and checksums, resumable, unpacked with suspicion.
+"""Opt-in downloads of what torchvision can fetch: the same archives and checksums, resumable, checked as unpacked.
 
 Everything happens in `<root>/.captune-download/<key>`; only what is whole is renamed to its place.
 """
@@ -24,7 +24,7 @@ from captune.errors import DataError
 
 Progress = Callable[[str, int, int | None], None]
 _CHUNK = 1 << 20
-# Images hardly pack; annotations pack tenfold. What unpacks to far more is meant to fill the disk.
+# Images hardly shrink in an archive, annotations tenfold. One that grows far more is made to fill the disk.
 _MAX_RATIO = 50
 _SMALL = 100 << 20
 _TIMEOUT_SECONDS = 60
@@ -160,7 +160,7 @@ def download(key: str, root: Path, *, progress: Progress | None = None) -> Path 
     try:
         work.mkdir(parents=True, exist_ok=True)
         with locked(work / ".lock"):
-            if find_layout(row, root) is None:  # another download was faster
+            if find_layout(row, root) is None:  # another process downloaded it meanwhile
                 _install(recipe, work, root, progress)
         shutil.rmtree(work)
         _remove_if_empty(work.parent)
@@ -177,7 +177,7 @@ def download(key: str, root: Path, *, progress: Progress | None = None) -> Path 
 def _install(recipe: Download, work: Path, root: Path, progress: Progress | None) -> None:
     files = [fetch(archive.url, archive.md5, work / archive.name, progress=progress) for archive in recipe.archives]
     tree = work / "tree"
-    shutil.rmtree(tree, ignore_errors=True)  # of an attempt that was killed
+    shutil.rmtree(tree, ignore_errors=True)  # left by an attempt that was killed
     try:
         for archive, file in zip(recipe.archives, files, strict=True):
             folder = tree / archive.into
@@ -279,7 +279,7 @@ def extract(archive: Path, folder: Path) -> None:
         # The last two: damaged deflate streams; encrypted members and compressions Python has not.
         raise DataError("an archive must be whole", got=str(error) or "a truncated file", where=archive) from None
     except OSError as error:
-        if error.errno is None:  # gzip's own errors have no number; a full disk has
+        if error.errno is None:  # an OSError of gzip's own has no error number; that of a full disk has one
             raise DataError("an archive must be whole", got=str(error), where=archive) from None
         raise
 
@@ -294,7 +294,7 @@ def _extract_zip(archive: Path, folder: Path) -> None:
             _refuse_climbing(member.filename, folder, archive)
         done = 0
         for member in members:
-            # zipfile ends a member at its declared size; the CRC then tells a lie about it.
+            # zipfile stops reading at the declared size; if that is wrong, the checksum fails.
             done += Path(file.extract(member, folder)).stat().st_size if not member.is_dir() else 0
             if done > limit:
                 raise _bomb(archive, done)

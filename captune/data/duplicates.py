@@ -26,7 +26,7 @@ from captune.records import atomic_write
 NEARLY = 0.99
 """Cosine of frozen features from which two images count as nearly the same."""
 _PIECE = 4096
-# Fewer files than this are read again each time; of more the answer is kept beside the stores.
+# Fewer files than this are compared again each time; for more, the result is cached beside the stores.
 _KEPT_FROM = 500
 
 
@@ -45,7 +45,7 @@ def equal_files(paths: Sequence[str], cache: Path | None = None) -> list[list[in
         status = os.stat(path)  # noqa: PTH116 - a Path for each of a million files costs seconds
         facts_N3[position] = status.st_dev % 2**64, status.st_ino % 2**64, status.st_size
         digest.update(os.fsencode(path) + b"\0%d\0%d\n" % (status.st_size, status.st_mtime_ns))
-    # One array and not a dictionary of a million lists: each worker of a study reads the dataset.
+    # One array, not a dictionary of a million lists: every worker of a study holds it in memory.
     one_file = _equal_rows(facts_N3[:, :2], np.arange(len(paths)))
     again = {position for positions in one_file for position in positions[1:]}
     to_read = np.array([at for at in np.flatnonzero(facts_N3[:, 2]) if at not in again], np.int64)
@@ -83,7 +83,7 @@ def _equal_bytes(paths: Sequence[str], alike: Iterable[Sequence[int]]) -> list[l
     for positions in alike:
         for begun in _grouped(positions, lambda position: _middle(paths[position])):
             found += _grouped(begun, lambda position: _digest(paths[position]))
-    # Stubs and error pages are alike without being an image: decoding tells what they are.
+    # Files that are no images (empty stubs, saved error pages) are not copies of an image; decoding reports them.
     return sorted(group for group in found if _opens(paths[group[0]]))
 
 
@@ -91,7 +91,7 @@ def _opens(path: str) -> bool:
     try:
         with open_image(path):
             return True
-    except Exception:  # whatever damaged files make Pillow raise
+    except Exception:  # damaged files make Pillow raise many kinds of exceptions
         return False
 
 
@@ -108,7 +108,7 @@ def _middle(path: str) -> Hashable:
         with open(path, "rb") as file:  # noqa: PTH123
             file.seek(max(0, os.fstat(file.fileno()).st_size // 2 - _PIECE // 2))
             return file.read(_PIECE)
-    except OSError:  # told when it is decoded; it is like no other
+    except OSError:  # reported when it is decoded; here it equals no other file
         return path
 
 
@@ -132,7 +132,7 @@ def _remember(file: Path, groups: list[list[int]]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(groups))
     except OSError:
-        return  # it is only found again next time
+        return  # without the cache it is computed again next time
 
 
 def keep_copies_together(

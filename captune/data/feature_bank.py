@@ -158,7 +158,7 @@ def _features(values: npt.NDArray[np.generic], where: str) -> Features:
         raise DataError(
             "features must be rows of numbers, at least one", got=f"{values.dtype} {values.shape}", where=where
         )
-    with np.errstate(over="ignore"):  # what overflows is infinite, and told below
+    with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
         features = values.astype(np.float32)
     wrong_N = ~np.isfinite(features).all(axis=1)
     if wrong_N.any():
@@ -167,7 +167,7 @@ def _features(values: npt.NDArray[np.generic], where: str) -> Features:
             got=f"{int(wrong_N.sum())} rows with NaN or infinity, first row {int(wrong_N.argmax())}",
             where=where,
         )
-    # Their squares must be numbers of 32 bits, or dividing by the length leaves no direction.
+    # Squares must fit float32; otherwise the length is infinite or zero and the direction is lost.
     norms_N = np.linalg.norm(features.astype(np.float64), axis=1)
     wrong_N = (norms_N < _SMALLEST_NORM) | (norms_N > _LARGEST_NORM)
     if wrong_N.any():
@@ -203,7 +203,7 @@ def _labels(values: npt.NDArray[np.generic], num_images: int, num_classes: int, 
             got=f"{values.dtype} {values.shape}",
             where=file,
         )
-    lowest, highest = int(values.min()), int(values.max())  # before they are put into 64 bits
+    lowest, highest = int(values.min()), int(values.max())  # before they are converted to 64 bits
     if highest >= num_classes or lowest < UNKNOWN:
         raise DataError(
             f"labels must lie between -1 (unknown) and {num_classes - 1}: there are {num_classes} classes",

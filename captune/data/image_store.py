@@ -43,10 +43,10 @@ from captune.preprocessing import Preprocessing
 
 Progress = Callable[[int, int], None]
 _FORMAT = 1
-# Of the viewer's pixels. 2: resized by torch, which differs from Pillow by a grey level here and there.
+# Version of the viewer's reading. 2: resized by torch, which differs from Pillow by a grey level here and there.
 _VIEWER = 2
 _THREADS = min(8, os.cpu_count() or 1)
-# From here on a person wants to know before it is built.
+# Bytes from which the user is told the size before the store is built.
 _LARGE = 200e6
 _SAMPLED = 64
 _ENCODED = 16
@@ -119,7 +119,8 @@ class ImageStore:
 
         build_once(directory, is_whole=lambda at: _is_whole(at, dataset.num_images), build=build)
         store = cls(directory, key)
-        if len(store.unreadable) > dataset.max_unreadable * len(store):  # built where more were allowed
+        # The store may have been built by a command that allowed more unreadable images.
+        if len(store.unreadable) > dataset.max_unreadable * len(store):
             paths = dataset.paths
             broken = [(paths[index], why) for index, why in store.unreadable.items()]
             raise unreadable_images(broken, dataset.key, len(store))
@@ -266,7 +267,7 @@ def _bytes_of_pixels(dataset: Dataset, preprocessing: Preprocessing) -> float:
         try:
             with open_image(path) as image:
                 sizes.append(stored_size(image.height, image.width, preprocessing))
-        except Exception:  # told when it is decoded
+        except Exception:  # reported when it is decoded
             continue
     return float(np.mean([3 * height * width for height, width in sizes])) if sizes else 0.0
 
@@ -316,7 +317,7 @@ def decode_many(
 
     with ThreadPoolExecutor(_THREADS) as pool:
         queue = iter(paths)
-        # A short window: a whole dataset of pending results would not fit in memory.
+        # Only a few results may be pending: those of a whole dataset would not fit in memory.
         window: list[tuple[str, Future[Any]]] = [
             (path, pool.submit(attempt, path)) for path in islice(queue, 4 * _THREADS)
         ]
@@ -355,7 +356,7 @@ def _write(part: Path, dataset: Dataset, preprocessing: Preprocessing, keep: Kee
                 unreadable[number] = str(found)
                 found = black, _encoded(black) if keep == "jpeg" else black.data
             pixels, kept = found
-            if len(broken) <= dataset.max_unreadable * num_images:  # else the rest is only read to be counted
+            if len(broken) <= dataset.max_unreadable * num_images:  # else the rest is read only to count what is broken
                 index.append((offset, pixels.shape[0], pixels.shape[1]))
                 offset += file.write(kept)
             if progress is not None:

@@ -44,7 +44,7 @@ def read_sun397(images: Path, class_names: Path) -> Listing:
     tree = Tree(images)
     folders = [line.strip().strip("/") for line in read_lines(class_names)]
     files = [tree.images(*folder.split("/")) for folder in folders]
-    # A folder of a class can hold those of its indoor and outdoor variants.
+    # The folder of a class can hold folders for its indoor and outdoor variants.
     nested = [
         [path for path in paths if Path(path).parent.name == folder.split("/")[-1]]
         for folder, paths in zip(folders, files, strict=True)
@@ -242,10 +242,10 @@ def _mat(file: Path) -> dict[str, Any]:
         DataError: unreadable.
     """
     try:
-        from scipy.io import loadmat  # a second of imports that only this one layout needs
+        from scipy.io import loadmat  # imported here: it takes a second, and only this layout needs it
 
         values: dict[str, Any] = loadmat(file, squeeze_me=True)
-    except Exception as error:  # scipy raises whatever it stumbles over in a damaged file
+    except Exception as error:  # for a damaged file scipy raises many kinds of exceptions
         raise DataError("a .mat file must be readable", got=str(error) or type(error).__name__, where=file) from None
     return values
 

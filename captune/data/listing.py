@@ -54,7 +54,7 @@ class Listing:
                 where=self.where,
             )
         tree = None if self.image_folder is None else Tree(self.image_folder)
-        # One look-up for all splits, so that a message counts all missing files.
+        # All splits are looked up together, so that the error counts every missing file.
         items = [item for name in SPLITS for item in self.splits.get(name, [])]
         names = [path for path, _ in items]
         paths = tuple(names) if tree is None else tree.locate(names, where=self.where)

@@ -93,7 +93,7 @@ def _rows(file: Path, columns: Columns, *, labels: bool) -> list[_Row]:
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     try:
         header = [name.strip() for name in next(reader, [])]
-        if header and header[0].casefold() == "sep=":  # what Excel puts before the header
+        if header and header[0].casefold() == "sep=":  # Excel writes this line before the header
             header = [name.strip() for name in next(reader, [])]
         places = _places(header, columns, file, labels=labels)
         rows = [

@@ -185,7 +185,7 @@ def checked_names(given: list[Any], where: str) -> tuple[str, ...]:
     Raises:
         ConfigError: no names, names that are not text, empty or equal.
     """
-    # YAML reads `no`, `1` and the like as other types than text.
+    # YAML reads `no`, `1` and the like as booleans and numbers.
     odd = [str(name) for name in given if not isinstance(name, (str, int)) or isinstance(name, bool)]
     if odd:
         raise ConfigError("class names must be text", got=f"{odd[0]}", where=where, next_step="Put it in quotes.")

@@ -39,7 +39,7 @@ class SealedLabels:
         self.__labels = {name: _frozen(labels) for name, labels in labels_N.items()}
 
     def reveal(self) -> dict[str, IntArray]:
-        """The true labels of "pool", "holdout" and "test", in the task's order, -1 where nobody knows.
+        """The true labels of "pool", "holdout" and "test", in the task's order, -1 where it is unknown.
 
         For captune.training.evaluation alone, after everything is chosen.
         """
@@ -54,7 +54,7 @@ class SealedLabels:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Images whose labels the paradigm owns.
+    """Images whose labels training may use.
 
     Attributes:
         indices_N: images.
@@ -230,7 +230,7 @@ _EMPTY_HELP = {
 def _thinned(pool: IntArray, labels_M: IntArray, classes: IntArray, config: TaskConfig) -> IntArray:
     """The pool made long-tailed and smaller as asked; rising."""
     if config.pool_imbalance > 1:
-        # An open set's unknown images are in no class that could be thinned: all of them stay.
+        # Images of unknown class (open set) belong to no class that is thinned, so all of them stay.
         others = pool[labels_M[pool] == UNKNOWN] if config.open_set_fraction else pool[:0]
         known = np.setdiff1d(pool, others)
         known = exponential_pool(known, labels_M[known], classes, config.pool_imbalance, config.split_seed)
@@ -254,7 +254,7 @@ def _check_classes(dataset: Dataset) -> None:
     if dataset.num_classes < 2:
         raise DataError("a dataset must have at least two classes", got=dataset.num_classes, where=dataset.key)
     labels_M = dataset.labels_M
-    if (labels_M == UNKNOWN).any():  # who knows what those images are
+    if (labels_M == UNKNOWN).any():  # images without a label are not stratified
         return
     empty = [dataset.class_names[label] for label in np.setdiff1d(np.arange(dataset.num_classes), labels_M)]
     if empty:

@@ -18,7 +18,7 @@ from torch import Tensor
 from captune.data.image_store import ImageStore
 from captune.preprocessing import Preprocessing
 
-# A trial's share of a card is not only its images: several trials may share it.
+# Images may take only this share of a GPU's memory: several trials can run on it, and each needs more than its images.
 _SHARE = 0.1
 _CHUNK = 64 * 2**20
 _SHARED: WeakValueDictionary[tuple[str, Preprocessing, str], ResidentPixels] = WeakValueDictionary()

@@ -41,7 +41,7 @@ def has_labels(config: TaskConfig) -> bool:
 
 def reported_images(dataset: Dataset, config: TaskConfig) -> IntArray:
     """The images a person wants to know the classes of: the test split, and training images nobody has labelled."""
-    if config.open_set_fraction:  # those are of classes that nobody asks for
+    if config.open_set_fraction:  # images of unknown class are of classes that are not asked for
         return dataset.indices("test")
     return np.union1d(dataset.indices("test"), np.flatnonzero(dataset.labels_M == UNKNOWN))
 
@@ -54,7 +54,7 @@ def _unsupervised(dataset: Dataset, config: TaskConfig, role: Role) -> Roles:
 def _semi_supervised(dataset: Dataset, config: TaskConfig, role: Role) -> Roles:
     train, labels_M = _training_images(dataset, config), dataset.labels_M
     in_part = not config.open_set_fraction and bool((labels_M[train] == UNKNOWN).any())
-    if in_part and config.shots is None:  # what somebody took the pains to label is used
+    if in_part and config.shots is None:  # the user's own labels are used
         labelled = train[labels_M[train] != UNKNOWN]
     else:
         labelled = draw_shots(dataset, train, config.num_shots, as_many_as_there_are=in_part)

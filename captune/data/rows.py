@@ -112,7 +112,7 @@ DATASETS: dict[str, DatasetRow] = {
             how_to_get="It travels with scikit-learn.",
             backbone="tiny",
             budget=(12, 16),
-            # A mirrored digit is no digit, and a tenth of one is no digit either. The embedded model gains most by
+            # A mirrored digit is not a digit, nor is a small crop of one. The embedded model gains most from
             # the adapters, so they are kept when predicting.
             settings={"flip_probability": 0.0, "crop_scale_min": 0.6, "inference_adapters": True},
             # Frozen features take a tenth of the time of prompts and gain more on so small a model.

@@ -14,7 +14,7 @@ from captune.data.rows import DatasetRow
 from captune.errors import DataError
 from captune.preprocessing import Preprocessing
 
-# Reading is the point; the smaller the resize after it, the sooner it is done.
+# Only whether images can be read matters, so they are resized to a small size, which is faster.
 _SMALL = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 

@@ -164,7 +164,7 @@ class ImageViews:
         if self._resident is not None:
             return self._resident.crops(fed, draws_B5, self.dtype)
         top_B, left_B, height_B, width_B, flipped_B = draws_B5.unbind(1)
-        if not self._whole:  # what was cut out begins with the crop
+        if not self._whole:  # the crop is the upper left corner of what was cut out
             top_B = left_B = torch.zeros_like(top_B)
         image_B3HW = fed.permute(0, 3, 1, 2).float()
         height, width = image_B3HW.shape[-2:]

@@ -24,7 +24,7 @@ Cluster = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 MANY_IMAGES = 20_000
 MINI_BATCH = 4_096
 MINI_BATCH_PASSES = 3
-# Only the first run starts from scratch; all later ones inherit its centres, so a poor start would stay.
+# Only the first run starts from scratch. The later ones start from its centres, so a poor start would last.
 FIRST_RUN_STARTS = 4
 
 
@@ -185,7 +185,7 @@ def _run(
         MiniBatchKMeans(batch_size=MINI_BATCH, max_iter=MINI_BATCH_PASSES, **settings) if many else KMeans(**settings)
     )
     with warnings.catch_warnings():
-        # Fewer distinct images than classes: the spare clusters stay empty, which is all right here.
+        # With fewer distinct images than classes, the spare clusters stay empty; nothing below minds.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features)
     return model.labels_, unit(torch.from_numpy(np.asarray(model.cluster_centers_, dtype=np.float32)))

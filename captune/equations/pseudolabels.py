@@ -76,7 +76,7 @@ def top_k_leaderboard(
     num_images, num_classes = scores_NK.shape
     first_N = scores_NK.argmax(axis=1) if scores_NK.size else np.zeros(num_images, np.int64)
     if others_win and columns is not None and scores_NK.size:
-        # num_classes stands for "one without a board".
+        # The value num_classes marks a class without a board.
         boards_of = np.full(all_NK.shape[1], num_classes)
         boards_of[columns] = np.arange(num_classes)
         first_N = boards_of[all_NK.argmax(axis=1)]

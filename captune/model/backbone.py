@@ -152,7 +152,7 @@ class Backbone:
         length = tokens_KL.shape[1]
         try:
             longer_KL = self._tokenize(list(texts), context_length=length + 1)  # type: ignore[call-arg]
-        except TypeError:  # a tokenizer without such an argument
+        except TypeError:  # this tokenizer does not take a context length
             return []
         return [int(row) for row in (longer_KL[:, :length] != tokens_KL).any(dim=1).nonzero()]
 
@@ -243,7 +243,7 @@ def _tokenizer(address: str, folder: Path | None) -> Callable[[Sequence[str]], T
             return open_clip.get_tokenizer(address)
     except ModelError:
         raise
-    except Exception as error:  # transformers and the Hub raise many kinds; each means: no tokenizer here
+    except Exception as error:  # transformers and the Hub raise many kinds; each means that no tokenizer is here
         raise ModelError(
             "the model's tokenizer must be installed or reachable",
             got=(str(error).splitlines() or [type(error).__name__])[0][:200],
@@ -348,5 +348,5 @@ def save_backbone(backbone: Backbone, directory: Path) -> None:
         # open_clip looks for such a tokenizer in the folder itself.
         hub_tokenizer: Any = backbone._tokenize
         hub_tokenizer.tokenizer.save_pretrained(str(directory))
-    # The configuration comes last: a folder without it is not taken for a model.
+    # The configuration is written last, so that an unfinished folder is not taken for a model.
     atomic_write(directory / CONFIG_FILE, json.dumps(content, indent=2) + "\n")

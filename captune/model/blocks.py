@@ -70,7 +70,7 @@ class Norm:
         """The norm of a module; None for an identity (towers without ln_pre)."""
         if isinstance(module, nn.Identity):
             return None
-        assert isinstance(module, nn.LayerNorm)  # for the type checker: refusals come first
+        assert isinstance(module, nn.LayerNorm)  # for the type checker: other modules were refused before
         bias = None if module.bias is None else place(module.bias, device, dtype)
         return cls(place(module.weight, device, dtype), bias, module.eps)
 
@@ -145,7 +145,7 @@ class Blocks:
             self.explicit = device.type == "cpu" and dtype != torch.float32
         else:
             self.explicit = options.attention == "matmul"
-        # A cast copy is made anyway, so the factor of the activation goes into it for nothing.
+        # The weights are copied for the cast anyway, so multiplying the activation's factor into them costs nothing.
         self._folded = dtype != torch.float32
         self._layers = [self._take(block, device) for block in transformer.resblocks]
         self.fused = options.fused

@@ -85,7 +85,7 @@ class Classifier(nn.Module):
         _, vectors_JnW = self.prompts.vectors()
         if vectors_JnW is None:
             return backbone.encode_images(inputs_B)
-        assert backbone.image_tower is not None  # for the type checker: build_prompts has seen to it
+        assert backbone.image_tower is not None  # for the type checker: build_prompts has checked it
         return backbone.image_tower(inputs_B.to(backbone.device), vectors_JnW)
 
     def encode_texts(self) -> Tensor:

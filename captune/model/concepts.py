@@ -114,7 +114,7 @@ def match_descriptions(
             if class_key(name) not in known_keys and tuple(sentences) not in matched
         ]
         if unknown:
-            # A described class is most likely a misspelling of one that is still without a description.
+            # An unknown name is most likely a misspelling of a class that has no description yet.
             candidates = missing or list(class_names)
             raise ConfigError(
                 "every described class must be a class of the dataset",

@@ -14,9 +14,10 @@ from captune.model.hub import offline_if_unreachable
 
 CONFIG_FILE = "open_clip_config.json"
 _ADDRESSES = ("local-dir:", "hf-hub:")
-# What open_clip's own configurations give a tokenizer. The others reach transformers, where one runs Python files.
+# Arguments that open_clip's own configurations give a tokenizer. Others would reach transformers, and one of those runs
+# Python files.
 _TOKENIZER_OPTIONS = ("clean", "strip_sep_token", "language", "tokenizer_mode")
-# What a folder or repository may name elsewhere: a model of a hub, by its name.
+# A configuration may name another model only by its name on a hub.
 _NAMED_ELSEWHERE = (
     ("text_cfg", "hf_tokenizer_name"),
     ("text_cfg", "hf_model_name"),
@@ -90,7 +91,7 @@ def without_remote_code(config: dict[str, Any]) -> Iterator[None]:
     from transformers import dynamic_module_utils
 
     seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
-    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # how long it would wait for an answer
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds it would wait for the user's answer
     try:
         yield
     finally:

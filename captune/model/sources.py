@@ -120,7 +120,7 @@ def is_published_name(text: str) -> bool:
     if text in (TINY, RANDOM) or text.startswith("hf-hub:"):
         return True
     if Path(text).expanduser().exists():
-        return False  # a file of that name would be taken before the tag
+        return False  # a file of that name takes precedence over the tag
     architecture, known = text.replace("/", "-"), open_clip.list_models()
     tags = {tag for _, tag in open_clip.list_pretrained()}
     named = text in tags or architecture in known or architecture.removesuffix(QUICK_SUFFIX) in known
@@ -246,7 +246,7 @@ def _decide_preprocessing(source: Source) -> None:
     file = source.file
     assert file is not None  # for the type checker
     if source.folder is not None:
-        return  # its configuration says
+        return  # its configuration says it
     source.preprocessing, note = published_preprocessing(source.name, f"{file.parent.name}/{file.name}")
     if note is not None:
         source.notes.append(note)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 _MEGABYTE = 1 << 20
-_PICKLE_BYTES = 8 * _MEGABYTE  # a model of a thousand tensors takes less than one
+_PICKLE_BYTES = 8 * _MEGABYTE  # the pickle of a thousand tensors takes less than one megabyte
 _CODE_BYTES = 4 * _MEGABYTE
 _MAX_MODULES = 100_000
 _MAX_DEPTH = 100
@@ -77,7 +77,7 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(Path(entry).name == "constants.pkl" for entry in archive.namelist())
-    except Exception:  # no archive, or one so damaged that torch's own reader must say what is wrong
+    except Exception:  # not an archive, or so damaged that torch's own reader should say what is wrong
         return False
 
 

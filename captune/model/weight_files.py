@@ -23,13 +23,13 @@ from captune.model.sources import INDEX_SUFFIX
 from captune.model.torchscript import is_torchscript, read_torchscript
 from captune.model.transformers_form import from_transformers, is_transformers, preprocessor_config
 
-# Under which training code keeps the weights in what it saves, in the order in which they are looked for.
+# Names under which training code saves the weights, in the order in which they are tried.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "clip", "weights", "params", "state_dict_ema",
              "model_ema", "ema")  # fmt: skip
 _DEPTH = 3
-# Every CLIP has it and has it once: what stands before it stands before all of the CLIP's tensors.
+# Every CLIP has exactly one logit scale, so the prefix of its name is the prefix of all its tensors.
 _ANCHOR = "logit_scale"
-# Kind, how its tensors are called, what to do.
+# Kind of file, a name that its tensors have, what to do with it.
 _PARTS = (
     ("LoRA", r"(^|[._])lora([._]|$)|hada_w", "Merge it into the model it was trained on, and save that model whole."),
     (
@@ -141,7 +141,7 @@ def _opened(path: Path, *, script: bool) -> Any:
             return read_torchscript(path) if script else torch.load(path, map_location="cpu", weights_only=True)
     except ModelError:
         raise
-    except Exception as error:  # torch and safetensors raise a dozen kinds for one thing: this file cannot be read
+    except Exception as error:  # torch and safetensors raise a dozen kinds; each means that the file cannot be read
         objects = _objects_in(path)
         raise ModelError(
             "a weight file must be whole and hold nothing but tensors",
@@ -159,14 +159,14 @@ def _objects_in(path: Path) -> list[str]:
         if zipfile.is_zipfile(path):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:5]
         return sorted(_globals_of(path))[:5]
-    except Exception:  # damaged in other ways
+    except Exception:  # not a pickle that can be walked
         return []
 
 
 def _globals_of(path: Path) -> set[str]:
     """What bare pickles, one after another, would import beside tensors; read from their opcodes, nothing is run."""
     found, strings = set(), [""]
-    with path.open("rb") as file, contextlib.suppress(ValueError):  # what follows the last pickle is none
+    with path.open("rb") as file, contextlib.suppress(ValueError):  # the bytes behind the last pickle are not a pickle
         while file.peek(1):
             for opcode, argument, _ in pickletools.genops(file):
                 if opcode.name in ("GLOBAL", "INST"):
@@ -224,7 +224,7 @@ def _unwrapped(content: Any, path: Path, notes: list[str]) -> dict[str, Tensor]:
             break
         inside = [name for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
         states = [name for name in inside if _is_state(content[name])]
-        if not inside and not _is_state(content):  # under a name of its own, if there is but one
+        if not inside and not _is_state(content):  # under a name of its own, if there is only one
             inside = states = [name for name in content if _is_state(content[name])]
             inside = inside if len(inside) == 1 else []
         if not inside:

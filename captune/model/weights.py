@@ -71,7 +71,8 @@ def open_model(source: Source) -> nn.Module:
             where=source.name,
             next_step="Install it, or use a model with open_clip's own towers such as ViT-B-32.",
         ) from None
-    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:  # the last: open_clip's own checks
+    # AssertionError comes from open_clip's own checks.
+    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
         raise _cannot_open(source, error) from None
     for note in source.notes:
         LOG.info(note)

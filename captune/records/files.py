@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-# A leftover of another machine may still be written to; after a day it is not.
+# A temporary file of another machine may still be in use; after a day it is taken for abandoned.
 _FOREIGN_SECONDS = 86_400.0
 _LEFTOVER = re.compile(r"\..+?\.((?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}|(?P<old>\d+)|[a-z]+)\.part")
 

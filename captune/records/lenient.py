@@ -12,7 +12,7 @@ from captune.records.enums import Phase, Role, State
 
 def number_or_none(value: Any) -> float | None:
     """A finite float, or None: what is not a number never becomes one."""
-    if type(value) is float:  # nearly all are, and a long journal has hundreds of thousands
+    if type(value) is float:  # the usual case first: a long journal has hundreds of thousands of numbers
         return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

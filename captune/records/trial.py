@@ -142,7 +142,7 @@ class Trial:
         self.scores = dict(event.scores)
         self.score_at_end = event.score
         self.node = event.node or self.node
-        # Of an earlier outcome: an ensemble is averaged again when its study goes on.
+        # Remove an earlier outcome: an ensemble is averaged again when its study goes on.
         self.report = None
 
     @cached_property

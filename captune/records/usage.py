@@ -55,7 +55,7 @@ class Usage:
     def _end_session(self) -> None:
         if self._began is not None:
             self._closed.append((self._began, max(self._last, self._began)))
-        # What ran when a driver died ran until somebody last heard of the study.
+        # Trials that ran when a driver died count until the last event of its session.
         for key in list(self._running):
             self._stop(key, self._last)
 
