@@ -111,7 +111,10 @@ def open_context(config: TaskConfig, role: Role, device: str = "auto") -> Contex
 
 
 def prepare_node(config: TaskConfig, *, progress: Callable[[int, int], None] | None = None) -> None:
-    """Build the image store and the feature bank of this node, so that its trials only map them."""
+    """Build the image store and the feature bank of this node, so that its trials only map them.
+
+    `progress` is called with (images done, images in all) while images are decoded, and again while they are encoded.
+    """
     _open(config, Role.REPORT, "auto", progress=progress)
 
 
@@ -153,7 +156,7 @@ def _open(
             task = without_images(task, np.array(list(store.unreadable), np.int64))
             unreadable = {dataset.paths[index]: reason for index, reason in store.unreadable.items()}
         views = ImageViews(store, backbone.preprocessing, device, backbone.view_dtype, resident=resident)
-        image_features_MD = torch.as_tensor(_bank(store, views, backbone, cache), device=device)
+        image_features_MD = torch.as_tensor(_bank(store, views, backbone, cache, progress), device=device)
         logit_scale = backbone.logit_scale
     context = Context(
         task, backbone, views, image_features_MD, text_features_KD.float(), logit_scale, device,
@@ -187,12 +190,20 @@ def _unreadable_note(unreadable: dict[str, str]) -> list[str]:
     return [f"{len(named)} unreadable images are left out: {name_some(named)}"] if named else []
 
 
-def _bank(store: ImageStore, views: ImageViews, backbone: Backbone, cache: Path) -> np.ndarray:
+def _bank(
+    store: ImageStore,
+    views: ImageViews,
+    backbone: Backbone,
+    cache: Path,
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
     def encode(indices: IntArray) -> np.ndarray:
         return backbone.encode_images(views.weak(indices)).cpu().numpy()
 
     key = f"{store.key}-{backbone.fingerprint}-{backbone.precision}"
-    return FeatureBank.open_or_build(key, len(store), backbone.embed_dim, encode, cache, batch_size=_ENCODE_BATCH)
+    return FeatureBank.open_or_build(
+        key, len(store), backbone.embed_dim, encode, cache, batch_size=_ENCODE_BATCH, progress=progress
+    )
 
 
 def resolve_device(name: str) -> torch.device:

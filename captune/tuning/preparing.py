@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -57,14 +57,19 @@ class Preparation:
         self._makers: list[Any] = []
         self._looked = 0.0
 
-    def prepare_here(self) -> None:
+    def prepare_here(self, look: Callable[[], None] = lambda: None) -> None:
         """Prepare everything in this process; where it is the only one that there is to prepare, that saves a start.
+
+        Args:
+            look: called for every few images; what it raises ends the preparation.
 
         Raises:
             CaptuneError: what is wrong with data or weights, in their own words.
         """
         for group in self.groups:
-            _note(group[0], platform.node(), prepare_this_process(group[0].study.task.model_dump(mode="json")))
+            made = prepare_this_process(group[0].study.task.model_dump(mode="json"), look)
+            look()
+            _note(group[0], platform.node(), made)
 
     def begin(self, allotment: Allotment) -> None:
         """Start to prepare on every node that has room for a trial; `look` sees how far it is."""
@@ -167,8 +172,8 @@ class NodePreparer:
             return Made()
 
 
-def prepare_this_process(task: dict[str, Any]) -> Made:
-    """Prepare the node of this process for a cell.
+def prepare_this_process(task: dict[str, Any], look: Callable[[], None] = lambda: None) -> Made:
+    """Prepare the node of this process for a cell, calling `look` for every few images.
 
     Raises:
         CaptuneError: data or weights are not there, or not as they should be.
@@ -176,7 +181,7 @@ def prepare_this_process(task: dict[str, Any]) -> Made:
     from captune.training.context import prepare_node
 
     began, worked = time.perf_counter(), work_done()
-    prepare_node(TaskConfig.parse(task))
+    prepare_node(TaskConfig.parse(task), progress=lambda _done, _all: look())
     return Made(work_done() - worked, time.perf_counter() - began)
 
 

@@ -122,21 +122,24 @@ def patient_start(seconds: float) -> Iterator[None]:
 def dashboard_unawaited(niceness: int = 0) -> Iterator[None]:
     """Ray as it is started in the block does not wait for its dashboard, which gives way to trials by so much.
 
-    Answers `ray.experimental.internal_kv._internal_kv_get` for the dashboard's address, by which
-    `ray._private.services.start_api_server` learns that it is up, with an empty one, and sets the priority of the
-    process that it starts. Without it a start takes seconds longer, and a dozen processes of the dashboard import
-    their modules on the CPUs that the first trials need.
+    So do the processes that read logs and watch resources: on two cores each of them delays the first trial. Answers
+    `ray.experimental.internal_kv._internal_kv_get` for the dashboard's address, by which
+    `ray._private.services.start_api_server` learns that it is up, with an empty one, and sets the priority of what
+    `ray._private.services.start_ray_process` starts. Without it a start takes seconds longer, and a dozen processes of
+    the dashboard import their modules on the CPUs that the first trials need.
     """
     services: Any = ray._private.services
     constants: Any = ray._private.ray_constants
     get, start = internal_kv._internal_kv_get, services.start_ray_process
+    kinds = ("PROCESS_TYPE_DASHBOARD", "PROCESS_TYPE_MONITOR", "PROCESS_TYPE_LOG_MONITOR")
+    gives_way = [getattr(constants, kind, None) for kind in kinds]
 
     def known(key: Any, *arguments: Any, **options: Any) -> Any:
         return b"" if key == constants.DASHBOARD_ADDRESS else get(key, *arguments, **options)
 
     def started(command: Any, process_type: str, *arguments: Any, **options: Any) -> Any:
         process = start(command, process_type, *arguments, **options)
-        if process_type == constants.PROCESS_TYPE_DASHBOARD:
+        if process_type in gives_way:
             with contextlib.suppress(OSError, AttributeError):
                 os.setpriority(os.PRIO_PROCESS, process.process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
         return process

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from captune import interruption
+from captune.errors import StudyError
 from captune.records import Phase
 from captune.records.events import Planned
 from captune.records.trial import Trial
@@ -27,19 +28,28 @@ _SMALL = 1_000_000
 class Alongside:
     """Runs a function in a thread while the block runs, and waits for it at its end; what it raises is raised there.
 
-    A signal that ends the block does not wait: the function only builds files that are put in place whole.
+    Where the block ends by an exception or a signal, the function is asked to stop, and waited for as well: a process
+    that ends while PyTorch computes in a thread of its own aborts.
+
+    Args:
+        work: is given a function that it has to call now and then; that raises once it should stop.
     """
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[Callable[[], None]], None]) -> None:
         self._work = work
         self._error: BaseException | None = None
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="captune-preparation", daemon=True)
 
     def _run(self) -> None:
         try:
-            self._work()
+            self._work(self._look)
         except BaseException as error:  # raised where it is waited for
             self._error = error
+
+    def _look(self) -> None:
+        if self._stop.is_set():
+            raise StudyError("the preparation of images must come to its end", got="the study is interrupted")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -48,9 +58,17 @@ class Alongside:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while kind is None and self._thread.is_alive():
-            self._thread.join(0.1)
-            interruption.check()
+        if kind is not None:
+            self._stop.set()
+        try:
+            while self._thread.is_alive():
+                self._thread.join(0.1)
+                if kind is None:
+                    interruption.check()
+        except KeyboardInterrupt:
+            self._stop.set()
+            self._thread.join()
+            raise
         if kind is None and self._error is not None:
             raise self._error
 

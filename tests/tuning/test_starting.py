@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ import ray
 import ray._private.services as services
 import torch
 
+from captune.config import TaskConfig
 from captune.errors import DataError, StudyError, UsageError
 from captune.records import Phase, State
 from captune.studies.planning import plan_study
 from captune.tuning import cluster, ray_internals, starting
 from captune.tuning.environment import variables
+from captune.tuning.preparing import Preparation
 from captune.tuning.starting import Alongside, DashboardComesUp, run_references_here
 from captune.tuning.study import OpenStudy
 from tests.journals import journal_lines
 from tests.studies.lives import run_trials, settings
+from tests.tuning.fakes import study
+from tests.tuning.simulate import make_cell
 
 
 @pytest.fixture
@@ -102,21 +107,61 @@ def test_variables_are_set_for_a_block_and_then_as_before(monkeypatch: pytest.Mo
 def test_what_is_done_alongside_is_waited_for_and_its_error_is_raised() -> None:
     done: list[str] = []
 
-    def slow() -> None:
+    def slow(look: Callable[[], None]) -> None:
         time.sleep(0.3)
+        look()
         done.append("work")
 
     with Alongside(slow):
         done.append("block")
     assert done == ["block", "work"]
 
-    def broken() -> None:
+    def broken(look: Callable[[], None]) -> None:
         raise DataError("weights must be readable", got="none")
 
     with pytest.raises(DataError, match="weights must be readable"), Alongside(broken):
         pass
     with pytest.raises(ValueError, match="of the block"), Alongside(broken):
         raise ValueError("of the block")
+
+
+def test_what_is_done_alongside_stops_with_the_block_before_the_process_may_end() -> None:
+    looked: list[float] = []
+
+    def endless(look: Callable[[], None]) -> None:
+        while True:
+            look()
+            looked.append(time.monotonic())
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt), Alongside(endless):
+        while not looked:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    count = len(looked)
+    time.sleep(0.1)
+    assert len(looked) == count, "the thread has ended"
+
+
+def test_a_preparation_that_is_told_to_stop_leaves_nothing_half_made(tmp_path: Path) -> None:
+    cell = make_cell(
+        tmp_path,
+        study(trials=1).model_copy(
+            update={"task": TaskConfig(dataset="digits", paradigm="ul", cache_dir=tmp_path / "store")}
+        ),
+    )
+    looks = iter(range(3))
+
+    def look() -> None:
+        if next(looks, None) is None:
+            raise StudyError("the preparation must come to its end", got="an interrupt")
+
+    with pytest.raises(StudyError, match="an interrupt"):
+        Preparation([cell]).prepare_here(look)
+    assert not any(event["event"] == "prepared" for event in journal_lines(tmp_path / "journal.jsonl"))
+    Preparation([cell]).prepare_here()
+    (made,) = (event for event in journal_lines(tmp_path / "journal.jsonl") if event["event"] == "prepared")
+    assert made["decoded"] == made["encoded"] == 1797, "every image, as if nothing had been begun"
 
 
 class Dashboard:
