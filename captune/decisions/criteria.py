@@ -1,6 +1,6 @@
 """The selection criteria: what each measures, on which images, and what may be compared by it.
 
-To add one: a row here, its computation in `captune/training/selection.py`, a test of that.
+CONTRIBUTING.md says how to add one.
 """
 
 from __future__ import annotations
