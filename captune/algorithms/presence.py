@@ -7,7 +7,7 @@ import torch
 
 from captune.algorithms.anchored import Anchored
 from captune.algorithms.configs import AnchoredConfig
-from captune.decisions.advice import NUM_NEIGHBOURS
+from captune.decisions.evidence import NUM_NEIGHBOURS
 from captune.decisions.neighbours import nearest_images
 from captune.decisions.presence import Absent, absent_classes, absent_sentence
 from captune.seeding import torch_generator

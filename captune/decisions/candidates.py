@@ -7,7 +7,7 @@ from typing import Any
 
 from captune.decisions.choosing import Choice, adapted_groups, known
 from captune.decisions.criteria import ORACLE
-from captune.records import ANCHORED, BALANCED, ENSEMBLE, ZERO_SHOT, Role, State, StudyRecord, Trial
+from captune.records import ENSEMBLE, REFERENCES, Role, State, StudyRecord, Trial
 from captune.records.enums import PART, WHOLE
 from captune.records.events import Chosen
 from captune.records.trial import trial_key
@@ -31,7 +31,7 @@ def candidate_trials(study: StudyRecord) -> dict[str, list[Trial]]:
     Without confirmation the best search trials by themselves. A configuration with fewer than half the seeds of the
     most confirmed one (dropped by the race, or with failed trials) is none.
     """
-    references = [study.find(name) for name in (ZERO_SHOT, BALANCED, ANCHORED)]
+    references = [study.find(name) for name in REFERENCES]
     found = {one.name: [one] for one in references if one is not None and one.state is State.COMPLETE}
     finished = {
         name: [trial for trial in trials if trial.state is State.COMPLETE]

@@ -28,8 +28,8 @@ from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, Role, State, S
 from captune.records.events import Chosen
 
 Advice = Literal[
-    "adapt", "keep zero-shot", "use balanced zero-shot", "use the anchored mixture", "adaptation changed nothing",
-    "use the ensemble",
+    "adapt", "keep zero-shot", "use balanced zero-shot", "use the anchored mixture", "use the text mixture",
+    "adaptation changed nothing", "use the ensemble",
 ]  # fmt: skip
 LEVEL = 0.9
 """One-sided confidence a gain over zero-shot must reach.

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from captune.decisions.advice import Advice, Evidence, advise, blend, smooth_scores
+from captune.decisions.advice import Advice, advise, blend
 from captune.decisions.candidates import advised_config, candidate_trials, needs_ensemble
 from captune.decisions.choosing import Advice as Words
 from captune.decisions.choosing import Candidate, Choice
+from captune.decisions.evidence import Evidence
 from captune.decisions.learned import GAIN_MODEL
-from captune.records import ANCHORED, BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord, Trial
+from captune.decisions.scores import candidate_scores
+from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, ZERO_SHOT, StudyRecord, Trial
 
 _WORDS: dict[str, Words] = {
     ZERO_SHOT: "keep zero-shot",
     BALANCED: "use balanced zero-shot",
     ANCHORED: "use the anchored mixture",
+    TEXT_MIXTURE: "use the text mixture",
     ENSEMBLE: "use the ensemble",
 }
 
@@ -69,10 +72,10 @@ def _label(study: StudyRecord, name: str, group: Sequence[Trial]) -> str:
 def _reason(study: StudyRecord, said: Advice, evidence: Evidence, labels: dict[str, str]) -> str:
     num_images = len(evidence.neighbours_Nk)
     ranked = sorted(said.scores, key=lambda name: -said.scores[name])
-    scores = ", ".join(f"{labels.get(name, name)} {said.scores[name]:.3f}" for name in ranked)
+    scores = ", ".join(f"{labels.get(name, name)} {said.scores[name]:+.1f}" for name in ranked)
     return (
-        f"Compared by their predictions on {num_images} unlabelled images (two thirds agreement with the nearest "
-        f"images, one third with balanced zero-shot): {scores}. What the ensemble gains is expected from "
+        f"Compared by their predictions on {num_images} unlabelled images (agreement with the nearest images and with "
+        f"balanced zero-shot, classes merged; against zero-shot): {scores}. What the ensemble gains is expected from "
         f"{GAIN_MODEL.worlds} development tasks made of {', '.join(GAIN_MODEL.seen)}"
     )
 
@@ -86,5 +89,5 @@ def _candidates(
     if needs_ensemble(shares, trials):
         probs = {name: evidence.probs[name] for name in (ZERO_SHOT, BALANCED)}
         both = Evidence({**probs, ENSEMBLE: blend(evidence.probs, shares)}, evidence.neighbours_Nk)
-        listed.append(Candidate(ENSEMBLE, None, smooth_scores(both)[ENSEMBLE], None, 1))
+        listed.append(Candidate(ENSEMBLE, None, candidate_scores(both)[ENSEMBLE], None, 1))
     return tuple(listed)

@@ -88,7 +88,8 @@ def presence_facts(zero_shot_NK: Tensor, mixture_NK: Tensor, neighbours_Nk: Tens
 def absent_classes(zero_shot_NK: Tensor, mixture_NK: Tensor, neighbours_Nk: Tensor) -> list[Absent]:
     """The classes that seem to have no image among these, the surest first; arguments as of `presence_facts`.
 
-    Where the backbone does not know the classes (`captune.decisions.advice.Knowledge`) nothing should be said of names.
+    Where the backbone does not know the classes (`Knowledge` of captune.decisions.evidence) nothing should be said of
+    names.
     """
     facts_KF = presence_facts(zero_shot_NK, mixture_NK, neighbours_Nk)
     logits_K = torch.full_like(facts_KF[:, 0], INTERCEPT)

@@ -7,7 +7,15 @@ from captune.records.files import atomic_write
 from captune.records.journal import Journal, read_journal
 from captune.records.layout import JOURNAL
 from captune.records.lenient import number_or_none
-from captune.records.study import ANCHORED, BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord
+from captune.records.study import (
+    ANCHORED,
+    BALANCED,
+    ENSEMBLE,
+    REFERENCES,
+    TEXT_MIXTURE,
+    ZERO_SHOT,
+    StudyRecord,
+)
 from captune.records.trial import Trial
 
 __all__ = [
@@ -15,7 +23,9 @@ __all__ = [
     "BALANCED",
     "ENSEMBLE",
     "JOURNAL",
+    "REFERENCES",
     "SCHEMA_VERSION",
+    "TEXT_MIXTURE",
     "ZERO_SHOT",
     "Epoch",
     "Event",

@@ -37,11 +37,14 @@ from captune.records.events import (
 from captune.records.trial import Trial
 from captune.records.usage import Usage
 
-ZERO_SHOT, BALANCED, ANCHORED, ENSEMBLE = "zero_shot", "balanced", "anchored", "ensemble"
-"""Keys of the references: the frozen model, its predictions half-way balanced, the anchored mixture, and the mean of
-several candidates."""
+ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE = "zero_shot", "balanced", "anchored", "text_mixture"
+REFERENCES = (ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE)
+"""What competes in every study: the frozen model, its predictions half-way balanced, and two mixtures anchored at the
+texts, one near them and one that follows the images further. Nothing of it is trained."""
+ENSEMBLE = "ensemble"
+"""Key of the mean of several candidates."""
 _PHASES = tuple(Phase)
-_REFERENCES = {ZERO_SHOT: 0, BALANCED: 1, ANCHORED: 2, ENSEMBLE: 3}
+_REFERENCES = {name: place for place, name in enumerate((*REFERENCES, ENSEMBLE))}
 
 
 class StudyRecord:

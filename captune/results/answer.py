@@ -13,7 +13,7 @@ from typing import Any
 
 from captune.config import TaskConfig
 from captune.decisions import statistics
-from captune.records import ANCHORED, BALANCED, ENSEMBLE, ZERO_SHOT, StudyRecord
+from captune.records import ENSEMBLE, REFERENCES, ZERO_SHOT, StudyRecord
 from captune.records.layout import CHECKPOINT
 from captune.results.best import metrics_by_seed, recorded_choice, reference_metric
 from captune.results.findings import findings_of
@@ -108,7 +108,7 @@ def best_by_test(study: StudyRecord, advised: str) -> tuple[str | None, float | 
     """The candidate with the highest sealed metric (mean over seeds) among those the choice was between, and how much
     higher it is than the advised one's.
     """
-    names = dict.fromkeys([ZERO_SHOT, BALANCED, ANCHORED, ENSEMBLE, *study.configurations(), advised])
+    names = dict.fromkeys([*REFERENCES, ENSEMBLE, *study.configurations(), advised])
     means = {name: statistics.mean(list(metrics_by_seed(study, name).values())) for name in names}
     known = {name: mean for name, mean in means.items() if mean is not None}
     if advised not in known:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from captune.decisions import statistics
-from captune.decisions.choosing import comparison_criterion, score_under
+from captune.decisions.choosing import Choice, comparison_criterion, score_under
 from captune.decisions.criteria import ORACLE
 from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, State, StudyRecord
 from captune.results.answer import answer_of
@@ -96,6 +96,13 @@ def _share(points: float | None) -> float | None:
     return None if points is None else points / 100
 
 
+def _zero_shot_score(study: StudyRecord, choice: Choice) -> float | None:
+    """On the scale of the candidates' scores: of predictions where these chose, else of the criterion."""
+    if choice.weights:
+        return next((one.mean_score for one in choice.candidates if one.name == ZERO_SHOT), None)
+    return score_under(study, study.find(ZERO_SHOT), comparison_criterion(study))
+
+
 def _row(study: StudyRecord) -> dict[str, Any]:
     choice, answer = recorded_choice(study), answer_of(study)
     name = configuration_name(study, choice.config_id)
@@ -137,7 +144,7 @@ def _row(study: StudyRecord) -> dict[str, Any]:
         "num_seeds": len(values) or (candidate.num_seeds if candidate else None),
         "selection_score": candidate.mean_score if candidate else None,
         "selection_sd": candidate.sd if candidate else None,
-        "zero_shot_selection_score": score_under(study, study.find(ZERO_SHOT), comparison_criterion(study)),
+        "zero_shot_selection_score": _zero_shot_score(study, choice),
         "test_mean": centre,
         "test_low": interval.low if interval else None,
         "test_high": interval.high if interval else None,

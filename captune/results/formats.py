@@ -16,6 +16,7 @@ _NAMES = {
     "zero_shot": "zero-shot",
     "balanced": "balanced zero-shot",
     "anchored": "anchored zero-shot",
+    "text_mixture": "the text mixture",
     "ensemble": "the ensemble of the confirmed configurations",
     "blend": "the blend of candidates",
 }

@@ -111,13 +111,16 @@ def _candidates(tables: Tables) -> views.Table:
     if any(is_known(row["config_id"]) and row["candidate_method"] != row["method"] for row in rows):
         columns.append(views.text("method", "candidate_method", short_name))
     if by_choice:
-        columns.append(views.number("score of the choice %", "choice_score", percent))
+        columns.append(views.number("score of the choice", "choice_score", fixed))
     columns.append(views.number("selection score %", "score_mean", percent))
     if any(is_known(row["score_low"]) for row in rows):
         columns.append(views.interval("its interval", "score_low", "score_high"))
     note = "The marked row is what is advised. "
     if by_choice:
-        note += "The score of the choice is taken on all unlabelled images, the selection score on those held out. "
+        note += (
+            "The score of the choice is taken on all unlabelled images (zero-shot has 0, one more is a factor of e in "
+            "the ensemble), the selection score on those held out. "
+        )
     if any(is_known(row["mean"]) for row in rows):
         columns += [views.number("test %", "mean", percent)]
         columns += [views.interval("interval over seeds", "t_low", "t_high")]

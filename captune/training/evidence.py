@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captune.config import TaskConfig
 from captune.data.paradigms import IntArray, Task
-from captune.decisions.advice import BALANCED, NUM_NEIGHBOURS, ZERO_SHOT, Evidence, Knowledge, measure_knowledge
+from captune.decisions.evidence import BALANCED, NUM_NEIGHBOURS, ZERO_SHOT, Evidence, Knowledge, measure_knowledge
 from captune.decisions.neighbours import nearest_images
 from captune.records import Role
 from captune.records.layout import PREDICTIONS
@@ -77,7 +77,7 @@ def _evidence(context: Context, images: IntArray, probs: dict[str, Tensor], meth
 
 
 def knowledge_of(context: Context, features_ND: Tensor, neighbours_Nk: Tensor) -> Knowledge | None:
-    """Zero-shot on some images against random texts (`captune.decisions.advice.measure_knowledge`).
+    """Zero-shot on some images against random texts (`captune.decisions.evidence.measure_knowledge`).
 
     Only the classes that an unlabelled image may be of are compared. None where that tells nothing: labelled images
     teach what the names do not, and very few images or classes are always alike.

@@ -16,13 +16,11 @@ from captune.data.catalog import TINY, TINY_WIDTH, default_backbone, load_datase
 from captune.data.paradigms import Task, build_task
 from captune.decisions.criteria import CRITERIA, resolve_criterion
 from captune.errors import UsageError
-from captune.records import Role
+from captune.records import REFERENCES, Role
 from captune.training.notes import cell_notes
 from captune.tuning.packing import most_packed
 from captune.tuning.specs import CellInfo
 
-# Cheap, and without them no gain can be shown.
-_REFERENCES = ("zero_shot", "balanced", "anchored")
 # Frozen features learn faster than prompts: after as many epochs they have long been overfitted, and rank nothing.
 SCREEN_BUDGET = 0.25
 
@@ -143,7 +141,7 @@ def _num_scored(task: Task, criterion: str) -> int:
 
 def _references(task_config: TaskConfig, both_roles: bool) -> tuple[tuple[str, str, TrialConfig], ...]:
     found = []
-    for name in _REFERENCES:
+    for name in REFERENCES:  # cheap, and without them no gain can be shown
         if name in ALGORITHMS:
             config = paper_config(name, task_config)
             found.append((name, name, config))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from captune.decisions import advice
-from captune.decisions.advice import Evidence, Knowledge
-from captune.decisions.learned import GAIN_MODEL, GainModel
-from captune.decisions.neighbours import neighbour_consistency
+from captune.decisions.evidence import Evidence, Knowledge, measure_knowledge
+from captune.decisions.learned import GAIN_MODEL
+from captune.decisions.learning import GainModel
 
 NUM_CLASSES, WIDTH = 6, 16
 MODEL = GainModel({"support": 1.0}, 1.0, 0.1, tuple(np.linspace(-2, 2, 99).tolist()), ("made up",), 10)
@@ -40,48 +40,6 @@ def pool(*, seed: int = 0, wrong: float = 0.3) -> tuple[Tensor, Tensor, Evidence
 
     probs = {"zero_shot": erring(wrong), "balanced": erring(wrong), "good": erring(0.05), "bad": erring(0.8)}
     return features_ND, labels_N, Evidence(probs, similarity_NN.topk(5).indices)
-
-
-def test_scores_are_the_criterion_on_all_images() -> None:
-    _, _, evidence = pool()
-    scores = advice.smooth_scores(evidence)
-    predicted_N = evidence.probs["good"].argmax(-1)
-    near = neighbour_consistency(predicted_N, evidence.neighbours_Nk, NUM_CLASSES)
-    agrees = float((predicted_N == evidence.probs["balanced"].argmax(-1)).float().mean())
-    assert scores["good"] == pytest.approx((2 * near + agrees) / 3, abs=1e-6)
-    assert scores["good"] > scores["zero_shot"] > scores["bad"]
-
-
-def test_the_covariance_is_the_jackknife_of_dropping_each_image() -> None:
-    _, _, whole = pool()
-    kept = torch.arange(30)
-    features_ND = pool()[0][kept]
-    similarity_NN = features_ND @ features_ND.T
-    similarity_NN.fill_diagonal_(float("-inf"))
-    evidence = Evidence({name: probs[kept] for name, probs in whole.probs.items()}, similarity_NN.topk(3).indices)
-    names, covariance_CC = advice.score_covariance(evidence)
-    without = []
-    for image in range(len(kept)):
-        rows = [row for row in range(len(kept)) if row != image]
-        scores = []
-        for name in names:
-            predicted_N = evidence.probs[name].argmax(-1)
-            pairs = [(i, int(j)) for i in rows for j in evidence.neighbours_Nk[i] if int(j) != image]
-            observed = np.mean([bool(predicted_N[i] == predicted_N[j]) for i, j in pairs])
-            shares = np.bincount(predicted_N[rows], minlength=NUM_CLASSES) / len(rows)
-            near = (observed - (shares**2).sum()) / (1 - (shares**2).sum())
-            agrees = np.mean([bool(predicted_N[i] == evidence.probs["balanced"][i].argmax()) for i in rows])
-            scores.append((2 * near + agrees) / 3)
-        without.append(scores)
-    apart = np.array(without) - np.mean(without, axis=0)
-    expected = (len(kept) - 1) / len(kept) * apart.T @ apart
-    np.testing.assert_allclose(covariance_CC.numpy(), expected, rtol=1e-6, atol=1e-12)
-
-
-def test_a_candidate_a_temperature_behind_weighs_a_factor_of_e_less() -> None:
-    weights = advice.blend_weights({"a": 0.5, "b": 0.5 - 0.02, "c": 0.1}, temperature=0.02)
-    assert list(weights) == ["a", "b"] and sum(weights.values()) == pytest.approx(1)
-    assert weights["a"] / weights["b"] == pytest.approx(np.e, rel=1e-4)
 
 
 def test_a_prediction_equal_to_zero_shot_has_no_facts_and_no_risk() -> None:
@@ -154,11 +112,11 @@ def test_texts_that_say_nothing_of_the_images_are_noticed() -> None:
     similarity_NN = features_ND @ features_ND.T
     similarity_NN.fill_diagonal_(float("-inf"))
     neighbours_Nk = similarity_NN.topk(5).indices
-    right = advice.measure_knowledge(features_ND, centres_KD, neighbours_Nk, generator)
+    right = measure_knowledge(features_ND, centres_KD, neighbours_Nk, generator)
     assert right.known(0.1) and right.num_classes == pytest.approx(40, rel=0.01)
     # All texts alike: every image is predicted as one of few classes, and turning the texts changes nothing.
     alike_KD = torch.nn.functional.normalize(centres_KD[:1] + 0.01 * torch.randn(40, 64, generator=generator), dim=-1)
-    assert right.consistency > advice.measure_knowledge(features_ND, alike_KD, neighbours_Nk, generator).consistency
+    assert right.consistency > measure_knowledge(features_ND, alike_KD, neighbours_Nk, generator).consistency
     nothing = Knowledge(0.31, 0.25, 3.0, 3.2, 40)
     assert not nothing.known(0.3) and nothing.known(0.9)
     _, _, evidence = pool()

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from captune.config import TaskConfig
-from captune.decisions.advice import Knowledge
+from captune.decisions.evidence import Knowledge
 from captune.records import Role
 from captune.training.context import open_context
 from captune.training.evidence import HOLDOUT_PROBS, POOL_PROBS, evidence_images, knowledge_of, pool_evidence

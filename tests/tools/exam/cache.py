@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from captune.data.paradigms import build_task
-from captune.decisions.advice import measure_knowledge
+from captune.decisions.evidence import measure_knowledge
 from captune.errors import CaptuneError
 from captune.seeding import torch_generator
 from captune.training.context import Context, open_context
@@ -38,7 +38,7 @@ class Facts:
         neighbours_Nk: nearest others among them, by cosine, nearest first.
         similarity_Nk: their cosines.
         holdout_N: which of them were held out of training.
-        knowledge: the fields of `captune.decisions.advice.Knowledge`, in order.
+        knowledge: the fields of `captune.decisions.evidence.Knowledge`, in order.
         pool_labels_N, test_labels_M: the truth, for the judge alone (-1: unknown).
         test_in_pool_M: row of each test image among the unlabelled ones, -1 where it is none of them.
     """

@@ -24,7 +24,7 @@ BUDGETS = {
 }
 _ROUNDS = {"num_iterations": 5, "epochs": 4}
 # The text mixture is in the cache as "mixture-even", beside what it is with the pool's shares.
-LEFT_OUT = ("supervised", "text_mixture")
+LEFT_OUT = ("supervised",)
 
 Predict = Callable[[IntArray], Tensor]
 

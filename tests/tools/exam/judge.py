@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from captune.decisions import advice
-from captune.decisions.advice import BALANCED, ZERO_SHOT, Advice, Evidence, Knowledge
-from captune.decisions.learned import GainModel
+from captune.decisions.evidence import BALANCED, ZERO_SHOT, Evidence, Knowledge
+from captune.decisions.neighbours import neighbour_consistency
+from captune.decisions.scores import blend_weights
 from tests.tools.exam.cache import Facts, read_candidates, read_facts, worlds_in
 from tests.tools.exam.worlds import World
 
@@ -148,13 +148,24 @@ def always(*names: str) -> Rule:
 
 def highest_score(evidence: Evidence) -> Weights:
     """The single candidate with the highest label-free score."""
-    scores = advice.smooth_scores(evidence)
+    scores = smooth_scores(evidence)
     return {max(scores, key=lambda name: scores[name]): 1.0}
 
 
-def scored_blend(evidence: Evidence) -> Weights:
-    """The blend by scores, whatever is expected of it."""
-    return advice.blend_weights(advice.smooth_scores(evidence))
+def smooth_blend(evidence: Evidence) -> Weights:
+    """The blend by agree-smooth, as the advice was before its scores were learned: 0.01 is a factor of e."""
+    return blend_weights({name: score / 0.01 for name, score in smooth_scores(evidence).items()})
+
+
+def smooth_scores(evidence: Evidence) -> dict[str, float]:
+    """The criterion agree-smooth on all images: two thirds agreement with the nearest, one third with balanced."""
+    balanced_N = evidence.probs[BALANCED].argmax(-1)
+    scores = {}
+    for name, probs_NK in evidence.probs.items():
+        predicted_N = probs_NK.argmax(-1)
+        near = neighbour_consistency(predicted_N, evidence.neighbours_Nk, evidence.num_classes)
+        scores[name] = (2 * near + float((predicted_N == balanced_N).float().mean())) / 3
+    return scores
 
 
 def gated(members: tuple[str, ...], lead: float = 0.05) -> Rule:
@@ -163,7 +174,7 @@ def gated(members: tuple[str, ...], lead: float = 0.05) -> Rule:
     def rule(evidence: Evidence) -> Weights:
         there = [name for name in members if name in evidence.probs]
         mean_NK = torch.stack([evidence.probs[name] for name in there]).mean(0)
-        scores = advice.smooth_scores(replace(evidence, probs={**evidence.probs, "mean": mean_NK}))
+        scores = smooth_scores(replace(evidence, probs={**evidence.probs, "mean": mean_NK}))
         frozen = max((ZERO_SHOT, BALANCED), key=lambda name: scores[name])
         if scores[frozen] >= scores["mean"] + lead:
             return {frozen: 1.0}
@@ -172,101 +183,18 @@ def gated(members: tuple[str, ...], lead: float = 0.05) -> Rule:
     return rule
 
 
-# What the gain over zero-shot is learned from.
-
-
-@dataclass(frozen=True)
-class Learned:
-    """The gain model and what it says of each case by a model that never saw the case's dataset.
-
-    Attributes:
-        model: fitted on all cases, its errors those on left-out datasets.
-        advice: the advice for each case, by the model without its dataset.
-    """
-
-    model: GainModel
-    advice: list[Advice]
-
-
-ERROR_BASE, ERROR_SLOPE, RIDGE = 1.0, 0.2, 0.05
-WIDENED = 1.3
-"""Factor on the errors: those of a dataset left out of many say too little of the next dataset."""
-
-
-def learn(table: list[Case]) -> Learned:
-    """Fit the gain of the scored blend; leave whole datasets out for the errors, and again for the advice."""
-    facts, differ, gains, families = [], [], [], np.array([case.family for case in table])
-    for case in table:
-        probs_NK = advice.blend(case.evidence.probs, scored_blend(case.evidence))
-        facts.append(advice.gain_facts(case.evidence, probs_NK))
-        zero_N = case.evidence.probs[ZERO_SHOT].argmax(-1)
-        differ.append(100 * float((probs_NK.argmax(-1) != zero_N).float().mean()))
-        gains.append(case.gain(scored_blend(case.evidence)))
-    names = list(facts[0])
-    facts_NF, most_N, gain_N = np.array([[f[n] for n in names] for f in facts]), np.array(differ), np.array(gains)
-    scale_N = ERROR_BASE + ERROR_SLOPE * most_N
-
-    def fitted(chosen: np.ndarray) -> np.ndarray:
-        counts = {name: int((families[chosen] == name).sum()) for name in set(families[chosen].tolist())}
-        weight_N = np.array([1 / counts[name] for name in families[chosen]]) / scale_N[chosen] ** 2
-        weight_N /= weight_N.mean()
-        rows_NF = facts_NF[chosen]
-        gram_FF = rows_NF.T @ (weight_N[:, None] * rows_NF) / len(rows_NF)
-        ridge_FF = RIDGE * np.diag(np.diag(gram_FF))
-        solved: np.ndarray = np.linalg.solve(gram_FF + ridge_FF, rows_NF.T @ (weight_N * gain_N[chosen]) / len(rows_NF))
-        return solved
-
-    def model_of(chosen: np.ndarray) -> GainModel:
-        """Fitted on the chosen cases, with the errors that leaving one of their datasets out makes."""
-        errors = np.zeros(int(chosen.sum()))
-        own = families[chosen]
-        for name in np.unique(own):
-            coefficients_F = fitted(chosen & (families != name))
-            rows = np.flatnonzero(chosen)[own == name]
-            said_N = np.clip(facts_NF[rows] @ coefficients_F, -most_N[rows], most_N[rows])
-            errors[own == name] = (gain_N[rows] - said_N) / scale_N[rows]
-        quantiles = WIDENED * np.quantile(errors, np.linspace(0.01, 0.99, 99))
-        return GainModel(
-            {name: round(float(value), 4) for name, value in zip(names, fitted(chosen), strict=True)},
-            ERROR_BASE, ERROR_SLOPE, tuple(round(float(value), 3) for value in quantiles),
-            tuple(sorted({case.world.dataset for case, at in zip(table, chosen, strict=True) if at})),
-            int(chosen.sum()),
-        )  # fmt: skip
-
-    models = {name: model_of(families != name) for name in np.unique(families)}
-    advised = [advice.advise(case.evidence, models[case.family]) for case in table]
-    return Learned(model_of(np.ones(len(table), bool)), advised)
-
-
-def coverage(learned: Learned, table: list[Case]) -> dict[str, float]:
-    """How often the 80 % interval of the considered blend held its true gain, and whether the risk was as said."""
-    inside, risk, worse = [], [], []
-    for case, said in zip(table, learned.advice, strict=True):
-        seen = said.considered
-        if seen is None or seen.low == seen.high:
-            continue
-        gain = case.gain(scored_blend(case.evidence))
-        inside.append(seen.low - 1e-9 <= gain <= seen.high + 1e-9)
-        risk.append(seen.risk)
-        worse.append(gain < 0)
-    return {
-        "cases": len(inside),
-        "inside_80": float(np.mean(inside)),
-        "mean_risk": float(np.mean(risk)),
-        "worse": float(np.mean(worse)),
-        "brier": float(np.mean((np.array(risk) - np.array(worse)) ** 2)),
-    }
-
-
-def portfolio(table: list[Case]) -> pd.DataFrame:
+def portfolio(table: list[Case], scored: list[dict[str, float]]) -> pd.DataFrame:
     """Candidates in the order that covers the tasks best, chosen without the dataset they are judged on.
+
+    Args:
+        table: the cases.
+        scored: label-free scores of each, learned without its dataset.
 
     Greedily the candidate that raises the mean over datasets of the best gain so far most. For k members of the
     portfolio: the best of them by the labels, and the one with the highest label-free score, on the left-out datasets.
     """
     names = sorted(set.intersection(*(set(case.test) for case in table)))
     gains_CN = np.array([[case.single_gains[name] for name in names] for case in table])
-    scored = [advice.smooth_scores(case.evidence) for case in table]
     scores_CN = np.array([[scores[name] for name in names] for scores in scored])
     families = np.array([case.family for case in table])
     rows = []

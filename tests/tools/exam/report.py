@@ -7,19 +7,8 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
-from tests.tools.exam.judge import (
-    Learned,
-    always,
-    cases,
-    coverage,
-    gated,
-    highest_score,
-    judge,
-    learn,
-    portfolio,
-    scored_blend,
-    summary,
-)
+from tests.tools.exam.judge import always, cases, gated, highest_score, judge, portfolio, smooth_blend, summary
+from tests.tools.exam.learning import Learned, coverage, learn
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -33,9 +22,18 @@ RULES = {
     "always anchored": always("anchored"),
     "mean of five": always(*FIVE),
     "five, gated by 0.05": gated(FIVE),
-    "highest score": highest_score,
-    "blend by scores": scored_blend,
+    "highest agree-smooth": highest_score,
+    "blend by agree-smooth": smooth_blend,
 }
+_REFERENCES = ("zero_shot", "balanced", "anchored", "text_mixture")
+STUDIES = {
+    "the advice of a study of cap": (*_REFERENCES, "cap@quick"),
+    "the advice of --method auto": (
+        *_REFERENCES, "transclip", "grip@quick", "cap_mixture@quick", "cap@quick"
+    ),
+    "the advice, nothing trained": (*_REFERENCES, "transclip", "zlap"),
+}  # fmt: skip
+"""What the advice may choose from in a study, regret still to the best of all."""
 _HEADER = '''"""What the advice has learned from development data, and which data that was.
 
 Written by `python -m tests.tools.exam judge --learned`; analysis/measurements/advice_exam.md says how well it holds on
@@ -44,28 +42,7 @@ datasets that were left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class GainModel:
-    """A linear model of the gain over zero-shot, and the errors it made on datasets it was not fitted on.
-
-    Attributes:
-        coefficients: fact (`captune.decisions.advice.gain_facts`, points) → points of gain a point of it.
-        error_base, error_slope: scale of an error: base + slope · percent of images on which the two differ.
-        errors: quantiles 1 … 99 % of the errors in units of that scale, of predictions for left-out datasets.
-        seen: the feature files it was fitted on.
-        worlds: how many worlds they make.
-    """
-
-    coefficients: dict[str, float]
-    error_base: float
-    error_slope: float
-    errors: tuple[float, ...]
-    seen: tuple[str, ...]
-    worlds: int
-
+from captune.decisions.learning import GainModel, ScoreModel
 '''
 
 
@@ -81,20 +58,27 @@ def report(cache: Path, out: Path, *, without: tuple[str, ...], learned: Path | 
     table = cases(cache, without=without, need=("transclip", "anchored", "cap_mixture@quick"), knowing=True)
     judged = {name: judge(rule, table) for name, rule in RULES.items()}
     taught = learn(table)
-    advised = iter(taught.advice)
+    blends, advised = iter(taught.advice), iter(taught.advice)
+    judged["blend by learned scores"] = judge(lambda _: next(blends).blend, table)
     judged["the advice"] = judge(lambda _: next(advised).weights, table)
+    for words, names in STUDIES.items():
+        among = iter([taught.among(case, names).weights for case in table])
+        judged[words] = judge(lambda _, among=among: next(among), table)  # type: ignore[misc]
     rows = pd.DataFrame([{"rule": name, **summary(frame)} for name, frame in judged.items()])
     print(rows.round(2).to_string(index=False))
-    print({name: round(value, 3) for name, value in coverage(taught, table).items()})
+    print({name: round(value, 3) for name, value in coverage(taught).items()})
     out.mkdir(parents=True, exist_ok=True)
     rows.round(3).to_csv(out / "advice_exam.csv", index=False)
     _every_case(judged["the advice"], taught).to_csv(out / "advice_cases.csv", index=False)
-    found = portfolio(table)
+    found = portfolio(table, [said.scores for said in taught.advice])
     found.round(3).to_csv(out / "advice_portfolio.csv", index=False)
     print(found.round(2).to_string(index=False))
     by_kind = pd.DataFrame({name: frame.groupby("kind").gain.mean() for name, frame in judged.items()})
     print(by_kind.round(1).to_string())
-    _figure({name: judged[name] for name in ("mean of five", "highest score", "the advice")}, out / "advice_exam.png")
+    _figure(
+        {name: judged[name] for name in ("mean of five", "blend by agree-smooth", "the advice")},
+        out / "advice_exam.png",
+    )
     if learned is not None:
         learned.write_text(_HEADER + "\n" + _literal(taught), encoding="utf-8")
 
@@ -130,7 +114,10 @@ def _literal(taught: Learned) -> str:
     model = taught.model
     coefficients = "".join(f'        "{name}": {value},\n' for name, value in model.coefficients.items())
     errors = "".join(f"        {value},\n" for value in model.errors)
+    scoring = "".join(f'        "{name}": {value},\n' for name, value in taught.scoring.coefficients.items())
     return (
+        f"SCORE_MODEL = ScoreModel(\n    coefficients={{\n{scoring}    }},\n"
+        f"    images_a_class={taught.scoring.images_a_class},\n)\n"
         f"GAIN_MODEL = GainModel(\n    coefficients={{\n{coefficients}    }},\n"
         f"    error_base={model.error_base},\n    error_slope={model.error_slope},\n"
         f"    errors=(\n{errors}    ),\n"

@@ -1,0 +1,38 @@
+"""What the advice learns from development data, as it is stored: a model of scores and a model of gains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ScoreModel:
+    """A linear score of candidates (`captune.decisions.scores`), learned so that choosing by it gains most.
+
+    Attributes:
+        coefficients: fact (`score_facts`) → score a unit of it. One unit of score is a factor of e in the ensemble.
+        images_a_class: unlabelled images a class up to which the data it learned from went; more count as so many.
+    """
+
+    coefficients: dict[str, float]
+    images_a_class: float
+
+
+@dataclass(frozen=True)
+class GainModel:
+    """A linear model of the gain over zero-shot, and the errors it made on datasets it was not fitted on.
+
+    Attributes:
+        coefficients: fact (`captune.decisions.advice.gain_facts`, points) → points of gain a point of it.
+        error_base, error_slope: scale of an error: base + slope · percent of images on which the two differ.
+        errors: quantiles 1 … 99 % of the errors in units of that scale, of predictions for left-out datasets.
+        seen: the feature files it was fitted on.
+        worlds: how many worlds they make.
+    """
+
+    coefficients: dict[str, float]
+    error_base: float
+    error_slope: float
+    errors: tuple[float, ...]
+    seen: tuple[str, ...]
+    worlds: int
