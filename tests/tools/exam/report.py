@@ -25,14 +25,16 @@ RULES = {
     "highest agree-smooth": highest_score,
     "blend by agree-smooth": smooth_blend,
 }
-_REFERENCES = ("zero_shot", "balanced", "anchored", "text_mixture")
+_BEFORE = ("zero_shot", "balanced", "anchored")
+_REFERENCES = (*_BEFORE, "text_mixture")
 STUDIES = {
-    "the advice of a study of cap": (*_REFERENCES, "cap@quick"),
-    "the advice of --method auto": (
-        *_REFERENCES, "transclip", "grip@quick", "cap_mixture@quick", "cap@quick"
-    ),
-    "the advice, nothing trained": (*_REFERENCES, "transclip", "zlap"),
-}  # fmt: skip
+    "… among three references and cap": (*_BEFORE, "cap@quick"),
+    "… among four references": _REFERENCES,
+    "… among four references and cap": (*_REFERENCES, "cap@quick"),
+    "… among four references and transclip": (*_REFERENCES, "transclip"),
+    "… among four references, transclip, cap": (*_REFERENCES, "transclip", "cap@quick"),
+    "… among what --method auto tries": (*_REFERENCES, "transclip", "grip@quick", "cap_mixture@quick", "cap@quick"),
+}
 """What the advice may choose from in a study, regret still to the best of all."""
 _HEADER = '''"""What the advice has learned from development data, and which data that was.
 
