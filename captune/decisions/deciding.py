@@ -10,6 +10,7 @@ from captune.decisions.choosing import Advice as Words
 from captune.decisions.choosing import Candidate, Choice
 from captune.decisions.evidence import Evidence
 from captune.decisions.learned import GAIN_MODEL
+from captune.decisions.presence import absent_in, absent_sentence
 from captune.decisions.scores import candidate_scores
 from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, ZERO_SHOT, StudyRecord, Trial
 
@@ -22,12 +23,13 @@ _WORDS: dict[str, Words] = {
 }
 
 
-def decide(study: StudyRecord, evidence: Evidence) -> Choice:
+def decide(study: StudyRecord, evidence: Evidence, class_names: Sequence[str] = ()) -> Choice:
     """The choice of a study whose candidates left their predictions; no label is read.
 
     Args:
         study: its record, all trials ended.
         evidence: of the candidates in `candidate_trials`.
+        class_names: where given, the reason also names those that seem absent from the pool.
     """
     trials = candidate_trials(study)
     said = advise(evidence)
@@ -42,7 +44,7 @@ def decide(study: StudyRecord, evidence: Evidence) -> Choice:
         name=name,
         config_id=None if best is None else trials[best][0].config_id,
         config={} if best is None else trials[best][0].config,
-        reason=_reason(study, said, evidence, labels),
+        reason=_with_absent(_reason(study, said, evidence, labels), evidence, class_names),
         candidates=_candidates(said, evidence, shares, trials),
         sentence=said.say(labels),
         weights=shares,
@@ -78,6 +80,11 @@ def _reason(study: StudyRecord, said: Advice, evidence: Evidence, labels: dict[s
         f"balanced zero-shot, classes merged; against zero-shot): {scores}. What the ensemble gains is expected from "
         f"{GAIN_MODEL.worlds} development tasks made of {', '.join(GAIN_MODEL.seen)}"
     )
+
+
+def _with_absent(reason: str, evidence: Evidence, class_names: Sequence[str]) -> str:
+    absent = absent_sentence(absent_in(evidence), class_names) if class_names else None
+    return reason if absent is None else f"{reason}. {absent}"
 
 
 def _candidates(

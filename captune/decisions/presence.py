@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captune.decisions.evidence import ZERO_SHOT, Evidence
+
 CONFIDENCE = 0.9
 """Least probability of absence at which a name is called absent."""
 MOST_IMAGES = 0.5
@@ -102,6 +104,17 @@ def absent_classes(zero_shot_NK: Tensor, mixture_NK: Tensor, neighbours_Nk: Tens
         for label in (probability_K >= CONFIDENCE).nonzero()[:, 0].tolist()
     ]
     return sorted(found, key=lambda absent: (-absent.probability, absent.label))
+
+
+def absent_in(evidence: Evidence) -> list[Absent]:
+    """The same from what a study's candidates predict; none without a mixture or where the backbone is not known to
+    know the classes (labelled images, very few images or classes: `Evidence.knowledge` is None).
+    """
+    zero_shot_NK, mixture_NK = evidence.probs[ZERO_SHOT].float(), evidence.probs.get("anchored")
+    confidence = float(zero_shot_NK.amax(-1).mean())
+    if mixture_NK is None or evidence.knowledge is None or not evidence.knowledge.known(confidence):
+        return []
+    return absent_classes(zero_shot_NK, mixture_NK.float(), evidence.neighbours_Nk)
 
 
 def absence_probabilities(logits_K: Tensor, facts_KF: Tensor) -> Tensor:

@@ -247,7 +247,7 @@ def choice_of(record: StudyRecord) -> Choice:
     if not by_criterion(record):
         evidence = pool_evidence(_task(record), paths, methods_of(record, trials))
     if evidence is not None:
-        return decide(record, evidence)
+        return decide(record, evidence, open_context(_task(record), Role.SCORE).task.class_names)
     choice = choose(record)
     return replace(choice, advised=advised_config(record, advised_shares(record, choice)))
 

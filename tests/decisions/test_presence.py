@@ -13,7 +13,8 @@ from torch import Tensor
 from captune.algorithms.presence import absent_names, names_absent
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
-from captune.decisions.presence import FACTS, Absent, absent_classes, absent_sentence, presence_facts
+from captune.decisions.evidence import Evidence, Knowledge
+from captune.decisions.presence import FACTS, Absent, absent_classes, absent_in, absent_sentence, presence_facts
 from captune.training.context import open_context
 from tests.tools.exam.worlds import World
 
@@ -49,6 +50,16 @@ def test_classes_without_an_image_are_named_and_no_other() -> None:
     found = absent_classes(probs_NK, probs_NK, neighbours_Nk)
     assert {absent.label for absent in found} <= set(range(4, 40)) and len(found) > 30
     assert all(absent.probability >= 0.9 for absent in found)
+
+
+def test_a_study_names_them_from_its_candidates_but_not_where_the_backbone_knows_nothing() -> None:
+    probs_NK, neighbours_Nk = pool(4, 40)
+    knows, nothing = Knowledge(0.9, 0.1, 4.0, 3.0, 40), Knowledge(0.31, 0.25, 3.0, 3.2, 40)
+    probs = dict.fromkeys(("zero_shot", "balanced", "anchored"), probs_NK)
+    assert absent_in(Evidence(probs, neighbours_Nk, knows)) == absent_classes(probs_NK, probs_NK, neighbours_Nk)
+    unsure_NK, _ = pool(4, 40, confidence=0.3)
+    unsure = dict.fromkeys(("zero_shot", "balanced", "anchored"), unsure_NK)
+    assert absent_in(Evidence(unsure, neighbours_Nk, nothing)) == absent_in(Evidence(probs, neighbours_Nk)) == []
 
 
 def test_nothing_is_named_where_every_class_has_images() -> None:
