@@ -301,7 +301,7 @@ def _run_on_ray(
     dashboard = DashboardComesUp(cluster, watcher.dashboard)
     with watched as refresh, publishing as publish:
         if preparing is not None:
-            run_references_here(cells, threads=threads)
+            run_references_here(cells, threads=threads, look=refresh)
 
         def step() -> None:
             budget.check(concurrency=allotment.concurrency, gpus=allotment.gpus)

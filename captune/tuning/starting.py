@@ -95,7 +95,7 @@ class DashboardComesUp:
                 self._tell(self._cluster)
 
 
-def run_references_here(cells: Sequence[Cell], *, threads: int) -> None:
+def run_references_here(cells: Sequence[Cell], *, threads: int, look: Callable[[], None] = lambda: None) -> None:
     """Run the references of small studies in this process, which has prepared their images.
 
     They do not train and take milliseconds; so the first scores do not wait for a worker's imports.
@@ -103,6 +103,7 @@ def run_references_here(cells: Sequence[Cell], *, threads: int) -> None:
     Args:
         cells: the studies.
         threads: CPU threads of a trial.
+        look: called after each.
     """
 
     def reference(trial: Trial | Planned) -> bool:
@@ -118,6 +119,7 @@ def run_references_here(cells: Sequence[Cell], *, threads: int) -> None:
             while (trial := cell.next_trial(fits=reference)) is not None:
                 interruption.check()
                 _run_here(cell, trial, threads)
+                look()
     torch.set_num_threads(before)
 
 
