@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+# Its parts are imported when they are first used: `scipy.stats` takes seconds, and `captune status` needs none of it.
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.special import gammaln
 
 LEVEL = 0.95
 MINIMUM_EFFECT = 0.01
@@ -58,7 +59,7 @@ def interquartile_mean(values: Sequence[float]) -> float | None:
 
     As there (SciPy's `trim_mean` at 25 %), ⌊n/4⌋ values are cut from each end: below four values it is the mean.
     """
-    return float(stats.trim_mean(np.asarray(values, dtype=float), 0.25)) if len(values) else None
+    return float(scipy.stats.trim_mean(np.asarray(values, dtype=float), 0.25)) if len(values) else None
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL, *, fractions: bool = False) -> Interval | None:
@@ -70,7 +71,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL, *, fractions: bool
     spread, centre = standard_deviation(values), mean(values)
     if spread is None or centre is None:
         return None
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
+    half = float(scipy.stats.t.ppf((1 + level) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
     if fractions and min(values) >= 0 and max(values) <= 1:
         return Interval(max(0.0, centre - half), min(1.0, centre + half))
     return Interval(centre - half, centre + half)
@@ -94,12 +95,12 @@ def proportion_interval(share: float, number: int, level: float = LEVEL) -> Inte
 
 def student_quantile(level: float, freedom: int) -> float:
     """The one-sided quantile of Student's t."""
-    return float(stats.t.ppf(level, freedom))
+    return float(scipy.stats.t.ppf(level, freedom))
 
 
 def normal_quantile(level: float) -> float:
     """The one-sided quantile of the standard normal."""
-    return float(stats.norm.ppf(level))
+    return float(scipy.stats.norm.ppf(level))
 
 
 def pooled_deviation(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
@@ -135,7 +136,7 @@ def stratified_bootstrap(
     drawn = np.concatenate(
         [values[generator.integers(len(values), size=(num_resamples, len(values)))] for values in kept], axis=1
     )
-    estimates = stats.trim_mean(drawn, 0.25, axis=1) if statistic == "iqm" else drawn.mean(axis=1)
+    estimates = scipy.stats.trim_mean(drawn, 0.25, axis=1) if statistic == "iqm" else drawn.mean(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(estimates, [tail, 1 - tail])
     return Interval(float(low), float(high))
@@ -177,7 +178,7 @@ def wilcoxon_p(differences: Sequence[float]) -> float | None:
     if len(differences) < 2:
         return None
     values = np.asarray(differences, dtype=float)
-    return 1.0 if not np.any(values) else float(stats.wilcoxon(values).pvalue)
+    return 1.0 if not np.any(values) else float(scipy.stats.wilcoxon(values).pvalue)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -221,7 +222,7 @@ def rope_posterior(strata: Sequence[Sequence[float]], effect: float = MINIMUM_EF
     if sum(variances) == 0:
         return RopePosterior(float(centre > effect), float(abs(centre) <= effect), float(centre < -effect))
     freedom = sum(variances) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, strata, strict=True))
-    posterior = stats.t(freedom, loc=centre, scale=math.sqrt(sum(variances)) / len(strata))
+    posterior = scipy.stats.t(freedom, loc=centre, scale=math.sqrt(sum(variances)) / len(strata))
     worse, better = float(posterior.cdf(-effect)), float(posterior.sf(effect))
     return RopePosterior(better, max(0.0, 1 - better - worse), worse)
 
@@ -251,6 +252,7 @@ def subset_weights(total: int, sizes: Sequence[int] | None = None) -> Floats:
     counts = np.arange(1, total + 1) if sizes is None else np.asarray(sizes)
     index_N, size_N1 = np.arange(total), counts[:, None]
     below = np.maximum(index_N - size_N1 + 1, 0)
+    gammaln = scipy.special.gammaln
     logarithm = (
         gammaln(index_N + 1) - gammaln(size_N1) - gammaln(below + 1)
         - gammaln(total + 1) + gammaln(size_N1 + 1) + gammaln(total - size_N1 + 1)
@@ -262,7 +264,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Spearman's rank correlation (1904); None below three pairs or when one side is constant."""
     if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    return float(stats.spearmanr(first, second).statistic)
+    return float(scipy.stats.spearmanr(first, second).statistic)
 
 
 def spearman_interval(
@@ -276,8 +278,8 @@ def spearman_interval(
     if len(first) < 5 or spearman(first, second) is None:
         return None
     rows_RN = generator.integers(len(first), size=(num_resamples, len(first)))
-    a_RN = stats.rankdata(np.asarray(first, dtype=float)[rows_RN], axis=1)
-    b_RN = stats.rankdata(np.asarray(second, dtype=float)[rows_RN], axis=1)
+    a_RN = scipy.stats.rankdata(np.asarray(first, dtype=float)[rows_RN], axis=1)
+    b_RN = scipy.stats.rankdata(np.asarray(second, dtype=float)[rows_RN], axis=1)
     a_RN -= a_RN.mean(axis=1, keepdims=True)
     b_RN -= b_RN.mean(axis=1, keepdims=True)
     scale_R = np.sqrt((a_RN**2).sum(axis=1) * (b_RN**2).sum(axis=1))
