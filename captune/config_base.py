@@ -70,7 +70,7 @@ def _problems(error: ValidationError, cls: type[BaseModel]) -> list[str]:
         if problem["type"] == "extra_forbidden":
             owner = _owner(cls, problem["loc"][:-1])
             lines.append(f"unknown option '{key}': {did_you_mean(str(problem['loc'][-1]), owner.model_fields)}")
-        elif not key:  # what several fields must hold together
+        elif not key:  # a rule over several fields
             lines.append(problem["msg"].removeprefix("Value error, "))
         else:
             line = f"{key}: {_wording(problem)}, got {problem['input']!r}"

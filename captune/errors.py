@@ -127,7 +127,7 @@ def did_you_mean_path(path: Path) -> str | None:
         near = nearest(missing, sorted(entry.name for entry in parent.iterdir()))
         if near is None:
             return None
-        # As it was typed: relative paths stay relative.
+        # The suggestion is written as the path was typed: a relative path stays relative.
         found = Path(*path.parts[: len(path.parts) - len(path.absolute().relative_to(parent).parts)], near)
         return f"Did you mean '{found}'?"
     return None

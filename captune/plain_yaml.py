@@ -76,7 +76,7 @@ def parse_yaml(text: str, *, where: object, what: str, words: bool = False) -> A
     except yaml.MarkedYAMLError as error:
         got, next_step = _explained(error, text)
         raise ConfigError(f"{what} must be valid YAML", got=got, where=where, next_step=next_step) from None
-    except Exception as error:  # PyYAML's constructors raise half a dozen kinds for values that are none
+    except Exception as error:  # PyYAML's constructors raise half a dozen kinds of exceptions for malformed values
         got = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{what} must be valid YAML", got=got, where=where) from None
 

@@ -23,7 +23,7 @@ def derive_seed(root_seed: int, *names: object) -> int:
 
 def torch_generator(root_seed: int, *names: object) -> torch.Generator:
     """A CPU torch generator for one named purpose."""
-    import torch  # not at the top: the command line derives seeds and must answer without torch
+    import torch  # imported here: the command line derives seeds and must not need torch
 
     return torch.Generator().manual_seed(derive_seed(root_seed, *names))
 

@@ -232,7 +232,7 @@ def load_space(
         searched = [parameter.name for parameter in parameters if parameter.name not in (fixed or {})]
         conditions, found = conditions_of(name, entry, searched, base, {**constants, **(fixed or {})}, methods or {})
         if conditions is None and not found:
-            continue  # it is never part of a configuration here
+            continue  # so it is in no configuration of this study
         own = _base_of(conditions or (), base, methods or {})
         found += _entry_problems(name, entry, type(own).model_fields)
         if not found:

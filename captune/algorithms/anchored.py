@@ -47,6 +47,6 @@ class Anchored(Untrained):
             strength = 0.5 if np.isin(context.task.pool, context.task.test).all() else 0.0
         bias_K = self.mixture.bias_K
         if strength:
-            # A class the pool may not hold has no share there; nothing is said of it.
+            # A class that may not be pseudolabelled has no share of the pool, so its prior is left as it is.
             bias_K = bias_K + strength * torch.where(context.pseudolabelled_K, self.mixture.prior_K, 1.0).log()
         super().__init__(context, self.mixture.weights_KD / context.logit_scale, bias_K)

@@ -31,7 +31,7 @@ def methods_for(task: TaskConfig, names: Sequence[str] = (*PORTFOLIO, *LABELLED)
     """
     for name in names:
         blend = BlendConfig.parse({"members": [name]})
-        member_config(blend, blend.members[0])  # refuses what cannot be one of several
+        member_config(blend, blend.members[0])  # raises for a method that cannot be one of several
     return tuple(name for name in names if has_labels(task) or not method_named(name).labels_only)
 
 

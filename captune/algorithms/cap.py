@@ -161,7 +161,7 @@ class Cap:
                 "images": ragged_feed(images_S, uploaded),
                 "labels": ragged_feed(labels_S, uploaded),
                 "trusted": ragged_feed(images_S, views.feed),
-                # Its length is what a step needs to know of it.
+                # A step only needs its length.
                 "labelled": ragged_feed(self.labelled_S, uploaded),
             }
         if config.self_training:

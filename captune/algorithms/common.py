@@ -114,7 +114,7 @@ def encode_in_chunks(classifier: Classifier, inputs_B: Tensor, size: int | None)
     if size is None or len(inputs_B) <= size:
         return classifier.encode_images(inputs_B)
     chunks = [
-        # No randomness to repeat, and asking for its state would spoil the recording of a CUDA graph.
+        # There is no randomness to repeat, and reading the generator's state would break the recording of a CUDA graph.
         checkpoint(
             classifier.encode_images, inputs_B[start : start + size], use_reentrant=False, preserve_rng_state=False
         )

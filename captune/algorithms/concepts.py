@@ -64,7 +64,7 @@ def align_concepts(context: Context, which: str, threshold: int | None, k: int, 
         for label in mismatched
         if label in descriptions and task.pseudolabelled_K[label]
     }
-    # Where there is nothing to choose, as in the authors' own lists, the clusters need not be found.
+    # With one description per class, as in the authors' lists, there is nothing to choose and clusters are not needed.
     several = any(len(features_nD) > 1 for features_nD in features.values())
     centres = mismatch_report(context, threshold).centres if several else {}
     chosen = _chosen_descriptions(context, centres, features, choice)
@@ -147,7 +147,7 @@ class _Key:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        # The pool itself: it differs between the roles of one cell, and pools of one size may still be others.
+        # The pool's images are part of the key: the pool differs between the roles of one cell, even at the same size.
         task = context.task
         self.identity: tuple[TaskConfig, bytes, bytes] = (
             task.config,

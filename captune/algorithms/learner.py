@@ -66,7 +66,7 @@ class Learner:
         if images_SB.size == 0:
             return {}
         labelled_SB, pseudo_SB = upload(self.labelled_SB, device), upload(self.pseudo_SB, device)
-        # Not by way of self: a learner in a circle with its feeds would keep its memory until the collector comes.
+        # The feeds do not refer to self: a reference cycle would keep the learner's memory until garbage is collected.
         labelled_NK, candidates_PK = self.labelled_NK, self.candidates_PK
         feeds: dict[str, Feed] = {
             "candidates": lambda step: torch.cat([labelled_NK[labelled_SB[step]], candidates_PK[pseudo_SB[step]]])

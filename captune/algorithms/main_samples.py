@@ -48,7 +48,7 @@ def renewed_boards(
         max_ratio=config.max_main_ratio,
         num_epochs=config.epochs,
     )
-    # Where a class has less than 1/rho images the formula gives 0; a board keeps its surest one.
+    # For a class of fewer than 1/rho images the formula gives 0; its surest image is kept all the same.
     return grow_leaderboard(boards, predictions, k=max(1, size), contest=config.contest)
 
 

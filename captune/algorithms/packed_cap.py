@@ -169,7 +169,7 @@ class PackedCap:
             cap.present_K.copy_(self._present_PK[number])
             rows_SR = self._rows_SPR[:, number]
             features_SRD = torch.stack([step_PRD[number] for step_PRD in self._main])
-            # The last time an image came: the first in the reversed order.
+            # The last occurrence of an image is the first one in the reversed order.
             images, places = np.unique(rows_SR.flatten().flip(0).numpy(), return_index=True)
             last = torch.from_numpy(rows_SR.numel() - 1 - places)
             cap.memory_MD[torch.from_numpy(images)] = features_SRD.flatten(0, 1)[last]

@@ -13,14 +13,14 @@ from typing import Any
 from captune.data.catalog import DATASETS
 
 PRESETS = ("paper",)
-# Of the seen and unseen classes; each goes with a training seed of its own.
+# Seeds of the split into seen and unseen classes; each belongs to one training seed.
 SPLIT_SEEDS = (500, 0, 200)
 TRAINING_SEEDS = (1, 2, 3)
 PAPER_DATASETS = ("flowers102", "resisc45", "dtd", "cub200", "eurosat", "fgvc_aircraft")
 PAPER_PARADIGMS = ("ssl", "ul", "trzsl")
 PAPER_METHODS = ("zero_shot", "fpl", "grip", "cpl", "cap")
 
-# Where the authors leave their own defaults.
+# Settings in which the authors' scripts leave their own defaults.
 CAP_SETTINGS: dict[str, dict[str, Any]] = {
     "flowers102": {"num_main_samples": 6},
     "fgvc_aircraft": {"confidence_threshold": 0.5, "margin_scale": 14.0, "max_main_ratio": 0.6},

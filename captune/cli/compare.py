@@ -78,7 +78,7 @@ def compare(
         if not ALGORITHMS[name].tunable:
             values["trials"] = 1
         study = StudyConfig.parse(values, where=COMMAND_LINE)
-        resolve_criterion(study.select_by, kind)  # a wrong name is said before PyTorch is loaded
+        resolve_criterion(study.select_by, kind)  # a wrong name is reported before PyTorch is loaded
         studies.append(study)
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.studies import execute
@@ -93,11 +93,11 @@ def compare(
     try:
         execute(plans, Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=resume), console)
     except CaptuneError as error:
-        lost = error  # the others are compared nevertheless
+        lost = error  # the other studies are compared all the same
     try:
         write_comparison(out, console)
     except CaptuneError as error:
-        # Where none began there is nothing to compare, and why none began is what a person must read.
+        # If no study began there is nothing to compare, and the user must see why none began.
         raise lost or error from None
     if lost is not None:
         raise lost

@@ -153,7 +153,7 @@ def _sentence(rows: list[dict[str, Any]]) -> str:
 
 def _print(console: Console, context: Context, rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"Concept mismatch, {context.task.dataset}: {len(context.task.pool)} pool images")
-    # A column that is empty throughout would only narrow the others.
+    # A column without any value would only take width from the others.
     shown = [name for name in rows[0] if any(row[name] != "" for row in rows)]
     for name in shown:
         table.add_column(

@@ -147,7 +147,7 @@ def _typed(annotation: Any) -> tuple[type, tuple[str, ...]]:
     """The type of a field's option, and what it may be where that is a list. Pydantic checks the value itself."""
     if get_origin(annotation) is Annotated:
         kind, *marks = get_args(annotation)
-        # What a validator reads first is typed as text.
+        # An option whose value a validator parses is typed as text.
         return (str, ()) if any(isinstance(mark, BeforeValidator) for mark in marks) else _typed(kind)
     if get_origin(annotation) in (Union, types.UnionType):
         return _typed(next(part for part in get_args(annotation) if part is not type(None)))

@@ -78,7 +78,7 @@ def run_paper_table(
     missing, tasks = _found(datasets, task_values, console)
     fitting = {kind: _fitting(kind, names, task_values, console) for kind in paradigms}
     cells = [(dataset, kind, name) for dataset in tasks for kind in paradigms for name in fitting[kind]]
-    for dataset, paradigm, name in cells:  # what cannot be is told before anything is trained
+    for dataset, paradigm, name in cells:  # impossible combinations are reported before anything is trained
         task = _task(dataset, paradigm, SPLIT_SEEDS[0], task_values)
         paper_config(name, task, trial_values.get("tuning"), "paper").with_values(trial_values, where=COMMAND_LINE)
     failed, notes = _run(cells, task_values, trial_values, out, console)

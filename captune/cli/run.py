@@ -259,14 +259,14 @@ def _studies(
         preset = study_values.get("preset")
         here = preset_task(dataset, task_values) if preset else task_values
         if len(paradigms) > 1 and paradigm not in USES_SHOTS:
-            here = {key: value for key, value in here.items() if key != "shots"}  # it is meant for the others
+            here = {key: value for key, value in here.items() if key != "shots"}  # it is meant for the other studies
         task = TaskConfig.parse(here | {"dataset": dataset, "paradigm": paradigm}, where=where)
         refuse_unused_shots(task)
         fixed_here = {**(file.values.get("fixed") or {}), **fixed}
-        starting_configs(method, task, fixed_here, preset)  # what is wrong with them is said before PyTorch is loaded
+        starting_configs(method, task, fixed_here, preset)  # mistakes in them are reported before PyTorch is loaded
         values = study_values | {"task": task.model_dump(), "method": method, "fixed": fixed_here}
         study = StudyConfig.parse(values, where=where)
-        resolve_criterion(study.select_by, paradigm)  # a wrong name is said before PyTorch is loaded
+        resolve_criterion(study.select_by, paradigm)  # a wrong name is reported before PyTorch is loaded
         studies.append(study)
     return studies
 

@@ -53,7 +53,7 @@ def serve(
         from captune.adapted import open_adapted
         from captune.tuning.serving import served
 
-        # What is wrong with the model is said here, in its own words.
+        # Opened here once, so that what is wrong with the model is reported by this process.
         _ = open_adapted(checkpoint, **given.task, device=device).image_backbone
     chosen = _port(port)
     with served(checkpoint, {**given.task, "device": device}, port=chosen, token=token) as address:

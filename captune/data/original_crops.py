@@ -17,13 +17,13 @@ from torch import Tensor
 from captune.data.dataset import Dataset, IntArray
 from captune.data.decode import Pixels
 from captune.data.file_kinds import open_image
-from captune.data.views import Feed, ImageViews, Normalise, sample_boxes, upload
+from captune.data.views import CropViews, Feed, ImageViews, Normalise, upload
 from captune.preprocessing import Preprocessing
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-class OriginalCrops:
+class OriginalCrops(CropViews):
     """Views whose weak side is the store's and whose strong side is cut from the original images.
 
     The interface is that of `ImageViews`.
@@ -41,36 +41,9 @@ class OriginalCrops:
     def __len__(self) -> int:
         return self._dataset.num_images
 
-    def strong(
-        self,
-        indices: IntArray,
-        generator: torch.Generator,
-        *,
-        flip_probability: float,
-        crop_scale_min: float,
-        feature_dropout: float = 0.0,
-    ) -> Tensor:
-        """Random resized crops, flipped or not: (B, 3, S, S); see `ImageViews.strong`."""
-        draws_1B5 = self.draw(
-            indices[None], generator, flip_probability=flip_probability, crop_scale_min=crop_scale_min
-        )
-        return self.strong_of(self.feed_crops(indices[None], draws_1B5)(0), draws_1B5[0])
-
-    def draw(
-        self,
-        indices_SB: IntArray,
-        generator: torch.Generator,
-        *,
-        flip_probability: float,
-        crop_scale_min: float,
-        feature_dropout: float = 0.0,
-    ) -> Tensor:
-        """Boxes in the originals and flips, (S, B, 5) int64; see `ImageViews.draw`."""
-        sizes_N2 = np.array([self._size_of(int(index)) for index in indices_SB.reshape(-1)])
-        boxes = sample_boxes(sizes_N2, crop_scale_min, generator)
-        flip_N = torch.rand(indices_SB.size, generator=generator) < flip_probability
-        columns = (boxes.top_B, boxes.left_B, boxes.height_B, boxes.width_B, flip_N.long())
-        return torch.stack(columns, dim=1).reshape(*indices_SB.shape, 5)
+    def sizes_of(self, indices_N: IntArray) -> IntArray:
+        """Heights and widths (N, 2) of the original images."""
+        return np.array([self._size_of(int(index)) for index in indices_N])
 
     def feed_crops(self, indices_SB: IntArray, draws_SB5: Tensor) -> Feed:
         """For each of S steps the crops, resized and flipped, uint8 (B, S, S, 3)."""

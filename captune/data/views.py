@@ -9,6 +9,7 @@ A_x. On a GPU that has room for them the images lie there, and the host only dra
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,70 @@ class Normalise:
 Feed = Callable[[int], Tensor]
 
 
-class ImageViews:
+class CropViews(ABC):
+    """Views whose strong side is a random crop: what is drawn, and a strong view from its parts."""
+
+    device: torch.device
+
+    def strong(
+        self,
+        indices: IntArray,
+        generator: torch.Generator,
+        *,
+        flip_probability: float,
+        crop_scale_min: float,
+        feature_dropout: float = 0.0,
+    ) -> Tensor:
+        """Random resized crops (area `crop_scale_min`-1, ratio 3/4-4/3, bicubic), flipped or not: (B, 3, S, S).
+
+        Args: as of `draw`.
+        """
+        draws_1B5 = self.draw(
+            indices[None],
+            generator,
+            flip_probability=flip_probability,
+            crop_scale_min=crop_scale_min,
+            feature_dropout=feature_dropout,
+        )
+        return self.strong_of(self.feed_crops(indices[None], draws_1B5)(0), upload(draws_1B5[0], self.device))
+
+    def draw(
+        self,
+        indices_SB: IntArray,
+        generator: torch.Generator,
+        *,
+        flip_probability: float,
+        crop_scale_min: float,
+        feature_dropout: float = 0.0,
+    ) -> Tensor:
+        """Everything random about strong views: a crop's top, left, height and width, flipped or not; (S, B, 5) int64.
+
+        Args:
+            indices_SB: images.
+            generator: CPU generator that everything random comes from.
+            flip_probability: of a horizontal flip.
+            crop_scale_min: smallest share of the image's area that a crop may cover.
+            feature_dropout: not used here; views of features take it.
+        """
+        boxes = sample_boxes(self.sizes_of(indices_SB.reshape(-1)), crop_scale_min, generator)
+        flip_N = torch.rand(indices_SB.size, generator=generator) < flip_probability
+        columns = (boxes.top_B, boxes.left_B, boxes.height_B, boxes.width_B, flip_N.long())
+        return torch.stack(columns, dim=1).reshape(*indices_SB.shape, 5)
+
+    @abstractmethod
+    def sizes_of(self, indices_N: IntArray) -> IntArray:
+        """Heights and widths (N, 2) of the images that boxes are drawn in."""
+
+    @abstractmethod
+    def feed_crops(self, indices_SB: IntArray, draws_SB5: Tensor) -> Feed:
+        """For each of S steps, what `strong_of` makes its views of."""
+
+    @abstractmethod
+    def strong_of(self, fed: Tensor, draws_B5: Tensor) -> Tensor:
+        """Crops, resampled and normalised, of what a feed gave: (B, 3, S, S)."""
+
+
+class ImageViews(CropViews):
     """Views of the images of a store.
 
     Views are made in two parts, so that the second can be recorded as a CUDA graph: a feed hands out what a step's
@@ -85,31 +149,13 @@ class ImageViews:
     def __len__(self) -> int:
         return len(self._store)
 
+    def sizes_of(self, indices_N: IntArray) -> IntArray:
+        """Heights and widths (N, 2) of stored images."""
+        return self._store.sizes_N2[indices_N]
+
     def weak(self, indices: IntArray) -> Tensor:
         """Centre crops, normalised: (B, 3, S, S)."""
         return self.weak_of(self.feed(indices[None])(0))
-
-    def strong(
-        self,
-        indices: IntArray,
-        generator: torch.Generator,
-        *,
-        flip_probability: float,
-        crop_scale_min: float,
-        feature_dropout: float = 0.0,
-    ) -> Tensor:
-        """Random resized crops (area `crop_scale_min`-1, ratio 3/4-4/3, bicubic), flipped or not: (B, 3, S, S).
-
-        Args: as of `draw`.
-        """
-        draws_1B5 = self.draw(
-            indices[None],
-            generator,
-            flip_probability=flip_probability,
-            crop_scale_min=crop_scale_min,
-            feature_dropout=feature_dropout,
-        )
-        return self.strong_of(self.feed_crops(indices[None], draws_1B5)(0), upload(draws_1B5[0], self.device))
 
     def feed(self, indices_SB: IntArray) -> Feed:
         """For each of S steps, what `weak_of` makes its views of."""
@@ -122,29 +168,6 @@ class ImageViews:
         if self._resident is not None:
             return self._resident.centres(fed, self.dtype)
         return self._normalise(fed.permute(0, 3, 1, 2).float())
-
-    def draw(
-        self,
-        indices_SB: IntArray,
-        generator: torch.Generator,
-        *,
-        flip_probability: float,
-        crop_scale_min: float,
-        feature_dropout: float = 0.0,
-    ) -> Tensor:
-        """Everything random about strong views: a crop's top, left, height and width, flipped or not; (S, B, 5) int64.
-
-        Args:
-            indices_SB: images.
-            generator: CPU generator that everything random comes from.
-            flip_probability: of a horizontal flip.
-            crop_scale_min: smallest share of the image's area that a crop may cover.
-            feature_dropout: not used here; views of features take it.
-        """
-        boxes = sample_boxes(self._store.sizes_N2[indices_SB.reshape(-1)], crop_scale_min, generator)
-        flip_N = torch.rand(indices_SB.size, generator=generator) < flip_probability
-        columns = (boxes.top_B, boxes.left_B, boxes.height_B, boxes.width_B, flip_N.long())
-        return torch.stack(columns, dim=1).reshape(*indices_SB.shape, 5)
 
     def feed_crops(self, indices_SB: IntArray, draws_SB5: Tensor) -> Feed:
         """For each of S steps, what `strong_of` makes its views of."""

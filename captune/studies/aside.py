@@ -60,7 +60,9 @@ class ClosingAside:
         self._looked = time.monotonic()
         for opened in self._studies:
             if opened.cell.finished and opened.cell.unable is None and not self._begun(opened.directory):
-                from captune.studies.closing import close_study  # when there is one to close: it needs PyTorch
+                from captune.studies.closing import (
+                    close_study,
+                )  # only now: it needs PyTorch
 
                 opened.settle()
                 self._began[opened.directory] = time.monotonic()
@@ -104,7 +106,7 @@ class ClosingAside:
     def _take_page(self, page: Answer[list[Path]]) -> None:
         self._page = None
         self._page_pause = max(_PAGE_SECONDS, (time.monotonic() - self._page_begun) / _PAGE_SHARE)
-        # What keeps it from being written is said where the last one is made.
+        # An error is reported where the last page is written.
         with contextlib.suppress(Exception):
             page.get()
 

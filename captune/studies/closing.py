@@ -208,7 +208,7 @@ def _found_in_data(record: StudyRecord) -> DataNotes:
     task = _task(record)
     notes = [note for note in open_context(task, Role.REPORT).notes if note not in record.opened.notes]
     dataset = load_dataset(task)
-    if dataset.images_NHWC is not None:  # the embedded digits are nobody's copies
+    if dataset.images_NHWC is not None:  # the embedded digits hold no copies
         return DataNotes(notes=tuple(notes))
     found = near_duplicates(task)
     closest = [
@@ -273,7 +273,7 @@ def write_study_predictions(record: StudyRecord) -> list[Path]:
     """Write predictions.csv: what the advised candidate, over all its seeds, says of the images of the report."""
     if record.choice is None:
         return []
-    # The ensemble is read as it was averaged.
+    # The ensemble's predictions are read from disk, as they were averaged.
     name = str(record.choice.name)
     own = [trial for trial in record.complete() if trial.name == name and trial.phase is not Phase.STRESS]
     role = Role.REPORT if any(trial.role is Role.REPORT for trial in own) else Role.SCORE

@@ -56,7 +56,7 @@ def _report(record: StudyRecord, trial: Trial, zero_shot_N: IntArray | None) -> 
     directory = trial_directory(record.directory, trial.key)
     config = TaskConfig.parse({**record.task, **trial.task_overrides}, where=record.directory / JOURNAL)
     metrics = evaluate_trial(config, trial.role, directory)
-    # An open set has fewer classes, so other class indices.
+    # An open set has fewer classes, so its class indices differ.
     if zero_shot_N is not None and "open_set_fraction" not in trial.task_overrides:
         predicted_N = test_predictions(directory)
         if len(predicted_N) == len(zero_shot_N):

@@ -54,7 +54,7 @@ def write_ensemble(
     if averaged is None:
         return None
     stored = {name: tensor.half().contiguous() for name, tensor in averaged.items()}
-    if "test_images" in stored:  # indices, equal in all
+    if "test_images" in stored:  # image indices, the same for all members
         stored["test_images"] = averaged["test_images"]
     directory.mkdir(parents=True, exist_ok=True)
     atomic_write(directory / PREDICTIONS, safetensors.torch.save(stored))

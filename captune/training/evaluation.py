@@ -49,7 +49,7 @@ def evaluate_trial(config: TaskConfig, role: Role, directory: Path) -> dict[str,
         raise RecordError("a finished trial must have its predictions", got="none", where=path)
     stored = safetensors.torch.load_file(path)
     probs_NK = stored["test_probs"].float().numpy()
-    if "test_images" in stored:  # unreadable ones were left out
+    if "test_images" in stored:  # unreadable images were left out
         labels_N = labels_N[np.isin(task.test, stored["test_images"].numpy())]
     if probs_NK.shape != (len(labels_N), task.num_classes):
         raise RecordError(

@@ -185,7 +185,7 @@ class Loop:
         for step, batch in enumerate(batches_of(self.algorithm, self.config.steps_per_epoch, self._device)):
             self.approach(step)
             loss, seen = self._step(batch)
-            self.optimizer.step()  # leaves parameters without a gradient alone
+            self.optimizer.step()  # parameters without a gradient stay as they are
             self.algorithm.observe(seen)
             total = total + loss
         return total

@@ -15,6 +15,7 @@ from torchvision.transforms import functional as F
 
 from captune.data.dataset import Dataset, Split, empty_split
 from captune.data.image_store import ImageStore
+from captune.data.original_crops import OriginalCrops
 from captune.data.resident import ResidentPixels
 from captune.data.views import FeatureViews, ImageViews, resampling_weights, sample_boxes
 from captune.preprocessing import Preprocessing
@@ -111,6 +112,27 @@ def test_strong_view_is_torchvisions_crop_resize_and_flip(images: tuple[Dataset,
                 expected = expected.flip(-1)
             expected = F.normalize(expected / 255, list(_MEAN), list(_STD))
             torch.testing.assert_close(got[row], expected, atol=2e-4, rtol=0)
+
+
+def test_strong_view_of_the_originals_is_pillows_crop_of_the_file(
+    images: tuple[Dataset, list[Path]], tmp_path: Path
+) -> None:
+    dataset, paths = images
+    preprocessing = Preprocessing(24, _MEAN, _STD)
+    _, views = _views(dataset, preprocessing, tmp_path)
+    originals = OriginalCrops(views, dataset, preprocessing)
+    places = np.array([row for row, (_, _, mode) in enumerate(_KINDS) if mode == "RGB"])
+    given = {"flip_probability": 0.5, "crop_scale_min": 0.08}
+    got = originals.strong(places, torch.Generator().manual_seed(2), **given)
+    draws_1B5 = originals.draw(places[None], torch.Generator().manual_seed(2), **given)
+    assert 0 < int(draws_1B5[..., 4].sum()) < len(places), "some are flipped, some are not"
+    for row, (place, draw) in enumerate(zip(places, draws_1B5[0].tolist(), strict=True)):
+        top, left, height, width, flipped = draw
+        with Image.open(paths[place]) as image:
+            crop = image.crop((left, top, left + width, top + height)).resize((24, 24), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(crop).copy()).permute(2, 0, 1).float() / 255
+        expected = F.normalize(pixels.flip(-1) if flipped else pixels, list(_MEAN), list(_STD))
+        torch.testing.assert_close(got[row], expected, atol=1e-5, rtol=0)
 
 
 def test_strong_view_of_one_size_equals_that_of_a_ragged_store(tmp_path: Path) -> None:
