@@ -1,7 +1,7 @@
 """`--method auto`: which methods one study tries, each with its own configuration. Imports no torch.
 
 The order is that in which they cover development tasks best (the exam's portfolio, analysis/measurements); zero-shot,
-balanced zero-shot and the two text-anchored mixtures are references of every study and cost next to nothing.
+balanced zero-shot, the two text-anchored mixtures and transclip are references of every study and cost next to nothing.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from captune.records.events import Chosen
 
 Advice = Literal[
     "adapt", "keep zero-shot", "use balanced zero-shot", "use the anchored mixture", "use the text mixture",
-    "adaptation changed nothing", "use the ensemble",
+    "use transclip", "adaptation changed nothing", "use the ensemble",
 ]  # fmt: skip
 LEVEL = 0.9
 """One-sided confidence a gain over zero-shot must reach.

@@ -12,13 +12,14 @@ from captune.decisions.evidence import Evidence
 from captune.decisions.learned import GAIN_MODEL
 from captune.decisions.presence import absent_in, absent_sentence
 from captune.decisions.scores import candidate_scores
-from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, ZERO_SHOT, StudyRecord, Trial
+from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, TRANSCLIP, ZERO_SHOT, StudyRecord, Trial
 
 _WORDS: dict[str, Words] = {
     ZERO_SHOT: "keep zero-shot",
     BALANCED: "use balanced zero-shot",
     ANCHORED: "use the anchored mixture",
     TEXT_MIXTURE: "use the text mixture",
+    TRANSCLIP: "use transclip",
     ENSEMBLE: "use the ensemble",
 }
 

@@ -13,6 +13,7 @@ from captune.records.study import (
     ENSEMBLE,
     REFERENCES,
     TEXT_MIXTURE,
+    TRANSCLIP,
     ZERO_SHOT,
     StudyRecord,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "REFERENCES",
     "SCHEMA_VERSION",
     "TEXT_MIXTURE",
+    "TRANSCLIP",
     "ZERO_SHOT",
     "Epoch",
     "Event",

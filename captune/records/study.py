@@ -37,10 +37,13 @@ from captune.records.events import (
 from captune.records.trial import Trial
 from captune.records.usage import Usage
 
-ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE = "zero_shot", "balanced", "anchored", "text_mixture"
-REFERENCES = (ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE)
-"""What competes in every study: the frozen model, its predictions half-way balanced, and two mixtures anchored at the
-texts, one near them and one that follows the images further. Nothing of it is trained."""
+ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE, TRANSCLIP = (
+    "zero_shot", "balanced", "anchored", "text_mixture", "transclip"
+)  # fmt: skip
+REFERENCES = (ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE, TRANSCLIP)
+"""What competes in every study: the frozen model, its predictions half-way balanced, two mixtures anchored at the
+texts, one near them and one that follows the images further, and TransCLIP, a mixture on a graph of images. None
+is trained, and the exam of the advice found no better set for so little (analysis/measurements/advice_exam.md)."""
 ENSEMBLE = "ensemble"
 """Key of the mean of several candidates."""
 _PHASES = tuple(Phase)

@@ -17,7 +17,7 @@ from captune.data.labelling import PREDICTIONS_CSV
 from captune.decisions.candidates import advised_config, even_shares
 from captune.decisions.criteria import ORACLE
 from captune.plain_yaml import dump_yaml
-from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, ZERO_SHOT, StudyRecord, atomic_write
+from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, TRANSCLIP, ZERO_SHOT, StudyRecord, atomic_write
 from captune.records.files import remove_leftovers
 from captune.records.layout import BEST_CONFIG, OUTDATED, PAGE
 from captune.results import class_plots, plots
@@ -213,6 +213,7 @@ _WHAT = {
     BALANCED: "Balanced zero-shot, ahead of the best configuration",
     ANCHORED: "The anchored mixture, ahead of the best configuration",
     TEXT_MIXTURE: "The text mixture, ahead of the best configuration",
+    TRANSCLIP: "TransCLIP, ahead of the best configuration",
 }
 
 
