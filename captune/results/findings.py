@@ -16,7 +16,7 @@ from captune.records import ZERO_SHOT, StudyRecord
 from captune.records.layout import FINDINGS
 from captune.results.best import compared_candidate
 
-_CONFUSION_COLUMNS = ("study", "candidate", "class", "predicted_as", "before", "after")
+_CONFUSION_COLUMNS = ("study", "candidate", "class", "predicted_as", "before", "after", "change")
 _RELIABILITY_COLUMNS = ("study", "of", "low", "high", "images", "confidence", "accuracy")
 _PICTURE_COLUMNS = (
     "study", "section", "class", "order", "place", "image", "second_image", "before", "after", "probability",
@@ -51,7 +51,8 @@ def confusion_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row a class and what it is taken for: test images so predicted by zero-shot, and by the candidate."""
     rows = [
         {"study": study.name, "candidate": found["candidate"], "class": class_name(study, true),
-         "predicted_as": class_name(study, predicted), "before": before, "after": after}
+         "predicted_as": class_name(study, predicted), "before": before, "after": after,
+         "change": after - before}
         for study, found in _found(studies)
         for true, predicted, before, after in found.get("confusion", [])
     ]  # fmt: skip

@@ -226,7 +226,6 @@ def _pairs(tables: Tables) -> views.Table:
     counted = tables.get("confusion.csv")
     if counted is not None:  # all pairs, where the study counted them
         counted = counted[counted["class"] != counted["predicted_as"]]
-        counted = counted.assign(change=counted["after"] - counted["before"])
     rows = views.rows_of(tables.get("pairs.csv") if counted is None else counted)
     rows.sort(key=lambda row: -max(float(row[name]) for name in ("before", "after") if is_known(row[name])))
     columns = [
