@@ -76,16 +76,22 @@ def _short(value: Any) -> str:
 
 def show_cost(plan: Plan, settings: Settings, console: Console, *, num_studies: int = 1) -> None:
     """What the study would cost on this machine, measured on a step or two; studies share budgets evenly."""
-    if plan.study.method == AUTO:
-        console.print("What a study over several methods costs is not estimated.", highlight=False)
-        return
-    if not method_named(plan.study.method).trains:
+    over_methods = plan.study.method == AUTO
+    if not over_methods and not method_named(plan.study.method).trains:
         return
     at_once, card_bytes = _at_once(settings)
-    cost, screen = _measured(plan, at_once)
+    screen: TrialCost | None = None
+    if over_methods:
+        costs = _by_method(plan)
+        each = ", ".join(f"{name} {duration(cost.trial_seconds)}" for name, cost in costs.items())
+        console.print(f"A trial of each method: {each}.", highlight=False)
+        cost = TrialCost.mean(costs.values())
+    else:
+        cost, screen = _measured(plan, at_once)
     for sentence in cost.sentences(
         plan.study, concurrency=at_once, screen=screen, both_roles=plan.info.both_roles,
         card_bytes=card_bytes, budget_seconds=_share_of_budget(settings, at_once, num_studies),
+        name="The mean of them, if all have as many trials" if over_methods else "A trial",
     ):  # fmt: skip
         console.print(sentence, highlight=False)
     if settings.address is not None:
@@ -104,14 +110,17 @@ def show_matrix(plans: Sequence[Plan], settings: Settings, console: Console) -> 
     for plan in plans:
         study, seconds = plan.study, 0.0
         trials = study.trials + num_confirmations(study, both_roles=plan.info.both_roles)
-        if study.method != AUTO and method_named(study.method).trains:
+        screen: TrialCost | None = None
+        if study.method == AUTO:
+            seconds = TrialCost.mean(_by_method(plan).values()).study_seconds(trials, concurrency=at_once)
+        elif method_named(study.method).trains:
             cost, screen = _measured(plan, at_once)
             seconds = cost.study_seconds(trials, concurrency=at_once)
             if screen is not None:
                 seconds += screen.study_seconds(study.num_screen_trials, concurrency=at_once) - screen.prepare_seconds
         total, num_trials = total + seconds, num_trials + trials + study.num_screen_trials
         row = rows.setdefault(study.task.dataset, {})
-        row[study.task.paradigm, study.method] = "?" if study.method == AUTO else duration(seconds)
+        row[study.task.paradigm, study.method] = duration(seconds)
     classes = {plan.study.task.dataset: str(plan.info.num_classes) for plan in plans}
     for dataset, row in rows.items():
         table.add_row(dataset, classes[dataset], *(row.get(column, "") for column in columns))
@@ -121,8 +130,6 @@ def show_matrix(plans: Sequence[Plan], settings: Settings, console: Console) -> 
         f"time (early stopping makes it less). Directories: {plans[0].directory.parent}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    if any(plan.study.method == AUTO for plan in plans):
-        console.print("Studies over several methods are counted, but their time is not estimated.", highlight=False)
     budget = _share_of_budget(settings, at_once, 1)
     if budget is not None:
         fits = "they fit" if total <= budget else f"about {100 * budget / total:.0f} % of it fits"
@@ -139,6 +146,14 @@ def _at_once(settings: Settings) -> tuple[int, int | None]:
     if num_cards and settings.concurrency is None and settings.gpus_per_trial != 0:
         at_once = max(1, int(num_cards / (settings.gpus_per_trial or 1.0) + 1e-9))
     return at_once, card_bytes if num_cards else None
+
+
+def _by_method(plan: Plan) -> dict[str, TrialCost]:
+    """Method → the cost of a trial of the configuration it begins with, in a study over several."""
+    return {
+        name: estimate_trial_cost(plan.study.task, config, name, advice=False)
+        for name, config in plan.info.methods.items()
+    }
 
 
 def _measured(plan: Plan, at_once: int) -> tuple[TrialCost, TrialCost | None]:

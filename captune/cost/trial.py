@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import median
 
@@ -47,6 +48,18 @@ class TrialCost:
     num_epochs: int
     halve: tuple[str, ...]
 
+    @classmethod
+    def mean(cls, costs: Collection[TrialCost]) -> TrialCost:
+        """A trial of a study over several methods, each with as many trials; images are prepared once for all."""
+
+        def of(name: str) -> float:
+            return sum(getattr(cost, name) for cost in costs) / len(costs)
+
+        return cls(
+            of("step_seconds"), of("epoch_seconds"), of("trial_seconds"), max(cost.memory_bytes for cost in costs),
+            max(cost.prepare_seconds for cost in costs), round(of("num_epochs")), (),
+        )  # fmt: skip
+
     def study_seconds(self, num_trials: float, *, concurrency: int = 1) -> float:
         """Wall-clock of so many full trials, `concurrency` at a time, each with cores (or a GPU share) of its own.
 
@@ -69,6 +82,7 @@ class TrialCost:
         both_roles: bool = False,
         card_bytes: int | None = None,
         budget_seconds: float | None = None,
+        name: str = "A trial",
     ) -> tuple[str, ...]:
         """For people: what a trial and the study cost here at most, and what to change to halve it.
 
@@ -79,11 +93,12 @@ class TrialCost:
             both_roles: whether confirmations run twice, once to be scored and once to be reported.
             card_bytes: memory of the GPU that trials share, if there is one.
             budget_seconds: time that the study may use, if that is bounded.
+            name: what a trial is called.
         """
         confirmed = num_confirmations(study, both_roles=both_roles)
         most = self.study_seconds(study.trials + confirmed, concurrency=concurrency)
         what = f"{study.trials} trials and {confirmed} confirmations"
-        sentences = [self._trial_sentence("A trial")]
+        sentences = [self._trial_sentence(name)]
         cheaper = list(self.halve)
         if screen is not None:
             screening = screen.study_seconds(study.num_screen_trials, concurrency=concurrency) - screen.prepare_seconds

@@ -155,6 +155,13 @@ def cost_of(seconds: float, **changes: Any) -> TrialCost:
     return TrialCost(**(known | changes))
 
 
+def test_a_trial_of_a_study_over_methods_is_the_mean_of_theirs_and_images_are_prepared_once() -> None:
+    both = (cost_of(10.0, memory_bytes=1, num_epochs=4), cost_of(30.0, num_epochs=0))
+    mean = TrialCost.mean(both)
+    assert (mean.trial_seconds, mean.num_epochs, mean.prepare_seconds) == (20.0, 2, 30.0)
+    assert mean.memory_bytes == 4_000_000_000 and mean.study_seconds(4, concurrency=2) == 30.0 + 2 * 20.0
+
+
 def test_a_screen_is_counted_and_where_it_is_a_large_part_told_how_to_shrink() -> None:
     task = {"dataset": "digits", "paradigm": "ul"}
     study = StudyConfig.parse({"task": task, "trials": 10, "screen": "features", "confirm_top": 0})
