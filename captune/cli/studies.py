@@ -131,7 +131,7 @@ def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> 
 
 def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    score = "score (unlabelled)" if choice.weights else f"{study.select_by} (search)"
+    score = "score, zero-shot 0" if choice.weights else f"{study.select_by} (search)"
     for heading in ("candidate", score, f"{_metric_words(study)} (sealed test)", "seeds"):
         table.add_column(heading, overflow="fold")
     rows = sorted(choice.candidates, key=lambda row: -(row["mean_score"] or 0.0))
@@ -145,7 +145,7 @@ def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
         said += ["advised"] if row["name"] == advised else []
         table.add_row(
             row["name"] + (f" ({', '.join(said)})" if said else ""),
-            _mean_sd(row["mean_score"], row["sd"]),
+            f"{row['mean_score']:+.1f}" if choice.weights else _mean_sd(row["mean_score"], row["sd"]),
             _percent(metrics) if study.measurable else "no labels: not measured",
             str(row["num_seeds"]),
         )
