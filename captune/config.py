@@ -253,7 +253,7 @@ class StudyConfig(Config):
         None, description="paper: the published settings, prompts, splits and budget (--show prints them)"
     )
     trials: int = Field(
-        12, ge=1, description="configurations to try, the published one included; on frozen features 96 (wide ones 48)"
+        12, ge=1, description="configurations to try, the default one included; on frozen features 96 (wide ones 48)"
     )
     seed: int = Field(0, ge=0, description="root seed of the study")
     sampler: Literal["tpe", "random", "gp", "qmc", "cmaes", "nsga2"] = Field(

@@ -46,7 +46,7 @@ def compare(
     show: Annotated[bool, typer.Option("--show", metavar="", help="Print the preset's settings and end.")] = False,
     set_: Set = None,
 ) -> None:
-    """Run a study of every method on every cell with one search budget; write who won, by how much, and how sure.
+    """Run a study of each method with the same search budget; say who won, by how much, and how sure that is.
 
     With --preset paper there is no search: the published settings of six datasets and three paradigms are run over the
     published seeds, and the paper's main table is printed with the published number beside every cell.

@@ -70,13 +70,13 @@ COMMANDS = {
     "stop": "Ask running studies to stop: what is finished is kept, and `captune resume` goes on with the rest.",
     "report": "Write every table, figure and page the records support: one study, many, finished or not.",
     "compare": (
-        "Run a study of every method on every cell with one search budget; write who won, by how much, and how sure."
+        "Run a study of each method with the same search budget; say who won, by how much, and how sure that is."
     ),
     "adapt": "Adapt a model with one configuration.",
     "predict": "Classify images with an adapted model.",
     "export": ("Write an adapted model for other programs: class weights, open_clip, ONNX, Hugging Face, or a bundle."),
     "serve": "Serve an adapted model on this machine: POST an image, get classes; and a page to drop an image on.",
-    "mismatch": "Show what concept-mismatch detection flags.",
+    "mismatch": "Find class names that CLIP does not connect with their images.",
     "datasets": (
         "List every dataset: found or not, where, layout, classes, images of each split, licence, how to get it."
     ),

@@ -52,7 +52,7 @@ def mismatch(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table as CSV.", metavar="FILE")] = None,
 ) -> None:
-    """Show what concept-mismatch detection flags.
+    """Find class names that CLIP does not connect with their images.
 
     Example: captune mismatch --dataset digits
     """
