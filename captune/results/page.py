@@ -108,27 +108,32 @@ def _candidates(tables: Tables) -> views.Table:
     decided = "choice_score" if by_choice else "score_mean"
     rows.sort(key=lambda row: -float(row[decided]) if is_known(row[decided]) else 0.0)
     columns = [views.text("candidate", "configuration", short_name)]
-    if any(is_known(row["config_id"]) and row["candidate_method"] != row["method"] for row in rows):
-        columns.append(views.text("method", "candidate_method", short_name))
-    if by_choice:
-        columns.append(views.number("score of the choice", "choice_score", fixed))
-    columns.append(views.number("selection score %", "score_mean", percent))
-    if any(is_known(row["score_low"]) for row in rows):
-        columns.append(views.interval("its interval", "score_low", "score_high"))
+    if any(_of_another_method(row) for row in rows):
+        columns.append(
+            views.Column(
+                "method", lambda row: views.Cell(str(row["candidate_method"]) if _of_another_method(row) else "")
+            )
+        )
     note = "The marked row is what is advised. "
     if by_choice:
-        note += (
-            "The score of the choice is taken on all unlabelled images (zero-shot has 0, one more is a factor of e in "
-            "the ensemble), the selection score on those held out. "
-        )
+        columns.append(views.number("score %", "choice_score", percent))
+        note += "The score is taken on all unlabelled images and reads no label: it made the choice. "
+    else:
+        columns.append(views.number("selection score %", "score_mean", percent))
+        note += "The choice is made by the selection score, which reads no test label. "
+        if any(is_known(row["score_low"]) for row in rows):
+            columns.append(views.interval("its interval", "score_low", "score_high"))
     if any(is_known(row["mean"]) for row in rows):
         columns += [views.number("test %", "mean", percent)]
         columns += [views.interval("interval over seeds", "t_low", "t_high")]
         columns += [views.number("worst class %", "worst_class_recall", percent)]
-        note += "The choice was made from scores like these, without a test label; the test was measured afterwards."
-    else:
-        note += "The choice is made from scores like these, without a test label."
+        note += "The test was measured after the choice."
     return views.table(rows, [*columns, views.number("seeds", "num_seeds")], note)
+
+
+def _of_another_method(row: views.Row) -> bool:
+    """Whether a candidate is a configuration of a study over several methods, and so has a method of its own."""
+    return is_known(row["config_id"]) and row["candidate_method"] != row["method"]
 
 
 def _compared(tables: Tables, best: views.Row) -> views.Table:

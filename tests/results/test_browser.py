@@ -21,7 +21,7 @@ PROBE = """<html><body><pre id=said></pre>
     .filter(e => !inside(e) && e.getBoundingClientRect().right > 361).length;
   const drawn = [...page.images].filter(image => image.naturalWidth > 0).length;
   const table = page.querySelector('table.sortable');
-  const column = [...table.tHead.rows[0].cells].findIndex(head => head.textContent.startsWith('selection score'));
+  const column = [...table.tHead.rows[0].cells].findIndex(head => /^(selection )?score/.test(head.textContent));
   const read = () => [...table.tBodies[0].rows].map(row => parseFloat(row.cells[column].textContent)).join(',');
   const button = table.tHead.rows[0].cells[column].querySelector('button');
   button.click();
