@@ -135,8 +135,8 @@ class TaskConfig(Config):
     )
     kernels: Annotated[Literal["auto", "plain"], MODEL] = Field(
         "auto",
-        description="auto: on a GPU recorded steps, Triton kernels and images kept in GPU memory; on a CPU steps "
-        "for frozen features written by hand; plain: none of them",
+        description="faster steps or plain PyTorch; auto: on a GPU recorded steps, Triton kernels and images kept in its "
+        "memory, on a CPU steps for frozen features written by hand; plain: none of these",
     )
     template: Annotated[str | None, MODEL] = Field(
         None, description="prompt template with one {}; default: the dataset's"
@@ -158,12 +158,12 @@ class TaskConfig(Config):
         False, description="research: gives training the pool's true labels; every output says so"
     )
     labels: Annotated[Literal["auto", "none"], OWN] = Field(
-        "auto", description="none: read no labels; folders and label columns do not name classes"
+        "auto", description="whether labels are read; none: folders and label columns do not name classes"
     )
     pass_over: Annotated[str | None, OWN] = Field(None, description="folders (a,b) that are not read")
-    image_column: Annotated[str | None, OWN] = Field(None, description="csv: column of the image files; default path")
-    label_column: Annotated[str | None, OWN] = Field(None, description="csv: column of the labels; default label")
-    split_column: Annotated[str | None, OWN] = Field(None, description="csv: column of the splits; default split")
+    image_column: Annotated[str | None, OWN] = Field(None, description="column of the image files (csv:); default path")
+    label_column: Annotated[str | None, OWN] = Field(None, description="column of the labels (csv:); default label")
+    split_column: Annotated[str | None, OWN] = Field(None, description="column of the splits (csv:); default split")
     allow_duplicates: Annotated[bool, OWN] = Field(
         False, description="allow images that are in the test split and in the training images as well"
     )
@@ -250,7 +250,7 @@ class StudyConfig(Config):
         default_factory=dict, description="trial settings fixed from the command line"
     )
     preset: Literal["paper"] | None = Field(
-        None, description="paper: the published settings, prompts, splits and budget (--show prints them)"
+        None, description="whose settings: those of the paper, with its prompts, splits and budget (--show prints them)"
     )
     trials: int = Field(
         12, ge=1, description="configurations to try, the default one included; on frozen features 96 (wide ones 48)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -129,14 +128,12 @@ def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any) 
     kind, choices = _typed(info.annotation)
     flag = f"--{name.replace('_', '-')}"
     text = (info.description or "") + note
-    # What begins with a value or a kind ("none: …", "csv: …") is spelt as it is typed.
-    said = text if re.match(r"[a-z]+:", text) else f"{text[:1].upper()}{text[1:]}"
     shown = isinstance(default, (str, int, float)) and kind is not bool
     option = typer.Option(
         # What is on by default has a flag that turns it off, the rest one that turns it on: two spellings of each
         # would leave no room for the text.
         f"{flag}/--no-{flag[2:]}" if kind is bool and default is True else flag,
-        help=f"{said}." + (f" Default: {default}." if shown else ""),
+        help=f"{text[:1].upper()}{text[1:]}." + (f" Default: {default}." if shown else ""),
         rich_help_panel=panel,
         metavar="" if kind is bool else "|".join(choices) if choices else "PATH" if kind is Path else None,
         show_default=False,
