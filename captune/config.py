@@ -135,8 +135,8 @@ class TaskConfig(Config):
     )
     kernels: Annotated[Literal["auto", "plain"], MODEL] = Field(
         "auto",
-        description="faster steps or plain PyTorch; auto: on a GPU recorded steps, Triton kernels and images kept in its "
-        "memory, on a CPU steps for frozen features written by hand; plain: none of these",
+        description="faster steps or plain PyTorch; auto: on a GPU recorded steps, Triton kernels and images kept in "
+        "its memory, on a CPU steps for frozen features written by hand; plain: none of these",
     )
     template: Annotated[str | None, MODEL] = Field(
         None, description="prompt template with one {}; default: the dataset's"
