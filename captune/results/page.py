@@ -116,8 +116,11 @@ def _candidates(tables: Tables) -> views.Table:
         )
     note = "The marked row is what is advised. "
     if by_choice:
-        columns.append(views.number("score %", "choice_score", percent))
-        note += "The score is taken on all unlabelled images and reads no label: it made the choice. "
+        columns.append(views.number("score", "choice_score", fixed))
+        note += (
+            "The score is taken on all unlabelled images and reads no label: it made the choice (zero-shot has 0; one "
+            "more is a factor of e in the ensemble). "
+        )
     else:
         columns.append(views.number("selection score %", "score_mean", percent))
         note += "The choice is made by the selection score, which reads no test label. "
