@@ -225,7 +225,7 @@ def _say_kept(cells: Sequence[Cell], console: Console) -> None:
         ended = standing(cell).done
         console.print(
             f"Interrupted. {cell.name}: {ended} finished trials are kept, the others go on from their last epoch.\n"
-            f"Continue with: captune resume {cell.directory}",
+            f"Continue with: captune resume {shown_path(cell.directory)}",
             highlight=False,
             soft_wrap=True,
         )
