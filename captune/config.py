@@ -103,7 +103,9 @@ class TaskConfig(Config):
     cache_dir: PathField = Field(
         None, description="folder for decoded images and features; default $CAPTUNE_CACHE, else ~/.cache/captune/store"
     )
-    store: Literal["pixels", "jpeg"] = Field("pixels", description="kept of images: pixels, or JPEGs, a sixth as large")
+    store: Literal["pixels", "jpeg"] = Field(
+        "pixels", description="what is kept of each image: its pixels, or a JPEG a sixth as large"
+    )
     protocol: Literal["coop", "paper"] = Field(
         "coop", description="split files: those of CoOp, or those of the CAP paper (as GRIP published them)"
     )
@@ -160,7 +162,7 @@ class TaskConfig(Config):
     labels: Annotated[Literal["auto", "none"], OWN] = Field(
         "auto", description="whether labels are read; none: folders and label columns do not name classes"
     )
-    pass_over: Annotated[str | None, OWN] = Field(None, description="folders (a,b) that are not read")
+    pass_over: Annotated[str | None, OWN] = Field(None, description="folders to leave out (a,b)")
     image_column: Annotated[str | None, OWN] = Field(None, description="column of the image files (csv:); default path")
     label_column: Annotated[str | None, OWN] = Field(None, description="column of the labels (csv:); default label")
     split_column: Annotated[str | None, OWN] = Field(None, description="column of the splits (csv:); default split")
@@ -316,8 +318,10 @@ class MachineConfig(Config):
     time_budget: Duration | None = Field(
         None, description="time for all studies of the command with their resumes (90m, 6h, 2d), confirmation included"
     )
-    gpu_hours: float | None = Field(None, gt=0, description="GPU hours for all studies of the command, counted alike")
-    trial_timeout: Duration | None = Field(None, description="time after which a trial that has not ended fails (30m)")
+    gpu_hours: float | None = Field(
+        None, gt=0, description="GPU hours for all studies of the command, counted in the same way"
+    )
+    trial_timeout: Duration | None = Field(None, description="time after which an unfinished trial fails (30m)")
     allow_cpu: bool = Field(False, description="train on the CPU where a GPU cannot be used, instead of refusing")
     address: str | None = Field(None, description="a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
     dashboard: bool = Field(True, description="start Ray's dashboard")

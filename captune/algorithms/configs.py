@@ -30,7 +30,7 @@ class BlendConfig(TrialConfig):
         description="methods, by name or as {method, weight, seeds, settings}",
     )
     average: Literal["probabilities", "logits"] = Field(
-        "probabilities", description="what is averaged; of linear members, averaged logits are one set of class weights"
+        "probabilities", description="what is averaged; averaged logits of linear members are one set of class weights"
     )
 
     @field_validator("members", mode="before")
@@ -58,13 +58,21 @@ class CapConfig(TrialConfig):
     main_samples: bool = Field(True, description="train on main samples (off: an ablation)")
     self_training: bool = Field(True, description="train on the pool's pseudolabels (off: an ablation)")
     shared_adapter: bool = Field(False, description="one adapter for main samples and pool (an ablation)")
-    num_main_samples: int = Field(16, ge=1, description="k: main samples a class at the start")
-    max_main_ratio: float = Field(0.8, gt=0, le=1, description="rho: share of a class's images its board may reach")
-    grow_every: int | None = Field(
-        None, ge=1, description="epochs between renewals of the boards; default a tenth of all, as the paper's 5 of 50"
+    num_main_samples: int = Field(16, ge=1, description="k: main samples per class at the start")
+    max_main_ratio: float = Field(
+        0.8, gt=0, le=1, description="rho: largest share of a class's images that may be its main samples"
     )
-    leaderboard: Literal["published", "exclusive"] = Field("published", description="rule of the first boards")
-    contest: Literal["class_order", "confidence"] = Field("class_order", description="who gets a contested image")
+    grow_every: int | None = Field(
+        None,
+        ge=1,
+        description="epochs between renewals of the main samples; default a tenth of all, as the paper's 5 of 50",
+    )
+    leaderboard: Literal["published", "exclusive"] = Field(
+        "published", description="rule by which the first main samples are chosen"
+    )
+    contest: Literal["class_order", "confidence"] = Field(
+        "class_order", description="which class gets an image that several claim"
+    )
     adapter_start: Literal["identity", "random"] = Field(
         "identity", description="adapters before training: the identity, or random as a linear layer's (published)"
     )
@@ -77,10 +85,12 @@ class CapConfig(TrialConfig):
         "and a pass over labelled or main images ends with a smaller batch",
     )
     pseudolabel_classes: Literal["all", "unseen"] = Field(
-        "all", description="TRZSL: classes a pool image is predicted over; published: all, seen ones passed over after"
+        "all",
+        description="TRZSL: classes a pool image is predicted over; published: all, seen ones left out afterwards",
     )
     margin_features: Literal["remembered", "reencoded"] = Field(
-        "remembered", description="main samples' features in the margin: of their last step, or encoded anew each epoch"
+        "remembered",
+        description="the main samples' features in the margin: those of their last step, or encoded anew each epoch",
     )
     margin_scale: float = Field(12.0, ge=0, description="m, in logits; 0 turns the margin off")
     margin_form: Literal["published", "paper"] = Field("published", description="formula of the margin")
@@ -117,12 +127,14 @@ class CapMixtureConfig(CapConfig):
     imbalance_from: Literal["both", "mixture", "zero_shot"] = Field(
         "both", description="whose class shares of the pool d is measured on; both: the mean of their distances"
     )
-    trust_below: float = Field(0.1, ge=0, le=1, description="distance d from an even pool up to which all is trusted")
+    trust_below: float = Field(
+        0.1, ge=0, le=1, description="distance d from an even pool up to which CAP and the mixture are fully trusted"
+    )
     trust_until: float = Field(
         0.25, ge=0, le=1, description="distance from which the fallback alone predicts (1: never)"
     )
     enough_images: int = Field(
-        10, ge=0, description="pool images per class from which all is trusted; half as many: not at all"
+        10, ge=0, description="pool images per class from which they are fully trusted; at half as many, not at all"
     )
     fallback: Literal["anchored", "zero_shot"] = Field(
         "anchored", description="what predicts where CAP and the mixture are not trusted; zero_shot: an ablation"
@@ -164,7 +176,7 @@ class IterationConfig(LearnerConfig):
     """What methods share that train afresh in every iteration."""
 
     num_iterations: int = Field(
-        10, ge=1, le=50, description="I: times the pseudolabels are renewed; epochs E are of one"
+        10, ge=1, le=50, description="I: how often the pseudolabels are renewed; each time E epochs are trained"
     )
 
 
@@ -205,10 +217,11 @@ class TransClipConfig(TrialConfig):
         0.02, gt=0, le=1, description="beta of the likelihood against text and neighbours (published: 1/50)"
     )
     labelled_weight: float = Field(0.02, ge=0, description="gamma (published: searched over 0.002 to 0.2)")
-    num_neighbors: int = Field(3, ge=0, description="nearest images an image is tied to")
+    num_neighbors: int = Field(3, ge=0, description="number of nearest images that an image is tied to")
     num_rounds: int = Field(10, ge=0, description="rounds of updates")
     affinity_form: Literal["published", "paper"] = Field(
-        "published", description="with labelled images: their rows as the published code mixes them up, or as the paper"
+        "published",
+        description="with labelled images: their rows as the published code mixes them up, or as in the paper",
     )
 
 
@@ -248,8 +261,8 @@ class ZlapConfig(TrialConfig):
 class ProbeConfig(TrialConfig):
     """The text-initialised linear probe's own settings; the defaults are the paper's."""
 
-    penalty: float = Field(1.0, ge=0, description="factor on what holds every class at its text")
-    num_steps: int = Field(200, ge=0, description="most iterations of L-BFGS")
+    penalty: float = Field(1.0, ge=0, description="weight of the penalty that holds each class at its text")
+    num_steps: int = Field(200, ge=0, description="maximum number of L-BFGS iterations")
 
 
 class ZeroShotConfig(TrialConfig):
