@@ -27,7 +27,7 @@ def known() -> dict[str, set[str]]:
 
 
 def test_the_readme_shows_commands() -> None:
-    assert "captune run --dataset digits --paradigm ul" in LINES
+    assert any(line.startswith("captune run --dataset digits --paradigm ul") for line in LINES)
     assert len(LINES) > 5
 
 
