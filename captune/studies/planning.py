@@ -87,8 +87,8 @@ def plan_study(
 def with_usual_budget(study: StudyConfig, info: CellInfo) -> StudyConfig:
     """The study with as many search trials and seeds as its cell usually gets, where its user did not say.
 
-    Where trials on frozen features are trained in packs, that is what costs no more than the defaults would, one trial
-    at a time. A search that was asked to be smaller is confirmed over fewer seeds too. A study's file says both
+    Where trials on frozen features are trained in packs, that is what costs about as much as the defaults would, one
+    trial at a time. A search that was asked to be smaller is confirmed over fewer seeds too. A study's file says both
     numbers, so one that is continued or repeated keeps its own.
     """
     # A study over methods rarely proposes the same one twice in a row, and unlike methods are not packed.

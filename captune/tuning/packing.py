@@ -146,9 +146,9 @@ def most_packed(num_images: int, width: int | None) -> int:
 def usual_budget(width: int | None) -> tuple[int, int]:
     """Search trials and confirmation seeds of a study whose trials are packed, by the width of its features.
 
-    In packs of eight a trial costs a fifth of one alone by autograd at 64 numbers a feature, and 1/2.4 at 512, where a
-    step is arithmetic (analysis/measurements/packs.md). Four and two times as much training as twelve trials and three
-    seeds take is what that pays for (analysis/measurements/budget.md).
+    In packs of eight a trial costs 1/5.4 of one alone by autograd at 64 numbers a feature, and 1/2.4 at 512, where a
+    step is arithmetic (analysis/measurements/packs.md). So 96 trials and ten seeds take about what twelve and three
+    took (5.7 times as many epochs, analysis/measurements/budget.md), and so do 48 and six of wide features.
     """
     narrow = width is not None and width <= _NARROW_WIDTH
     return (96, 10) if narrow else (48, 6)
