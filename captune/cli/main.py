@@ -125,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = _seeds_joined(arguments)
     try:
         with interruption.handled():
+            # A process may call this many times (tests do): without this the commands of all calls would add up.
+            app.registered_commands.clear()
             _register(arguments)
             code = app(arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from captune.cli.main import COMMANDS, command
+from captune.cli.main import COMMANDS, app, command, main
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -31,3 +31,11 @@ def test_an_unknown_command_is_named_with_the_nearest() -> None:
     program = "from captune.cli.main import main\nmain(['rnu'])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2 and "No such command 'rnu'" in done.stderr
+
+
+def test_calls_in_one_process_do_not_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            main(["export", "--help"])
+    assert [command.name for command in app.registered_commands] == ["export"]
+    assert capsys.readouterr().out.count("Write an adapted model") == 2
