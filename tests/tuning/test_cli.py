@@ -28,6 +28,12 @@ from tests.tuning.test_study import open_study, run_study
 DIGITS = ["run", "--dataset", "digits", "--paradigm", "ul"]
 
 
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of a cell that is made up are nowhere: nobody asks for them."""
+    monkeypatch.setattr("captune.studies.running.fetch_weights_here", lambda plans: None)
+
+
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
