@@ -17,7 +17,7 @@ from captune.cli.console import labelled
 from captune.cli.options import say_notes
 from captune.data.labelling import PREDICTIONS_CSV
 from captune.decisions.criteria import ORACLE
-from captune.records import Role, State, StudyRecord
+from captune.records import ZERO_SHOT, Role, State, StudyRecord
 from captune.records.events import Chosen
 from captune.records.layout import BEST_CONFIG, CHECKPOINT, PAGE
 from captune.studies.planning import Plan
@@ -131,7 +131,11 @@ def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> 
 
 def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    score = "score, zero-shot 0" if choice.weights else f"{study.select_by} (search)"
+    # A study of before this score has shares of agreement there, and zero-shot's own beside them.
+    learned = any(row["name"] == ZERO_SHOT and row["mean_score"] == 0 for row in choice.candidates)
+    score = (
+        "score, zero-shot 0" if learned else "score (unlabelled)" if choice.weights else f"{study.select_by} (search)"
+    )
     for heading in ("candidate", score, f"{_metric_words(study)} (sealed test)", "seeds"):
         table.add_column(heading, overflow="fold")
     rows = sorted(choice.candidates, key=lambda row: -(row["mean_score"] or 0.0))
@@ -145,7 +149,7 @@ def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
         said += ["advised"] if row["name"] == advised else []
         table.add_row(
             row["name"] + (f" ({', '.join(said)})" if said else ""),
-            f"{row['mean_score']:+.1f}" if choice.weights else _mean_sd(row["mean_score"], row["sd"]),
+            f"{row['mean_score']:+.1f}" if learned else _mean_sd(row["mean_score"], row["sd"]),
             _percent(metrics) if study.measurable else "no labels: not measured",
             str(row["num_seeds"]),
         )

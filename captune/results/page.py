@@ -14,6 +14,7 @@ import pandas as pd
 
 from captune.config import PARADIGMS
 from captune.decisions.criteria import ORACLE
+from captune.records import ZERO_SHOT
 from captune.results import views
 from captune.results.best_configs import COLUMNS
 from captune.results.formats import duration, fixed, in_words, is_known, percent, plain, points, sentence, short_name
@@ -117,10 +118,10 @@ def _candidates(tables: Tables) -> views.Table:
     note = "The marked row is what is advised. "
     if by_choice:
         columns.append(views.number("score", "choice_score", fixed))
-        note += (
-            "The score is taken on all unlabelled images and reads no label: it made the choice (zero-shot has 0; one "
-            "more is a factor of e in the ensemble). "
-        )
+        note += "The score is taken on all unlabelled images and reads no label: it made the choice. "
+        # A study of before this score has shares of agreement there.
+        if any(row["configuration"] == ZERO_SHOT and row["choice_score"] == 0 for row in rows):
+            note += "Zero-shot has 0; one more is a factor of e in the ensemble. "
     else:
         columns.append(views.number("selection score %", "score_mean", percent))
         note += "The choice is made by the selection score, which reads no test label. "
