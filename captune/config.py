@@ -254,9 +254,7 @@ class StudyConfig(Config):
     preset: Literal["paper"] | None = Field(
         None, description="whose settings: those of the paper, with its prompts, splits and budget (--show prints them)"
     )
-    trials: int = Field(
-        12, ge=1, description="configurations to try, the default one included; on frozen features 96 (wide ones 48)"
-    )
+    trials: int = Field(12, ge=1, description="configurations to try, the default one included; 48 on frozen features")
     seed: int = Field(0, ge=0, description="root seed of the study")
     sampler: Literal["tpe", "random", "gp", "qmc", "cmaes", "nsga2"] = Field(
         "tpe", description="Optuna sampler that proposes configurations"
@@ -282,7 +280,7 @@ class StudyConfig(Config):
         3, ge=0, description="number of best configurations that are run again with fresh seeds"
     )
     confirm_seeds: Annotated[int, CONFIRMING] = Field(
-        3, ge=1, description="fresh seeds per confirmed configuration; after so many trials on frozen features 10 or 6"
+        3, ge=1, description="fresh seeds per confirmed configuration; 6 on frozen features"
     )
     stress: Annotated[bool, CONFIRMING] = Field(
         False, description="also run the chosen configuration on long-tailed, small and open-set pools"

@@ -121,7 +121,7 @@ def _candidates(tables: Tables) -> views.Table:
         note += "The score is taken on all unlabelled images and reads no label: it made the choice. "
         # A study of before this score has shares of agreement there.
         if any(row["configuration"] == ZERO_SHOT and row["choice_score"] == 0 for row in rows):
-            note += "Zero-shot has 0; one more is a factor of e in the ensemble. "
+            note += "Zero-shot has 0; a candidate with one more weighs 2.7 times as much in the ensemble. "
     else:
         columns.append(views.number("selection score %", "score_mean", percent))
         note += "The choice is made by the selection score, which reads no test label. "

@@ -17,7 +17,7 @@ from captune.space import Space, load_space, space_file
 from captune.tuning.agenda import WARM_STARTS
 from captune.tuning.describe import describe_cell
 from captune.tuning.header import read_study
-from captune.tuning.packing import usual_budget
+from captune.tuning.packing import USUAL_SEEDS, USUAL_TRIALS
 from captune.tuning.specs import CellInfo
 from captune.tuning.study import with_storage
 
@@ -87,19 +87,18 @@ def plan_study(
 def with_usual_budget(study: StudyConfig, info: CellInfo) -> StudyConfig:
     """The study with as many search trials and seeds as its cell usually gets, where its user did not say.
 
-    Where trials on frozen features are trained in packs, that is what costs about as much as the defaults would, one
-    trial at a time. A search that was asked to be smaller is confirmed over fewer seeds too. A study's file says both
-    numbers, so one that is continued or repeated keeps its own.
+    Where trials on frozen features are trained in packs, more of them cost little. A search that was asked to be
+    smaller is confirmed over fewer seeds too. A study's file says both numbers, so one that is continued or repeated
+    keeps its own.
     """
     # A study over methods rarely proposes the same one twice in a row, and unlike methods are not packed.
     packs = study.method != AUTO and method_named(study.method).packs and study.task.kernels == "auto"
     if not packs or info.base.tuning != "features" or info.most_packed < 2:
         return study
-    trials, seeds = usual_budget(info.width)
     said = study.model_fields_set
-    changes = {} if "trials" in said else {"trials": trials}
-    if "confirm_seeds" not in said and ("trials" not in said or study.trials >= trials):
-        changes["confirm_seeds"] = seeds
+    changes = {} if "trials" in said else {"trials": USUAL_TRIALS}
+    if "confirm_seeds" not in said and ("trials" not in said or study.trials >= USUAL_TRIALS):
+        changes["confirm_seeds"] = USUAL_SEEDS
     return study.model_copy(update=changes)
 
 

@@ -45,7 +45,6 @@ def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
     """
     task_config = study.task
     criterion = resolve_criterion(study.select_by, task_config.paradigm)
-    width = _width(task_config)
     bases = starting_configs(study.method, task_config, study.fixed, study.preset, methods)
     base = next(iter(bases.values()))
     screen_base = _screen_base(study, base)
@@ -75,8 +74,7 @@ def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
         both_roles=both_roles,
         notes=cell_notes(task_config, score),
         screen_base=screen_base,
-        width=width,
-        most_packed=most_packed(load_dataset(task_config).num_images, width),
+        most_packed=most_packed(load_dataset(task_config).num_images, _width(task_config)),
         methods=bases if study.method == AUTO else {},
     )
 

@@ -20,7 +20,9 @@ STARTUP_TRIALS = 6
 # A trial keeps its own copy of the features; together they stay a fraction of what any trial is taken to need.
 _PACK_BYTES = 250e6
 _LARGEST_WIDTH = 1024
-_NARROW_WIDTH = 128
+USUAL_TRIALS, USUAL_SEEDS = 48, 6
+"""Search trials and confirmation seeds of a study whose trials are packed: on digits about a third more time than 12
+and 3, where 96 and 10 take twice as long and find nothing better (analysis/measurements/budget.md)."""
 
 
 @dataclass(frozen=True)
@@ -141,17 +143,6 @@ def most_packed(num_images: int, width: int | None) -> int:
     """
     bytes_a_trial = 4 * max(1, num_images) * (width or _LARGEST_WIDTH)
     return int(min(MOST_PACKED, max(1, _PACK_BYTES // bytes_a_trial)))
-
-
-def usual_budget(width: int | None) -> tuple[int, int]:
-    """Search trials and confirmation seeds of a study whose trials are packed, by the width of its features.
-
-    In packs of eight a trial costs 1/5.4 of one alone by autograd at 64 numbers a feature, and 1/2.4 at 512, where a
-    step is arithmetic (analysis/measurements/packs.md). So 96 trials and ten seeds take about what twelve and three
-    took (5.7 times as many epochs, analysis/measurements/budget.md), and so do 48 and six of wide features.
-    """
-    narrow = width is not None and width <= _NARROW_WIDTH
-    return (96, 10) if narrow else (48, 6)
 
 
 def block_size(num_trials: int, most: int, *, workers: int = 2, rounds: int = 1) -> int:

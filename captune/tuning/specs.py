@@ -30,7 +30,6 @@ class CellInfo:
         both_roles: score trials hide classes or test images, so that the report metric needs trials of its own.
         notes: what a person should know of the backbone, in sentences.
         screen_base: the published configuration for the trials that screen, where the study screens.
-        width: numbers of a feature; None where no model is opened yet to tell.
         most_packed: trials on frozen features that one worker's memory holds at once.
         methods: in a study over several methods, the configuration that each begins with; `base` is the first one's.
     """
@@ -50,7 +49,6 @@ class CellInfo:
     both_roles: bool = False
     notes: tuple[str, ...] = ()
     screen_base: TrialConfig | None = None
-    width: int | None = None
     most_packed: int = 1
     methods: Mapping[str, TrialConfig] = field(default_factory=dict)
 

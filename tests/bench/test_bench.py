@@ -75,7 +75,7 @@ def test_the_table_promises_only_what_this_hardware_was_promised(report: dict[st
 
 
 def test_advice_counts_a_trial_at_the_papers_budget(report: dict[str, Any]) -> None:
-    step = {**report["steps"][0], "fast_seconds": {"min": 1.44}}
+    step = {**report["steps"][0], "fast_seconds": {"min": 1.44}, "too_noisy": None}
     # 2,500 steps of 1.44 s are 3,600 s.
     assert advice({"steps": [step]}) == ["A full trial (50 × 50 steps), 3 classes, fp32: 1.0 hours of training here."]
 
