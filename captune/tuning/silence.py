@@ -22,7 +22,7 @@ class Silence:
 
     Args:
         cells: opened studies.
-        tell: told once of each trial that is silent, in words.
+        tell: told once of each trial that is silent, in words; of those of one node together.
         clock: seconds.
     """
 
@@ -45,16 +45,20 @@ class Silence:
             return
         self._looked = now
         for cell in self._cells:
-            quiet = [(key, now - self._heard.get((cell.name, key), now)) for key in cell.active]
+            quiet = [(key, now - self._heard.get((cell.name, key), now)) for key in sorted(cell.active)]
             quiet = [(key, seconds) for key, seconds in quiet if seconds > _LEAST_SECONDS]
             if not quiet:
                 continue
             rates = seconds_an_epoch([trial for trial in cell.trials.values() if trial.num_epochs])
+            groups: dict[tuple[str | None, float], list[tuple[str, float]]] = {}
             for key, seconds in quiet:
-                usual = rates.get(str(cell.trials[key].config.get("tuning")))
+                trial = cell.trials[key]
+                usual = rates.get(str(trial.config.get("tuning")))
                 if usual is not None and seconds > _TIMES * usual and (cell.name, key) not in self._told:
                     self._told.add((cell.name, key))
-                    self._tell(_sentence(cell, cell.trials[key], seconds, usual))
+                    groups.setdefault((trial.node, usual), []).append((key, seconds))
+            for (node, usual), silent in groups.items():
+                self._tell(_sentence(cell.name, silent, node, usual))
 
     def _listener(self, cell: Cell) -> Callable[[Event, Trial | None], None]:
         def note(event: Event, _trial: Trial | None) -> None:
@@ -67,10 +71,13 @@ class Silence:
         return note
 
 
-def _sentence(cell: Cell, trial: Trial, seconds: float, usual: float) -> str:
-    where = f" on {trial.node}" if trial.node else ""
+def _sentence(cell: str, silent: Sequence[tuple[str, float]], node: str | None, usual: float) -> str:
+    """Of trials on one node, which may be a pack that trains together."""
+    where = f" on {node}" if node else ""
+    verb = "has" if len(silent) == 1 else "have"
     return (
-        f"{cell.name} {trial.key}{where} has made no step for {duration(seconds)}, where an epoch usually takes "
+        f"{cell} {', '.join(key for key, _ in silent)}{where} {verb} made no step for "
+        f"{duration(min(seconds for _, seconds in silent))}, where an epoch usually takes "
         f"{duration(usual) if usual >= 1 else f'{usual:.2f} s'}. A mount or a GPU that hangs looks like this; "
         "`captune resume` with --trial-timeout ends such trials by itself."
     )

@@ -312,6 +312,11 @@ def test_a_trial_that_makes_no_step_for_ten_times_its_usual_time_is_told_once(tm
     assert after(1000.0) == 1, "it is said once"
     advance(cell, key, worker)
     assert after(310.0) == 2, "and again where it stands still again"
+    other, second = begin()
+    advance(cell, key, worker)
+    advance(cell, other, second)
+    assert after(310.0) == 3, "of a pack once for all"
+    assert f"{key}, {other} on worker-3 have made no step for 5 min" in told[2]
 
 
 def test_what_a_study_has_used_is_in_its_record(tmp_path: Path) -> None:
