@@ -27,4 +27,4 @@ def test_digits_are_planned_without_what_only_trials_and_reports_need(tmp_path: 
         [sys.executable, "-c", PLAN, str(tmp_path / "study")], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[0] == "96 []"
+    assert done.stdout.split("\n")[0] == "48 []"
