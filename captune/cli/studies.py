@@ -17,7 +17,7 @@ from captune.cli.console import labelled
 from captune.cli.options import say_notes
 from captune.data.labelling import PREDICTIONS_CSV
 from captune.decisions.criteria import ORACLE
-from captune.records import ZERO_SHOT, Role, State, StudyRecord
+from captune.records import Role, State, StudyRecord, is_against_zero_shot
 from captune.records.events import Chosen
 from captune.records.layout import BEST_CONFIG, CHECKPOINT, PAGE
 from captune.studies.planning import Plan
@@ -131,8 +131,7 @@ def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> 
 
 def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    # A study of before this score has shares of agreement there, and zero-shot's own beside them.
-    learned = any(row["name"] == ZERO_SHOT and row["mean_score"] == 0 for row in choice.candidates)
+    learned = is_against_zero_shot({row["name"]: row["mean_score"] for row in choice.candidates})
     score = (
         "score, zero-shot 0" if learned else "score (unlabelled)" if choice.weights else f"{study.select_by} (search)"
     )

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from captune.decisions.evidence import BALANCED, ZERO_SHOT, Evidence, effective_classes
+from captune.decisions.evidence import Evidence, effective_classes
 from captune.decisions.learned import GAIN_MODEL, SCORE_MODEL
 from captune.decisions.learning import GainModel, ScoreModel
 from captune.decisions.neighbours import neighbour_consistency
 from captune.decisions.scores import blend_weights, candidate_scores
+from captune.records import BALANCED, ZERO_SHOT
 
 BLEND = "blend"
 LEAST_GAIN = 1.0

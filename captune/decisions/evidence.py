@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captune.decisions.neighbours import neighbour_consistency
+from captune.records import BALANCED, ZERO_SHOT
 
-ZERO_SHOT, BALANCED = "zero_shot", "balanced"
 NUM_NEIGHBOURS = 10
 _CROWDED, _NO_LEAD, _UNSURE = 0.8, 0.1, 0.5
 """When a backbone is said not to know the classes (`Knowledge.known`)."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captune.decisions.evidence import ZERO_SHOT, Evidence
+from captune.decisions.evidence import Evidence
+from captune.records import ANCHORED, ZERO_SHOT
 
 CONFIDENCE = 0.9
 """Least probability of absence at which a name is called absent."""
@@ -110,7 +111,7 @@ def absent_in(evidence: Evidence) -> list[Absent]:
     """The same from what a study's candidates predict; none without a mixture or where the backbone is not known to
     know the classes (labelled images, very few images or classes: `Evidence.knowledge` is None).
     """
-    zero_shot_NK, mixture_NK = evidence.probs[ZERO_SHOT].float(), evidence.probs.get("anchored")
+    zero_shot_NK, mixture_NK = evidence.probs[ZERO_SHOT].float(), evidence.probs.get(ANCHORED)
     confidence = float(zero_shot_NK.amax(-1).mean())
     if mixture_NK is None or evidence.knowledge is None or not evidence.knowledge.known(confidence):
         return []

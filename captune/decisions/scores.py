@@ -18,10 +18,11 @@ from collections.abc import Mapping
 
 import torch
 
-from captune.decisions.evidence import BALANCED, ZERO_SHOT, Evidence, effective_classes
+from captune.decisions.evidence import Evidence, effective_classes
 from captune.decisions.learned import SCORE_MODEL
 from captune.decisions.learning import ScoreModel
 from captune.decisions.neighbours import neighbour_consistency
+from captune.records import BALANCED, ZERO_SHOT
 
 SMALLEST_WEIGHT = 0.02
 """Members below this share of the ensemble are left out."""

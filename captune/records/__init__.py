@@ -16,6 +16,7 @@ from captune.records.study import (
     TRANSCLIP,
     ZERO_SHOT,
     StudyRecord,
+    is_against_zero_shot,
 )
 from captune.records.trial import Trial
 
@@ -38,6 +39,7 @@ __all__ = [
     "StudyRecord",
     "Trial",
     "atomic_write",
+    "is_against_zero_shot",
     "number_or_none",
     "read_journal",
 ]

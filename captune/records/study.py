@@ -6,7 +6,7 @@ made of the same state; so all of them agree on what a study is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ ENSEMBLE = "ensemble"
 """Key of the mean of several candidates."""
 _PHASES = tuple(Phase)
 _REFERENCES = {name: place for place, name in enumerate((*REFERENCES, ENSEMBLE))}
+
+
+def is_against_zero_shot(scores: Mapping[str, float | None]) -> bool:
+    """Whether the scores of a choice, by candidate, are zero-shot's taken off; those of older studies are shares."""
+    return scores.get(ZERO_SHOT) == 0
 
 
 class StudyRecord:

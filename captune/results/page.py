@@ -14,7 +14,7 @@ import pandas as pd
 
 from captune.config import PARADIGMS
 from captune.decisions.criteria import ORACLE
-from captune.records import ZERO_SHOT
+from captune.records import is_against_zero_shot
 from captune.results import views
 from captune.results.best_configs import COLUMNS
 from captune.results.formats import duration, fixed, in_words, is_known, percent, plain, points, sentence, short_name
@@ -119,8 +119,7 @@ def _candidates(tables: Tables) -> views.Table:
     if by_choice:
         columns.append(views.number("score", "choice_score", fixed))
         note += "The score is taken on all unlabelled images and reads no label: it made the choice. "
-        # A study of before this score has shares of agreement there.
-        if any(row["configuration"] == ZERO_SHOT and row["choice_score"] == 0 for row in rows):
+        if is_against_zero_shot({row["configuration"]: row["choice_score"] for row in rows}):
             note += "Zero-shot has 0; a candidate with one more weighs 2.7 times as much in the ensemble. "
     else:
         columns.append(views.number("selection score %", "score_mean", percent))

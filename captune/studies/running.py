@@ -129,8 +129,6 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     )
     for note in dict.fromkeys(note for plan in plans for note in plan.info.notes):
         watcher.note(note)
-    if settings.address is None and settings.open_trial is None:
-        fetch_weights_here(plans)
     records: list[StudyRecord] = []
     failures: list[StudyError] = []
     with contextlib.ExitStack() as stack:
@@ -268,6 +266,8 @@ def _run_on_ray(
     stack: contextlib.ExitStack,
 ) -> bool:
     """Run all trials; False when interrupted. Ray ends with the stack."""
+    if settings.address is None and settings.open_trial is None:
+        fetch_weights_here(plans)
     threads = max(1, int(settings.cpus_per_trial or 1))
     preparation = Preparation([] if settings.open_trial is not None else cells)
     # Where this machine's CPUs train and one dataset is to be prepared, this process does it while Ray starts.

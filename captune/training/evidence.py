@@ -16,9 +16,9 @@ from torch import Tensor
 
 from captune.config import TaskConfig
 from captune.data.paradigms import IntArray, Task
-from captune.decisions.evidence import BALANCED, NUM_NEIGHBOURS, ZERO_SHOT, Evidence, Knowledge, measure_knowledge
+from captune.decisions.evidence import NUM_NEIGHBOURS, Evidence, Knowledge, measure_knowledge
 from captune.decisions.neighbours import nearest_images
-from captune.records import Role
+from captune.records import BALANCED, ZERO_SHOT, Role
 from captune.records.layout import PREDICTIONS
 from captune.seeding import numpy_generator, torch_generator
 from captune.training.context import Context, open_context

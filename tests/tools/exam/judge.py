@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from captune.decisions.evidence import BALANCED, ZERO_SHOT, Evidence, Knowledge
+from captune.decisions.evidence import Evidence, Knowledge
 from captune.decisions.neighbours import neighbour_consistency
 from captune.decisions.scores import blend_weights
+from captune.records import BALANCED, ZERO_SHOT
 from tests.tools.exam.cache import Facts, read_candidates, read_facts, worlds_in
 from tests.tools.exam.worlds import World
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from captune.decisions import advice
 from captune.decisions.advice import Advice
-from captune.decisions.evidence import ZERO_SHOT
 from captune.decisions.learning import GainModel, ScoreModel
 from captune.decisions.scores import blend_weights, candidate_scores, score_facts
+from captune.records import ZERO_SHOT
 from tests.tools.exam.judge import Case
 
 SHRINKAGE = 0.1
