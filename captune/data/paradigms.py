@@ -210,7 +210,7 @@ def _label_notes(num_measurable: int, numreported_images: int, config: TaskConfi
 
 def _size_notes(num_pool: int, num_scored: int) -> list[str]:
     """How small a gain the scored images can show: 1.28 standard errors of a difference of two shares of them, where
-    the two predict otherwise on a tenth (`captune.decisions.choosing.noise_margin`).
+    the two predict otherwise on a tenth (`captune.decisions.by_criterion.noise_margin`).
     """
     if num_scored >= _TELLING_IMAGES or num_scored == 0:
         return []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from captune.decisions.choosing import Choice, adapted_groups, known
+from captune.decisions.by_criterion import adapted_groups, known
+from captune.decisions.choice import Choice
 from captune.decisions.criteria import ORACLE
 from captune.records import ENSEMBLE, REFERENCES, Role, State, StudyRecord, Trial
 from captune.records.enums import PART, WHOLE

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 from captune.decisions import statistics
-from captune.decisions.choosing import Advice, Candidate, Choice, choose
+from captune.decisions.choice import Advice, Candidate, Choice
+from captune.decisions.choosing import choose
 from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, Role, StudyRecord, Trial
 
 __all__ = ["Candidate", "Choice", "choose", "recorded_choice"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from captune.decisions.candidates import (
     needs_ensemble,
     reported_role,
 )
-from captune.decisions.choosing import Choice, choose
+from captune.decisions.choice import Choice
+from captune.decisions.choosing import choose
 from captune.decisions.criteria import ENSV, ORACLE
-from captune.decisions.deciding import decide
 from captune.errors import StudyError
 from captune.plain_yaml import dump_yaml
 from captune.records import (
@@ -243,13 +242,10 @@ def choice_of(record: StudyRecord) -> Choice:
     """What a study whose trials have ended chooses: from predictions, or by its criterion; no sealed label is read."""
     trials = candidate_trials(record)
     paths = {name: [trial_directory(record.directory, trial.key) for trial in group] for name, group in trials.items()}
-    evidence = None
-    if not by_criterion(record):
-        evidence = pool_evidence(_task(record), paths, methods_of(record, trials))
-    if evidence is not None:
-        return decide(record, evidence, open_context(_task(record), Role.SCORE).task.class_names)
-    choice = choose(record)
-    return replace(choice, advised=advised_config(record, advised_shares(record, choice)))
+    if by_criterion(record):
+        return choose(record)
+    evidence = pool_evidence(_task(record), paths, methods_of(record, trials))
+    return choose(record, evidence, open_context(_task(record), Role.SCORE).task.class_names)
 
 
 def chosen_now(record: StudyRecord) -> Chosen:

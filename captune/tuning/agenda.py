@@ -335,7 +335,7 @@ class Agenda:
         if by_predictions and (chosen is None or not self._record.choice_covers_confirmation):
             return None
         # Imported here: its statistics import scipy.stats, which takes seconds.
-        from captune.decisions.choosing import best_configuration
+        from captune.decisions.by_criterion import best_configuration
 
         choice = best_configuration(self._record, self._search.settled_scores())
         if choice is None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from synthetic import FakeStudy
 
-from captune.decisions.choosing import noise_margin, num_scored_images
+from captune.decisions.by_criterion import noise_margin, num_scored_images
 from captune.records import StudyRecord
 from captune.results.best import choose
 from captune.results.load import load_study

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from captune.decisions import statistics
-from captune.decisions.choosing import LEVEL
+from captune.decisions.by_criterion import LEVEL
 from captune.results.plots import BLACK, BLUE, GREY, ORANGE, STYLE, new_figure, save_figure
 from captune.results.tables import write_csv
 

@@ -1,4 +1,4 @@
-"""The choice of a study from its candidates' predictions: what `captune.decisions.advice` says of them."""
+"""The choice from what a study's candidates predict: what `captune.decisions.advice` says of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from captune.decisions.advice import Advice, advise, blend
 from captune.decisions.candidates import advised_config, candidate_trials, needs_ensemble
-from captune.decisions.choosing import Advice as Words
-from captune.decisions.choosing import Candidate, Choice
+from captune.decisions.choice import Advice as Words
+from captune.decisions.choice import Candidate, Choice
 from captune.decisions.evidence import Evidence
 from captune.decisions.learned import GAIN_MODEL
 from captune.decisions.presence import absent_in, absent_sentence
@@ -24,7 +24,7 @@ _WORDS: dict[str, Words] = {
 }
 
 
-def decide(study: StudyRecord, evidence: Evidence, class_names: Sequence[str] = ()) -> Choice:
+def choose_by_predictions(study: StudyRecord, evidence: Evidence, class_names: Sequence[str] = ()) -> Choice:
     """The choice of a study whose candidates left their predictions; no label is read.
 
     Args:
