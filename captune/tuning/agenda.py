@@ -188,6 +188,9 @@ class Agenda:
         return self._after_search()
 
     def _reference(self) -> Planned | None:
+        # What a later captune compares with too does not join a study that was closed and is not searched further.
+        if self._closed and len(self._search.trials) >= self.num_trials:
+            return None
         for key, method, config in self._info.references:
             if key not in self._trials:
                 return self._planned(
@@ -319,6 +322,11 @@ class Agenda:
         return self._confirmed and not self._record.choice_covers_confirmation
 
     @property
+    def _closed(self) -> bool:
+        """Whether the study has chosen and its test labels were read, and no trial has ended since."""
+        return self._record.sealed_opened and self._record.choice_is_current
+
+    @property
     def _confirmed(self) -> bool:
         """Whether every score trial of the confirmation has ended."""
         confirmed = [trial for trial in self._trials.values() if trial.phase is Phase.CONFIRM]
@@ -328,7 +336,7 @@ class Agenda:
         if not self._study.stress or not self._confirmed:
             return None
         # A study that was closed by an earlier captune has seen the worlds of its day.
-        if self._record.sealed_opened and self._record.choice_is_current:
+        if self._closed:
             return None
         chosen = self._record.choice
         by_predictions = self.decides and not by_criterion(self._record)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from captune.records import JOURNAL, Journal, State
-from captune.records.events import StudyOpened
+from captune.records.events import Chosen, SealOpened, StudyOpened
 from captune.tuning.cell import Cell
 from tests.journals import journal_lines
 from tests.tuning.fakes import info, study
@@ -50,6 +50,21 @@ def test_every_configuration_is_confirmed_over_the_same_fresh_seeds(uninterrupte
     best = max((end for end in search if end["state"] == State.COMPLETE), key=lambda end: end["score"])
     assert best["config_id"] in seeds
     assert all(end["config"] == search[end["config_id"]]["config"] for end in confirmed)
+
+
+def test_a_closed_study_stays_as_it_was_until_it_is_searched_further(uninterrupted: Path) -> None:
+    closing = make_cell(uninterrupted)
+    closing.write(Chosen(advice="keep zero-shot", name="zero_shot"))
+    closing.write(SealOpened())
+    closing.close()
+    before = outcomes(uninterrupted)
+    base = info().base
+    later = info(references=(*info().references, ("anchored", "anchored", base)))  # a captune that compares with more
+    drive(make_cell(uninterrupted, facts=later))
+    assert outcomes(uninterrupted) == before
+    drive(make_cell(uninterrupted, study(trials=9, confirm_top=2, confirm_seeds=2), facts=later))
+    added = {end["key"] for end in outcomes(uninterrupted)} - {end["key"] for end in before}
+    assert {"anchored", "t0008"} <= added
 
 
 def test_hopeless_trials_stop_and_papers_reference_and_confirm_runs_never_do(tmp_path: Path) -> None:
