@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -212,6 +212,8 @@ def _reason(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error is not None else []
     if not lines:
         return "its process ended"
+    if isinstance(error, RayTaskError):
+        return lines[-1]  # a traceback ends with what happened
     details = [
         line for line in lines[1:] if line.startswith(("The actor", "Worker exit", "The node", "ray.exceptions"))
     ]

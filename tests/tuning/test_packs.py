@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from captune.algorithms.configs import CapConfig
 from captune.config import StudyConfig, TaskConfig
@@ -298,3 +299,15 @@ def test_a_study_killed_within_a_pack_goes_on_as_if_it_had_not_been(tmp_path: Pa
         for path in (tmp_path / "whole", tmp_path / "cut")
     ]  # fmt: skip
     assert said[0] == said[1]
+
+
+def test_where_a_worker_raised_the_reason_is_what_it_raised_not_who_it_was(tmp_path: Path) -> None:
+    cell = packable(tmp_path)
+    planner = Planner([cell])
+    assert planner.suggest("tune-1") is not None
+    error = RayTaskError(
+        "train", "Traceback (most recent call last):\n  in step\nRuntimeError: no CUDA", RuntimeError()
+    )
+    planner.lost("tune-1", error, None)
+    reasons = {line["reason"] for line in journal_lines(tmp_path / JOURNAL) if line["event"] == "crashed"}
+    assert reasons == {"RuntimeError: no CUDA"}
