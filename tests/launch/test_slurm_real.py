@@ -6,9 +6,11 @@ share this machine, so nothing is measured here; what is shown is what Slurm doe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -133,12 +135,47 @@ class Slurm:
         _wait(lambda: self.run("sinfo", "-h", "-p", "low", "-o", "%T").split() == ["idle"], 60)
 
     def stop(self) -> None:
-        subprocess.run(["scancel", "--user=root", "--full"], env=self.environment, capture_output=True, check=False)
-        time.sleep(2)
+        """End the jobs, then the daemons, then what is left of either.
+
+        The daemons must outlive the jobs: a slurmstepd that cannot report to slurmd never ends.
+        """
+        for words in (["--signal=KILL"], []):
+            command = ["scancel", "--user=root", "--full", *words]
+            subprocess.run(command, env=self.environment, capture_output=True, check=False)
+        deadline = time.monotonic() + 60
+        while self.queue() and time.monotonic() < deadline:
+            time.sleep(0.5)
         for name in ("vn1", "vn2", "vn3", "controller", "munge"):
             path = self.root / f"{name}.pid"
             if path.exists():
                 subprocess.run(["kill", path.read_text().strip()], check=False)
+        deadline = time.monotonic() + 60
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        for number in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        assert not left, f"processes of this Slurm are left: {left}"
+
+    def queue(self) -> list[str]:
+        """The jobs that are waiting, running or completing; none where the controller does not answer."""
+        asked = ["squeue", "--noheader", "--format=%i %T", "--states=PENDING,RUNNING,COMPLETING"]
+        done = subprocess.run(asked, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
+        return done.stdout.splitlines() if done.returncode == 0 else []
+
+    def processes(self) -> dict[int, str]:
+        """Number and command of every process that was started with this Slurm's folder in its environment or words."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                words, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+                command = words.replace(b"\0", b" ").decode(errors="replace").strip()
+            except OSError:
+                continue
+            mine = str(self.root).encode() in words + environment and int(path.name) != os.getpid()
+            if mine and command:  # a process that has ended has no command
+                found[int(path.name)] = command
+        return found
 
     def submit(self, *words: str, **environment: str) -> str:
         done = subprocess.run(
