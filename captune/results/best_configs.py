@@ -15,7 +15,7 @@ from captune.decisions.criteria import ORACLE
 from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, State, StudyRecord
 from captune.results.answer import answer_of
 from captune.results.best import configuration_name, first_name, metrics_by_seed, recorded_choice, reference_metric
-from captune.results.domains import domains_of
+from captune.results.searched import on_border, searched_parameters
 from captune.results.tables import setting_cells, setting_columns
 
 UNDERPOWERED_SEEDS = 3
@@ -77,7 +77,7 @@ def flags(study: StudyRecord, params: dict[str, Any], values: Sequence[float], g
     return Flags(
         below_zero_shot=surely,
         maybe_below_zero_shot=below and not surely,
-        border_settings=tuple(domain.name for domain in domains_of(study) if domain.on_border(params.get(domain.name))),
+        border_settings=tuple(p.name for p in searched_parameters(study) if on_border(p, params.get(p.name))),
         underpowered=len(values) < UNDERPOWERED_SEEDS or unsure,
         oracle=study.select_by == ORACLE,
     )

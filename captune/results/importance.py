@@ -17,9 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from captune.records import Phase, StudyRecord
-from captune.results.domains import Domain, domains_of
+from captune.results.searched import searched_parameters
 from captune.results.surrogate import MINIMUM_TRIALS, Surrogate, fit_surrogate
 from captune.results.tables import parameter_value
+from captune.space import Parameter
 
 if TYPE_CHECKING:
     import optuna
@@ -72,23 +73,23 @@ def marginals_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
         surrogate = fit_surrogate(study)
         if surrogate is not None and _scores_differ(study):
             background_NP = _background(surrogate)
-            for column, domain in enumerate(surrogate.domains):
-                rows += [{"study": study.name, **row} for row in _marginal(surrogate, background_NP, column, domain)]
+            for column, parameter in enumerate(surrogate.parameters):
+                rows += [{"study": study.name, **row} for row in _marginal(surrogate, background_NP, column, parameter)]
     return pd.DataFrame(rows, columns=list(_MARGINAL_COLUMNS))
 
 
 def optuna_study(study: StudyRecord, *, most: int | None = None) -> optuna.Study:
-    """The finished search trials as an in-memory Optuna study (direction: maximize), settings and domains included.
+    """The finished search trials as an in-memory Optuna study (direction: maximize), with settings and ranges.
 
     With `most`, no more than that many of them, evenly spaced in their order.
 
-    A setting that a trial does not have, or whose value lies outside the recorded domain (the paper's), widens the
-    domain or leaves the trial out of its analysis, as Optuna does.
+    A setting that a trial does not have, or whose value lies outside the recorded range (the paper's), widens the
+    range or leaves the trial out of its analysis, as Optuna does.
     """
     import optuna
     from optuna.trial import TrialState, create_trial
 
-    domains = domains_of(study)
+    parameters = searched_parameters(study)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a study that nobody opened is no news
     in_optuna = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
@@ -96,8 +97,8 @@ def optuna_study(study: StudyRecord, *, most: int | None = None) -> optuna.Study
     kept = [trial for trial in study.of_phase(Phase.SEARCH) if trial.finished]
     if most is not None and len(kept) > most:
         kept = [kept[place] for place in np.linspace(0, len(kept) - 1, most).round().astype(int)]
-    values = {domain.name: [parameter_value(trial, domain.name) for trial in kept] for domain in domains}
-    distributions = {d.name: _distribution(d, values[d.name]) for d in domains}
+    values = {p.name: [parameter_value(trial, p.name) for trial in kept] for p in parameters}
+    distributions = {p.name: _distribution(p, values[p.name]) for p in parameters}
     frozen: list[optuna.trial.FrozenTrial] = []
     for index, trial in enumerate(kept):
         params = {name: values[name][index] for name in distributions if values[name][index] is not None}
@@ -112,16 +113,16 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, (list, dict)) else value
 
 
-def _distribution(domain: Domain, values: list[Any]) -> BaseDistribution:
+def _distribution(parameter: Parameter, values: list[Any]) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if domain.choices:
+    if parameter.choices:
         seen = [_plain(value) for value in values if value is not None]
-        return CategoricalDistribution(list(dict.fromkeys([*(_plain(choice) for choice in domain.choices), *seen])))
+        return CategoricalDistribution(list(dict.fromkeys([*(_plain(choice) for choice in parameter.choices), *seen])))
     numbers = [float(value) for value in values if isinstance(value, (int, float))]
-    low, high = min([domain.low, *numbers]), max([domain.high, *numbers])
-    log = domain.log and low > 0
-    if domain.integer and all(number.is_integer() for number in numbers):
+    low, high = min([parameter.low, *numbers]), max([parameter.high, *numbers])
+    log = parameter.log and low > 0
+    if parameter.kind == "int" and all(number.is_integer() for number in numbers):
         return IntDistribution(int(low), int(high), log=log and low >= 1)
     return FloatDistribution(low, high, log=log)
 
@@ -134,8 +135,9 @@ def _main_rows(study: StudyRecord) -> list[dict[str, Any]]:
     num_trials = sum(trial.finished for trial in study.of_phase(Phase.SEARCH))
     if num_trials < MINIMUM_TRIALS or not _scores_differ(study):
         return []
-    few = num_trials < TRIALS_A_SETTING * max(1, len(domains_of(study)))
-    note = f"{num_trials} trials for {len(domains_of(study))} settings are too few, a setting needs {TRIALS_A_SETTING}"
+    num_settings = len(searched_parameters(study))
+    few = num_trials < TRIALS_A_SETTING * max(1, num_settings)
+    note = f"{num_trials} trials for {num_settings} settings are too few, a setting needs {TRIALS_A_SETTING}"
     rows = []
     for method in ("PED-ANOVA", "fANOVA"):
         most = FANOVA_TRIALS if method == "fANOVA" else None
@@ -177,19 +179,16 @@ def _background(surrogate: Surrogate) -> Floats:
     """Settings the others are averaged over: Sobol-like uniform draws, so that a sampler's favourites do not weigh
     more.
     """
-    return np.random.default_rng(0).random((_BACKGROUND, len(surrogate.domains)))
+    return np.random.default_rng(0).random((_BACKGROUND, len(surrogate.parameters)))
 
 
-def _grid(domain: Domain, points: int) -> Floats:
-    if domain.choices:
-        return np.array([domain.to_unit(choice) for choice in domain.choices])
-    if domain.integer and domain.high - domain.low + 1 <= points:
-        return np.array([domain.to_unit(value) for value in range(int(domain.low), int(domain.high) + 1)])
-    return np.linspace(0, 1, points)
+def _grid(parameter: Parameter, points: int) -> Floats:
+    values = parameter.choices or parameter.values(points)
+    return np.array([parameter.unit(value) for value in values]) if values else np.linspace(0, 1, points)
 
 
-def _marginal(surrogate: Surrogate, background_NP: Floats, column: int, domain: Domain) -> list[dict[str, Any]]:
-    units = _grid(domain, _MARGINAL_POINTS)
+def _marginal(surrogate: Surrogate, background_NP: Floats, column: int, parameter: Parameter) -> list[dict[str, Any]]:
+    units = _grid(parameter, _MARGINAL_POINTS)
     moved = np.repeat(background_NP[None], len(units), axis=0)
     moved[:, :, column] = units[:, None]
     trees = surrogate.predict_trees(moved.reshape(-1, background_NP.shape[1]))
@@ -197,9 +196,9 @@ def _marginal(surrogate: Surrogate, background_NP: Floats, column: int, domain: 
     low_U, high_U = np.quantile(means_TU, [0.1, 0.9], axis=0)
     return [
         {
-            "parameter": domain.name,
-            "log": domain.log,
-            ("choice" if domain.choices else "value"): domain.from_unit(float(unit)),
+            "parameter": parameter.name,
+            "log": parameter.log,
+            ("choice" if parameter.choices else "value"): parameter.at(float(unit)),
             "mean": float(means_TU[:, index].mean()),
             "low": float(low_U[index]),
             "high": float(high_U[index]),
@@ -211,19 +210,19 @@ def _marginal(surrogate: Surrogate, background_NP: Floats, column: int, domain: 
 
 def _interaction_rows(study: StudyRecord, surrogate: Surrogate) -> list[dict[str, Any]]:
     background_NP = _background(surrogate)
-    variance = float(np.var(surrogate.predict(np.random.default_rng(1).random((1024, len(surrogate.domains))))))
-    if variance == 0 or len(surrogate.domains) < 2:
+    variance = float(np.var(surrogate.predict(np.random.default_rng(1).random((1024, len(surrogate.parameters))))))
+    if variance == 0 or len(surrogate.parameters) < 2:
         return []
     rows: list[dict[str, Any]] = []
-    for first, second in itertools.combinations(range(len(surrogate.domains)), 2):
+    for first, second in itertools.combinations(range(len(surrogate.parameters)), 2):
         share = pair_variance(surrogate, background_NP, first, second) / variance
         rows.append(
             {
                 "study": study.name,
                 "kind": "interaction",
                 "method": "forest",
-                "parameter": surrogate.domains[first].name,
-                "second_parameter": surrogate.domains[second].name,
+                "parameter": surrogate.parameters[first].name,
+                "second_parameter": surrogate.parameters[second].name,
                 "importance": min(1.0, share),
                 "num_trials": surrogate.num_trials,
             }
@@ -237,8 +236,8 @@ def pair_variance(surrogate: Surrogate, background_NP: Floats, first: int, secon
 
     On a grid f_ij of marginal means the interaction is f_ij − f_i. − f_.j + f_.. , averaged squared.
     """
-    grid_a = _grid(surrogate.domains[first], _GRID)
-    grid_b = _grid(surrogate.domains[second], _GRID)
+    grid_a = _grid(surrogate.parameters[first], _GRID)
+    grid_b = _grid(surrogate.parameters[second], _GRID)
     places = np.array(list(itertools.product(grid_a, grid_b)))
     moved = np.repeat(background_NP[None], len(places), axis=0)
     moved[:, :, first], moved[:, :, second] = places[:, :1], places[:, 1:]

@@ -157,12 +157,12 @@ def _sensitivities(surrogate: Surrogate, trial: Trial) -> dict[str, float]:
     unit_P = surrogate.encode(trial)
     here = float(surrogate.predict(unit_P[None])[0])
     falls = {}
-    for column, domain in enumerate(surrogate.domains):
-        if domain.choices:
-            places = [index / max(1, len(domain.choices) - 1) for index in range(len(domain.choices))]
+    for column, parameter in enumerate(surrogate.parameters):
+        if parameter.choices:
+            places = [parameter.unit(choice) for choice in parameter.choices]
         else:
             places = [max(0.0, unit_P[column] - SENSITIVITY_STEP), min(1.0, unit_P[column] + SENSITIVITY_STEP)]
         moved_NP = np.repeat(unit_P[None], len(places), axis=0)
         moved_NP[:, column] = places
-        falls[f"sensitivity_{domain.name}"] = max(0.0, here - float(surrogate.predict(moved_NP).min()))
+        falls[f"sensitivity_{parameter.name}"] = max(0.0, here - float(surrogate.predict(moved_NP).min()))
     return falls

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captune.records import Phase, State, StudyRecord, Trial
-from captune.results.domains import Domain, domains_of
+from captune.results.searched import place, searched_parameters
+from captune.space import Parameter
 
 MINIMUM_TRIALS = 5
 NUM_TREES = 100
@@ -24,7 +25,7 @@ Floats = NDArray[np.float64]
 class Surrogate:
     """A fitted forest over unit coordinates of P settings (a fidelity beside them, 1 at prediction)."""
 
-    domains: list[Domain]
+    parameters: list[Parameter]
     forest: Any
     num_trials: int
 
@@ -34,7 +35,7 @@ class Surrogate:
 
     def encode_params(self, params: dict[str, Any]) -> Floats:
         """Unit coordinates (P,) of settings by name; 0.5 where one is missing."""
-        return np.array([domain.to_unit(params.get(domain.name)) for domain in self.domains])
+        return np.array([place(parameter, params.get(parameter.name)) for parameter in self.parameters])
 
     def predict_trees(self, units_NP: Floats) -> Floats:
         """Each tree's prediction (trees, N) at full fidelity."""
@@ -54,7 +55,7 @@ def fit_surrogate(study: StudyRecord, *, target: str = "score") -> Surrogate | N
     Args:
         target: "score", or "metric" (only once the test labels were read).
     """
-    domains = domains_of(study)
+    parameters = searched_parameters(study)
     rows, values = [], []
     for trial in study.of_phase(Phase.SEARCH):
         value = trial.score if target == "score" else (trial.metric if study.sealed_opened else None)
@@ -62,9 +63,9 @@ def fit_surrogate(study: StudyRecord, *, target: str = "score") -> Surrogate | N
             continue
         settings = {**trial.config, **trial.params}
         fidelity = 1.0 if trial.fidelity is None else trial.fidelity
-        rows.append([*(domain.to_unit(settings.get(domain.name)) for domain in domains), fidelity])
+        rows.append([*(place(parameter, settings.get(parameter.name)) for parameter in parameters), fidelity])
         values.append(value)
-    if len(rows) < MINIMUM_TRIALS or not domains:
+    if len(rows) < MINIMUM_TRIALS or not parameters:
         return None
     from sklearn.ensemble import RandomForestRegressor  # a second to import, and most callers stop above
 
@@ -72,4 +73,4 @@ def fit_surrogate(study: StudyRecord, *, target: str = "score") -> Surrogate | N
         n_estimators=NUM_TREES, min_samples_leaf=2, max_features=0.7, random_state=0, n_jobs=1
     )
     forest.fit(np.array(rows), np.array(values))
-    return Surrogate(domains, forest, len(rows))
+    return Surrogate(parameters, forest, len(rows))

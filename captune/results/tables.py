@@ -18,7 +18,7 @@ import pandas as pd
 from captune.decisions.criteria import ORACLE
 from captune.records import ZERO_SHOT, Phase, StudyRecord, Trial, atomic_write, number_or_none
 from captune.results.best import recorded_choice
-from captune.results.domains import searched_space
+from captune.results.searched import searched_space
 
 WALL_CLOCK_COLUMNS = ("attempts", "preemptions", "seconds", "node", "started")
 ORACLE_STAMP = "selected by sealed labels (oracle): research only"

@@ -12,8 +12,8 @@ import pandas as pd
 from captune.records import Phase, StudyRecord, Trial
 from captune.results.best import recorded_choice
 from captune.results.comparisons import cell_of
-from captune.results.domains import Domain
 from captune.results.surrogate import Surrogate, fit_surrogate
+from captune.space import Parameter
 
 BEST_ON_AVERAGE = "best on average"
 _COLUMNS = (
@@ -63,7 +63,7 @@ class _Target:
 
     def values(self, settings: Sequence[dict[str, Any]]) -> list[_Value]:
         """For each settings: its value here, the best to compare it with, and how it is known."""
-        inside = [self.surrogate is not None and _inside(self.surrogate.domains, params) for params in settings]
+        inside = [self.surrogate is not None and _inside(self.surrogate.parameters, params) for params in settings]
         predicted = iter(self._predicted([params for params, known in zip(settings, inside, strict=True) if known]))
         found: list[_Value] = []
         for params, known in zip(settings, inside, strict=True):
@@ -81,8 +81,8 @@ def _settings(params: dict[str, Any]) -> str:
     return json.dumps(params, sort_keys=True, default=str)
 
 
-def _inside(domains: Sequence[Domain], params: dict[str, Any]) -> bool:
-    return all(domain.name in params for domain in domains)
+def _inside(parameters: Sequence[Parameter], params: dict[str, Any]) -> bool:
+    return all(parameter.name in params for parameter in parameters)
 
 
 def _group_rows(group: Sequence[StudyRecord]) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from synthetic import SPACE, FakeStudy, whole_study
 
+from captune.algorithms import paper_config
+from captune.config import TaskConfig
 from captune.records import StudyRecord
 from captune.results.best import (
     first_name,
@@ -17,10 +19,11 @@ from captune.results.best import (
     report_trials,
 )
 from captune.results.best_configs import Flags, best_configs_table, flags
-from captune.results.domains import Domain, domains_of
 from captune.results.load import load_study
 from captune.results.robustness import robustness_table
+from captune.results.searched import on_border, place, searched_parameters
 from captune.results.tables import trials_table
+from captune.space import Parameter, load_space, space_file
 
 
 def test_row_holds_the_confirmed_mean_and_the_gains(study: StudyRecord) -> None:
@@ -138,28 +141,41 @@ def test_flags_name_every_setting_on_its_border(study: StudyRecord) -> None:
     assert found.border_settings == ("learning_rate", "margin_scale", "num_main_samples")
 
 
-def test_unit_coordinates_by_hand() -> None:
+def test_places_and_borders_by_hand() -> None:
     """0.01 in 1e-4 … 1e-1 on the log scale: 2 of 3 decades."""
-    rate = Domain("learning_rate", 1e-4, 1e-1, log=True)
-    assert rate.to_unit(0.01) == pytest.approx(2 / 3) and rate.from_unit(2 / 3) == pytest.approx(0.01)
-    choice = Domain("leaderboard", choices=("a", "b", "c"))
-    assert [choice.to_unit(value) for value in ("a", "b", "c", "unknown")] == [0, 0.5, 1, 0.5]
-    assert choice.from_unit(0.4) == "b" and not choice.on_border("a")
-    count = Domain("k", 1, 16, integer=True)
-    assert count.on_border(1) and not count.on_border(2) and count.from_unit(0.2) == 4
+    rate = Parameter("learning_rate", "float", "nuisance", 1e-4, 1e-1, log=True)
+    assert place(rate, 0.01) == pytest.approx(2 / 3) and place(rate, None) == 0.5 and place(rate, 1.0) == 1.0
+    choice = Parameter("leaderboard", "categorical", "nuisance", choices=("a", "b", "c"))
+    assert [place(choice, value) for value in ("a", "b", "c", "unknown")] == [0, 0.5, 1, 0.5]
+    assert not on_border(choice, "a")
+    count = Parameter("k", "int", "nuisance", 1, 16)
+    assert on_border(count, 1) and not on_border(count, 2)
 
 
-def test_domains_are_read_from_the_recorded_space_or_from_the_values(tmp_path: Path) -> None:
+def test_parameters_are_read_from_the_recorded_space_or_from_the_values(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.search(5)
     run = load_study(study.close())
-    assert [domain.name for domain in domains_of(run)] == list(SPACE)
+    assert [parameter.name for parameter in searched_parameters(run)] == list(SPACE)
     by_hand = {"learning_rate": "hand-edited", "epochs": {"role": "fixed", "value": 4}}
     run.opened = replace(run.opened, space=by_hand)
-    inferred = {domain.name: domain for domain in domains_of(run)}
+    inferred = {parameter.name: parameter for parameter in searched_parameters(run)}
     assert "epochs" not in inferred
     assert inferred["learning_rate"].low == min(config["learning_rate"] for config in study.configs.values())
     assert inferred["leaderboard"].choices
+
+
+def test_a_recorded_parameter_is_the_one_that_was_searched(tmp_path: Path) -> None:
+    base = paper_config("cap", TaskConfig.parse({"dataset": "digits", "paradigm": "ul"}))
+    searched = load_space(space_file(None, "cap"), base, class_size=40).parameters
+    study = FakeStudy(tmp_path)
+    study.search(1)
+    run = load_study(study.close())
+    run.opened = replace(run.opened, space={parameter.name: parameter.describe() for parameter in searched})
+    for before, after in zip(searched, searched_parameters(run), strict=True):
+        values = before.choices or [before.at(unit / 7) for unit in range(8)]
+        assert [place(after, value) for value in values] == [before.unit(value) for value in values], before.name
+        assert [after.at(unit / 7) for unit in range(8)] == [before.at(unit / 7) for unit in range(8)], before.name
 
 
 def test_oracle_run_is_flagged(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_interaction_of_an_additive_forest_is_nothing_and_of_a_product_is_not(tm
         def __init__(self, run: StudyRecord, product: bool) -> None:
             surrogate = fit_surrogate(run)
             assert surrogate is not None
-            self.domains, self.product = surrogate.domains, product
+            self.parameters, self.product = surrogate.parameters, product
 
         def predict(self, units_NP: np.ndarray) -> np.ndarray:
             first, second = units_NP[:, 0], units_NP[:, 1]

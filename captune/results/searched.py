@@ -1,0 +1,85 @@
+"""The settings that a study searched, as its journal records them: their values and their borders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from captune.records import Phase, StudyRecord, number_or_none
+from captune.space import Kind, Parameter
+
+BORDER = 0.02
+"""A value within this share of its range from an end lies on the border."""
+
+
+def searched_space(study: StudyRecord) -> dict[str, Any]:
+    """The recorded space without the fields it fixes."""
+    return {
+        name: spec for name, spec in study.space.items() if not (isinstance(spec, dict) and spec.get("role") == "fixed")
+    }
+
+
+def searched_parameters(study: StudyRecord) -> list[Parameter]:
+    """The parameters of a study's space. One whose recorded text cannot be read gets the range of the values tried."""
+    parameters = []
+    names = dict.fromkeys(
+        [*searched_space(study), *(name for trial in study.of_phase(Phase.SEARCH) for name in trial.params)]
+    )
+    for name in names:
+        values = [trial.params[name] for trial in study.of_phase(Phase.SEARCH) if name in trial.params]
+        parameter = _declared(name, study.space.get(name)) or _observed(name, values)
+        if parameter is not None:
+            parameters.append(parameter)
+    return parameters
+
+
+def place(parameter: Parameter, value: Any) -> float:
+    """Where a recorded value lies in its parameter's range, in [0, 1].
+
+    0.5 for a value that is missing or no member of the choices: a forest then learns nothing from it.
+    """
+    if parameter.kind == "categorical":
+        return parameter.unit(value) if value in parameter.choices else 0.5
+    number = number_or_none(value)
+    return 0.5 if number is None or parameter.high <= parameter.low else parameter.unit(number)
+
+
+def on_border(parameter: Parameter, value: Any) -> bool:
+    """Whether a numeric value lies at an end of its range that could be widened.
+
+    A choice has no border, and a lower end of 0 is none: it is where a weight or a strength is switched off.
+    """
+    if parameter.kind == "categorical" or number_or_none(value) is None or parameter.high <= parameter.low:
+        return False
+    unit = place(parameter, value)
+    reach = 0.0 if parameter.kind == "int" else BORDER
+    return unit >= 1 - reach or (unit <= reach and parameter.low != 0)
+
+
+def _declared(name: str, spec: Any) -> Parameter | None:
+    """From `Parameter.describe`; None where the recorded text was edited beyond reading."""
+    if not isinstance(spec, dict) or spec.get("role") == "fixed":
+        return None
+    choices = spec.get("choices")
+    if isinstance(choices, list) and choices:
+        return Parameter(name, "categorical", "nuisance", choices=tuple(choices))
+    low, high, step = (number_or_none(spec.get(key)) for key in ("low", "high", "step"))
+    if low is None or high is None:
+        return None
+    kind: Kind = "int" if spec.get("type") == "int" else "float"
+    log = spec.get("log") is True and low > 0
+    return Parameter(name, kind, "nuisance", low, high, log, step if step is not None and step > 0 else None)
+
+
+def _observed(name: str, values: Sequence[Any]) -> Parameter | None:
+    if not values:
+        return None
+    numbers = [number for value in values if (number := number_or_none(value)) is not None]
+    if len(numbers) == len(values):
+        kind: Kind = "int" if all(isinstance(value, int) for value in values) else "float"
+        return Parameter(name, kind, "nuisance", min(numbers), max(numbers))
+    return Parameter(name, "categorical", "nuisance", choices=tuple(dict.fromkeys(_hashable(v) for v in values)))
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
