@@ -140,7 +140,7 @@ def adapt_once(
     trial = TrainingTrial.open(
         task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role=role, device=device
     )
-    # What only the weight file and the class names themselves tell, such as the activation, stands in the trial.
+    # Some settings, such as the activation, follow from the weight file and the class names; the trial records them.
     told = list(dict.fromkeys([*(notes or []), *trial.context.notes, *held_out_note(role)]))
     opened(trial)
     while not trial.finished:

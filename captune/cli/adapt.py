@@ -101,7 +101,7 @@ def _train(
         bar = progress.add_task(f"{method} seed {seed}", total=None)
 
         def opened(trial: TrainingTrial) -> None:
-            # What only the weight file and the class names themselves tell, such as the activation.
+            # Settings that follow from the weight file and the class names, such as the activation.
             more = [note for note in trial.context.notes if note not in notes]
             options.say_notes(console, more)
             notes.extend(more)

@@ -108,7 +108,7 @@ def _quick_gelu(file: Path) -> bool | None:
         return None
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
-        # transformers takes what stands under …_dict before the other, and QuickGELU where nothing stands.
+        # transformers prefers the value under …_dict, and takes QuickGELU where neither is given.
         named = {
             str({**(config.get(f"{tower}_config") or {}), **(config.get(f"{tower}_config_dict") or {})}.get(
                 "hidden_act", "quick_gelu"

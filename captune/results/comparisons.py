@@ -46,7 +46,7 @@ def cell_of(study: StudyRecord) -> str:
     task = study.task
     ignored = {"dataset", "paradigm", "data_root", "cache_dir"}
     plain = {name: field.default for name, field in TaskConfig.model_fields.items()}
-    # The ceiling stands beside the methods it bounds; any other method that saw labels is another cell.
+    # The supervised ceiling is shown with the methods it bounds; any other method that saw labels is another cell.
     plain["unseal_pool"] = study.method == "supervised"
     special = {k: v for k, v in sorted(task.items()) if k not in ignored and v is not None and v != plain.get(k)}
     words = " ".join(f"{key}={json.dumps(value).strip(chr(34))}" for key, value in special.items())

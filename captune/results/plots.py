@@ -360,7 +360,7 @@ def comparisons_figure(comparisons: pd.DataFrame) -> Figure | None:
         axis.axvline(0, color=BLACK, linewidth=0.8)
         axis.set_yticks(range(len(rows)), [_pair_label(row) for _, row in rows.iterrows()])
         axis.set_ylim(-0.7, len(rows) - 0.3)
-        # Names may take half of the width: two short lines fit beside them.
+        # Names may take half of the width; two short lines fit beside them.
         axis.set_xlabel("first − second (points),\n95 % interval")
         axis.set_title("Paired differences\n(grey: undecided)")
         axis.grid(False, axis="y")

@@ -49,7 +49,7 @@ def robustness_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 def _study_rows(study: StudyRecord) -> list[dict[str, Any]]:
     choice = recorded_choice(study)
-    # What a criterion chose by is the selection score itself.
+    # Where a criterion chose, this would be the selection score, which has a column already.
     chosen_by = {row.name: row.mean_score for row in choice.candidates} if choice.weights else {}
     surrogate = fit_surrogate(study)
     groups: dict[str, list[Trial]] = {}

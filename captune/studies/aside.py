@@ -15,8 +15,8 @@ from captune.tuning.study import OpenStudy
 
 Closed = tuple[StudyRecord, list[Path]]
 _EVERY_SECONDS = 1.0
-# The page of several studies reads all their records, which takes seconds, and minutes where there are many: it is
-# renewed once a minute at most, and takes at most a tenth of the time.
+# Writing the page of several studies reads all their records, which takes seconds, or minutes where there are many.
+# It is therefore renewed at most once a minute, and may take a tenth of the time.
 _PAGE_SECONDS = 60.0
 _PAGE_SHARE = 0.1
 

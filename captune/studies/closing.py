@@ -164,7 +164,7 @@ def settle_votes(record: StudyRecord, write: Write) -> None:
         for trial in sorted(record.complete(), key=lambda trial: trial.ended_at)
         if trial.role is Role.SCORE
         and trial.phase in (Phase.REFERENCE, Phase.SEARCH, Phase.CONFIRM)
-        # An ensemble that follows from the choice comes after the vote.
+        # An ensemble that the choice decides on is built after the vote, so it casts none.
         and (trial.origin != ENSEMBLE or by_criterion(record))
     ]
     if record.settled_at > max((trial.ended_at for trial in voters), default=0):

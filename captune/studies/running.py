@@ -132,7 +132,7 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     records: list[StudyRecord] = []
     failures: list[StudyError] = []
     with contextlib.ExitStack() as stack:
-        # Ray ends with the stack, behind the answer.
+        # Leaving the stack ends Ray, after the answer was printed.
         studies, aside = _run_trials(plans, settings, watcher, stack)
         cells = [opened.cell for opened in studies]
         try:
@@ -208,7 +208,7 @@ def _run_trials(
             studies.append(opened)
         chain(studies)
         cells = [opened.cell for opened in studies]
-        # A single study is closed by this process, which has nothing else to do then.
+        # This process closes a single study itself, since it has nothing else to do.
         aside = ClosingAside(studies if len(studies) > 1 else [], watcher.closed, _common_report(plans))
         closings = aside.left if len(studies) > 1 else None
         budget = Budget(cells, seconds=settings.time_budget, gpu_hours=settings.gpu_hours, closings=closings)

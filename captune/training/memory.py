@@ -13,8 +13,8 @@ import torch
 
 from captune.errors import TrainingFailed
 
-# The allocator's own error, the driver's, the libraries' and the CPU's have no class in common; an "illegal memory
-# access" is another matter.
+# The allocator's own error, the driver's, the libraries' and the CPU's share no class. An "illegal memory access" is
+# a different error.
 _SIGNS = ("out of memory", "_ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 

@@ -92,7 +92,7 @@ class GraphStep:
         for parameter in self._parameters:
             parameter.grad = None
         try:
-            # Before the branches, which fill what it leaves free.
+            # Of a higher priority than the branches' streams, which fill what this one leaves free.
             first = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
             with torch.cuda.graph(graph, stream=first, capture_error_mode="thread_local"):
                 loss, seen = self._algorithm.loss(self._batch)
@@ -141,7 +141,7 @@ def batches_of(algorithm: Steps, num_steps: int, device: torch.device) -> Iterat
     done: list[torch.cuda.Event] = []
     for step in range(num_steps):
         if len(done) > 2:
-            # The host is far ahead: batches that nobody needs yet would only fill memory. The device has work queued.
+            # The host is far ahead and the device has work queued: more batches would only fill memory.
             done.pop(0).synchronize()
         with torch.cuda.stream(side):
             batch = algorithm.batch(step)

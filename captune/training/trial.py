@@ -205,7 +205,7 @@ class TrainingTrial:
             safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}),
         )
         self._save_final()
-        # An objective of the search, so of the held-out images where there are any.
+        # The search maximises it, so it is computed on the held-out images where there are any.
         counts_K = np.bincount(seen.argmax(-1).cpu().numpy(), minlength=task.num_classes)
         return {
             "score": scores.get(self.criterion),
@@ -235,7 +235,7 @@ class TrainingTrial:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            # Not until here: the error, by its frames, held the tensors of the step that failed.
+            # Only now: while the error was held, its frames kept the tensors of the failed step in memory.
             self._go_on_in_micro_batches()
         with out_of_memory_explained():
             return work()
@@ -290,7 +290,7 @@ class TrainingTrial:
             "logit_scale": self.context.logit_scale,
             "seed": self.seed,
             "role": self.role,
-            # Of a blend: who its members are.
+            # For a blend: its members.
             **getattr(self._algorithm, "identity", {}),
         }
 

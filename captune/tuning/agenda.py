@@ -38,7 +38,7 @@ STRESSES: dict[str, dict[str, Any]] = {
 }
 _STRESS_SEEDS = 3
 WARM_STARTS = 3
-# Of so many screened configurations the best is promoted.
+# One in this many screened configurations is promoted to a full trial.
 PROMOTE_ONE_OF = 8
 
 
@@ -102,7 +102,7 @@ class Agenda:
         self._chosen: tuple[int, dict[int, str]] | None = None
         self._outlook: tuple[int, str | None] = (0, None)
         self.decides = False
-        # A space of few points is walked: a sampler would propose the same ones again and again.
+        # A small space is tried point by point: a sampler would propose the same points again and again.
         self._points = space.points(study.trials) if space.parameters and screening is None else None
 
     @property
@@ -254,7 +254,7 @@ class Agenda:
     def _confirm(self) -> Planned | None:
         roles = (Role.SCORE, Role.REPORT) if self._info.both_roles else (Role.SCORE,)
         for indices, configs in self._confirm_rounds():
-            # Role by role: trials of one role are trained together.
+            # Ordered by role, because trials of one role are trained together.
             for role, index, (config_id, why) in itertools.product(roles, indices, configs.items()):
                 key = self._confirm_key(config_id, index, role)
                 if key not in self._trials and (index == 0 or self._draws(config_id)):
@@ -267,7 +267,7 @@ class Agenda:
         What comes after the race is not known before the trials that it compares have ended.
         """
         chosen, seeds = self._candidates(), self._study.confirm_seeds
-        # Methods are candidates of one ensemble: none drops out.
+        # The methods form one ensemble, so none of them drops out.
         first = seeds if self._info.methods else min(seeds, RACE_AFTER)
         yield range(first), chosen
         if first == seeds:
@@ -335,7 +335,7 @@ class Agenda:
     def _stress(self) -> Planned | None:
         if not self._study.stress or not self._confirmed:
             return None
-        # A study that was closed by an earlier captune has seen the worlds of its day.
+        # A study that an earlier captune closed keeps the stress settings of that version.
         if self._closed:
             return None
         chosen = self._record.choice

@@ -14,7 +14,7 @@ from captune.records.usage import covered
 from captune.tuning.cell import Cell
 from captune.tuning.time_left import seconds_to_close
 
-# The last trials of a phase leave workers idle: that is not in the sum of what is left to train.
+# The last trials of a phase leave workers idle, which the sum of the remaining training does not include.
 _MARGIN = 1.15
 CLOSING_SECONDS = 20.0
 """What choosing, reading the test labels and writing the report take, until a study of this command has shown it."""

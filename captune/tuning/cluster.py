@@ -123,7 +123,7 @@ def _connection(
         "logging_level": logging.ERROR,
         "configure_logging": True,
     }
-    # Also to join: a cluster that asks for none ignores it, one that asks says that it is another.
+    # Sent when joining, too: a cluster without tokens ignores it, one with another token says so.
     ensure_token()
     if address is None:
         options |= {
@@ -148,7 +148,7 @@ def _connection(
         inherited = {}
     loopback = address is None or _listens_on_loopback_only(address)
     try:
-        # A start that is broken off leaves processes, or hangs: it takes seconds, and the signal is heard after it.
+        # Starting Ray takes seconds and leaves processes behind if it is interrupted, so a signal waits for its end.
         noted = interruption.noted(_say_that_ray_starts)
         with (
             noted,
@@ -172,7 +172,7 @@ def _connection(
             ) from error
         raise _no_cluster(f"'{address}': {str(error).strip().splitlines()[0]}") from None
     except BaseException:
-        # Interrupted: what of the cluster had started goes with this process.
+        # Interrupted: the parts of the cluster that had started end with this process.
         shutil.rmtree(scraps, ignore_errors=True)
         raise
     _silence()
@@ -224,7 +224,7 @@ def _nodes() -> tuple[Node, ...]:
 
 def _scraps() -> Path:
     """A temporary folder of this process; those of killed drivers are removed."""
-    # Ray puts sockets below it, whose paths may have some hundred characters.
+    # Ray puts sockets below it, and a socket's path may have about a hundred characters at most.
     place = Path(tempfile.gettempdir())
     if len(str(place)) > 30 and Path("/tmp").is_dir():
         place = Path("/tmp")
@@ -240,7 +240,7 @@ def _found(address: str) -> str:
     """`auto` as the address of the cluster that Ray finds on this machine; it would mistake one on loopback."""
     if address != "auto":
         return address
-    # What is wrong is said by the attempt to connect.
+    # The attempt to connect reports what is wrong.
     return ray_internals.address_of_this_machine() or address
 
 

@@ -50,7 +50,7 @@ def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
     screen_base = _screen_base(study, base)
     score, _ = build_task(task_config, role=Role.SCORE)
     report, _ = build_task(task_config, role=Role.REPORT)
-    # What is hidden from the score role though the report is about it: classes (trzsl), test images of the pool (tft).
+    # Hidden from the score role although the report is about it: classes (trzsl), test images in the pool (tft).
     both_roles = bool(score.pseudo_unseen_K.any() or np.isin(score.holdout, report.test).any())
     if criterion == "oracle" and report.num_measurable == 0:
         raise UsageError(
@@ -144,6 +144,6 @@ def _references(task_config: TaskConfig, both_roles: bool) -> tuple[tuple[str, s
             config = paper_config(name, task_config)
             found.append((name, name, config))
             if both_roles:
-                # What the report compares with must know what a trial in the report role knows.
+                # References in the report must know what a trial in the report role knows.
                 found.append((f"{name}-report", name, config))
     return tuple(found)

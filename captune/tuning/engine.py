@@ -20,8 +20,8 @@ from captune.tuning.planner import Planner, StopOnInterrupt, StudyCallback, Stud
 from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import SPEC, OpenTrial, StudyTrainable, open_trial_anywhere
 
-# A report costs the driver some milliseconds and a wait for the disk, an epoch in it little more: with many trials at
-# once each gathers its epochs for longer. Where a scheduler decides, they come at once.
+# A report costs the driver some milliseconds and a wait for the disk, and further epochs in it cost little. With many
+# trials at once, each therefore reports less often. Where a scheduler decides, each epoch is reported at once.
 _REPORTS_A_SECOND = 16
 
 

@@ -19,7 +19,7 @@ from captune.errors import StudyError
 
 # The oldest Linux driver for each CUDA major version (NVIDIA, "CUDA Compatibility", minor version compatibility).
 OLDEST_DRIVER = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
-# A first context on a busy machine takes a while; a driver that hangs takes for ever.
+# A first context on a busy machine takes a while; a driver that hangs never answers.
 _PROBE_SECONDS = 180.0
 
 

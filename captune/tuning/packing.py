@@ -15,7 +15,7 @@ _MARGIN = 1.1
 _GB = 1e9
 # Measured (analysis/measurements/packs.md): from here on a step is arithmetic and memory, no longer overhead.
 MOST_PACKED = 8
-# Random trials before a sampler's model takes over: Optuna's ten would leave a study of twelve next to no search.
+# Random trials before a sampler's model takes over. With Optuna's ten, a study of twelve would hardly search.
 STARTUP_TRIALS = 6
 # A trial keeps its own copy of the features; together they stay a fraction of what any trial is taken to need.
 _PACK_BYTES = 250e6
@@ -70,7 +70,7 @@ class Allotment:
         """Trials that fit on a node at once."""
         room = math.floor(node.cpus / self.cpus + 1e-9)
         if self.gpus:
-            # A part of a GPU cannot be put together from two.
+            # A share of a GPU must lie on one GPU.
             on_one = math.floor(1 / self.gpus + 1e-9)
             room = min(room, int(node.gpus) * on_one if on_one else math.floor(node.gpus / self.gpus + 1e-9))
         if self.memory_bytes and node.memory_bytes:

@@ -29,7 +29,7 @@ from captune.tuning.packs import next_pack
 from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import PAYLOAD, SPEC
 
-# A trial that takes its node with it every time would otherwise be handed out for ever.
+# Without this bound a trial that brings down its node every time would be handed out for ever.
 _MOST_PREEMPTIONS = 20
 
 
@@ -227,7 +227,7 @@ class StudyScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._planner = planner
         self._controller: Any = None
-        # Tune keeps the errors of processes only; why a trial was ended from here is kept here.
+        # Tune keeps only the errors of processes, so the reason for ending a trial is kept here.
         self._ended: dict[str, StudyError] = {}
 
     def end_overdue(self) -> None:

@@ -119,7 +119,7 @@ class Preparation:
     def _settle(self, group: Sequence[Cell], answers: dict[str, Made]) -> None:
         """All nodes have answered: the group's cells begin, or cannot."""
         refused = {node: made.refused for node, made in answers.items() if made.refused is not None}
-        # A node that is gone runs no trial; only where no other answers is it the cells' trouble.
+        # A lost node runs no trial. It is an error of the cells only if no other node answers.
         if any(made.refused is None for made in answers.values()):
             refused = {node: why for node, why in refused.items() if not answers[node].silent}
         for cell in group:

@@ -119,7 +119,7 @@ class Sampler:
 
     def report(self, number: int, percent: int, score: float | None) -> None:
         """Enter an intermediate score at a share of the budget (percent, so that budgets compare)."""
-        # One that has ended failed before and is tried again: the sampler keeps what it was told first.
+        # A trial that has already ended failed before and is tried again: the sampler keeps its first result.
         if score is None or not self._single or number in self._ended:
             return
         if number in self._taken:
@@ -140,7 +140,7 @@ class Sampler:
             return
         taken = self._taken[number]
         if told == TrialState.PRUNED and taken.intermediate_values:
-            # What `tell` does: a pruned trial has its last intermediate value and none else.
+            # As `tell` does: a pruned trial has only its last intermediate value.
             values = [taken.intermediate_values[max(taken.intermediate_values)]]
         taken.state, taken.values = told, None if values is None else list(values)
 

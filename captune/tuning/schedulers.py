@@ -14,7 +14,7 @@ import numpy as np
 # Two thirds of the warm-up's noise lie behind a quarter of the budget; before that, scores say little.
 RUNGS = (0.25, 0.5)
 REDUCTION = 2
-# With fewer trials a rung's quantile is a lottery.
+# With fewer trials a rung's quantile is mostly chance.
 MIN_TRIALS = 4
 
 

@@ -21,7 +21,7 @@ from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable, open_trial_anywhere
 
 _EVERY_SECONDS = 1.0
-# Images times classes above which a reference takes seconds: then workers train beside it.
+# Images times classes. Above this a reference takes seconds, so workers train at the same time.
 _SMALL = 1_000_000
 
 

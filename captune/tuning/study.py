@@ -30,7 +30,7 @@ from captune.tuning.lock import DriverLock
 from captune.tuning.mirror import HIDDEN, Mirror, open_storage, without_password
 from captune.tuning.specs import CellInfo
 
-# What may change when a study goes on: how much is done, and where things lie on this machine.
+# Settings that may change when a study goes on: how much is done, and paths on this machine.
 _FREE = (
     "trials", "stop_when_settled", "confirm_top", "confirm_seeds", "stress", "max_failures", "storage", "space",
     "images",

@@ -116,7 +116,7 @@ class Publisher:
             for name, value in values.items():
                 self._gauges[name].set(value, {"cell": cell_name, "trial": trial})
         self._steps.clear()
-        # The store may be gone when a cluster is lost; the study's own error says so better.
+        # A lost cluster takes the store with it; the study's own error explains that better.
         with contextlib.suppress(Exception):
             told = json.dumps([asdict(how) for how in standings])
             ray_internals.put_value(_KEY + self._identity, told, namespace=_NAMESPACE)

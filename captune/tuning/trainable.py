@@ -31,7 +31,7 @@ from captune.tuning.specs import TrialSpec
 
 SPEC = "spec"
 PAYLOAD = "captune"
-# An orphan of a killed driver lets go within seconds; a minute covers a slow node.
+# A worker whose driver was killed gives its trial up within seconds; a minute covers a slow node.
 _LOCK_SECONDS = 60.0
 _TRACEBACK_CHARACTERS = 4000
 
@@ -176,7 +176,7 @@ class StudyTrainable(Trainable):
             raise
         if any("failed" in told for told in self._report):
             _free_memory()
-        # For Ray's own loggers; the driver reads the payload alone.
+        # Ray's own loggers read these; the driver reads only the payload.
         last: dict[str, Any] = self._report[-1] if self._report else {}
         shown = (last.get("rows") or [{}])[-1] | last.get("outcome", {})
         numbers = {key: value for key, value in shown.items() if isinstance(value, (int, float))}
