@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 from pathlib import Path
 
 
+@cache
 def git_revision() -> str | None:
-    """The revision of captune's source tree, `-dirty` where files were changed; None outside a tree."""
+    """The revision of captune's source tree, `-dirty` where files were changed; None outside a tree.
+
+    Git is asked once per process, whose code is loaded once, too.
+    """
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
