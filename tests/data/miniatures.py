@@ -393,11 +393,4 @@ MINIATURES: dict[tuple[str, int], Callable[[Path], Miniature]] = {
 }
 
 # Shapes whose images stand in no list: a missing one cannot be noticed.
-UNLISTED = (
-    ("caltech101", 1),
-    ("caltech101", 2),
-    ("sun397", 2),
-    ("eurosat", 2),
-    ("imagenet", 0),
-    ("resisc45", 1),
-)
+UNLISTED = (("caltech101", 1), ("caltech101", 2), ("sun397", 2), ("eurosat", 2), ("imagenet", 0), ("resisc45", 1))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,38 +140,36 @@ def test_unwritable_cache_is_a_clear_error(tmp_path: Path) -> None:
 
 
 # A builder in a process of its own, slowed down through its progress callback.
-_BUILDER = """
-import sys, time
-from pathlib import Path
-from tests.data.test_image_store import _PREPROCESSING, _dataset
-from captune.data.image_store import ImageStore
-folder, cache, pause, log = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4])
-def progress(done, total):
-    with log.open("a") as file:
-        file.write(f"{done}\\n")
-    time.sleep(pause)
-print("ready", flush=True)
-store = ImageStore.open_or_build(_dataset(sorted(folder.glob("*.jpg"))), _PREPROCESSING, cache, progress=progress)
-print(len(store), int(store.image(19).sum()), flush=True)
-"""
+_FORK = multiprocessing.get_context("fork")  # another start would import PyTorch anew
 
 
-def _builder(folder: Path, cache: Path, pause: float, log: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", _BUILDER, str(folder), str(cache), str(pause), str(log)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
+def _build(folder: Path, cache: Path, pause: float, log: Path, told: Any) -> None:
+    def progress(done: int, total: int) -> None:
+        with log.open("a") as file:
+            file.write(f"{done}\n")
+        time.sleep(pause)
+
+    store = ImageStore.open_or_build(_dataset(sorted(folder.glob("*.jpg"))), _PREPROCESSING, cache, progress=progress)
+    told.put((len(store), int(store.image(19).sum())))
+
+
+def _builder(folder: Path, cache: Path, pause: float, log: Path, told: Any) -> Any:
+    """A process of its own that builds a store and tells its length and the sum of one image."""
+    process = _FORK.Process(target=_build, args=(folder, cache, pause, log, told))
+    process.start()
+    return process
 
 
 def test_two_builders_at_once_decode_every_image_once(tmp_path: Path) -> None:
     paths = _images(tmp_path / "images")
     log = tmp_path / "log"
-    builders = [_builder(tmp_path / "images", tmp_path / "cache", 0.02, log) for _ in range(2)]
-    outputs = [builder.communicate(timeout=90)[0] for builder in builders]
-    assert [builder.returncode for builder in builders] == [0, 0]
-    assert outputs[0] == outputs[1] and outputs[0].splitlines()[1].startswith("20 ")
+    told = _FORK.Queue()
+    builders = [_builder(tmp_path / "images", tmp_path / "cache", 0.02, log, told) for _ in range(2)]
+    outputs = [told.get(timeout=90) for _ in builders]
+    for builder in builders:
+        builder.join(timeout=30)
+    assert [builder.exitcode for builder in builders] == [0, 0]
+    assert outputs[0] == outputs[1] and outputs[0][0] == 20
     # One built, the other waited for the lock and found the store whole.
     assert log.read_text().split() == [str(number) for number in range(1, len(paths) + 1)]
 
@@ -180,14 +177,12 @@ def test_two_builders_at_once_decode_every_image_once(tmp_path: Path) -> None:
 def test_killed_builder_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
     paths = _images(tmp_path / "images")
     log, cache = tmp_path / "log", tmp_path / "cache"
-    builder = _builder(tmp_path / "images", cache, 0.2, log)
+    builder = _builder(tmp_path / "images", cache, 0.2, log, _FORK.Queue())
     deadline = time.monotonic() + 60
     while (not log.exists() or len(log.read_text().split()) < 5) and time.monotonic() < deadline:
         time.sleep(0.02)
-    builder.send_signal(signal.SIGKILL)
-    builder.wait(timeout=30)
-    assert builder.stdout is not None
-    builder.stdout.close()
+    builder.kill()
+    builder.join(timeout=30)
     assert [path for path in cache.iterdir() if path.name.endswith(".part")], "it was killed half-way"
     assert not list(cache.glob("images-*"))
     store = ImageStore.open_or_build(_dataset(paths), _PREPROCESSING, cache)
