@@ -17,6 +17,9 @@ from captune import own_process
 # As in the command line and in workers: PyTorch's compiler and timm stay out until a test needs them.
 own_process.declare()
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch is loaded: the workers share the CPUs
+
 # By CPU seconds, or by seconds waited for Ray; order alone depends on this. Two files that start Ray are kept apart.
 _LONG_FIRST = (
     "tuning/test_engine.py", "studies/test_closing.py", "results/test_report.py", "algorithms/test_methods.py",

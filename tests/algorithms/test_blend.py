@@ -108,8 +108,15 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, interrupted_af
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("average", ["probabilities", "logits"])
-@pytest.mark.parametrize("last", [{}, {"tuning": "prompts"}, {"tuning": "prompts", "prompts": "text"}])
+@pytest.mark.parametrize(
+    ("last", "average"),
+    [
+        ({}, "probabilities"), ({}, "logits"),
+        ({"tuning": "prompts"}, "probabilities"), ({"tuning": "prompts", "prompts": "text"}, "logits"),
+        pytest.param({"tuning": "prompts"}, "logits", marks=pytest.mark.slow),
+        pytest.param({"tuning": "prompts", "prompts": "text"}, "probabilities", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_the_checkpoint_and_its_export_predict_what_the_blend_predicted(
     tmp_path: Path, average: str, last: dict[str, Any]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from captune.records.layout import CHECKPOINT
 from captune.training import context as context_module
 from captune.training.checkpoint import load_checkpoint
 from captune.training.trial import TrainingTrial
+from tests.slow import slow_but
 
 SEALED = [name for name, method in ALGORITHMS.items() if not method.unsealed]
 SMALL = {"epochs": 2, "steps_per_epoch": 2, "batch_size": 8, "learning_rate": 0.02}
@@ -45,8 +47,13 @@ def train(run: TrainingTrial) -> dict[str, Any]:
     return run.finish()
 
 
-@pytest.mark.parametrize("prompts", ["text", "image", "multimodal"])
-@pytest.mark.parametrize("method", ["fpl", "cpl"])
+@pytest.mark.parametrize(
+    ("method", "prompts"),
+    slow_but(
+        lambda method, prompts: (method == "cpl") == (prompts == "multimodal"),
+        itertools.product(("fpl", "cpl"), ("text", "image", "multimodal")),
+    ),
+)
 def test_prompts_of_every_kind_are_learned(tmp_path: Path, method: str, prompts: str) -> None:
     run = open_trial(tmp_path, method, tuning="prompts", prompts=prompts)
     before = run._algorithm.classifier.learned_state()  # type: ignore[union-attr]
@@ -80,8 +87,12 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
-@pytest.mark.parametrize("method", SEALED)
+@pytest.mark.parametrize(
+    ("method", "paradigm"),
+    slow_but(
+        lambda method, paradigm: method == "cap" or paradigm in ("ul", "ssl"), itertools.product(SEALED, PARADIGMS)
+    ),
+)
 def test_a_method_runs_in_every_paradigm_without_a_sealed_label(
     tmp_path: Path, method: str, paradigm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_worker_trains_after_it_is_let_go() -> None:
     assert 0 < worked.wall < 60 and 0 < worked.cpu < 60
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from captune.model.backbone import Backbone, Precision
 from captune.model.classifier import build_classifier
 from tests.bench.plain import PlainModel, encode_one_by_one, first_boards
 from tests.bench.workbench import FastStep, PlainStep, Workbench, class_names, in_precision, open_backbone
+from tests.slow import slow_but
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def assert_same_step(bench: Workbench, **values: object) -> None:
         assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-4, name
 
 
-@pytest.mark.parametrize("num_classes", [2, 10, 100])
+@pytest.mark.parametrize("num_classes", slow_but(lambda number: number < 100, [2, 10, 100]))
 def test_a_step_on_tiny_has_the_plain_loss_and_gradients(tmp_path: Path, tiny: Backbone, num_classes: int) -> None:
     assert_same_step(Workbench(tmp_path, tiny, num_classes, batch_size=8, num_images=16))
 
@@ -131,7 +132,7 @@ def test_a_batch_of_images_is_encoded_as_one_by_one(
     assert float((fast_ND * plain_ND).sum(-1).min()) > least
 
 
-@pytest.mark.parametrize("num_classes", [10, 100])
+@pytest.mark.parametrize("num_classes", slow_but(lambda number: number < 100, [10, 100]))
 def test_first_boards_are_the_published_walk(tmp_path: Path, tiny: Backbone, num_classes: int) -> None:
     bench = Workbench(tmp_path, tiny, num_classes, batch_size=8, num_images=3 * num_classes)
     pool = bench.context.task.pool

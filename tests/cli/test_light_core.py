@@ -24,14 +24,12 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 """
-PREDICT = f"""{WITHOUT_THEM}
-from captune.cli.main import main
-main(["predict", *sys.argv[1:]])
-"""
-LOAD = f"""{WITHOUT_THEM}
+LOAD_AND_PREDICT = f"""{WITHOUT_THEM}
 import captune
 model = captune.load(sys.argv[1])
 print(len(model.class_names), model.encode(sys.argv[2]).shape)
+from captune.cli.main import main
+main(["predict", *sys.argv[1:]])
 """
 
 
@@ -53,22 +51,16 @@ def python(program: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_predict_says_the_same_where_only_the_light_core_is_installed(
+def test_load_and_predict_say_the_same_where_only_the_light_core_is_installed(
     adapted: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, picture = adapted
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["predict", str(model), str(picture)])
-    light = python(PREDICT, model, picture)
+    light = python(LOAD_AND_PREDICT, model, picture)
     assert light.returncode == 0, light.stderr
-    assert light.stdout == capsys.readouterr().out
-
-
-def test_load_needs_the_light_core_only(adapted: tuple[Path, Path]) -> None:
-    light = python(LOAD, *adapted)
-    assert light.returncode == 0, light.stderr
-    assert light.stdout == "10 (1, 64)\n"
+    assert light.stdout == "10 (1, 64)\n" + capsys.readouterr().out
 
 
 def test_the_packages_are_missing_in_these_tests() -> None:

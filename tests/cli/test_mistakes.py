@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,20 +170,22 @@ def test_the_nearest_path_is_named_as_it_was_typed(here: Path) -> None:
     assert did_you_mean_path(Path("elsewhere")) is None
 
 
-def test_weights_that_are_neither_here_nor_to_be_had_are_said_before_ray_starts(here: Path) -> None:
+def test_weights_that_are_neither_here_nor_to_be_had_are_said_before_ray_starts(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     generator = np.random.default_rng(0)
     for name in ("dark", "light"):
         (here / "photos" / name).mkdir(parents=True)
         for number in range(10):
             pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(here / "photos" / name / f"{number}.png")
-    command = ["-m", "captune", "run", "--dataset", f"folder:{here}/photos", "--paradigm", "ul"]
-    named = ["--backbone", "ViT-B-32", "--pretrained", "openai", "--out", str(here / "study")]
-    offline = {"HF_HOME": str(here / "hub"), "HF_HUB_OFFLINE": "1", "CAPTUNE_CACHE": str(here / "cache")}
-    done = subprocess.run(
-        [sys.executable, *command, *named], env=os.environ | offline, capture_output=True, text=True, check=False
-    )
-    said = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 1 and "the weights of ViT-B-32 openai must be on disk" in said
+    command = ["run", "--dataset", f"folder:{here}/photos", "--paradigm", "ul"]
+    named = ["--backbone", "ViT-B-32", "--pretrained", "openai", "--out", here / "study"]
+    monkeypatch.setenv("CAPTUNE_CACHE", str(here / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+    code, said = call(capsys, *command, *named)
+    assert code == 1 and "the weights of ViT-B-32 openai must be on disk" in said
     assert "--pretrained" in said and "Ray" not in said.replace("loading PyTorch and Ray", "")
     assert not (here / "study").exists()

@@ -60,6 +60,7 @@ def test_a_search_has_settled_once_its_gain_was_below_the_noise_three_trials_run
     assert settled(steep[:30], places[:30].tolist(), 30) is None
 
 
+@pytest.mark.slow
 def test_on_studies_with_known_noise_trials_are_saved_for_less_than_the_noise(tmp_path: Path) -> None:
     """Ten searches of sixty trials, whose scores have a noise of 0.007."""
     replays = []

@@ -169,6 +169,7 @@ def test_images_of_another_size_are_refused() -> None:
         backbone({}).encode_images(torch.zeros(2, 3, 24, 24))
 
 
+@pytest.mark.slow
 def test_vit_b_32_itself_is_maple() -> None:
     model = load_backbone("ViT-B-32", "random")
     assert model.text_tower is not None and model.image_tower is not None

@@ -12,7 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from real import real_study
 from synthetic import whole_study
 
+from captune.results import report
 from captune.results.load import StudyRecord, load_study
+from tests.once import once
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +25,13 @@ def study_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def real_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A closed real study; not to be written into."""
-    return real_study(tmp_path_factory.mktemp("real") / "digits-ul-cap")
+    return once(tmp_path_factory, "real", lambda folder: real_study(folder / "digits-ul-cap")) / "digits-ul-cap"
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of tables and words: to draw is most of the time that a small report takes."""
+    monkeypatch.setattr(report, "_figures", lambda runs, tables: {})
 
 
 @pytest.fixture(scope="session")

@@ -177,11 +177,11 @@ class FakeStudy:
         return self.directory
 
 
-def whole_study(directory: Path, **options: Any) -> Path:
+def whole_study(directory: Path, *, trials: int = 12, **options: Any) -> Path:
     """A study with everything: references, stopped and failed trials, confirmation, stress, the seal opened."""
     study = FakeStudy(directory, **options)
     study.references()
-    study.search(12, stop_every=5, fail=6)
+    study.search(trials, stop_every=5, fail=6)
     study.confirm(sorted({0, *study.best_of_search()}))
     study.stress(study.best_of_search(1)[0])
     study.choose()

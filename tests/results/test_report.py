@@ -262,6 +262,7 @@ def test_best_config_holds_the_whole_configuration_and_the_advice(simulated: Pat
     assert "# Advice: adapt." in text and "captune adapt --dataset digits --paradigm ul" in text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_advice_to_use_the_ensemble_is_a_blend_that_can_be_trained(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "run")
     study.references()
@@ -317,6 +318,7 @@ def test_run_without_any_trial_is_reported(tmp_path: Path) -> None:
     assert "best_config.yaml" not in written and "study.png" not in written
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_run_in_which_everything_failed_is_reported(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "failed")
     study.references()
@@ -359,6 +361,7 @@ def test_tables_are_left_out_when_empty(tmp_path: Path) -> None:
     assert set(tables_of([load_study(study.close())])) == {"studies.csv", "notes.csv", "trials.csv", "best_configs.csv"}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_command_reports_one_run_in_place_and_asks_where_for_several(tmp_path: Path) -> None:
     import typer
 

@@ -15,6 +15,7 @@ from captune.results.overview import studies_table
 from captune.results.report import report_study
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_was_spent_is_counted_over_resumes_and_told_on_the_page(tmp_path: Path) -> None:
     directory = whole_study(tmp_path / "digits-ul-cap")
     events = read_journal(directory / JOURNAL)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -12,7 +15,7 @@ import torch
 from captune.adapted import open_adapted
 from captune.adapting import adapt_once, check_out, configuration
 from captune.config import TaskConfig
-from captune.records import Phase, Role
+from captune.records import Phase, Role, StudyRecord
 from captune.results.load import load_study
 from captune.studies.closing import close_study
 from captune.studies.planning import plan_study
@@ -20,14 +23,30 @@ from captune.training.context import open_context
 from captune.training.trial import PREDICTIONS, limit_threads
 from tests.studies.lives import run_trials, settings
 
+Closed = Callable[[str], tuple[Path, StudyRecord, set[str]]]
 
-@pytest.mark.parametrize("paradigm", ["ul", "tft", "trzsl"])
-def test_adapt_and_predict_reproduce_the_advised_accuracy_to_the_last_image(tmp_path: Path, paradigm: str) -> None:
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Closed:
+    """Paradigm → a closed study of it with its stress trials, the record and the names of the files of its report."""
+
+    @cache
+    def study_of(paradigm: str) -> tuple[Path, StudyRecord, set[str]]:
+        limit_threads(1)
+        directory = tmp_path_factory.mktemp(paradigm) / "study"
+        run_trials(plan_study(settings(paradigm, confirm_seeds=2, stress=paradigm == "ul"), directory)).close()
+        record, files = close_study(directory)
+        return directory, record, {file.name for file in files}
+
+    return study_of
+
+
+@pytest.mark.parametrize("paradigm", ["ul", "tft", pytest.param("trzsl", marks=pytest.mark.slow)])
+def test_adapt_and_predict_reproduce_the_advised_accuracy_to_the_last_image(
+    closed: Closed, tmp_path: Path, paradigm: str
+) -> None:
     limit_threads(1)
-    directory = tmp_path / "study"
-    run_trials(plan_study(settings(paradigm, confirm_seeds=2), directory)).close()
-    record, files = close_study(directory)
-    names = {file.name for file in files}
+    directory, record, names = closed(paradigm)
     assert {"best_config.yaml", "checkpoint.safetensors", "predictions.csv"} <= names
     choice = record.choice
     # In tft one reference has all the weight, in ul an ensemble is advised: both must hold.
@@ -55,12 +74,8 @@ def test_adapt_and_predict_reproduce_the_advised_accuracy_to_the_last_image(tmp_
     assert said == [context.task.class_names[label] for label in predicted.tolist()]
 
 
-def test_the_tables_name_what_is_advised(tmp_path: Path) -> None:
-    import pandas as pd
-
-    directory = tmp_path / "study"
-    run_trials(plan_study(settings("ul"), directory)).close()
-    record, _ = close_study(directory)
+def test_the_tables_name_what_is_advised(closed: Closed) -> None:
+    directory, record, _ = closed("ul")
     assert record.choice is not None and record.choice.weights and record.choice.sentence is not None
     robust, best = (pd.read_csv(directory / name, comment="#") for name in ("robustness.csv", "best_configs.csv"))
     assert list(robust[robust["advised"].astype(str).isin(("yes", "True"))]["configuration"]) == [record.choice.name]
@@ -72,12 +87,8 @@ def test_the_tables_name_what_is_advised(tmp_path: Path) -> None:
     assert record.choice.sentence in (directory / "best_config.yaml").read_text()
 
 
-def test_what_is_stressed_is_what_was_chosen(tmp_path: Path) -> None:
-    import pandas as pd
-
-    directory = tmp_path / "study"
-    run_trials(plan_study(settings("ul", stress=True, trials=2, confirm_top=1), directory)).close()
-    record, _ = close_study(directory)
+def test_what_is_stressed_is_what_was_chosen(closed: Closed) -> None:
+    directory, record, _ = closed("ul")
     assert record.choice is not None and record.choice.weights
     stressed = record.of_phase(Phase.STRESS)
     assert {trial.name for trial in stressed} >= {"xensemble-imbalance10", "xensemble-pool25"}

@@ -24,6 +24,7 @@ from captune.results.robustness import robustness_table
 from captune.training import context, evaluation, scoring
 from captune.training.ensemble import write_ensemble
 from tests.journals import journal_lines
+from tests.slow import slow_but
 from tests.studies.lives import search, settings
 from tests.tuning.simulate import outcomes
 
@@ -55,7 +56,9 @@ def forget() -> None:
         cached.cache_clear()
 
 
-@pytest.mark.parametrize("paradigm", ["ul", "ssl", "trzsl", "tft"])
+@pytest.mark.parametrize(
+    "paradigm", slow_but(lambda paradigm: paradigm in ("ul", "trzsl"), ["ul", "ssl", "trzsl", "tft"])
+)
 def test_search_choice_and_every_weight_are_unchanged_when_the_sealed_labels_are_garbage(
     studied: Callable[[str], Path], tmp_path: Path, paradigm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +131,7 @@ def test_one_configuration_is_no_ensemble(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("paradigm", ["ssl", "trzsl"])
+@pytest.mark.parametrize("paradigm", slow_but(lambda paradigm: paradigm == "trzsl", ["ssl", "trzsl"]))
 def test_ensv_chooses_by_the_vote_of_all_not_by_the_vote_of_the_moment(tmp_path: Path, paradigm: str) -> None:
     directory = search(tmp_path / "run", settings(paradigm, select_by="ensv"))
     recorded = {event["key"]: event["score"] for event in events(directory, "finished")}

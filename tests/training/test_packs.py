@@ -113,8 +113,9 @@ def no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "paradigm"),
     [
-        ("cap", CAPS, "ul"), ("cap", CAPS, "ssl"), ("cap", CAPS, "trzsl"), ("cap_mixture", CAPS[:2], "ul"),
-        ("fpl", LEARNERS, "ul"), ("fpl", LEARNERS, "ssl"), ("grip", LEARNERS[:2], "ul"),
+        ("cap", CAPS, "ul"), pytest.param("cap", CAPS, "ssl", marks=pytest.mark.slow), ("cap", CAPS, "trzsl"),
+        ("cap_mixture", CAPS[:2], "ul"), pytest.param("fpl", LEARNERS, "ul", marks=pytest.mark.slow),
+        ("fpl", LEARNERS, "ssl"), ("grip", LEARNERS[:2], "ul"),
     ],
 )  # fmt: skip
 def test_a_pack_is_what_autograd_trains_one_by_one(
@@ -151,8 +152,13 @@ def assert_alike(plain: Sequence[TrainingTrial], packed: Sequence[TrainingTrial]
 
 
 @pytest.mark.usefixtures("no_graph")
-@pytest.mark.parametrize("num_threads", [1, 2])
-@pytest.mark.parametrize(("method", "settings"), [("cap", CAPS), ("fpl", LEARNERS)])
+@pytest.mark.parametrize(
+    ("method", "settings", "num_threads"),
+    [
+        ("cap", CAPS, 1), pytest.param("cap", CAPS, 2, marks=pytest.mark.slow),
+        pytest.param("fpl", LEARNERS, 1, marks=pytest.mark.slow), ("fpl", LEARNERS, 2),
+    ],
+)  # fmt: skip
 def test_what_stands_beside_a_trial_does_not_touch_a_bit_of_it(
     tmp_path: Path, method: str, settings: Sequence[dict[str, Any]], num_threads: int, threads: None
 ) -> None:

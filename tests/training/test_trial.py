@@ -18,6 +18,7 @@ from captune.training import context as context_module
 from captune.training import trial as trial_module
 from captune.training.checkpoint import load_checkpoint
 from captune.training.trial import TrainingTrial
+from tests.slow import slow_but
 
 SMALL = {"epochs": 4, "steps_per_epoch": 3, "learning_rate": 0.02, "grow_every": 2}
 # Every part of the method that carries state from epoch to epoch is switched on.
@@ -80,7 +81,7 @@ def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return trial, directory, train(open_trial(directory, trial))
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 2, 3])
+@pytest.mark.parametrize("interrupted_after", slow_but(lambda epochs: epochs == 2, [1, 2, 3]))
 def test_interrupted_and_resumed_is_uninterrupted(
     tmp_path: Path, uninterrupted: Uninterrupted, interrupted_after: int
 ) -> None:

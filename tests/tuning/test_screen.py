@@ -107,9 +107,10 @@ def test_hopeless_screening_trials_are_stopped_among_themselves(whole: Path) -> 
     assert {end["state"] for end in outcomes(whole.parent / "patient")} == {State.COMPLETE}
 
 
-def test_a_kill_after_any_report_changes_nothing(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [29, pytest.param(11, marks=pytest.mark.slow)])
+def test_a_kill_after_any_report_changes_nothing(whole: Path, tmp_path: Path, every: int) -> None:
     reports = sum(event["event"] == "epoch" for event in journal_lines(whole / JOURNAL))
-    for kill_after in range(1, reports, 11):
+    for kill_after in range(1, reports, every):
         directory = tmp_path / f"killed{kill_after}"
         with contextlib.suppress(Killed):
             drive(make_cell(directory), kill_after=kill_after)
