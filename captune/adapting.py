@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captune import interruption
-from captune.algorithms import ALGORITHMS, method_named, paper_config, refuse_unfit
+from captune.algorithms import ALGORITHMS, default_config, method_named, refuse_unfit
 from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.data.labelling import PREDICTIONS_CSV
 from captune.errors import UsageError
@@ -69,7 +69,7 @@ def configuration(
     if learned not in (PART, WHOLE):
         raise UsageError(f"learn_from must be '{PART}' or '{WHOLE}'", got=f"'{learned}'", where=place)
     preset = "paper" if paper else None
-    base = paper_config(named, task, given.get("tuning", values.get("tuning")), preset).model_dump()
+    base = default_config(named, task, given.get("tuning", values.get("tuning")), preset).model_dump()
     role = Role.SCORE if learned == PART else Role.REPORT
     return named, method_named(named).config_class.parse({**base, **values, **given}, where=place), role
 
@@ -189,7 +189,7 @@ def _zero_shot(task: TaskConfig, role: Role, work: Path, device: str) -> dict[st
 
     place = work / ZERO_SHOT
     trial = TrainingTrial.open(
-        task, paper_config(ZERO_SHOT, task), algorithm=ALGORITHMS[ZERO_SHOT], seed=0, directory=place,
+        task, default_config(ZERO_SHOT, task), algorithm=ALGORITHMS[ZERO_SHOT], seed=0, directory=place,
         role=role, device=device,
     )  # fmt: skip
     trial.finish()

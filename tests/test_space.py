@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.config import TaskConfig, TrialConfig
 from captune.errors import ConfigError, UsageError
 from captune.space import Parameter, Space, load_space, shipped_space, space_file
@@ -115,7 +115,7 @@ def contains(parameter: Parameter, value: object) -> bool:
 @pytest.mark.parametrize("method", [name for name in ALGORITHMS if shipped_space(name) is not None])
 @pytest.mark.parametrize("paradigm", ["ul", "trzsl"])
 def test_every_shipped_space_is_valid_and_holds_the_methods_own_configuration(method: str, paradigm: str) -> None:
-    base = paper_config(method, TaskConfig.parse({"dataset": "digits", "paradigm": paradigm}))
+    base = default_config(method, TaskConfig.parse({"dataset": "digits", "paradigm": paradigm}))
     space = load_space(space_file(None, method), base, class_size=40)
     # Without a value of its own a setting is estimated from the data: a search only looks among given ones.
     given = [p for p in space.parameters if getattr(base, p.name) is not None]
@@ -124,7 +124,7 @@ def test_every_shipped_space_is_valid_and_holds_the_methods_own_configuration(me
 
 
 def test_the_default_space_spreads_what_the_study_is_about() -> None:
-    base = paper_config("cap", TaskConfig.parse({"dataset": "digits", "paradigm": "ul"}))
+    base = default_config("cap", TaskConfig.parse({"dataset": "digits", "paradigm": "ul"}))
     searched = {p.name: p for p in load_space(space_file(None, "cap"), base, class_size=86).parameters}
     assert {
         "margin_scale", "alignment_temperature", "alignment_weight", "reweighting_strength", "confidence_threshold",

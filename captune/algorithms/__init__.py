@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """A method: its configuration (defaults as published), how it is built, whether it trains and can be tuned.
+    """A method: its settings, how it is built, whether it trains and can be tuned.
 
     Attributes:
         name: its key.
         summary: one line for lists.
-        config_class: its configuration; the defaults are its paper's.
+        config_class: its settings; where a default is not its paper's, the setting's description or README.md says so.
         algorithm: where its class is, as "module:class" in captune.algorithms; imported when it is built.
         trains: whether it has epochs; the others are solved when they are built.
         tunable: whether it has anything to search.
@@ -179,14 +179,15 @@ def refuse_unfit(method: str, task: TaskConfig) -> None:
         )
 
 
-def paper_config(method: str, task: TaskConfig, tuning: str | None = None, preset: str | None = None) -> TrialConfig:
-    """The method's published configuration at the dataset's training budget and with the dataset's settings.
+def default_config(method: str, task: TaskConfig, tuning: str | None = None, preset: str | None = None) -> TrialConfig:
+    """The method's defaults at the dataset's training budget and with the dataset's settings.
 
     Args:
         method: a key of ALGORITHMS.
         task: the cell.
         tuning: "prompts" or "features" where that is asked for; else the dataset's default.
-        preset: "paper" for every published setting, budget included (`captune.algorithms.preset`).
+        preset: "paper" puts every published setting in place of the default, the budget included
+            (`captune.algorithms.preset`).
     """
     config_class = method_named(method).config_class
     settings = default_settings(task, tuning)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from captune.algorithms import member_config, method_named, paper_config
+from captune.algorithms import default_config, member_config, method_named
 from captune.algorithms.configs import BlendConfig, IterationConfig
 from captune.config import COMMAND_LINE, TaskConfig, TrialConfig
 from captune.data.roles import has_labels
@@ -59,7 +59,7 @@ def auto_configs(
     """
     found: dict[str, TrialConfig] = {}
     for name in methods:
-        base = paper_config(name, task, fixed.get("tuning"), preset)
+        base = default_config(name, task, fixed.get("tuning"), preset)
         own = {key: value for key, value in fixed.items() if key in type(base).model_fields}
         if preset is None and base.tuning == "features":
             budget = {"epochs": min(base.epochs, _EPOCHS), "steps_per_epoch": min(base.steps_per_epoch, _STEPS)}
@@ -94,7 +94,7 @@ def starting_configs(
     """
     if method == AUTO:
         return auto_configs(task, fixed, methods or methods_for(task), preset=preset, where=where)
-    published = paper_config(method, task, fixed.get("tuning"), preset)
+    published = default_config(method, task, fixed.get("tuning"), preset)
     return {method: published.with_values(dict(fixed), where=where)}
 
 

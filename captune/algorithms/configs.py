@@ -1,6 +1,8 @@
-"""The settings of every method: one class each, with defaults as its paper has them. Imports no torch.
+"""The settings of every method: one class each. Imports no torch.
 
-A setting's description is its help text everywhere: in `--help`, in search spaces and in reports.
+Most defaults are those of the method's paper or of its published code; README.md beside this file lists the others, and
+`--preset paper` sets what CAP published. A method's own settings are no options of a command, they are given by
+`--set NAME=VALUE`; their descriptions explain the columns of a study's tables (`columns.csv`).
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class BlendConfig(TrialConfig):
 
 
 class CapConfig(TrialConfig):
-    """CAP's own settings; the defaults are the paper's."""
+    """CAP's own settings, numbers as in the paper. `adapter_start`, `crop_source`, `batching`, `margin_features` and
+    `mismatched` default to our forms; the published one is a value of each.
+    """
 
     confidence_threshold: float = Field(0.85, ge=0, lt=1, description="tau: pseudolabels count strictly above it")
     main_samples: bool = Field(True, description="train on main samples (off: an ablation)")

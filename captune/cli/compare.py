@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from captune.algorithms import ALGORITHMS, method_named, paper_config
+from captune.algorithms import ALGORITHMS, default_config, method_named
 from captune.cli.console import plain_console
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
 from captune.cli.paper import check_show, datasets_shown, run_paper_table, show_preset
@@ -73,7 +73,7 @@ def compare(
         task = TaskConfig.parse(
             given.task | {"paradigm": kind, "unseal_pool": ALGORITHMS[name].unsealed}, where=COMMAND_LINE
         )
-        paper_config(name, task, fixed.get("tuning")).with_values(fixed, where=COMMAND_LINE)
+        default_config(name, task, fixed.get("tuning")).with_values(fixed, where=COMMAND_LINE)
         values = given.study | {"task": task.model_dump(), "method": name, "fixed": fixed}
         if not ALGORITHMS[name].tunable:
             values["trials"] = 1

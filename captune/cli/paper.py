@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from captune.adapting import adapt_once
-from captune.algorithms import method_named, paper_config
+from captune.algorithms import default_config, method_named
 from captune.algorithms.preset import (
     PAPER_DATASETS,
     PAPER_METHODS,
@@ -80,7 +80,7 @@ def run_paper_table(
     cells = [(dataset, kind, name) for dataset in tasks for kind in paradigms for name in fitting[kind]]
     for dataset, paradigm, name in cells:  # impossible combinations are reported before anything is trained
         task = _task(dataset, paradigm, SPLIT_SEEDS[0], task_values)
-        paper_config(name, task, trial_values.get("tuning"), "paper").with_values(trial_values, where=COMMAND_LINE)
+        default_config(name, task, trial_values.get("tuning"), "paper").with_values(trial_values, where=COMMAND_LINE)
     failed, notes = _run(cells, task_values, trial_values, out, console)
 
     from captune.results.paper_table import grid, paper_table, write_paper_table
@@ -173,7 +173,7 @@ def _run(
             if (folder / METRICS).exists():
                 continue
             task = _task(dataset, paradigm, split_seed, task_values)
-            config = paper_config(name, task, trial_values.get("tuning"), "paper").with_values(trial_values)
+            config = default_config(name, task, trial_values.get("tuning"), "paper").with_values(trial_values)
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 notes += [note for note in cell_notes(task) if note not in notes]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from captune.algorithms import paper_config
+from captune.algorithms import default_config
 from captune.config import StudyConfig, TaskConfig
 from captune.cost.measure import MatrixRate, machine, matrix_rate, versions, why_too_noisy
 from captune.cost.photographs import class_names, write_photographs
@@ -95,7 +95,7 @@ def measure_speed(
                     }
                 )  # fmt: skip
                 # Every pseudolabel counts, so that the strong views of all images are trained on: the dearest step.
-                config = paper_config("cap", task, "prompts").with_values(
+                config = default_config("cap", task, "prompts").with_values(
                     {"batch_size": batch_size, "confidence_threshold": 0.0, "epochs": 50, "steps_per_epoch": 50}
                 )
                 before = matrix_rate(precision, where, seconds=0.5)

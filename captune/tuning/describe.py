@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from captune.algorithms import ALGORITHMS, method_named, paper_config
+from captune.algorithms import ALGORITHMS, default_config, method_named
 from captune.algorithms.automatic import AUTO, starting_configs
 from captune.config import Paradigm, StudyConfig, TaskConfig, TrialConfig
 from captune.data.catalog import TINY, TINY_WIDTH, default_backbone, load_dataset
@@ -141,7 +141,7 @@ def _references(task_config: TaskConfig, both_roles: bool) -> tuple[tuple[str, s
     found = []
     for name in REFERENCES:  # cheap, and without them no gain can be shown
         if name in ALGORITHMS:
-            config = paper_config(name, task_config)
+            config = default_config(name, task_config)
             found.append((name, name, config))
             if both_roles:
                 # References in the report must know what a trial in the report role knows.

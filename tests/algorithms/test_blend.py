@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from captune.adapted import export_adapted, open_adapted
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.algorithms.configs import BlendConfig
 from captune.config import TaskConfig
 from captune.equations.averaging import blend
@@ -35,7 +35,7 @@ def cell(paradigm: str = "ul") -> TaskConfig:
 
 
 def opened(directory: Path, method: str, seed: int = 0, **values: Any) -> TrainingTrial:
-    config = paper_config(method, cell()).with_values({**SMALL, **values})
+    config = default_config(method, cell()).with_values({**SMALL, **values})
     return TrainingTrial.open(
         cell(), config, algorithm=ALGORITHMS[method], seed=seed, directory=directory, role=Role.REPORT
     )

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.config import TaskConfig
 from captune.records.layout import PREDICTIONS
 from captune.training.context import Context
@@ -27,7 +27,7 @@ def task(paradigm: str, **values: Any) -> TaskConfig:
 
 
 def predictions(method: str, cell: TaskConfig, directory: Path, **values: Any) -> tuple[torch.Tensor, Any, Context]:
-    config = paper_config(method, cell).with_values({**SMALL, **values})
+    config = default_config(method, cell).with_values({**SMALL, **values})
     run = TrainingTrial.open(cell, config, algorithm=ALGORITHMS[method], seed=3, directory=directory, role="report")
     while not run.finished:
         run.run_epoch()
@@ -156,7 +156,7 @@ def test_anchored_equals_its_box(tmp_path: Path, paradigm: str) -> None:
         assert_same(probs[rows], torch.tensor(logits_NK).softmax(1).float())
     else:
         run = TrainingTrial.open(
-            cell, paper_config("anchored", cell).with_values({**SMALL, "num_rounds": 2, "text_images": 3.0}),
+            cell, default_config("anchored", cell).with_values({**SMALL, "num_rounds": 2, "text_images": 3.0}),
             algorithm=ALGORITHMS["anchored"], seed=3, directory=tmp_path / "again", role="report",
         )  # fmt: skip
         assert_same(run._algorithm.predict(context.task.pool), torch.tensor(logits_NK).softmax(1).float())

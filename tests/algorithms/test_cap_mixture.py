@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from captune.adapted import export_adapted, open_adapted
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.algorithms.cap_mixture import CapMixture
 from captune.config import TaskConfig
 from captune.errors import ConfigError
@@ -25,7 +25,7 @@ def cell(imbalance: float, paradigm: str = "ul") -> TaskConfig:
 
 def trained(directory: Path, method: str, imbalance: float = 20, **values: Any) -> TrainingTrial:
     task = cell(imbalance)
-    config = paper_config(method, task).with_values({"tuning": "features", **SMALL, **values})
+    config = default_config(method, task).with_values({"tuning": "features", **SMALL, **values})
     run = TrainingTrial.open(task, config, algorithm=ALGORITHMS[method], seed=0, directory=directory, role="report")
     while not run.finished:
         run.run_epoch()
@@ -111,7 +111,7 @@ def test_trust_falls_in_a_straight_line_and_the_logits_of_all_three_are_mixed(tm
 
 def test_zero_shot_learning_keeps_the_pool_to_its_unseen_classes(tmp_path: Path) -> None:
     task = cell(1, "trzsl")
-    config = paper_config("cap_mixture", task).with_values({"tuning": "features", **SMALL})
+    config = default_config("cap_mixture", task).with_values({"tuning": "features", **SMALL})
     run = TrainingTrial.open(
         task, config, algorithm=ALGORITHMS["cap_mixture"], seed=0, directory=tmp_path, role="report"
     )
@@ -122,7 +122,7 @@ def test_zero_shot_learning_keeps_the_pool_to_its_unseen_classes(tmp_path: Path)
 
 def test_shares_that_are_not_estimated_cannot_open_the_guard() -> None:
     with pytest.raises(ConfigError, match="imbalance_from must be 'zero_shot' where pool_prior is off"):
-        paper_config("cap_mixture", cell(1)).with_values({"pool_prior": False})
+        default_config("cap_mixture", cell(1)).with_values({"pool_prior": False})
 
 
 @pytest.mark.parametrize("values", [{}, {"tuning": "prompts", "prompts": "text"}, {"tuning": "prompts"}])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from captune.adapted import open_adapted
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.config import PARADIGMS, TaskConfig
 from captune.data import paradigms
 from captune.data.paradigms import build_task
@@ -37,7 +37,7 @@ def open_trial(directory: Path, method: str, paradigm: str = "ul", **values: Any
     small = (
         {**SMALL, "num_iterations": 2} if "num_iterations" in ALGORITHMS[method].config_class.model_fields else SMALL
     )
-    config = paper_config(method, task).with_values({"tuning": "features", **small, **values})
+    config = default_config(method, task).with_values({"tuning": "features", **small, **values})
     return TrainingTrial.open(task, config, algorithm=ALGORITHMS[method], seed=0, directory=directory)
 
 
@@ -118,7 +118,7 @@ def test_supervised_refuses_a_sealed_pool(tmp_path: Path) -> None:
     task = TaskConfig.parse({"dataset": "digits", "paradigm": "ul"})
     with pytest.raises(UsageError, match="supervised must be given the pool's true labels"):
         TrainingTrial.open(
-            task, paper_config("supervised", task), algorithm=ALGORITHMS["supervised"], seed=0, directory=tmp_path
+            task, default_config("supervised", task), algorithm=ALGORITHMS["supervised"], seed=0, directory=tmp_path
         )
 
 
@@ -165,6 +165,6 @@ def test_templates_need_a_text_tower(tmp_path: Path) -> None:
         logit_scale=100.0,
     )
     task = TaskConfig.parse({"dataset": f"features:{tmp_path / 'f.npz'}", "paradigm": "ul"})
-    config = paper_config("zero_shot", task).with_values({"templates": ["a {}."]})
+    config = default_config("zero_shot", task).with_values({"templates": ["a {}."]})
     with pytest.raises(ModelError, match="templates must have a text tower"):
         TrainingTrial.open(task, config, algorithm=ALGORITHMS["zero_shot"], seed=0, directory=tmp_path / "run")

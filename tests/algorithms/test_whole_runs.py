@@ -13,7 +13,7 @@ import torch
 import torchvision.transforms.functional as tf
 from PIL import Image
 
-from captune.algorithms import paper_config
+from captune.algorithms import default_config
 from captune.algorithms.cap import Cap
 from captune.algorithms.configs import CapConfig
 from captune.model.class_prompts import class_prompts
@@ -163,7 +163,7 @@ def test_captune_under_the_preset_is_the_published_code(paradigm: str, tmp_path:
     given = official.config
     context = open_context(official.task, "report", "cpu")
     held = context.task
-    config = paper_config("cap", official.task, "prompts", "paper").with_values(
+    config = default_config("cap", official.task, "prompts", "paper").with_values(
         {
             "epochs": given["EPOCHS"], "steps_per_epoch": given["ITER_PER_EPOCH"], "batch_size": given["BATCH_SIZE"],
             "num_main_samples": given["N_MAIN_SAMPLES"], "max_main_ratio": given["MAX_MAIN_RATIO"],

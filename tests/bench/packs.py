@@ -19,7 +19,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.config import TaskConfig, TrialConfig
 from captune.cost.measure import machine
 from captune.records import Role
@@ -43,7 +43,7 @@ class Calls(TorchDispatchMode):
 
 def configurations(method: str, task: TaskConfig, count: int) -> list[TrialConfig]:
     """Configurations that a search might try, all different."""
-    base = paper_config(method, task, "features").with_values({"epochs": 50, "steps_per_epoch": _STEPS})
+    base = default_config(method, task, "features").with_values({"epochs": 50, "steps_per_epoch": _STEPS})
     different = [{"learning_rate": 0.01 * 1.1**number} for number in range(count)]
     if method != "fpl":
         different = [

@@ -107,12 +107,12 @@ def main(settings: dict[str, Any]) -> None:
 
 @contextmanager
 def _trial(epochs: int) -> Iterator[Callable[[], None]]:
-    from captune.algorithms import ALGORITHMS, paper_config
+    from captune.algorithms import ALGORITHMS, default_config
     from captune.config import TaskConfig
     from captune.training.trial import TrainingTrial
 
     task = TaskConfig.parse({"dataset": "digits", "paradigm": "ul"})
-    config = paper_config("cap", task).with_values({"epochs": epochs + 1, "tuning": "prompts"})
+    config = default_config("cap", task).with_values({"epochs": epochs + 1, "tuning": "prompts"})
     with tempfile.TemporaryDirectory(prefix="captune-") as folder:
         run = TrainingTrial.open(
             task, config, algorithm=ALGORITHMS["cap"], seed=0, directory=Path(folder), role=Role.REPORT, device="cpu"

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.algorithms.preset import PAPER_DATASETS, PAPER_METHODS, PAPER_PARADIGMS, preset_rows, preset_task
 from captune.cli.main import main
 from captune.config import TaskConfig
@@ -70,7 +70,7 @@ def test_show_without_a_preset_is_refused(capsys: pytest.CaptureFixture[str]) ->
 def test_the_table_says_what_the_configuration_holds(dataset: str) -> None:
     task = TaskConfig.parse(preset_task(dataset, {"dataset": dataset, "paradigm": "trzsl"}))
     assert (task.protocol, task.prompt_form, task.split_seed) == ("paper", "published", 500)
-    config = paper_config("cap", task, None, "paper")
+    config = default_config("cap", task, None, "paper")
     shown = {row.setting: row.ours for row in preset_rows(dataset)}
     for name, value in config.model_dump().items():
         if name in shown:
@@ -87,7 +87,7 @@ def test_the_table_says_what_the_configuration_holds(dataset: str) -> None:
 @pytest.mark.parametrize("method", ALGORITHMS)
 def test_every_method_takes_the_preset(method: str) -> None:
     task = TaskConfig.parse({"dataset": "dtd", "paradigm": "ul"})
-    paper_config(method, task, None, "paper")
+    default_config(method, task, None, "paper")
 
 
 def test_what_is_typed_comes_before_the_preset() -> None:

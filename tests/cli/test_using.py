@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from captune.algorithms import paper_config
+from captune.algorithms import default_config
 from captune.cli.main import _seeds_joined, main
 from captune.config import StudyConfig, TaskConfig
 from captune.model.backbone import load_backbone
@@ -201,19 +201,21 @@ def test_output_that_cannot_be_written_is_told_before_the_work(
 
 
 def test_cap_has_its_authors_settings_where_they_differ() -> None:
-    flowers = paper_config("cap", TaskConfig(dataset="flowers102", paradigm="ul"))
-    aircraft = paper_config("cap_mixture", TaskConfig(dataset="fgvc_aircraft", paradigm="ul"))
-    other = paper_config("cap", TaskConfig(dataset="dtd", paradigm="ul"))
+    flowers = default_config("cap", TaskConfig(dataset="flowers102", paradigm="ul"))
+    aircraft = default_config("cap_mixture", TaskConfig(dataset="fgvc_aircraft", paradigm="ul"))
+    other = default_config("cap", TaskConfig(dataset="dtd", paradigm="ul"))
     values = [(c.num_main_samples, c.confidence_threshold, c.margin_scale) for c in (flowers, aircraft, other)]  # type: ignore[attr-defined]
     assert values == [(6, 0.85, 12.0), (16, 0.5, 14.0), (16, 0.85, 12.0)]
-    paper_config("fpl", TaskConfig(dataset="flowers102", paradigm="ul"))
+    default_config("fpl", TaskConfig(dataset="flowers102", paradigm="ul"))
 
 
 def test_the_embedded_model_is_tried_out_in_the_budget_of_digits() -> None:
-    tried = paper_config("cap", TaskConfig(dataset="caltech101", paradigm="tft", backbone="tiny"))
+    tried = default_config("cap", TaskConfig(dataset="caltech101", paradigm="tft", backbone="tiny"))
     assert (tried.epochs, tried.steps_per_epoch, tried.tuning) == (12, 16, "features")
-    assert paper_config("cap", TaskConfig(dataset="dtd", paradigm="ul", backbone="tiny"), "prompts").tuning == "prompts"
-    published = paper_config("cap", TaskConfig(dataset="caltech101", paradigm="tft"))
+    assert (
+        default_config("cap", TaskConfig(dataset="dtd", paradigm="ul", backbone="tiny"), "prompts").tuning == "prompts"
+    )
+    published = default_config("cap", TaskConfig(dataset="caltech101", paradigm="tft"))
     assert (published.epochs, published.steps_per_epoch, published.tuning) == (50, 50, "prompts")
 
 

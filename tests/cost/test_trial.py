@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.algorithms.packed_cap import PackedCap
 from captune.config import StudyConfig, TaskConfig
 from captune.cost import trial as trial_module
@@ -30,7 +30,7 @@ def task(**values: Any) -> TaskConfig:
 
 
 def test_the_estimate_is_near_what_a_trial_takes(tmp_path: Path) -> None:
-    config = paper_config("cap", task()).with_values({"tuning": "features", "epochs": 8, "steps_per_epoch": 40})
+    config = default_config("cap", task()).with_values({"tuning": "features", "epochs": 8, "steps_per_epoch": 40})
     run = TrainingTrial.open(task(), config, algorithm=ALGORITHMS["cap"], seed=0, directory=tmp_path / "warm")
     run.run_epoch()
     estimates = [estimate_trial_cost(task(), config, "cap").trial_seconds]
@@ -46,7 +46,7 @@ def test_the_estimate_is_near_what_a_trial_takes(tmp_path: Path) -> None:
 
 
 def test_cost_grows_with_the_budget() -> None:
-    config = paper_config("cap", task()).with_values({"tuning": "features", "epochs": 10, "steps_per_epoch": 20})
+    config = default_config("cap", task()).with_values({"tuning": "features", "epochs": 10, "steps_per_epoch": 20})
     cost = estimate_trial_cost(task(), config, "cap")
     assert cost.num_epochs == 10
     assert cost.epoch_seconds >= 20 * cost.step_seconds > 0
@@ -63,7 +63,7 @@ def test_the_memory_of_the_epoch_that_records_the_steps_counts(monkeypatch: pyte
         return next(peaks)
 
     monkeypatch.setattr(trial_module, "peak_bytes_of", peak_bytes_of)
-    config = paper_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
+    config = default_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
     assert estimate_trial_cost(task(), config, "cap").memory_bytes == 3_000_000_000
 
 
@@ -78,7 +78,7 @@ def test_an_estimate_runs_the_kernels_that_were_asked_for(
         return Loop(*args, recorded=recorded)
 
     monkeypatch.setattr(trial_module, "Loop", loop)
-    config = paper_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
+    config = default_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
     estimate_trial_cost(task(kernels=kernels), config, "cap")
     assert asked == [recorded]
 
@@ -92,7 +92,7 @@ def test_an_estimate_takes_the_steps_that_a_study_takes(monkeypatch: pytest.Monk
         together(self, caps, stack)
 
     monkeypatch.setattr(PackedCap, "__init__", packed)
-    config = paper_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
+    config = default_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
     for count in (1, 4):
         sizes.clear()
         cost = estimate_trial_cost(task(), config, "cap", packed=count)
@@ -105,7 +105,7 @@ def test_an_estimate_takes_the_steps_that_a_study_takes(monkeypatch: pytest.Monk
 
 
 def test_methods_without_training_have_no_epochs() -> None:
-    cost = estimate_trial_cost(task(), paper_config("zero_shot", task()), "zero_shot")
+    cost = estimate_trial_cost(task(), default_config("zero_shot", task()), "zero_shot")
     assert (cost.num_epochs, cost.step_seconds, cost.halve) == (0, 0.0, ())
     assert cost.trial_seconds > 0
 
@@ -118,7 +118,7 @@ def test_image_files_are_sampled_and_nothing_is_built(tmp_path: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     cell = task(dataset=f"folder:{tmp_path / 'photos'}", backbone="tiny", cache_dir=tmp_path / "cache")
-    config = paper_config("cap", cell, "prompts").with_values({"batch_size": 8, "epochs": 2, "steps_per_epoch": 4})
+    config = default_config("cap", cell, "prompts").with_values({"batch_size": 8, "epochs": 2, "steps_per_epoch": 4})
     cost = estimate_trial_cost(cell, config, "cap")
     assert cost.prepare_seconds > 0
     assert not (tmp_path / "cache").exists()
@@ -129,7 +129,7 @@ def test_image_files_are_sampled_and_nothing_is_built(tmp_path: Path) -> None:
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(UsageError, match="--method must name a method"):
-        estimate_trial_cost(task(), paper_config("cap", task()), "cup")
+        estimate_trial_cost(task(), default_config("cap", task()), "cup")
 
 
 def test_a_study_is_counted_in_rounds_of_trials_at_once() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from synthetic import SPACE, FakeStudy, whole_study
 
-from captune.algorithms import paper_config
+from captune.algorithms import default_config
 from captune.config import TaskConfig
 from captune.records import StudyRecord
 from captune.results.best import (
@@ -166,7 +166,7 @@ def test_parameters_are_read_from_the_recorded_space_or_from_the_values(tmp_path
 
 
 def test_a_recorded_parameter_is_the_one_that_was_searched(tmp_path: Path) -> None:
-    base = paper_config("cap", TaskConfig.parse({"dataset": "digits", "paradigm": "ul"}))
+    base = default_config("cap", TaskConfig.parse({"dataset": "digits", "paradigm": "ul"}))
     searched = load_space(space_file(None, "cap"), base, class_size=40).parameters
     study = FakeStudy(tmp_path)
     study.search(1)

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.algorithms.cap import Cap
 from captune.config import TaskConfig
 from captune.training.evaluation import evaluate_trial
@@ -84,7 +84,7 @@ class Outcome:
 def outcome(cell: dict[str, Any], values: dict[str, Any], paradigm: str, seed: int) -> Outcome:
     """Train and report one run."""
     task = TaskConfig.parse({**cell, "paradigm": paradigm, "split_seed": 500 + seed})
-    config = paper_config("cap", task, values["tuning"]).with_values(values)
+    config = default_config("cap", task, values["tuning"]).with_values(values)
     with tempfile.TemporaryDirectory() as folder:
         run = TrainingTrial.open(
             task, config, algorithm=ALGORITHMS["cap"], seed=seed, directory=Path(folder), role="report", device="cpu"

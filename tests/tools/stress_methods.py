@@ -15,7 +15,7 @@ import numpy as np
 import typer
 import yaml
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
 from captune.records import Role, atomic_write
@@ -81,7 +81,7 @@ def _accuracy(dataset: str, method: str, paradigm: str, settings: dict[str, Any]
     if settings.get("class_names") == "wrong_names":
         values["class_names"] = _wrong_names(dataset, seed, folder / "names.yaml")
     task = TaskConfig.parse({**values, "unseal_pool": ALGORITHMS[method].unsealed})
-    config = paper_config(method, task, "features")
+    config = default_config(method, task, "features")
     run = TrainingTrial.open(
         task, config, algorithm=ALGORITHMS[method], seed=seed, directory=folder / "run", role=Role.REPORT, device="cpu"
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.config import TaskConfig, TrialConfig
 from captune.errors import TrainingFailed
 from captune.records.layout import RESUME
@@ -29,7 +29,7 @@ FULL = "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capac
 
 
 def config(**values: Any) -> TrialConfig:
-    return paper_config("cap", TASK).with_values(
+    return default_config("cap", TASK).with_values(
         {"epochs": 3, "steps_per_epoch": 2, "warmup_epochs": 0, "tuning": "features", "batch_size": 32, **values}
     )
 

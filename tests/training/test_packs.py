@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.algorithms.packed_cap import PackedCap
 from captune.config import TaskConfig
 from captune.errors import TrainingFailed
@@ -269,7 +269,7 @@ def test_boards_stand_in_another_order_than_autograds_only_where_confidences_are
 ) -> None:
     """48 configurations that a search on digits might try: a board is sorted by confidence, so ties may turn over."""
     cell = TaskConfig(dataset="digits", paradigm="ul")
-    base = paper_config("cap", cell)
+    base = default_config("cap", cell)
     space = load_space(space_file(None, "cap"), base, class_size=70)
     sampler = Sampler("random", space, seed=0)
     by_hand = open_context(cell, Role.SCORE, "cpu")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.config import TaskConfig, TrialConfig
 from captune.data import paradigms
 from captune.errors import CheckpointError, TrainingFailed
@@ -40,7 +40,7 @@ def task(paradigm: str = "ul", **values: Any) -> TaskConfig:
 
 
 def config(**values: Any) -> TrialConfig:
-    return paper_config("cap", task()).with_values({**SMALL, **values})
+    return default_config("cap", task()).with_values({**SMALL, **values})
 
 
 def open_trial(directory: Path, trial: TrialConfig, paradigm: str = "ul", **values: Any) -> TrainingTrial:

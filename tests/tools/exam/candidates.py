@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captune.algorithms import ALGORITHMS, paper_config
+from captune.algorithms import ALGORITHMS, default_config
 from captune.algorithms.cap_mixture import anchored_mixture
 from captune.config import TrialConfig
 from captune.data.paradigms import IntArray
@@ -72,7 +72,7 @@ def trained(budget: str, *, seeds: int = 1) -> tuple[Candidate, ...]:
 
 def config_of(candidate: Candidate, context: Context) -> TrialConfig:
     """The method's default configuration on frozen features at the candidate's budget."""
-    config = paper_config(candidate.method, context.task.config, "features")
+    config = default_config(candidate.method, context.task.config, "features")
     values = dict(BUDGETS[candidate.budget]) if candidate.budget else {}
     if values and hasattr(config, "num_iterations"):
         values |= _ROUNDS
