@@ -11,7 +11,7 @@ from captune.adapted.model import AdaptedModel
 from captune.adapted.open_clip_folder import open_clip_lines
 from captune.algorithms import ALGORITHMS
 from captune.config import PARADIGMS
-from captune.data.rows import DATASETS
+from captune.data.known_datasets import DATASETS
 from captune.decisions.statistics import proportion_interval
 from captune.model.sources import TINY
 from captune.records.layout import METRICS

@@ -1,4 +1,4 @@
-"""The catalogue: DATASETS, one row per dataset, and how a `--dataset` becomes a `Dataset`."""
+"""How a `--dataset` becomes a `Dataset`: a known one (`DATASETS`, the table in known_datasets.py) or a user's own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from captune.data.difficulties import hide_classes
 from captune.data.digits import CLASS_NAMES, TEMPLATE, digits_splits, load_digits_arrays
 from captune.data.duplicates import keep_copies_together
 from captune.data.feature_bank import read_feature_file
+from captune.data.known_datasets import DATASETS, DatasetRow
 from captune.data.listing import Layout, Listing
 from captune.data.manifests import Columns, read_manifest
 from captune.data.overrides import GivenNames, apply_overrides, read_class_names
 from captune.data.published import published_results
-from captune.data.rows import DATASETS, DatasetRow
 from captune.data.tree import name_some, printable
 from captune.errors import DataError, UsageError, did_you_mean, did_you_mean_path
 

@@ -10,7 +10,7 @@ from captune.data.catalog import dataset_row, find_layout, load_dataset
 from captune.data.dataset import Dataset
 from captune.data.decode import Unreadable
 from captune.data.image_store import decode_many
-from captune.data.rows import DatasetRow
+from captune.data.known_datasets import DatasetRow
 from captune.errors import DataError
 from captune.preprocessing import Preprocessing
 

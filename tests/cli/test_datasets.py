@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from captune.cli.datasets import _CHECKED, datasets
-from captune.data.rows import DATASETS
+from captune.data.known_datasets import DATASETS
 from captune.errors import UsageError
 from tests.data.miniatures import MINIATURES, write_image
 

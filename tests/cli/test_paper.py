@@ -16,7 +16,7 @@ from captune.cli.main import main
 from captune.config import TaskConfig
 from captune.data import catalog
 from captune.data.digits import load_digits_arrays
-from captune.data.rows import DATASETS
+from captune.data.known_datasets import DATASETS
 from captune.results.paper_table import cell_text, grid, paper_table
 from tests.data.miniatures import MINIATURES, eurosat_grip
 

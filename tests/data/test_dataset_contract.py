@@ -16,8 +16,8 @@ from captune.config import PARADIGMS, TaskConfig
 from captune.data import catalog
 from captune.data.catalog import load_dataset
 from captune.data.dataset import Dataset
+from captune.data.known_datasets import DATASETS
 from captune.data.paradigms import build_task
-from captune.data.rows import DATASETS
 from captune.errors import DataError
 from tests.data.miniatures import MINIATURES, UNLISTED, Miniature, eurosat_grip
 

@@ -20,8 +20,8 @@ from captune.config import TaskConfig
 from captune.data import catalog
 from captune.data.catalog import load_dataset
 from captune.data.download import DOWNLOADS, Archive, Download, download, extract, fetch
+from captune.data.known_datasets import DATASETS
 from captune.data.names import EUROSAT
-from captune.data.rows import DATASETS
 from captune.errors import DataError, UsageError
 from tests.data.miniatures import write_image
 

@@ -1,4 +1,4 @@
-"""DATASETS: what each dataset is called, asks, allows, and looks like on disk. Facts only; `catalog` reads them."""
+"""DATASETS: what each known dataset is called, asks, allows, and looks like on disk. Only facts; catalog.py reads it."""
 
 from __future__ import annotations
 
