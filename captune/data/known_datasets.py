@@ -1,4 +1,4 @@
-"""DATASETS: what each known dataset is called, asks, allows, and looks like on disk. Only facts; catalog.py reads it."""
+"""DATASETS: what each known dataset is called, asks, allows, and looks like on disk. Only facts; catalog reads it."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ from captune.records.trial import trial_key
 from captune.results.load import add_notes
 from captune.results.report import report_study
 from captune.studies.findings import write_findings
-from captune.studies.seal import open_seal, report_trials
+from captune.studies.seal import record_seal_opened, record_test_metrics
 from captune.training.context import open_context
 from captune.training.ensemble import write_ensemble, write_ensemble_checkpoint
 from captune.training.evaluation import oracle_score
@@ -284,10 +284,10 @@ STEPS: tuple[Callable[[StudyRecord, Write], None], ...] = (
     find_mismatch,
     note_data,
     record_choice,
-    open_seal,
-    report_trials,
+    record_seal_opened,
+    record_test_metrics,
 )
-"""In their order: everything before `open_seal` is done without a test label."""
+"""In their order: everything before `record_seal_opened` is done without a test label."""
 
 
 def _check_closable(record: StudyRecord) -> None:

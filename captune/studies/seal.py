@@ -1,7 +1,8 @@
-"""The test labels of a study: read once it has chosen, and only then.
+"""When the test labels of a study may be read: once it has chosen, and not before.
 
-The labels themselves are behind `captune.training.evaluation`, the only module that may read them; this one decides
-when. (A sealed label is a true label that no part of training, search or choice can reach.)
+This module records that the time has come and what the labels then said. They are read in
+`captune.training.evaluation` alone. (A sealed label is a true label that no part of training, search or choice can
+reach.)
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from captune.errors import StudyError
 from captune.records import JOURNAL, ZERO_SHOT, Event, Phase, StudyRecord, Trial
 from captune.records.events import Reported, SealOpened
 from captune.records.layout import PREDICTIONS, trial_directory
-from captune.training.evaluation import evaluate_trial, test_predictions
+from captune.training.evaluation import evaluate_trial, read_predictions
 
 
-def open_seal(record: StudyRecord, write: Callable[[Event], object]) -> None:
-    """Note that test labels may be read from here on.
+def record_seal_opened(record: StudyRecord, write: Callable[[Event], object]) -> None:
+    """Record in the journal that test labels may be read from here on.
 
     Raises:
         StudyError: the study has not chosen yet: what it chooses could depend on what is seen.
@@ -37,8 +38,8 @@ def open_seal(record: StudyRecord, write: Callable[[Event], object]) -> None:
         write(SealOpened())
 
 
-def report_trials(record: StudyRecord, write: Callable[[Event], object]) -> None:
-    """Compare the predictions of every complete trial that has no report with the test labels.
+def record_test_metrics(record: StudyRecord, write: Callable[[Event], object]) -> None:
+    """Compare the predictions of every complete trial that has no report with the test labels, and record its metrics.
 
     Raises:
         StudyError: the seal is closed.
@@ -58,7 +59,7 @@ def _report(record: StudyRecord, trial: Trial, zero_shot_N: IntArray | None) -> 
     metrics = evaluate_trial(config, trial.role, directory)
     # An open set has fewer classes, so its class indices differ.
     if zero_shot_N is not None and "open_set_fraction" not in trial.task_overrides:
-        predicted_N = test_predictions(directory)
+        predicted_N = read_predictions(directory)
         if len(predicted_N) == len(zero_shot_N):
             metrics["agreement_zero_shot"] = float(np.mean(predicted_N == zero_shot_N))
     return Reported(key=trial.key, metrics=metrics)
@@ -68,4 +69,4 @@ def _zero_shot_predictions(record: StudyRecord) -> IntArray | None:
     trial = record.find(ZERO_SHOT)
     directory: Path = trial_directory(record.directory, ZERO_SHOT)
     known = trial is not None and trial.phase is Phase.REFERENCE and (directory / PREDICTIONS).exists()
-    return test_predictions(directory) if known else None
+    return read_predictions(directory) if known else None

@@ -247,7 +247,7 @@ def _bins(
     return found
 
 
-def test_predictions(directory: Path) -> IntArray:
+def read_predictions(directory: Path) -> IntArray:
     """Predicted class of every test image (N,) of a finished trial."""
     labels_N: IntArray = safetensors.torch.load_file(directory / PREDICTIONS)["test_probs"].argmax(-1).numpy()
     return labels_N
