@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from captune import __version__, interruption, own_process
 from captune.cli.console import labelled, plain_console
-from captune.cli.metavars import with_metavars
+from captune.cli.metavars import opposites_sentence, with_metavars
 from captune.errors import CaptuneError
 
 # What the parser raises for wrong usage: click's own class, or that of the copy that newer versions of typer bring.
@@ -102,7 +102,8 @@ def _register(arguments: Sequence[str]) -> None:
     """Add the subcommand that is asked for, or names and first lines of all where none is."""
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     if asked in COMMANDS:
-        app.command(asked, cls=_Command)(command(asked))
+        function = command(asked)
+        app.command(asked, cls=_Command, epilog=opposites_sentence(function))(function)
         return
     for name, text in COMMANDS.items():
         panel = next(panel for panel, names in _PANELS.items() if name in names)

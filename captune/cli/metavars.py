@@ -25,6 +25,16 @@ def with_metavars(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def opposites_sentence(function: Callable[..., Any]) -> str | None:
+    """What `--help` says at its end about `--no-…`, by an example of the command's own; None if it has none."""
+    signature = inspect.signature(function)
+    hidden = next((name for name in signature.parameters if name.startswith("no_")), None)
+    if hidden is None:
+        return None
+    flag = hidden.removeprefix("no_").replace("_", "-")
+    return f"Each flag has an opposite that undoes what a study.yaml or an earlier run said: --no-{flag} for --{flag}."
+
+
 def _plain_type(annotation: Any) -> Any:
     """`int` of `Annotated[int | None, …]`, `str` of `list[str]`."""
     while get_args(annotation):

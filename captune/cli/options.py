@@ -94,6 +94,7 @@ def with_options(
         own = [parameter for name, parameter in signature.parameters.items() if name != "given"]
         left_out.update(parameter.name for parameter in own)
         owners: dict[str, str] = {}
+        opposites: set[str] = set()
         made: list[inspect.Parameter] = []
         for group in groups:
             cls = _GROUPS[group]
@@ -105,12 +106,17 @@ def with_options(
                 default = (defaults or {}).get(name, None if group == "trial" else info.get_default())
                 note = (notes or {}).get(name, "")
                 made.append(_parameter(name, info, panel.name, note, default))
+                if _is_off(info, default):
+                    made.append(_opposite(name))
+                    opposites.add(name)
 
         @functools.wraps(function)
         def command(**values: Any) -> Any:
             given = Given()
             for name, group in owners.items():
                 value = values.pop(name)
+                if name in opposites and values.pop(f"no_{name}"):
+                    value = _turned_off(name, value)
                 value = (defaults or {}).get(name) if value is None else value
                 if value is not None:
                     getattr(given, group)[name] = value
@@ -130,8 +136,8 @@ def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any) 
     text = (info.description or "") + note
     shown = isinstance(default, (str, int, float)) and kind is not bool
     option = typer.Option(
-        # What is on by default has a flag that turns it off, the rest one that turns it on: two spellings of each
-        # would leave no room for the text.
+        # Help shows both spellings of what is on by default and one of the rest: two of each would leave no room for
+        # the text. `_opposite` makes the other one.
         f"{flag}/--no-{flag[2:]}" if kind is bool and default is True else flag,
         help=f"{text[:1].upper()}{text[1:]}." + (f" Default: {default}." if shown else ""),
         rich_help_panel=panel,
@@ -141,6 +147,30 @@ def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any) 
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def _is_off(info: FieldInfo, default: Any) -> bool:
+    return _typed(info.annotation)[0] is bool and default is not True
+
+
+def _opposite(name: str) -> inspect.Parameter:
+    """`--no-NAME` of a flag that is off by default: it undoes what a study.yaml says. Help says so once, at its end."""
+    option = typer.Option(f"--no-{name.replace('_', '-')}", hidden=True)
+    return inspect.Parameter(
+        f"no_{name}", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
+    )
+
+
+def _turned_off(name: str, value: bool | None) -> bool:
+    """False, as `--no-NAME` says.
+
+    Raises:
+        UsageError: `--NAME` was given as well.
+    """
+    if value:
+        flag = name.replace("_", "-")
+        raise UsageError("a flag or its opposite must be given", got=f"--{flag} and --no-{flag}", where=COMMAND_LINE)
+    return False
 
 
 def _typed(annotation: Any) -> tuple[type, tuple[str, ...]]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from captune.cli.main import command
-from captune.cli.options import Given, settings
+from captune.cli.options import Given, settings, with_options
 from captune.cli.run import StudyFile, _studies
 from captune.config import Config, MachineConfig, Panel, StudyConfig, TaskConfig, TrialConfig
 from captune.errors import ConfigError, UsageError
@@ -125,6 +125,7 @@ USAGE = [
     (["run", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "val"]], 2, "(ssl)"),
     (["compare", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "neighbors"]], 2, "'neighbours'"),
     (["run", "/nowhere/study.yaml"], 2, "must be readable"),
+    (["run", *["--dataset", "digits", "--paradigm", "ul", "--stress", "--no-stress"]], 2, "--stress and --no-stress"),
 ]
 
 
@@ -174,10 +175,39 @@ def test_help_shows_flags_without_a_type(usage: list[Answer]) -> None:
     assert "<bool>" not in output and "--stress" in output and "--no-dashboard" in output
 
 
+def test_help_shows_one_form_of_what_is_off_and_says_once_that_there_is_another(usage: list[Answer]) -> None:
+    _, output, _, _ = usage[0]
+    assert "--no-stress" not in output and output.count("Each flag has an opposite") == 1
+
+
+def test_every_flag_that_is_off_can_be_turned_off_where_a_file_says_true(tmp_path: Path) -> None:
+    off = {name: cls for cls in CLASSES for name, info in fields(cls).items() if info.get_default() is False}
+    assert off.keys() >= {"stress", "deterministic", "stop_when_settled", "allow_duplicates", "inference_adapters"}
+    seen: list[Given] = []
+    command = with_options("task", "study", "trial", "machine")(_keeping(seen))
+    parameters = inspect.signature(command).parameters
+    for name, cls in off.items():
+        group = {TaskConfig: "task", StudyConfig: "study", TrialConfig: "trial", MachineConfig: "machine"}[cls]
+        typed = dict.fromkeys(parameters) | {f"no_{name}": True}
+        command(**typed)
+        assert getattr(seen[-1], group) == {name: False}, name
+    path = header(tmp_path, stress=True, fixed={"inference_adapters": True}, task=DIGITS | {"allow_duplicates": True})
+    given = Given(task={"allow_duplicates": False}, study={"stress": False}, trial={"inference_adapters": False})
+    [study] = _studies(StudyFile.read(path), given, settings(given.trial, None))
+    assert (study.stress, study.task.allow_duplicates, study.fixed) == (False, False, {"inference_adapters": False})
+
+
+def _keeping(seen: list[Given]) -> Any:
+    def command(given: Given) -> None:
+        seen.append(given)
+
+    return command
+
+
 def header(tmp_path: Path, **study: Any) -> Path:
     """The head of what a study writes to study.yaml."""
     file = tmp_path / "study.yaml"
-    config = StudyConfig.parse({"task": DIGITS, **study})
+    config = StudyConfig.parse({"task": DIGITS} | study)
     space = {
         "learning_rate": {"type": "float", "role": "scientific", "low": 0.1, "high": 0.2, "log": True, "step": None}
     }
