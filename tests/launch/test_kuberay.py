@@ -1,49 +1,27 @@
-"""The RayJob: fields of the v1 API, references that meet, nothing open that need not be.
+"""The RayJob: the fields and types of KubeRay's API, Kubernetes' own objects, references that meet, nothing open.
 
-KubeRay's custom resource definition would be the full check; it is not part of any Python package, so the fields that
-KubeRay 1.5 documents (https://docs.ray.io/en/latest/cluster/kubernetes/references/api.html) stand here.
+KubeRay's fields are checked by kuberay_v1.yaml beside this file, which says where it comes from. Everything that is
+Kubernetes' own (pods, claims, the network policy) is checked by Kubernetes' published schemas, in their strict form: a
+field that Kubernetes does not know is an error.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
 FILE = Path(__file__).resolve().parents[2] / "launch" / "kuberay-rayjob.yaml"
-
-RAY_JOB_SPEC = {
-    *("activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint"),
-    *("entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata"),
-    *("rayClusterSpec", "runtimeEnvYAML", "shutdownAfterJobFinishes", "submissionMode", "submitterConfig"),
-    *("submitterPodTemplate", "suspend", "ttlSecondsAfterFinished"),
-}
-RAY_CLUSTER_SPEC = {
-    *("authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec"),
-    *("headServiceAnnotations", "managedBy", "rayVersion", "suspend", "upgradeStrategy", "workerGroupSpecs"),
-}
-AUTOSCALER_OPTIONS = {
-    *("env", "envFrom", "idleTimeoutSeconds", "image", "imagePullPolicy", "resources", "securityContext"),
-    *("upscalingMode", "version", "volumeMounts"),
-}
-HEAD_GROUP_SPEC = {
-    *("enableIngress", "headService", "labels", "rayStartParams", "resources", "serviceType", "template"),
-}
-WORKER_GROUP_SPEC = {
-    *("groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts", "rayStartParams"),
-    *("replicas", "resources", "scaleStrategy", "suspend", "template"),
-}
-POD_SPEC = {
-    *("affinity", "containers", "imagePullSecrets", "initContainers", "nodeSelector", "restartPolicy"),
-    *("securityContext", "serviceAccountName", "terminationGracePeriodSeconds", "tolerations", "volumes"),
-}
-CONTAINER = {
-    *("args", "command", "env", "envFrom", "image", "imagePullPolicy", "lifecycle", "name", "ports", "resources"),
-    *("securityContext", "volumeMounts", "workingDir"),
-}
+RAY_JOB_SCHEMA = yaml.safe_load((Path(__file__).parent / "kuberay_v1.yaml").read_text(encoding="utf-8"))
+KUBERNETES = ("1.28", "1.37")
+"""The schemas hardly change; an old version that is still run and the newest."""
 
 
 def _documents() -> list[dict[str, Any]]:
@@ -65,37 +43,75 @@ def _pod_templates() -> dict[str, dict[str, Any]]:
     return templates | {group["groupName"]: group["template"] for group in job["rayClusterSpec"]["workerGroupSpecs"]}
 
 
-def test_every_field_is_one_of_the_api():
+def _mistakes(document: dict[str, Any]) -> list[str]:
+    return [error.message for error in jsonschema.Draft202012Validator(RAY_JOB_SCHEMA).iter_errors(document)]
+
+
+def _as_pod_template(template: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "captune"}, "template": template}
+
+
+def test_the_ray_job_has_the_fields_and_types_of_kuberays_api():
+    jsonschema.Draft202012Validator.check_schema(RAY_JOB_SCHEMA)
     (document,) = _of_kind("RayJob")
-    assert document["apiVersion"] == "ray.io/v1"
-    job = document["spec"]
-    cluster = job["rayClusterSpec"]
-    assert set(job) <= RAY_JOB_SPEC
-    assert set(cluster) <= RAY_CLUSTER_SPEC
-    assert set(cluster["autoscalerOptions"]) <= AUTOSCALER_OPTIONS
-    assert set(cluster["headGroupSpec"]) <= HEAD_GROUP_SPEC
-    for group in cluster["workerGroupSpecs"]:
-        assert set(group) <= WORKER_GROUP_SPEC
-    for template in _pod_templates().values():
-        assert set(template) == {"metadata", "spec"}
-        assert set(template["spec"]) <= POD_SPEC
-        for container in template["spec"]["containers"]:
-            assert set(container) <= CONTAINER
+    assert _mistakes(document) == []
 
 
-def test_what_the_api_requires_is_there_with_its_type():
-    cluster = _job()["rayClusterSpec"]
-    assert isinstance(_job()["entrypoint"], str)
-    assert _job()["submissionMode"] in {"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"}
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for group in groups:
-        # rayStartParams is map[string]string: a YAML number or boolean would be refused.
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_pods_claims_and_the_policy_are_what_kubernetes_takes(version: str):
+    others = [document for document in _documents() if document["kind"] != "RayJob"]
+    assert len(others) == 4
+    pods = [_as_pod_template(template) for template in _pod_templates().values()]
+    autoscaler = {"name": "autoscaler"} | _job()["rayClusterSpec"]["autoscalerOptions"]
+    own = {"idleTimeoutSeconds", "upscalingMode", "version"}
+    container = {name: value for name, value in autoscaler.items() if name not in own}
+    pods.append(_as_pod_template({"spec": {"containers": [container]}}))
+    for document in [*others, *pods]:
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(spec: dict[str, Any]) -> None:
+        *folders, last = path.split(".")
+        for name in folders:
+            spec = spec[int(name)] if name.isdecimal() else spec[name]
+        spec[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("entryPoint", "captune run"),
+        _set("backoffLimit", "3"),
+        _set("submissionMode", "K8sJob"),
+        _set("shutdownAfterJobFinishes", False),
+        _set("rayClusterSpec.authOptions.mode", "Token"),
+        _set("rayClusterSpec.autoscalerOptions.upscalingMode", "default"),
+        _set("rayClusterSpec.headGroupSpec.rayStartParams.num-cpus", 0),
+        _set("rayClusterSpec.workerGroupSpecs.0.minReplicas", 0.5),
+        _set("rayClusterSpec.workerGroupSpecs.0.replica", 1),
+    ],
+)
+def test_the_schema_refuses_what_the_api_would_refuse(change: Callable[[dict[str, Any]], None]):
+    (document,) = copy.deepcopy(_of_kind("RayJob"))
+    change(document["spec"])
+    assert len(_mistakes(document)) == 1
+
+
+def test_kubernetes_schemas_refuse_a_field_that_no_pod_has():
+    template = copy.deepcopy(_pod_templates()["gpu"])
+    template["spec"]["containers"][0]["volumeMount"] = []
+    with pytest.raises(kubernetes_validate.ValidationError, match="volumeMount"):
+        kubernetes_validate.validate(_as_pod_template(template), KUBERNETES[-1], strict=True)
+
+
+def test_replicas_are_in_order():
+    for group in _job()["rayClusterSpec"]["workerGroupSpecs"]:
+        assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         (container,) = group["template"]["spec"]["containers"]
         assert {"name", "image", "resources"} <= set(container)
-    for group in cluster["workerGroupSpecs"]:
-        assert group["groupName"]
-        assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
 def test_workers_have_gpus_and_scale():
