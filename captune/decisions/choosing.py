@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from captune.decisions.by_criterion import choose_by_criterion
-from captune.decisions.by_predictions import choose_by_predictions
 from captune.decisions.candidates import advised_config, advised_shares, by_criterion
 from captune.decisions.choice import Choice
 from captune.decisions.evidence import Evidence
@@ -26,6 +25,9 @@ def choose(study: StudyRecord, evidence: Evidence | None = None, class_names: Se
         class_names: where given, the reason names those that seem absent from the pool.
     """
     if evidence is not None and not by_criterion(study):
+        # Imported here, since it brings PyTorch along: a report of recorded studies has no evidence and needs none.
+        from captune.decisions.by_predictions import choose_by_predictions
+
         return choose_by_predictions(study, evidence, class_names)
     choice = choose_by_criterion(study)
     return replace(choice, advised=advised_config(study, advised_shares(study, choice)))
