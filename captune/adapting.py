@@ -19,13 +19,16 @@ from captune import interruption
 from captune.algorithms import ALGORITHMS, default_config, method_named, refuse_unfit
 from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.data.labelling import PREDICTIONS_CSV
-from captune.errors import UsageError
+from captune.errors import CaptuneError, TrainingFailed, UsageError
 from captune.records import ZERO_SHOT, Role, atomic_write
 from captune.records.enums import PART, WHOLE
 from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, METRICS
 
 if TYPE_CHECKING:
     from captune.training.trial import TrainingTrial
+
+# Within the directory of an adaptation: its trial's, as long as it trains.
+_WORK = ".trial"
 
 
 def configuration(
@@ -105,71 +108,142 @@ def adapt_once(
     role: Role = Role.REPORT,
     device: str = "auto",
     notes: list[str] | None = None,
+) -> dict[str, Any]:
+    """As `adapt_seeds`, with one seed; what its metrics.json holds."""
+    (report,) = adapt_seeds(task, method, config, {seed: out}, role=role, device=device, notes=notes)
+    return report
+
+
+def adapt_seeds(
+    task: TaskConfig,
+    method: str,
+    config: TrialConfig,
+    places: Mapping[int, Path],
+    *,
+    role: Role = Role.REPORT,
+    device: str = "auto",
+    notes: list[str] | None = None,
     opened: Callable[[TrainingTrial], None] = lambda _: None,
     trained: Callable[[TrainingTrial, dict[str, Any]], None] = lambda *_: None,
-) -> dict[str, Any]:
-    """Train one configuration with one seed and write checkpoint, predictions, epochs and metrics.
+) -> list[dict[str, Any]]:
+    """Train one configuration with several seeds, and write checkpoint, predictions, epochs and metrics of each.
 
-    An adaptation that was interrupted in `out` goes on from its last epoch.
+    Seeds train side by side where their steps can be taken together (`captune.training.packs`), else one behind
+    another; their numbers are the same. An adaptation that was interrupted goes on from its last epoch.
 
     Args:
         task: the cell.
         method: a key of ALGORITHMS.
         config: the method's configuration.
-        out: the directory, as `check_out` leaves it.
-        seed: of the training.
+        places: the directory of each seed, as `check_out` leaves it.
         role: "report" learns from everything; "score" holds out what a study's own trials do.
         device: auto, cpu, cuda or cuda:N.
         notes: what a person should know, for metrics.json; what only the weights tell is added.
-        opened: called with the trial before its first epoch.
+        opened: called with each trial before its first epoch.
         trained: called with the trial and the epoch's record after each epoch.
 
     Returns:
-        What metrics.json holds.
+        What each metrics.json holds, in the order of the seeds.
 
     Raises:
         DataError, ModelError: the cell cannot be opened.
-        TrainingFailed: the loss became NaN.
+        TrainingFailed: a loss became NaN, say. The other seeds are trained and written first.
         KeyboardInterrupt: a first Ctrl-C or SIGTERM, after the epoch it came in.
     """
-    from captune.training.evaluation import evaluate_trial
-    from captune.training.labelling import write_predictions
+    from captune.training.context import open_context
     from captune.training.trial import TrainingTrial
 
-    work = out / ".trial"
-    trial = TrainingTrial.open(
-        task, config, algorithm=ALGORITHMS[method], seed=seed, directory=work, role=role, device=device
-    )
-    # Some settings, such as the activation, follow from the weight file and the class names; the trial records them.
-    told = list(dict.fromkeys([*(notes or []), *trial.context.notes, *held_out_note(role)]))
-    opened(trial)
-    while not trial.finished:
-        record = trial.run_epoch()
+    def trial_of(seed: int) -> TrainingTrial:
+        trial = TrainingTrial.open(
+            task, config, algorithm=ALGORITHMS[method], seed=seed, directory=places[seed] / _WORK, role=role,
+            device=device,
+        )  # fmt: skip
+        opened(trial)
+        return trial
+
+    together = ALGORITHMS[method].packs and config.tuning == "features" and open_context(task, role, device).packs
+    groups = [list(places)] if together else [[seed] for seed in places]
+    frozen: dict[str, Any] | None = None
+    reports: list[dict[str, Any]] = []
+    failed: dict[int, Exception] = {}
+    for seeds in groups:
+        trials = {seed: trial_of(seed) for seed in seeds}
+        failed |= _train(trials, trained)
+        for seed, trial in trials.items():
+            try:
+                report = _finish(trial, task, method, places[seed], notes or [])
+            except TrainingFailed as error:
+                failed[seed] = error
+                continue
+            if report["metric"] is not None and method != ZERO_SHOT:
+                # The frozen model is the same beside every seed.
+                frozen = frozen or _zero_shot(task, role, places[seed] / _WORK, device)
+                report["zero_shot"] = frozen
+            atomic_write(places[seed] / METRICS, json.dumps(report, indent=2) + "\n")
+            shutil.rmtree(places[seed] / _WORK)
+            reports.append(report)
+    for seed, reason in failed.items():
+        if len(places) > 1 and isinstance(reason, CaptuneError):
+            reason.where = ", ".join(str(part) for part in (f"seed {seed}", reason.where) if part)
+        raise reason
+    return reports
+
+
+def _train(
+    trials: dict[int, TrainingTrial], trained: Callable[[TrainingTrial, dict[str, Any]], None]
+) -> dict[int, Exception]:
+    """Train trials side by side to their ends; those that fail are taken out of `trials`, and what ended them told."""
+    from captune.training.memory import out_of_memory_explained
+    from captune.training.trial import run_epochs_together
+
+    failed: dict[int, Exception] = {}
+    while alive := {seed: trial for seed, trial in trials.items() if not trial.finished}:
+        if len(alive) == 1:
+            # One alone goes on in micro-batches where memory runs out.
+            ((_, trial),) = alive.items()
+            try:
+                records: list[dict[str, Any] | Exception] = [trial.run_epoch()]
+            except TrainingFailed as error:
+                records = [error]
+        else:
+            with out_of_memory_explained():
+                records = run_epochs_together(list(alive.values()))
         interruption.check()
-        trained(trial, record)
+        for (seed, trial), record in zip(alive.items(), records, strict=True):
+            if isinstance(record, Exception):
+                failed[seed] = record
+                del trials[seed]
+            else:
+                trained(trial, record)
+    return failed
+
+
+def _finish(trial: TrainingTrial, task: TaskConfig, method: str, out: Path, notes: list[str]) -> dict[str, Any]:
+    """Predict, read the test labels, write all but metrics.json; what that will hold."""
+    from captune.training.evaluation import evaluate_trial
+    from captune.training.labelling import write_predictions
+
+    work, role = trial.directory, trial.role
     outcome = trial.finish()
     metrics = evaluate_trial(task, role, work)
-    frozen = _zero_shot(task, role, work, device) if metrics["metric"] is not None and method != ZERO_SHOT else None
     write_predictions([work], task, role, out / PREDICTIONS_CSV)
     _write_epochs(work / EPOCHS, out / "epochs.csv")
     (work / CHECKPOINT).replace(out / CHECKPOINT)
     (work / CONFIG).replace(out / CONFIG)
-    report = {
+    return {
         "dataset": task.dataset,
         "paradigm": task.paradigm,
         "paradigm_means": PARADIGMS[task.paradigm],
         "method": method,
-        "seed": seed,
+        "seed": trial.seed,
         "learn_from": PART if role is Role.SCORE else WHOLE,
         **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in metrics.items()},
-        "zero_shot": frozen,
+        "zero_shot": None,
         "num_parameters": outcome["num_parameters"],
         "class_names": list(trial.context.task.class_names),
-        "notes": told,
+        # Some settings follow from the weight file and the class names, such as the activation; the trial records them.
+        "notes": list(dict.fromkeys([*notes, *trial.context.notes, *held_out_note(role)])),
     }
-    atomic_write(out / METRICS, json.dumps(report, indent=2) + "\n")
-    shutil.rmtree(work)
-    return report
 
 
 def held_out_note(role: Role) -> list[str]:

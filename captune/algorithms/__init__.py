@@ -73,12 +73,13 @@ class Method:
         return create(context, config, seed)
 
     def num_epochs(self, config: TrialConfig) -> int:
-        """Epochs to train, over all iterations; 0 for methods without training."""
+        """Epochs to train, over all iterations; 0 for methods without training; of a blend those of its longest
+        member.
+        """
         if isinstance(config, BlendConfig):
-            return sum(
-                max(1, len(member.seeds)) * method_named(member.method).num_epochs(member_config(config, member))
-                for member in config.members
-            )
+            # Its members train side by side.
+            own = [(method_named(member.method), member_config(config, member)) for member in config.members]
+            return max(method.num_epochs(settings) for method, settings in own)
         iterations = config.num_iterations if isinstance(config, IterationConfig) else 1
         return config.epochs * iterations if self.trains else 0
 
@@ -131,6 +132,7 @@ ALGORITHMS: dict[str, Method] = {
         ),
         Method(
             "blend", "the mean of what several methods say (an ensemble of unlike members)", BlendConfig, "blend:Blend",
+            packs=True,
         ),
         Method(
             "balanced", "zero-shot with half a Sinkhorn step toward a balanced pool", BalancedConfig,

@@ -1,7 +1,7 @@
 """Blend: several methods on one cell, and the mean of what they say.
 
 members   methods, each with its settings, seeds and weight a_m (equal by default, summing to 1)
-train     every member by itself, one behind another, with its own optimiser and schedule
+train     all members side by side, each by itself with its own optimiser and schedule
 predict   average: probabilities   p(v) = Σ_m a_m·mean over m's seeds of p_m(v)
           average: logits          p(v) ∝ exp(Σ_m a_m·mean over m's seeds of log p_m(v))
 
@@ -25,7 +25,8 @@ from captune.data.paradigms import IntArray
 from captune.equations.averaging import blend
 from captune.training.checkpoint import prefixed
 from captune.training.context import Context
-from captune.training.loop import Algorithm, Part, final_tensors
+from captune.training.loop import Algorithm, final_tensors
+from captune.training.parts import Part
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Blend:
 
     @property
     def parts(self) -> list[Part]:
-        """What the loop trains one behind another."""
+        """What is trained side by side."""
         return [Part(one.algorithm, one.config, one.num_epochs) for one in self.trained]
 
     def predict(self, indices: IntArray) -> Tensor:

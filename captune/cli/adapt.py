@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
-from captune.adapting import adapt_once, advice_against, check_out, configuration, held_out_note
+from captune.adapting import adapt_seeds, advice_against, check_out, configuration, held_out_note
 from captune.algorithms import ALGORITHMS
 from captune.algorithms.preset import preset_task
 from captune.cli import options
@@ -86,32 +86,31 @@ def adapt(
     places = {number: out / f"seed{number}" if len(numbers) > 1 else out for number in numbers}
     for place in places.values():
         check_out(place)
-    results = [
-        _train(console, task, name, trial_config, place, seed=number, role=role, device=device, notes=notes)
-        for number, place in places.items()
-    ]
+    results = _train(console, task, name, trial_config, places, role=role, device=device, notes=notes)
     _say(console, task, results, out)
 
 
 def _train(
-    console: Console, task: TaskConfig, method: str, config: TrialConfig, out: Path, *, seed: int, role: Role,
+    console: Console, task: TaskConfig, method: str, config: TrialConfig, places: dict[int, Path], *, role: Role,
     device: str, notes: list[str],
-) -> dict[str, Any]:  # fmt: skip
+) -> list[dict[str, Any]]:  # fmt: skip
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"{method} seed {seed}", total=None)
+        bars: dict[int, TaskID] = {}
 
         def opened(trial: TrainingTrial) -> None:
             # Settings that follow from the weight file and the class names, such as the activation.
             more = [note for note in trial.context.notes if note not in notes]
             options.say_notes(console, more)
             notes.extend(more)
-            progress.update(bar, total=trial.num_epochs, completed=trial.epoch)
+            what = f"{method} seed {trial.seed}"
+            bars[trial.seed] = progress.add_task(what, total=trial.num_epochs, completed=trial.epoch)
 
         def trained(trial: TrainingTrial, record: dict[str, Any]) -> None:
-            progress.update(bar, completed=trial.epoch, description=f"{method} seed {seed}, loss {record['loss']:.3f}")
+            what = f"{method} seed {trial.seed}, loss {record['loss']:.3f}"
+            progress.update(bars[trial.seed], completed=trial.epoch, description=what)
 
-        return adapt_once(
-            task, method, config, out, seed=seed, role=role, device=device, notes=notes, opened=opened, trained=trained
+        return adapt_seeds(
+            task, method, config, places, role=role, device=device, notes=notes, opened=opened, trained=trained
         )
 
 

@@ -22,6 +22,8 @@ from captune.training.loop import Loop, train_together
 
 _STEPS, _EPOCH_HOLDOUT = 2, 512
 _ENOUGH_STEPS, _ENOUGH_SECONDS = 8, 2.0
+# A larger pack is hardly cheaper a trial, and is built first (analysis/measurements/packs.md).
+_MOST_TIMED = 8
 # What a process keeps on a card beside its tensors, and the share of the card that fragments leave.
 _PROCESS_BYTES, _USABLE = 600_000_000, 0.9
 
@@ -234,8 +236,9 @@ def _measure(context: Context, config: TrialConfig, method: str, packed: int = 1
         own = member_config(config, member, context.task.config)
         seeds = max(1, len(member.seeds))
         trained = seeds * method_named(member.method).num_epochs(own)
-        members.append((seeds, trained, _measure_one(context, own, member.method)))
-    epochs = max(1, sum(trained for _, trained, _ in members))
+        # Seeds of a member train side by side, in packs as a search's trials do.
+        members.append((seeds, trained, _measure_one(context, own, member.method, min(seeds * packed, _MOST_TIMED))))
+    epochs = max(1, method_named(method).num_epochs(config))
     return _Parts(
         build=sum(seeds * parts.build for seeds, _, parts in members),
         step=sum(trained * parts.step for _, trained, parts in members) / epochs,

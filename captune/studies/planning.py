@@ -9,6 +9,7 @@ from typing import Any
 
 from captune.algorithms import method_named
 from captune.algorithms.automatic import AUTO, methods_for
+from captune.algorithms.configs import BlendConfig
 from captune.conditions import METHOD
 from captune.config import StudyConfig, read_yaml
 from captune.errors import ConfigError
@@ -91,8 +92,10 @@ def with_usual_budget(study: StudyConfig, info: CellInfo) -> StudyConfig:
     smaller is confirmed over fewer seeds too. A study's file says both numbers, so one that is continued or repeated
     keeps its own.
     """
-    # A study over methods rarely proposes the same one twice in a row, and unlike methods are not packed.
-    packs = study.method != AUTO and method_named(study.method).packs and study.task.kernels == "auto"
+    # A study over methods rarely proposes the same one twice in a row, and unlike methods are not packed. A blend
+    # trains several members already.
+    one = study.method != AUTO and not isinstance(info.base, BlendConfig)
+    packs = one and method_named(study.method).packs and study.task.kernels == "auto"
     if not packs or info.base.tuning != "features" or info.most_packed < 2:
         return study
     said = study.model_fields_set

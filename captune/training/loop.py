@@ -5,9 +5,9 @@ An algorithm says what a step's loss is; optimiser, schedule, checkpoints and sc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,9 @@ from captune.training.memory import is_out_of_memory
 from captune.training.optim import Sgd, warmup_cosine
 from captune.training.packs import LearnedStack, PackedSteps
 from captune.training.step import Batch, batches_of, step_of
+
+# Measured (analysis/measurements/packs.md): beyond, a step gains little, and what it holds at once grows.
+_MOST_PACKED = 16
 
 
 class Algorithm(Protocol):
@@ -83,15 +86,6 @@ class AlgorithmSpec(Protocol):
         """Epochs to train; 0 for methods without training."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """An algorithm within another, with its own configuration and number of epochs."""
-
-    algorithm: Algorithm
-    config: TrialConfig
-    num_epochs: int
-
-
 class Training(Protocol):
     """What trains a trial's algorithm: a `Loop`, or several of them."""
 
@@ -99,8 +93,12 @@ class Training(Protocol):
     def epoch(self) -> int:
         """Epochs trained so far."""
 
-    def run_epoch(self) -> dict[str, float]:
-        """Train the next epoch and return its figures."""
+    @property
+    def due(self) -> Sequence[Loop]:
+        """The loops that train in the next epoch, side by side."""
+
+    def figures(self, each: Sequence[dict[str, float]]) -> dict[str, float]:
+        """The figures of an epoch from those of the loops that were due."""
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on."""
@@ -137,6 +135,16 @@ class Loop:
             if classifier is not None and num_epochs > 0
             else None
         )
+
+    @property
+    def due(self) -> Sequence[Loop]:
+        """Itself."""
+        return [self]
+
+    def figures(self, each: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Its own."""
+        (own,) = each
+        return own
 
     def learning_rate(self, step: int) -> float:
         """Peak learning rate times the schedule at a global step (from 0)."""
@@ -243,8 +251,8 @@ class Loop:
         self.algorithm.load_tensors(without_prefix("algorithm", tensors))
 
 
-def train_together(loops: Sequence[Loop]) -> list[dict[str, float] | Exception]:
-    """Train the next epoch of several loops; steps that can be packed are taken together.
+def train_together(trainings: Sequence[Training]) -> list[dict[str, float] | Exception]:
+    """Train the next epoch of several trainings; steps that can be packed are taken together.
 
     Returns:
         The figures of each, or what ended it; the others go on.
@@ -252,6 +260,22 @@ def train_together(loops: Sequence[Loop]) -> list[dict[str, float] | Exception]:
     Raises:
         RuntimeError: memory ran out, for all of them.
     """
+    due = [training.due for training in trainings]
+    trained = iter(_train_loops([loop for loops in due for loop in loops]))
+    outcomes: list[dict[str, float] | Exception] = []
+    for training, loops in zip(trainings, due, strict=True):
+        figures: list[dict[str, float]] = []
+        failed: Exception | None = None
+        for outcome in itertools.islice(trained, len(loops)):
+            if isinstance(outcome, Exception):
+                failed = failed or outcome
+            else:
+                figures.append(outcome)
+        outcomes.append(failed or training.figures(figures))
+    return outcomes
+
+
+def _train_loops(loops: Sequence[Loop]) -> list[dict[str, float] | Exception]:
     outcomes: list[dict[str, float] | Exception] = [{} for _ in loops]
     groups: dict[Hashable, list[int]] = {}
     for number, loop in enumerate(loops):
@@ -259,16 +283,18 @@ def train_together(loops: Sequence[Loop]) -> list[dict[str, float] | Exception]:
             loop.start_epoch()
             key = loop.pack_key()
             groups.setdefault(("alone", number) if key is None else key, []).append(number)
-    for key, numbers in groups.items():
-        group = [loops[number] for number in numbers]
-        if key == ("alone", numbers[0]):
-            with _noted(outcomes, numbers[0]):
-                outcomes[numbers[0]] = group[0].end_epoch(group[0].take_steps())
+    for key, together in groups.items():
+        if key == ("alone", together[0]):
+            with _noted(outcomes, together[0]):
+                loop = loops[together[0]]
+                outcomes[together[0]] = loop.end_epoch(loop.take_steps())
             continue
-        totals_P = _take_steps_together(group)
-        for number, loop, total in zip(numbers, group, totals_P, strict=True):
-            with _noted(outcomes, number):
-                outcomes[number] = loop.end_epoch(total)
+        for start in range(0, len(together), _MOST_PACKED):
+            numbers = together[start : start + _MOST_PACKED]
+            totals_P = _take_steps_together([loops[number] for number in numbers])
+            for number, total in zip(numbers, totals_P, strict=True):
+                with _noted(outcomes, number):
+                    outcomes[number] = loops[number].end_epoch(total)
     return outcomes
 
 
@@ -306,48 +332,6 @@ def _noted(outcomes: list[dict[str, float] | Exception], number: int) -> Iterato
         outcomes[number] = error
 
 
-class Loops:
-    """Trains the parts of an algorithm one behind another, each by a loop of its own."""
-
-    def __init__(self, parts: list[Part], *, recorded: bool = True) -> None:
-        self._loops = [Loop(part.algorithm, part.config, part.num_epochs, recorded=recorded) for part in parts]
-
-    @property
-    def epoch(self) -> int:
-        """Epochs trained so far, of all parts."""
-        return sum(loop.epoch for loop in self._loops)
-
-    def run_epoch(self) -> dict[str, float]:
-        """Train the next epoch of the first part that is not done, and return its figures.
-
-        Raises:
-            TrainingFailed: the loss or a learned tensor is not finite.
-        """
-        return next(loop for loop in self._loops if loop.epoch < loop.num_epochs).run_epoch()
-
-    def state(self) -> dict[str, Tensor]:
-        """The state of every part that trains; the others are solved when they are built."""
-        tensors: dict[str, Tensor] = {}
-        for number, loop in enumerate(self._loops):
-            if loop.num_epochs:
-                tensors |= prefixed(f"part{number}", loop.state())
-        return tensors
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from a saved state."""
-        for number, loop in enumerate(self._loops):
-            if loop.num_epochs:
-                loop.load_state(without_prefix(f"part{number}", tensors))
-
-
-def training_of(algorithm: Algorithm, config: TrialConfig, num_epochs: int, *, recorded: bool = True) -> Training:
-    """What trains an algorithm: loops for its `parts` where it is made of others, else one loop."""
-    parts: list[Part] | None = getattr(algorithm, "parts", None)
-    if parts is None:
-        return Loop(algorithm, config, num_epochs, recorded=recorded)
-    return Loops(parts, recorded=recorded)
-
-
 def final_tensors(algorithm: Algorithm) -> dict[str, Tensor]:
     """What a checkpoint must hold to predict as an algorithm does now (its class texts and settings apart)."""
     classifier = algorithm.classifier
@@ -357,15 +341,6 @@ def final_tensors(algorithm: Algorithm) -> dict[str, Tensor]:
         tensors = prefixed("learned", classifier.learned_state())
     # What predictions mix in from the frozen features, where a method does.
     return tensors | prefixed("algorithm", getattr(algorithm, "frozen_part", {}))
-
-
-def num_parameters(algorithm: Algorithm) -> int:
-    """Learned numbers, of all parts."""
-    parts: list[Part] | None = getattr(algorithm, "parts", None)
-    if parts is not None:
-        return sum(num_parameters(part.algorithm) for part in parts)
-    classifier = algorithm.classifier
-    return 0 if classifier is None else sum(parameter.numel() for parameter in classifier.parameters())
 
 
 def batches(indices: IntArray, *, batch_size: int, num_steps: int, generator: torch.Generator) -> IntArray:

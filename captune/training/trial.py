@@ -25,8 +25,9 @@ from captune.seeding import torch_generator
 from captune.training.checkpoint import load_checkpoint, save_checkpoint
 from captune.training.context import Context, open_context
 from captune.training.evidence import POOL_PROBS, evidence_images
-from captune.training.loop import AlgorithmSpec, Loop, final_tensors, num_parameters, train_together, training_of
+from captune.training.loop import AlgorithmSpec, Loop, final_tensors, train_together
 from captune.training.memory import free_memory, is_out_of_memory, out_of_memory_explained
+from captune.training.parts import num_parameters, training_of
 from captune.training.scoring import gain_errors, judged_images, selection_scores
 
 # A checkpoint costs some ten milliseconds, a tenth of a short epoch on frozen features: those share one.
@@ -104,18 +105,7 @@ class TrainingTrial:
     @property
     def epoch(self) -> int:
         """Epochs trained so far."""
-        return self._loop.epoch
-
-    @property
-    def loop(self) -> Loop:
-        """What trains it.
-
-        Raises:
-            ValueError: several loops do, one behind another.
-        """
-        if not isinstance(self._loop, Loop):
-            raise ValueError("a trial of a pack must be trained by one loop")
-        return self._loop
+        return self.training.epoch
 
     @property
     def finished(self) -> bool:
@@ -132,11 +122,14 @@ class TrainingTrial:
 
     def _run_epoch(self) -> dict[str, Any]:
         started = time.perf_counter()
-        figures = self._loop.run_epoch()
-        return self._record_epoch(figures, time.perf_counter() - started)
+        loops = self.training.due
+        (figures,) = train_together([self.training])
+        if isinstance(figures, Exception):
+            raise figures
+        return self._record_epoch(figures, loops, time.perf_counter() - started)
 
-    def _record_epoch(self, figures: dict[str, float], seconds: float) -> dict[str, Any]:
-        """Score, write down and now and then save an epoch that took `seconds` to train."""
+    def _record_epoch(self, figures: dict[str, float], loops: Sequence[Loop], seconds: float) -> dict[str, Any]:
+        """Score, write down and now and then save an epoch that these loops took `seconds` to train."""
         started = time.perf_counter()
         scores = self._epoch_scores()
         seconds += time.perf_counter() - started
@@ -146,8 +139,7 @@ class TrainingTrial:
             "score": scores.get(self.criterion),
             "scores": scores,
             **figures,
-            "images": self.config.steps_per_epoch
-            * self.config.batch_size
+            "images": sum(loop.config.steps_per_epoch * loop.config.batch_size for loop in loops)
             * (3 if len(self.context.task.labelled.indices_N) else 2),
             "seconds": seconds,
         }
@@ -164,7 +156,7 @@ class TrainingTrial:
 
     def save(self) -> None:
         """Write the state from which the trial goes on."""
-        save_checkpoint(self.directory / RESUME, self._loop.state(), self._identity())
+        save_checkpoint(self.directory / RESUME, self.training.state(), self._identity())
         self._unsaved_seconds = 0.0
 
     def finish(self) -> dict[str, Any]:
@@ -226,7 +218,7 @@ class TrainingTrial:
 
     def _build(self) -> None:
         self._algorithm = self._algorithm_spec.build(self.context, self.config, self.seed)
-        self._loop = training_of(self._algorithm, self.config, self.num_epochs, recorded=self.context.recorded)
+        self.training = training_of(self._algorithm, self.config, self.num_epochs, recorded=self.context.recorded)
 
     def _within_memory(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if not self._in_micro_batches:
@@ -245,7 +237,7 @@ class TrainingTrial:
         at_once = self.config.micro_batch or self.config.batch_size
         self.config = self.config.with_values({"micro_batch": max(1, at_once // 4)})
         self._in_micro_batches = True
-        del self._algorithm, self._loop
+        del self._algorithm, self.training
         free_memory()
         with out_of_memory_explained():
             self._build()
@@ -309,7 +301,7 @@ class TrainingTrial:
                 where=path,
                 next_step="Give another --out, or remove this directory to start again.",
             )
-        self._loop.load_state(tensors)
+        self.training.load_state(tensors)
         rows = [json.loads(line) for line in _whole_lines(self.directory / EPOCHS)]
         kept = {row["epoch"]: json.dumps(row) + "\n" for row in rows if row["epoch"] <= self.epoch}
         atomic_write(self.directory / EPOCHS, "".join(kept.values()))
@@ -333,12 +325,13 @@ def run_epochs_together(trials: Sequence[TrainingTrial]) -> list[dict[str, Any] 
         RuntimeError: memory ran out, for all of them.
     """
     started = time.perf_counter()
-    figures = train_together([trial.loop for trial in trials])
+    due = [trial.training.due for trial in trials]
+    figures = train_together([trial.training for trial in trials])
     seconds = (time.perf_counter() - started) / len(trials)
     records: list[dict[str, Any] | Exception] = []
-    for trial, figure in zip(trials, figures, strict=True):
+    for trial, loops, figure in zip(trials, due, figures, strict=True):
         try:
-            records.append(figure if isinstance(figure, Exception) else trial._record_epoch(figure, seconds))
+            records.append(figure if isinstance(figure, Exception) else trial._record_epoch(figure, loops, seconds))
         except Exception as error:
             records.append(error)
     return records

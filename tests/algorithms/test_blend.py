@@ -1,7 +1,9 @@
-"""A blend: unlike methods trained one behind another, the mean of what they say, and what of it can be exported."""
+"""A blend: unlike methods trained side by side, the mean of what they say, and what of it can be exported."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from captune.config import TaskConfig
 from captune.equations.averaging import blend
 from captune.errors import ConfigError, UsageError
 from captune.records import Role
-from captune.records.layout import CHECKPOINT, PREDICTIONS
+from captune.records.layout import CHECKPOINT, EPOCHS, PREDICTIONS
+from captune.training import loop as loop_module
 from captune.training.checkpoint import load_checkpoint
 from captune.training.context import open_context
 from captune.training.ensemble import write_ensemble
+from captune.training.loop import Loop
 from captune.training.trial import TrainingTrial
 
 SMALL = {"tuning": "features", "epochs": 2, "steps_per_epoch": 3, "batch_size": 8}
@@ -51,7 +55,7 @@ def trained(directory: Path, method: str, seed: int = 0, **values: Any) -> Train
 
 def test_it_is_the_weighted_mean_of_its_members_each_trained_alone(tmp_path: Path) -> None:
     run = trained(tmp_path / "blend", "blend", members=MEMBERS)
-    assert run.num_epochs == 2 + 2 + 2
+    assert run.num_epochs == 2
     images = run.context.task.test
     balanced = trained(tmp_path / "balanced", "balanced")._algorithm.predict(images)
     caps = [trained(tmp_path / f"cap{s}", "cap", s, margin_scale=4.0)._algorithm.predict(images) for s in (3, 4)]
@@ -89,7 +93,40 @@ def test_it_is_a_studys_ensemble_to_the_last_image(tmp_path: Path) -> None:
     assert torch.equal(one["test_probs"], two["test_probs"])
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 3, 5])
+def test_members_train_in_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packs: list[list[str]] = []
+    taken = loop_module._take_steps_together
+
+    def noted(loops: Sequence[Loop]) -> torch.Tensor:
+        packs.append([type(loop.algorithm).__name__ for loop in loops])
+        return taken(loops)
+
+    monkeypatch.setattr(loop_module, "_take_steps_together", noted)
+    members = ["balanced", {"method": "cap", "seeds": [3, 4, 5]}, {"method": "cap", "settings": {"epochs": 3}}, "fpl"]
+    trained(tmp_path, "blend", members=members)
+    assert packs == [["Cap"] * 4, ["Fpl"]] * 2 + [["Cap"]]
+    rows = [json.loads(line) for line in (tmp_path / EPOCHS).read_text().splitlines()]
+    assert [row["images"] for row in rows] == [5 * 3 * 8 * 2, 5 * 3 * 8 * 2, 3 * 8 * 2]
+
+
+def test_what_began_one_member_behind_another_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    """An earlier captune trained a member to its end before it began the next."""
+    members = ["balanced", {"method": "cap", "seeds": [3, 4]}]
+    whole = trained(tmp_path / "whole", "blend", members=members)
+    begun = opened(tmp_path / "begun", "blend", members=members)
+    first = begun.training.due[0]
+    for _ in range(2):
+        first.run_epoch()
+    begun.save()
+    second = opened(tmp_path / "begun", "blend", members=members)
+    assert second.epoch == 0 and len(second.training.due) == 1
+    while not second.finished:
+        second.run_epoch()
+    images = whole.context.task.test
+    assert torch.equal(second._algorithm.predict(images), whole._algorithm.predict(images))
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2, 3])
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, interrupted_after: int) -> None:
     members = ["transclip", "fpl", {"method": "grip", "settings": {"num_iterations": 2}}]
     whole = trained(tmp_path / "whole", "blend", members=members)
@@ -103,7 +140,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, interrupted_af
     while not second.finished:
         second.run_epoch()
     second.finish()
-    assert whole.num_epochs == 6
+    assert whole.num_epochs == 4  # of grip; fpl has ended after two
     one, two = (load_checkpoint(tmp_path / name / CHECKPOINT)[0] for name in ("whole", "halves"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 

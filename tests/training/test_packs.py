@@ -141,7 +141,7 @@ def assert_alike(plain: Sequence[TrainingTrial], packed: Sequence[TrainingTrial]
     for first, second in zip(plain, packed, strict=True):
         for name, tensor in learned(first).items():
             torch.testing.assert_close(learned(second)[name], tensor, atol=1e-5, rtol=0.0)
-        states = first.loop.state(), second.loop.state()
+        states = first.training.state(), second.training.state()
         assert states[0].keys() == states[1].keys()
         for name in states[0]:
             exactly = "board" in name and "scores" not in name
@@ -230,8 +230,9 @@ def test_where_memory_runs_out_a_trial_goes_on_in_micro_batches_and_a_pack_is_gi
 )  # fmt: skip
 def test_odd_steps_are_left_to_autograd(tmp_path: Path, odd: dict[str, Any]) -> None:
     (trial,) = open_trials(tmp_path, "cap", [odd | {"epochs": 1, "steps_per_epoch": 1}])
-    trial.loop.start_epoch()
-    assert trial.loop.pack_key() is None
+    (loop,) = trial.training.due
+    loop.start_epoch()
+    assert loop.pack_key() is None
 
 
 def test_a_pack_needs_a_fraction_of_the_calls(tmp_path: Path) -> None:
@@ -249,8 +250,9 @@ def test_a_pack_needs_a_fraction_of_the_calls(tmp_path: Path) -> None:
         counts = []
         for steps in (2, 12):
             for trial in trials:
-                trial.loop.config = trial.loop.config.with_values({"steps_per_epoch": steps})
-                trial.loop.algorithm.config = trial.loop.config  # type: ignore[attr-defined]
+                (loop,) = trial.training.due
+                loop.config = loop.config.with_values({"steps_per_epoch": steps})
+                loop.algorithm.config = loop.config  # type: ignore[attr-defined]
             with Counted() as counted:
                 run_epochs_together(trials)
             counts.append(counted.calls)

@@ -1,0 +1,80 @@
+"""Seeds of one configuration trained side by side: each is what it is alone, and one that fails leaves the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from captune import adapting
+from captune.adapting import adapt_once, adapt_seeds
+from captune.algorithms import default_config
+from captune.config import TaskConfig, TrialConfig
+from captune.errors import TrainingFailed
+from captune.records.layout import CHECKPOINT, METRICS
+from captune.training import trial as trial_module
+from captune.training.trial import TrainingTrial
+
+SMALL = {"tuning": "features", "epochs": 2, "steps_per_epoch": 3, "batch_size": 8}
+DIGITS = TaskConfig.parse({"dataset": "digits", "paradigm": "ul"})
+
+
+def config(method: str, **values: Any) -> TrialConfig:
+    return default_config(method, DIGITS).with_values({**SMALL, **values})
+
+
+def places(directory: Path, *seeds: int) -> dict[int, Path]:
+    found = {seed: directory / f"seed{seed}" for seed in seeds}
+    for place in found.values():
+        adapting.check_out(place)
+    return found
+
+
+@pytest.mark.parametrize("method", ["cap", "blend"])
+def test_seeds_side_by_side_are_each_what_it_is_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    together: list[int] = []
+    zero_shots: list[Path] = []
+    run_together, zero_shot = trial_module.run_epochs_together, adapting._zero_shot
+
+    def noted(trials: Sequence[TrainingTrial]) -> list[dict[str, Any] | Exception]:
+        together.append(len(trials))
+        return run_together(trials)
+
+    def measured(task: TaskConfig, role: Any, work: Path, device: str) -> dict[str, Any]:
+        zero_shots.append(work)
+        return zero_shot(task, role, work, device)
+
+    monkeypatch.setattr(trial_module, "run_epochs_together", noted)
+    monkeypatch.setattr(adapting, "_zero_shot", measured)
+    reports = adapt_seeds(DIGITS, method, config(method), places(tmp_path / "pack", 3, 4, 5))
+    assert together == [3, 3] and len(zero_shots) == 1
+    assert [report["seed"] for report in reports] == [3, 4, 5]
+    for seed, place in places(tmp_path / "alone", 3, 4, 5).items():
+        alone = adapt_once(DIGITS, method, config(method), place, seed=seed)
+        written = tmp_path / "pack" / f"seed{seed}"
+        assert alone == json.loads((written / METRICS).read_text()) == next(r for r in reports if r["seed"] == seed)
+        assert (place / "predictions.csv").read_text() == (written / "predictions.csv").read_text()
+        first, second = (safetensors.torch.load_file(each / CHECKPOINT) for each in (place, written))
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+        assert not (written / ".trial").exists()
+
+
+def test_a_seed_that_fails_is_named_and_the_others_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = TrainingTrial._record_epoch
+
+    def failing(trial: TrainingTrial, *arguments: Any) -> dict[str, Any]:
+        if trial.seed == 1:
+            raise TrainingFailed("the loss must stay finite", got="nan", where="epoch 1 of 2")
+        return record(trial, *arguments)
+
+    monkeypatch.setattr(TrainingTrial, "_record_epoch", failing)
+    with pytest.raises(TrainingFailed, match=r"in seed 1, epoch 1 of 2"):
+        adapt_seeds(DIGITS, "cap", config("cap"), places(tmp_path, 0, 1, 2))
+    assert [(tmp_path / f"seed{seed}" / METRICS).exists() for seed in (0, 1, 2)] == [True, False, True]
