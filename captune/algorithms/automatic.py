@@ -1,7 +1,8 @@
 """`--method auto`: which methods one study tries, each with its own configuration. Imports no torch.
 
-The order is that in which they cover development tasks best (the exam's portfolio, analysis/measurements); zero-shot,
-balanced zero-shot, the two text-anchored mixtures and transclip are references of every study and cost next to nothing.
+The order is that in which they cover development tasks best beside the references of every study, which are therefore
+none of them: zero-shot, balanced zero-shot, the two text-anchored mixtures and transclip (the exam's portfolio,
+analysis/measurements/advice_portfolio.csv).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from captune.data.roles import has_labels
 from captune.errors import ConfigError, did_you_mean
 
 AUTO = "auto"
-PORTFOLIO = ("grip", "transclip", "cap_mixture", "cap")
+PORTFOLIO = ("grip", "cap_mixture", "cap")
 LABELLED = ("probe",)
 """Tried too where some images are labelled."""
 _EPOCHS, _STEPS, _ROUNDS, _ROUND_EPOCHS = 10, 20, 5, 4

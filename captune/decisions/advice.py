@@ -10,22 +10,24 @@ All candidates predict the same unlabelled images, so they are compared on all o
 4. advise: the blend where it is expected to gain enough at a small enough risk, else zero-shot; neither where the
    backbone does not know the classes (`advise`).
 
-No label is read. What was learned from development data stands in `captune.decisions.learned`.
+No label is read but those for selection, where a task has them. What was learned from development data stands in
+`captune.decisions.learned`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from captune.decisions.evidence import Evidence, effective_classes
-from captune.decisions.learned import GAIN_MODEL, SCORE_MODEL
+from captune.decisions.evidence import Evidence, Validation, effective_classes
+from captune.decisions.learned import GAIN_MODEL, LABELLED_GAIN_MODEL, LABELLED_SCORE_MODEL, SCORE_MODEL
 from captune.decisions.learning import GainModel, ScoreModel
 from captune.decisions.neighbours import neighbour_consistency
-from captune.decisions.scores import blend_weights, candidate_scores
+from captune.decisions.scores import Scorer, blend_weights
 from captune.records import BALANCED, ZERO_SHOT
 
 BLEND = "blend"
@@ -33,6 +35,7 @@ LEAST_GAIN = 1.0
 """Points that a blend must be expected to gain: below, the costs of a mistake outweigh it."""
 MOST_RISK = 0.3
 """Most chance of being worse than zero-shot that is still advised."""
+_VALIDATION_IMAGES = 50
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Advice:
         knows: whether the backbone knows the classes.
         considered: what the best blend is expected to gain, advised or not.
         blend: the shares of that blend.
+        blend_score: its own label-free score.
     """
 
     weights: dict[str, float]
@@ -72,6 +76,7 @@ class Advice:
     knows: bool = True
     considered: Expectation | None = None
     blend: dict[str, float] = field(default_factory=dict)
+    blend_score: float = 0.0
 
     @property
     def name(self) -> str:
@@ -104,17 +109,23 @@ def blend(probs: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     return torch.stack([weight * probs[name].float() for name, weight in weights.items()]).sum(0)
 
 
-def gain_facts(evidence: Evidence, probs_NK: Tensor) -> dict[str, float]:
+def gain_facts(evidence: Evidence, probs_NK: Tensor, validation_VK: Tensor | None = None) -> dict[str, float]:
     """Facts that the gain of a prediction over zero-shot follows from, each a mean over all images, in points.
 
     Where the prediction and zero-shot agree there is nothing to gain; all facts are zero of zero-shot itself.
+
+    Args:
+        evidence: what is known of the pool.
+        probs_NK: the prediction.
+        validation_VK: of the same model on the validation images, where there are any.
 
     Returns:
         `neighbours`: its agreement with the nearest images less zero-shot's; `balanced`: the same of the agreement with
         balanced zero-shot; `support`: on images where they differ, the share of nearest images predicted as it says
         less that predicted as zero-shot says; `votes`: the same share of the other candidates; `moved`: total variation
         between their class shares; `differ_few`: images that differ × the share of classes that seem absent;
-        `differ_sure`: images that differ × zero-shot's mean confidence.
+        `differ_sure`: images that differ × zero-shot's mean confidence; `validation`: the gain on the V validation
+        images × V / (V + 50), for of few images half is chance; 0 without any.
     """
     zero_NK = evidence.probs[ZERO_SHOT].float()
     zero_N, predicted_N = zero_NK.argmax(-1), probs_NK.argmax(-1)
@@ -144,19 +155,46 @@ def gain_facts(evidence: Evidence, probs_NK: Tensor) -> dict[str, float]:
         "moved": 0.5 * float((shares_K - zero_K).abs().sum()),
         "differ_few": differ * (1 - effective_classes(zero_NK) / num_classes),
         "differ_sure": differ * float(zero_NK.max(-1).values.mean()),
+        "validation": _validation_gain(evidence.validation, validation_VK),
     }
     return {name: 100 * value for name, value in facts.items()}
 
 
-def expected_gain(facts: Mapping[str, float], differ: float, model: GainModel = GAIN_MODEL) -> Expectation:
+def _validation_gain(labelled: Validation | None, probs_VK: Tensor | None) -> float:
+    if labelled is None or probs_VK is None or not len(labelled.labels_V):
+        return 0.0
+    gain = labelled.accuracy(probs_VK) - labelled.accuracy(labelled.probs[ZERO_SHOT])
+    count = len(labelled.labels_V)
+    return 0.0 if math.isnan(gain) else gain * count / (count + _VALIDATION_IMAGES)
+
+
+def largest_gain(evidence: Evidence, probs_NK: Tensor, validation_VK: Tensor | None = None) -> float:
+    """What a prediction can gain or lose against zero-shot at most, as a fraction; arguments as of `gain_facts`.
+
+    The share of images on which the two differ, of the unlabelled or the validation images, whichever is larger; a
+    harmonic mean (trzsl) moves by up to twice as much as one of its parts.
+    """
+    differ = [_differ(evidence.probs[ZERO_SHOT], probs_NK)]
+    labelled = evidence.validation
+    if labelled is None or validation_VK is None or not len(labelled.labels_V):
+        return differ[0]
+    differ.append(_differ(labelled.probs[ZERO_SHOT], validation_VK))
+    return min(1.0, max(differ) * (2 if labelled.unseen_K.any() else 1))
+
+
+def _differ(first_NK: Tensor, second_NK: Tensor) -> float:
+    return float((first_NK.argmax(-1) != second_NK.argmax(-1)).float().mean())
+
+
+def expected_gain(facts: Mapping[str, float], largest: float, model: GainModel = GAIN_MODEL) -> Expectation:
     """The gain over zero-shot that the learned model expects, with its errors on unseen datasets.
 
     Args:
         facts: `gain_facts` of the prediction.
-        differ: share of the images on which it differs from zero-shot: no gain or loss can be larger.
+        largest: the fraction that no gain or loss can exceed (`largest_gain`).
         model: what was learned.
     """
-    most = 100 * differ
+    most = 100 * largest
     gain = min(most, max(-most, sum(model.coefficients[name] * facts[name] for name in model.coefficients)))
     scale = model.error_base + model.error_slope * most
     errors = torch.tensor(model.errors, dtype=torch.float64)
@@ -166,25 +204,38 @@ def expected_gain(facts: Mapping[str, float], differ: float, model: GainModel = 
     return Expectation(gain, max(low, -most), min(high, most), risk if most > 0 else 0.0)
 
 
-def advise(evidence: Evidence, model: GainModel = GAIN_MODEL, scoring: ScoreModel = SCORE_MODEL) -> Advice:
+def models_for(evidence: Evidence) -> tuple[ScoreModel, GainModel]:
+    """What was learned for such evidence: of worlds with labels for selection, or of those without."""
+    if evidence.validation is None:
+        return SCORE_MODEL, GAIN_MODEL
+    return LABELLED_SCORE_MODEL, LABELLED_GAIN_MODEL
+
+
+def advise(evidence: Evidence, model: GainModel | None = None, scoring: ScoreModel | None = None) -> Advice:
     """The advice for a pool of images.
 
     Args:
         evidence: predictions of all candidates.
-        model: what was learned of gains on development data.
-        scoring: what was learned of scores.
+        model: what was learned of gains on development data; default: as `models_for`.
+        scoring: what was learned of scores, likewise.
     """
-    scores = candidate_scores(evidence, scoring)
+    learned = models_for(evidence)
+    model, scoring = model or learned[1], scoring or learned[0]
+    scorer = Scorer(evidence, scoring)
+    scores = scorer.candidates()
     weights = blend_weights(scores, evidence.families)
+    blended_NK = blend(evidence.probs, weights)
+    validation_VK = None if evidence.validation is None else blend(evidence.validation.probs, weights)
+    score = scorer.score(blended_NK, validation_VK)
     nothing = Expectation(0.0, 0.0, 0.0, 0.0)
     seen, confidence = evidence.knowledge, float(evidence.probs[ZERO_SHOT].float().max(-1).values.mean())
     if seen is not None and not seen.known(confidence):
-        return Advice({ZERO_SHOT: 1.0}, nothing, scores, seen.evidence, knows=False, blend=weights)
-    blended_NK = blend(evidence.probs, weights)
-    differ = float((blended_NK.argmax(-1) != evidence.probs[ZERO_SHOT].argmax(-1)).float().mean())
-    expectation = expected_gain(gain_facts(evidence, blended_NK), differ, model)
-    kept = Advice({ZERO_SHOT: 1.0}, nothing, scores, "", considered=expectation, blend=weights)
-    if differ == 0:
+        unknown = Advice({ZERO_SHOT: 1.0}, nothing, scores, seen.evidence, knows=False)
+        return replace(unknown, blend=weights, blend_score=score)
+    largest = largest_gain(evidence, blended_NK, validation_VK)
+    expectation = expected_gain(gain_facts(evidence, blended_NK, validation_VK), largest, model)
+    kept = Advice({ZERO_SHOT: 1.0}, nothing, scores, "", considered=expectation, blend=weights, blend_score=score)
+    if largest == 0:
         return replace(kept, reason="the best ensemble of all methods predicts the same", considered=nothing)
     if expectation.gain < LEAST_GAIN or expectation.risk > MOST_RISK:
         reason = (
@@ -192,4 +243,4 @@ def advise(evidence: Evidence, model: GainModel = GAIN_MODEL, scoring: ScoreMode
             f"{expectation.high:+.1f}), with a chance of {100 * expectation.risk:.0f} % to be worse"
         )
         return replace(kept, reason=reason)
-    return Advice(weights, expectation, scores, "expected to gain", considered=expectation, blend=weights)
+    return replace(kept, weights=weights, expectation=expectation, reason="expected to gain")

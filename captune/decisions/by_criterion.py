@@ -1,8 +1,7 @@
 """The choice by a criterion: the best configuration, and whether to use it, from selection scores alone.
 
-Most studies choose from the predictions themselves (`captune.decisions.by_predictions`). This rule is for those that
-cannot: where labels that the search may see measure what is wanted (ssl, trzsl), where sealed labels choose (oracle,
-research only), and for studies of older captunes that stored no predictions.
+Studies choose from the predictions themselves (`captune.decisions.by_predictions`). This rule is for those that cannot:
+where sealed labels choose (oracle, research only), and studies of older captunes that stored no predictions.
 """
 
 from __future__ import annotations

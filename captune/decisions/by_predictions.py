@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from captune.decisions.advice import Advice, advise, blend
+from captune.decisions.advice import Advice, advise, models_for
 from captune.decisions.candidates import advised_config, candidate_trials, needs_ensemble
 from captune.decisions.choice import Advice as Words
 from captune.decisions.choice import Candidate, Choice
 from captune.decisions.evidence import Evidence
-from captune.decisions.learned import GAIN_MODEL
 from captune.decisions.presence import absent_in, absent_sentence
-from captune.decisions.scores import candidate_scores
 from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, TRANSCLIP, ZERO_SHOT, StudyRecord, Trial
 
 _WORDS: dict[str, Words] = {
@@ -46,12 +44,12 @@ def choose_by_predictions(study: StudyRecord, evidence: Evidence, class_names: S
         config_id=None if best is None else trials[best][0].config_id,
         config={} if best is None else trials[best][0].config,
         reason=_with_absent(_reason(study, said, evidence, labels), evidence, class_names),
-        candidates=_candidates(said, evidence, shares, trials),
+        candidates=_candidates(said, shares, trials),
         sentence=said.say(labels),
         weights=shares,
         expected={} if considered is None else {key: round(value, 4) for key, value in vars(considered).items()},
         advised=advised_config(study, shares if name == ENSEMBLE else {name: 1.0}),
-        learned_from=GAIN_MODEL.seen,
+        learned_from=models_for(evidence)[1].seen,
     )
 
 
@@ -74,12 +72,19 @@ def _label(study: StudyRecord, name: str, group: Sequence[Trial]) -> str:
 
 def _reason(study: StudyRecord, said: Advice, evidence: Evidence, labels: dict[str, str]) -> str:
     num_images = len(evidence.neighbours_Nk)
+    learned, labelled = models_for(evidence)[1], evidence.validation
     ranked = sorted(said.scores, key=lambda name: -said.scores[name])
     scores = ", ".join(f"{labels.get(name, name)} {said.scores[name]:+.1f}" for name in ranked)
+    if labelled is None:
+        compared = (
+            f"their predictions on {num_images} unlabelled images (agreement with the nearest images and with balanced "
+            "zero-shot, classes merged; against zero-shot)"
+        )
+    else:
+        compared = f"accuracy on {len(labelled.labels_V)} validation images (against zero-shot, 1.0 is 5 points)"
     return (
-        f"Compared by their predictions on {num_images} unlabelled images (agreement with the nearest images and with "
-        f"balanced zero-shot, classes merged; against zero-shot): {scores}. What the ensemble gains is expected from "
-        f"{GAIN_MODEL.worlds} development tasks made of {', '.join(GAIN_MODEL.seen)}"
+        f"Compared by {compared}: {scores}. What the ensemble gains is expected from {learned.worlds} development "
+        f"tasks made of {', '.join(learned.seen)}"
     )
 
 
@@ -88,14 +93,10 @@ def _with_absent(reason: str, evidence: Evidence, class_names: Sequence[str]) ->
     return reason if absent is None else f"{reason}. {absent}"
 
 
-def _candidates(
-    said: Advice, evidence: Evidence, shares: dict[str, float], trials: dict[str, list[Trial]]
-) -> tuple[Candidate, ...]:
+def _candidates(said: Advice, shares: dict[str, float], trials: dict[str, list[Trial]]) -> tuple[Candidate, ...]:
     listed = [
         Candidate(name, group[0].config_id, said.scores[name], None, len(group)) for name, group in trials.items()
     ]
     if needs_ensemble(shares, trials):
-        probs = {name: evidence.probs[name] for name in (ZERO_SHOT, BALANCED)}
-        both = Evidence({**probs, ENSEMBLE: blend(evidence.probs, shares)}, evidence.neighbours_Nk)
-        listed.append(Candidate(ENSEMBLE, None, candidate_scores(both)[ENSEMBLE], None, 1))
+        listed.append(Candidate(ENSEMBLE, None, said.blend_score, None, 1))
     return tuple(listed)

@@ -18,12 +18,8 @@ _BUDGET = ("tuning", "epochs", "steps_per_epoch", "batch_size")
 
 
 def by_criterion(study: StudyRecord) -> bool:
-    """Whether the study's criterion chooses, and not the predictions: it sees labels of what is wanted.
-
-    In trzsl the pool holds the unseen classes only, and says nothing of how the seen ones fare. In ssl what the labels
-    teach is more than the rule has ever seen.
-    """
-    return study.paradigm in ("ssl", "trzsl") or study.select_by == ORACLE
+    """Whether the study's criterion chooses, and not the predictions: where it sees the sealed labels."""
+    return study.select_by == ORACLE
 
 
 def candidate_trials(study: StudyRecord) -> dict[str, list[Trial]]:

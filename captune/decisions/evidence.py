@@ -1,4 +1,7 @@
-"""What a decision may know of a pool: predictions, which images are alike, what random texts would say. No label."""
+"""What a decision may know of a pool: predictions, which images are alike, what random texts would say.
+
+No label of the pool or of the test; where the task gives labels for selection (ssl, trzsl), those.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,44 @@ import torch
 from torch import Tensor
 
 from captune.decisions.neighbours import neighbour_consistency
+from captune.metrics import harmonic_mean
 from captune.records import BALANCED, ZERO_SHOT
 
 NUM_NEIGHBOURS = 10
 _CROWDED, _NO_LEAD, _UNSURE = 0.8, 0.1, 0.5
 """When a backbone is said not to know the classes (`Knowledge.known`)."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Images whose labels a choice may see and nothing was trained on, and what candidates predict of them.
+
+    Attributes:
+        probs: candidate → probabilities (V, K).
+        labels_V: their labels.
+        unseen_K: classes that stand for the unseen ones of trzsl; none in ssl.
+    """
+
+    probs: Mapping[str, Tensor]
+    labels_V: Tensor
+    unseen_K: Tensor
+
+    def accuracy(self, probs_VK: Tensor) -> float:
+        """Share of them that is predicted as labelled; with unseen classes as `validation_accuracy` says."""
+        return validation_accuracy(probs_VK.argmax(-1), self.labels_V, self.unseen_K)
+
+
+def validation_accuracy(predicted_V: Tensor, labels_V: Tensor, unseen_K: Tensor) -> float:
+    """Accuracy, or with unseen classes the harmonic mean of the accuracies on seen and on unseen ones.
+
+    NaN where one of the two has no image.
+    """
+    correct_V, unseen_V = predicted_V == labels_V, unseen_K[labels_V]
+    if not unseen_K.any():
+        return float(correct_V.double().mean())
+    if unseen_V.all() or not unseen_V.any():
+        return float("nan")
+    return harmonic_mean(float(correct_V[~unseen_V].double().mean()), float(correct_V[unseen_V].double().mean()))
 
 
 @dataclass(frozen=True)
@@ -26,12 +62,14 @@ class Evidence:
         knowledge: what random texts would do on the same images, where that was measured.
         families: candidate → its method; candidates of one method share its weight and its vote. One that is not named
             is a family of its own.
+        validation: what labels for selection say of the same candidates, where the task has them.
     """
 
     probs: Mapping[str, Tensor]
     neighbours_Nk: Tensor
     knowledge: Knowledge | None = None
     families: Mapping[str, str] = field(default_factory=dict)
+    validation: Validation | None = None
 
     def __post_init__(self) -> None:
         missing = {ZERO_SHOT, BALANCED} - set(self.probs)

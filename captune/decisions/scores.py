@@ -1,11 +1,14 @@
 """The score of a candidate from predictions alone, and its weight in the ensemble.
 
-Candidates are scored on the same unlabelled images by three facts, weighed by what development data taught:
+Candidates are scored on the same unlabelled images by these facts, weighed by what development data taught:
 
 1. agreement with the nearest images, chance-corrected, as log-odds: from .80 to .90 tells as much as from .30 to .50;
 2. agreement with balanced zero-shot, which weighs more where balanced and plain zero-shot agree with one another, and
    less the more images a class has: many images outweigh the texts, few do not;
 3. how many classes it predicts: merging classes raises the agreement with the nearest images, whatever is true.
+
+Where the task has labels for selection (ssl, trzsl), the accuracy on them is the score: they are few, but of what is
+wanted, and the mean over what they prefer forgives their noise.
 
 Agreement as a plain share let balanced zero-shot hold back what is far better on weak backbones
 (analysis/measurements/advice_exam.md).
@@ -15,8 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from captune.decisions.evidence import Evidence, effective_classes
 from captune.decisions.learned import SCORE_MODEL
@@ -35,40 +41,79 @@ def agreement_log_odds(consistency: float) -> float:
     return math.log((max(consistency, 0.0) + _SMOOTHING) / (1 + _SMOOTHING - consistency))
 
 
-def score_facts(evidence: Evidence, *, most_images_a_class: float = math.inf) -> dict[str, dict[str, float]]:
-    """Candidate → the facts its score is a weighted sum of.
+@dataclass(frozen=True)
+class Scorer:
+    """Scores any predictions on a pool, candidates' and those of their ensemble, by one model.
 
-    Returns:
-        `agreement`: `agreement_log_odds` of the agreement with the nearest images; `classes`: log of the share of
-        classes that it effectively predicts; `balanced`: share of images predicted as balanced zero-shot does;
-        `balanced_trusted`: that × the share on which balanced and plain zero-shot agree; `balanced_images`: that × log
-        of the unlabelled images a class (at most `most_images_a_class`).
+    Attributes:
+        evidence: what is known of the pool.
+        model: what was learned of scores.
     """
-    predicted = {name: probs_NK.argmax(-1) for name, probs_NK in evidence.probs.items()}
-    balanced_N, num_classes = predicted[BALANCED], evidence.num_classes
-    trusted = float((balanced_N == predicted[ZERO_SHOT]).float().mean())
-    images = math.log(min(len(balanced_N) / num_classes, most_images_a_class))
-    facts = {}
-    for name, predicted_N in predicted.items():
-        balanced = float((predicted_N == balanced_N).float().mean())
+
+    evidence: Evidence
+    model: ScoreModel = SCORE_MODEL
+
+    @cached_property
+    def _balanced_N(self) -> Tensor:
+        return self.evidence.probs[BALANCED].argmax(-1)
+
+    @cached_property
+    def _trusted(self) -> float:
+        """Share of images on which balanced and plain zero-shot agree."""
+        return float((self._balanced_N == self.evidence.probs[ZERO_SHOT].argmax(-1)).float().mean())
+
+    def facts(self, probs_NK: Tensor, validation_VK: Tensor | None) -> dict[str, float]:
+        """What a score is a weighted sum of.
+
+        Args:
+            probs_NK: predictions on the unlabelled images.
+            validation_VK: those of the same model on the validation images, where there are any.
+
+        Returns:
+            `agreement`: `agreement_log_odds` of the agreement with the nearest images; `classes`: log of the share of
+            classes that it effectively predicts; `balanced`: share of images predicted as balanced zero-shot does;
+            `balanced_trusted`: that × the share on which balanced and plain zero-shot agree; `balanced_images`: that ×
+            log of the unlabelled images a class (at most as many as the model has seen); `validation`: accuracy on the
+            validation images; 0 without any.
+        """
+        predicted_N, num_classes = probs_NK.argmax(-1), self.evidence.num_classes
+        neighbours_Nk = self.evidence.neighbours_Nk
+        balanced = float((predicted_N == self._balanced_N).float().mean())
         classes = effective_classes(torch.nn.functional.one_hot(predicted_N, num_classes))
-        facts[name] = {
-            "agreement": agreement_log_odds(neighbour_consistency(predicted_N, evidence.neighbours_Nk, num_classes)),
+        images = math.log(min(len(predicted_N) / num_classes, self.model.images_a_class))
+        return {
+            "agreement": agreement_log_odds(neighbour_consistency(predicted_N, neighbours_Nk, num_classes)),
             "classes": math.log(classes / num_classes),
             "balanced": balanced,
-            "balanced_trusted": balanced * trusted,
+            "balanced_trusted": balanced * self._trusted,
             "balanced_images": balanced * images,
+            "validation": self._validation(validation_VK),
         }
-    return facts
 
+    def _validation(self, probs_VK: Tensor | None) -> float:
+        labelled = self.evidence.validation
+        if labelled is None or probs_VK is None or not len(labelled.labels_V):
+            return 0.0
+        accuracy = labelled.accuracy(probs_VK)
+        return 0.0 if math.isnan(accuracy) else accuracy
 
-def candidate_scores(evidence: Evidence, model: ScoreModel = SCORE_MODEL) -> dict[str, float]:
-    """Candidate → its score, zero-shot's taken off: one unit is a factor of e in the ensemble."""
-    facts = score_facts(evidence, most_images_a_class=model.images_a_class)
-    whole = {
-        name: sum(model.coefficients[fact] * own[fact] for fact in model.coefficients) for name, own in facts.items()
-    }
-    return {name: score - whole[ZERO_SHOT] for name, score in whole.items()}
+    @cached_property
+    def candidate_facts(self) -> dict[str, dict[str, float]]:
+        """Candidate → its facts."""
+        validation = {} if self.evidence.validation is None else self.evidence.validation.probs
+        return {name: self.facts(probs_NK, validation.get(name)) for name, probs_NK in self.evidence.probs.items()}
+
+    def candidates(self) -> dict[str, float]:
+        """Candidate → its score, zero-shot's taken off: one unit is a factor of e in the ensemble."""
+        return {name: self._against_zero_shot(facts) for name, facts in self.candidate_facts.items()}
+
+    def score(self, probs_NK: Tensor, validation_VK: Tensor | None = None) -> float:
+        """The same of any predictions; arguments as of `facts`."""
+        return self._against_zero_shot(self.facts(probs_NK, validation_VK))
+
+    def _against_zero_shot(self, facts: Mapping[str, float]) -> float:
+        zero = self.candidate_facts[ZERO_SHOT]
+        return sum(weight * (facts[fact] - zero[fact]) for fact, weight in self.model.coefficients.items())
 
 
 def blend_weights(scores: Mapping[str, float], families: Mapping[str, str] | None = None) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What the advice may know of a cell: the stored predictions of its candidates, and which images are alike.
 
 Every score trial stores its probabilities on the same unlabelled images, so candidates are compared on all of them and
-in pairs. No label is read.
+in pairs; and on the validation images, whose labels are for selection (ssl, trzsl). No other label is read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captune.config import TaskConfig
 from captune.data.paradigms import IntArray, Task
-from captune.decisions.evidence import NUM_NEIGHBOURS, Evidence, Knowledge, measure_knowledge
+from captune.decisions.evidence import NUM_NEIGHBOURS, Evidence, Knowledge, Validation, measure_knowledge
 from captune.decisions.neighbours import nearest_images
 from captune.records import BALANCED, ZERO_SHOT, Role
 from captune.records.layout import PREDICTIONS
@@ -25,7 +25,7 @@ from captune.training.context import Context, open_context
 
 MOST_IMAGES = 4000
 """Of a larger pool a seeded part: enough for the scores, and small files."""
-POOL_PROBS, HOLDOUT_PROBS = "pool_probs", "holdout_probs"
+POOL_PROBS, HOLDOUT_PROBS, VALIDATION_PROBS = "pool_probs", "holdout_probs", "validation_probs"
 
 
 def evidence_images(task: Task) -> IntArray:
@@ -57,8 +57,19 @@ def pool_evidence(
         probs = {candidate: _mean(paths, name, shape) for candidate, paths in candidates.items()}
         known = {candidate: mean for candidate, mean in probs.items() if mean is not None}
         if len(images) > 1 and len(known) == len(candidates) and {ZERO_SHOT, BALANCED} <= known.keys():
-            return _evidence(context, images, known, methods)
+            return _evidence(context, images, known, methods, _validation(context, candidates))
     return None
+
+
+def _validation(context: Context, candidates: Mapping[str, Sequence[Path]]) -> Validation | None:
+    """What candidates predict of the validation images; None where there are none, or a trial stored none."""
+    task = context.task
+    shape = (len(task.validation), task.num_classes)
+    probs = {candidate: _mean(paths, VALIDATION_PROBS, shape) for candidate, paths in candidates.items()}
+    known = {candidate: mean for candidate, mean in probs.items() if mean is not None}
+    if not len(task.validation) or len(known) < len(candidates):
+        return None
+    return Validation(known, torch.tensor(task.validation.labels_N), torch.tensor(task.pseudo_unseen_K))
 
 
 def _mean(paths: Sequence[Path], name: str, shape: tuple[int, int]) -> Tensor | None:
@@ -68,12 +79,18 @@ def _mean(paths: Sequence[Path], name: str, shape: tuple[int, int]) -> Tensor | 
     return torch.stack(found).mean(0) if found and len(found) == len(paths) else None
 
 
-def _evidence(context: Context, images: IntArray, probs: dict[str, Tensor], methods: Mapping[str, str]) -> Evidence:
+def _evidence(
+    context: Context,
+    images: IntArray,
+    probs: dict[str, Tensor],
+    methods: Mapping[str, str],
+    validation: Validation | None,
+) -> Evidence:
     features_ND = context.image_features_MD[torch.tensor(images, device=context.device)]
     neighbours_Nk = nearest_images(features_ND, NUM_NEIGHBOURS)
     knowledge = knowledge_of(context, features_ND, neighbours_Nk)
     families = {candidate: methods.get(candidate, candidate) for candidate in probs}
-    return Evidence(probs, neighbours_Nk.cpu(), knowledge, families)
+    return Evidence(probs, neighbours_Nk.cpu(), knowledge, families, validation)
 
 
 def knowledge_of(context: Context, features_ND: Tensor, neighbours_Nk: Tensor) -> Knowledge | None:

@@ -17,9 +17,9 @@ from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from captune.data.paradigms import Task
+from captune.decisions.evidence import validation_accuracy
 from captune.decisions.neighbours import nearest_images, neighbour_consistency
 from captune.equations.prior import half_sinkhorn
-from captune.metrics import harmonic_mean
 
 NUM_NEIGHBOURS = 5
 
@@ -52,13 +52,7 @@ class Reference:
 
 def validation_score(predicted_N: Tensor, labels_N: Tensor, task: Task) -> float:
     """Accuracy, or with pseudo-unseen classes the harmonic mean of accuracy on seen and pseudo-unseen classes."""
-    correct_N = (predicted_N == labels_N).cpu().numpy()
-    unseen_N = task.pseudo_unseen_K[labels_N.cpu().numpy()]
-    if not task.pseudo_unseen_K.any():
-        return float(correct_N.mean())
-    if unseen_N.all() or not unseen_N.any():
-        return float("nan")
-    return harmonic_mean(float(correct_N[~unseen_N].mean()), float(correct_N[unseen_N].mean()))
+    return validation_accuracy(predicted_N.cpu(), labels_N.cpu(), torch.tensor(task.pseudo_unseen_K))
 
 
 def label_free_scores(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from captune.decisions import advice
-from captune.decisions.evidence import Evidence, Knowledge, measure_knowledge
-from captune.decisions.learned import GAIN_MODEL
+from captune.decisions.evidence import Evidence, Knowledge, Validation, measure_knowledge
+from captune.decisions.learned import GAIN_MODEL, LABELLED_GAIN_MODEL
 from captune.decisions.learning import GainModel
 
 NUM_CLASSES, WIDTH = 6, 16
@@ -53,8 +53,12 @@ def test_a_prediction_equal_to_zero_shot_has_no_facts_and_no_risk() -> None:
 
 def test_the_learned_facts_are_those_that_are_computed() -> None:
     _, _, evidence = pool()
-    assert set(GAIN_MODEL.coefficients) <= set(advice.gain_facts(evidence, evidence.probs["good"]))
-    assert list(GAIN_MODEL.errors) == sorted(GAIN_MODEL.errors)
+    computed = set(advice.gain_facts(evidence, evidence.probs["good"]))
+    assert (
+        set(GAIN_MODEL.coefficients) == computed - {"validation"} and set(LABELLED_GAIN_MODEL.coefficients) == computed
+    )
+    for model in (GAIN_MODEL, LABELLED_GAIN_MODEL):
+        assert list(model.errors) == sorted(model.errors)
 
 
 def test_no_gain_is_larger_than_what_differs_and_a_larger_gain_is_less_risky() -> None:
@@ -64,6 +68,25 @@ def test_no_gain_is_larger_than_what_differs_and_a_larger_gain_is_less_risky() -
         assert -10 <= seen.low <= seen.gain <= seen.high <= 10
         risks.append(seen.risk)
     assert risks == sorted(risks, reverse=True) and 0 < risks[-1] < 0.5 < risks[0] < 1
+
+
+def test_labels_for_selection_tell_of_gains_and_a_harmonic_mean_moves_twice_as_far() -> None:
+    _, labels_N, evidence = pool()
+    shown = torch.arange(50)
+    seen_K, half_K = torch.zeros(NUM_CLASSES, dtype=torch.bool), torch.arange(NUM_CLASSES) < 3
+    probs = {name: probs_NK[shown] for name, probs_NK in evidence.probs.items()}
+    good_NK, good_VK = evidence.probs["good"], probs["good"]
+    labelled = replace(evidence, validation=Validation(probs, labels_N[shown], seen_K))
+    right = [float((probs[name].argmax(-1) == labels_N[shown]).double().mean()) for name in ("good", "zero_shot")]
+    # Fifty images: half of what they say.
+    assert advice.gain_facts(labelled, good_NK, good_VK)["validation"] == pytest.approx(50 * (right[0] - right[1]))
+    assert advice.gain_facts(evidence, good_NK)["validation"] == 0
+    differ = [float((a.argmax(-1) != b.argmax(-1)).float().mean())
+              for a, b in ((good_NK, evidence.probs["zero_shot"]), (good_VK, probs["zero_shot"]))]  # fmt: skip
+    assert advice.largest_gain(evidence, good_NK) == pytest.approx(differ[0])
+    assert advice.largest_gain(labelled, good_NK, good_VK) == pytest.approx(max(differ))
+    unseen = replace(evidence, validation=Validation(probs, labels_N[shown], half_K))
+    assert advice.largest_gain(unseen, good_NK, good_VK) == pytest.approx(2 * max(differ))
 
 
 def test_a_better_blend_is_advised_and_is_better() -> None:

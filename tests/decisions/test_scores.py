@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from captune.decisions.evidence import Evidence
-from captune.decisions.learned import SCORE_MODEL
+from captune.decisions.evidence import Evidence, Validation, validation_accuracy
+from captune.decisions.learned import LABELLED_SCORE_MODEL, SCORE_MODEL
 from captune.decisions.learning import ScoreModel
-from captune.decisions.scores import agreement_log_odds, blend_weights, candidate_scores, score_facts
+from captune.decisions.scores import Scorer, agreement_log_odds, blend_weights
 
 # Two classes, each with its own circle of neighbours: 0-1-2 and 3-4-5.
+NOTHING = ScoreModel({}, math.inf)
 NEIGHBOURS_NK = torch.tensor([[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]])
 
 
@@ -30,7 +31,7 @@ def six_images() -> Evidence:
 
 
 def test_the_facts_of_six_images_by_hand() -> None:
-    facts = score_facts(six_images())
+    facts = Scorer(six_images(), NOTHING).candidate_facts
     assert set(facts) == {"zero_shot", "balanced", "merged"}
     # All neighbours agree: chance-corrected 1, log(1.1 / 0.1). Two classes of three images: all classes are predicted.
     assert facts["balanced"] == pytest.approx(
@@ -41,6 +42,7 @@ def test_the_facts_of_six_images_by_hand() -> None:
             # Balanced and zero-shot agree on five of six images; there are three images a class.
             "balanced_trusted": 5 / 6,
             "balanced_images": math.log(3),
+            "validation": 0.0,
         },
         abs=1e-6,
     )
@@ -60,28 +62,45 @@ def test_agreement_tells_more_near_one_than_in_the_middle_and_is_finite_everywhe
 
 
 def test_more_images_a_class_than_were_learned_from_count_as_so_many() -> None:
-    facts = score_facts(six_images(), most_images_a_class=2.0)
+    facts = Scorer(six_images(), ScoreModel({}, 2.0)).candidate_facts
     assert facts["balanced"]["balanced_images"] == pytest.approx(math.log(2))
 
 
 def test_a_score_is_the_weighted_sum_of_its_facts_less_zero_shots() -> None:
     evidence = six_images()
-    facts = score_facts(evidence)
-    scores = candidate_scores(evidence, ScoreModel({"agreement": 2.0, "balanced": 3.0}, 100.0))
+    facts = Scorer(evidence, NOTHING).candidate_facts
+    scorer = Scorer(evidence, ScoreModel({"agreement": 2.0, "balanced": 3.0}, 100.0))
+    scores = scorer.candidates()
     gained = {fact: facts["balanced"][fact] - facts["zero_shot"][fact] for fact in ("agreement", "balanced")}
     assert scores["balanced"] == pytest.approx(2 * gained["agreement"] + 3 * gained["balanced"])
-    assert scores["zero_shot"] == 0
+    assert scores["zero_shot"] == 0 and scorer.score(evidence.probs["balanced"]) == scores["balanced"]
+
+
+def test_labels_for_selection_count_by_accuracy_and_harmonically_over_unseen_classes() -> None:
+    evidence = six_images()
+    right, wrong = says(0, 0, 1, 1), says(1, 1, 0, 0)
+    labels_V, none_K = torch.tensor([0, 0, 1, 1]), torch.tensor([False, False])
+    validation = Validation({"zero_shot": wrong, "balanced": right, "merged": says(0, 0, 0, 0)}, labels_V, none_K)
+    labelled = Evidence(evidence.probs, NEIGHBOURS_NK, validation=validation)
+    facts = Scorer(labelled, NOTHING).candidate_facts
+    # All, none and half of four images are right.
+    assert [facts[name]["validation"] for name in ("balanced", "zero_shot", "merged")] == [1.0, 0.0, 0.5]
+    assert Scorer(labelled, ScoreModel({"validation": 3.0}, 1.0)).candidates()["balanced"] == 3.0
+    unseen_K = torch.tensor([False, True])
+    assert validation_accuracy(torch.tensor([0, 1, 1, 1]), labels_V, unseen_K) == pytest.approx(2 * 0.5 / 1.5)
+    assert math.isnan(validation_accuracy(labels_V[:2], labels_V[:2], unseen_K)), "no image of an unseen class"
 
 
 def test_what_was_learned_prefers_agreement_and_classes_and_trusts_the_texts_less_the_more_images_there_are() -> None:
     evidence = six_images()
     learned = SCORE_MODEL.coefficients
-    assert set(learned) == set(score_facts(evidence)["balanced"])
+    assert set(learned) == set(Scorer(evidence).candidate_facts["balanced"]) - {"validation"}
+    assert set(LABELLED_SCORE_MODEL.coefficients) == {"validation"}
     assert learned["agreement"] > 0 and learned["classes"] > 0 and learned["balanced_images"] < 0
     # Agreement with balanced zero-shot is worth something up to the most images a class that were seen.
     trusted = learned["balanced"] + learned["balanced_trusted"] * 0.5
     assert trusted + learned["balanced_images"] * math.log(SCORE_MODEL.images_a_class) > 0
-    scores = candidate_scores(evidence)
+    scores = Scorer(evidence).candidates()
     assert scores["balanced"] > 0 > scores["merged"]
 
 

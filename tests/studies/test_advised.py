@@ -41,7 +41,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Closed:
     return study_of
 
 
-@pytest.mark.parametrize("paradigm", ["ul", "tft", pytest.param("trzsl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("paradigm", ["ul", "tft", "ssl", pytest.param("trzsl", marks=pytest.mark.slow)])
 def test_adapt_and_predict_reproduce_the_advised_accuracy_to_the_last_image(
     closed: Closed, tmp_path: Path, paradigm: str
 ) -> None:
@@ -49,9 +49,9 @@ def test_adapt_and_predict_reproduce_the_advised_accuracy_to_the_last_image(
     directory, record, names = closed(paradigm)
     assert {"best_config.yaml", "checkpoint.safetensors", "predictions.csv"} <= names
     choice = record.choice
-    # In tft one reference has all the weight, in ul an ensemble is advised: both must hold.
+    # In tft one reference has all the weight, elsewhere an ensemble is advised: both must hold.
     assert choice is not None and choice.advised["method"] == ("text_mixture" if paradigm == "tft" else "blend")
-    role = Role.REPORT if paradigm != "ul" else Role.SCORE
+    role = Role.SCORE if paradigm in ("ul", "ssl") else Role.REPORT
     task = TaskConfig(dataset="digits", paradigm=paradigm)  # type: ignore[arg-type]
 
     method, config, learned = configuration(task, config=directory / "best_config.yaml")

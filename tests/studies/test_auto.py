@@ -17,6 +17,7 @@ from captune.studies.planning import plan_study, plan_to_continue
 from tests.journals import journal_lines
 from tests.studies.lives import run_trials, search
 
+METHODS = (*PORTFOLIO, "probe")
 QUICK = {"tuning": "features", "epochs": 1, "steps_per_epoch": 2, "num_iterations": 1}
 
 
@@ -28,8 +29,8 @@ def auto(paradigm: str = "ul", **values: Any) -> StudyConfig:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small study over methods, closed."""
-    return search(tmp_path_factory.mktemp("auto") / "study", auto())
+    """A small study over methods, one of which does not train, closed."""
+    return search(tmp_path_factory.mktemp("auto") / "study", auto("ssl"))
 
 
 def planned(directory: Path) -> list[dict[str, Any]]:
@@ -40,10 +41,11 @@ def planned(directory: Path) -> list[dict[str, Any]]:
 
 def test_defaults_of_all_methods_come_first_in_the_portfolios_order(whole: Path) -> None:
     trials = load_study(whole).of_phase(Phase.SEARCH)
-    assert tuple(trial.method for trial in trials[:4]) == PORTFOLIO
+    assert tuple(trial.method for trial in trials[: len(METHODS)]) == METHODS
     assert [trial.params["method"] for trial in trials] == [trial.method for trial in trials]
-    configs = auto_configs(TaskConfig(dataset="digits", paradigm="ul"), QUICK, PORTFOLIO)
-    assert [trial.config for trial in trials[:4]] == [configs[name].model_dump(mode="json") for name in PORTFOLIO]
+    configs = auto_configs(TaskConfig(dataset="digits", paradigm="ssl"), QUICK, METHODS)
+    firsts = [trial.config for trial in trials[: len(METHODS)]]
+    assert firsts == [configs[name].model_dump(mode="json") for name in METHODS]
 
 
 def test_a_drawn_configuration_has_its_own_methods_settings_alone(whole: Path) -> None:
@@ -52,16 +54,16 @@ def test_a_drawn_configuration_has_its_own_methods_settings_alone(whole: Path) -
     for trial in drawn:
         own = set(trial.params) - {"method"}
         assert own and own <= set(trial.config)
-        assert ("likelihood_weight" in own) == (trial.method == "transclip")
+        assert ("penalty" in own) == (trial.method == "probe")
         assert ("margin_scale" in own) == (trial.method in ("cap", "cap_mixture"))
 
 
 def test_the_best_of_every_method_is_confirmed_and_seeds_are_spent_where_they_matter(whole: Path) -> None:
     record = load_study(whole)
     groups = record.configurations()
-    assert sorted(str(group[0].method) for group in groups.values()) == sorted(PORTFOLIO)
+    assert sorted(str(group[0].method) for group in groups.values()) == sorted(METHODS)
     assert {str(group[0].method): len(group) for group in groups.values()} == {
-        "grip": 2, "transclip": 1, "cap_mixture": 2, "cap": 2,
+        "grip": 2, "cap_mixture": 2, "cap": 2, "probe": 1,
     }  # fmt: skip
     for group in groups.values():
         rivals = [trial for trial in record.of_phase(Phase.SEARCH) if trial.method == group[0].method]

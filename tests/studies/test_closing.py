@@ -15,6 +15,7 @@ import torch
 
 from captune.config import TaskConfig
 from captune.data import paradigms
+from captune.decisions.by_criterion import choose_by_criterion
 from captune.records import JOURNAL
 from captune.records.layout import PREDICTIONS
 from captune.results.classes import classes_table
@@ -132,14 +133,14 @@ def test_one_configuration_is_no_ensemble(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("paradigm", slow_but(lambda paradigm: paradigm == "trzsl", ["ssl", "trzsl"]))
-def test_ensv_chooses_by_the_vote_of_all_not_by_the_vote_of_the_moment(tmp_path: Path, paradigm: str) -> None:
+def test_ensv_scores_by_the_vote_of_all_not_by_the_vote_of_the_moment(tmp_path: Path, paradigm: str) -> None:
     directory = search(tmp_path / "run", settings(paradigm, select_by="ensv"))
     recorded = {event["key"]: event["score"] for event in events(directory, "finished")}
     assert recorded["zero_shot"] == 1, "alone it agrees with everyone"
     settled = events(directory, "settled")[-1]["scores"]
     zero_shot = load_study(directory).find("zero_shot")
     assert zero_shot is not None and zero_shot.score == settled["zero_shot"] < 1
-    candidates = {row["name"]: row["mean_score"] for row in events(directory, "choice")[-1]["candidates"]}
+    candidates = {one.name: one.mean_score for one in choose_by_criterion(load_study(directory)).candidates}
     assert candidates["zero_shot"] == settled["zero_shot"]
 
 

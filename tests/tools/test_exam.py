@@ -12,6 +12,7 @@ from captune.data.paradigms import build_task
 from captune.training.context import open_context
 from tests.tools.exam.cache import fill, read_candidates, read_facts, worlds_in
 from tests.tools.exam.candidates import Candidate, trained, training_free
+from tests.tools.exam.judge import cases
 from tests.tools.exam.worlds import KINDS, World, table_of_worlds
 
 NUM_CLASSES, WIDTH = 12, 24
@@ -52,7 +53,7 @@ def pool_of(world: World, features: Path, folder: Path) -> tuple[np.ndarray, np.
 def test_every_kind_opens_and_is_what_its_name_says(features: Path, tmp_path: Path, paradigm: str) -> None:
     plain_pool, _, plain_KD = pool_of(World("toy", paradigm, "plain", 0), features, tmp_path)
     for kind in KINDS:
-        if kind == "present-25":
+        if kind == "present-25" or paradigm not in KINDS[kind].paradigms:
             continue
         pool, test, text_KD = pool_of(World("toy", paradigm, kind, 0), features, tmp_path)
         counts_K = np.bincount(pool[pool >= 0], minlength=NUM_CLASSES)
@@ -92,7 +93,8 @@ def test_the_cache_holds_what_the_methods_predict(features: Path, tmp_path: Path
     for world in worlds:
         facts, found = read_facts(tmp_path / "cache", world), read_candidates(tmp_path / "cache", world)
         assert {"zero_shot", "balanced", "transclip", "mixture", "fpl@quick"} <= set(found)
-        pool_NK, test_MK = found["zero_shot"]
+        pool_NK, test_MK, validation_VK = found["zero_shot"]
+        assert len(validation_VK) == 0
         # Half precision moves no image but on a tie.
         assert np.mean(pool_NK.argmax(1) == facts.logits_NK.argmax(1)) > 0.99
         assert len(test_MK) == len(facts.test_labels_M) == 240
@@ -103,6 +105,31 @@ def test_the_cache_holds_what_the_methods_predict(features: Path, tmp_path: Path
         # Nearest first, and never oneself.
         assert (facts.neighbours_Nk != np.arange(len(pool_NK))[:, None]).all()
         assert (np.diff(facts.similarity_Nk.astype(float), axis=1) <= 0).all()
+
+
+def test_labelled_worlds_hold_what_a_choice_may_see_of_labels_and_are_judged_as_they_are_reported(
+    features: Path, tmp_path: Path
+) -> None:
+    worlds = table_of_worlds({"toy": NUM_CLASSES}, seeds=1, kinds=("shots-1", "plain"), labelled=True)
+    assert {(world.paradigm, world.kind) for world in worlds} == {
+        ("ssl", "shots-1"),
+        ("ssl", "plain"),
+        ("trzsl", "plain"),
+    }
+    wanted = [Candidate.of_key(name) for name in ("zero_shot", "balanced", "probe")]
+    fill(tmp_path / "cache", features, worlds, wanted, time.time() + 60)
+    for case in cases(tmp_path / "cache"):
+        labelled = case.evidence.validation
+        assert labelled is not None and case.evidence.knowledge is None
+        few = {"shots-1": NUM_CLASSES, "plain": 2 * NUM_CLASSES}[case.world.kind]
+        assert case.world.paradigm == "trzsl" or len(labelled.labels_V) == few
+        assert labelled.unseen_K.any() == (case.world.paradigm == "trzsl")
+        predicted_M, labels_M = case.test["probe"].argmax(1), case.facts.test_labels_M
+        right_M, expected = predicted_M == labels_M, np.mean(predicted_M == labels_M)
+        if case.world.paradigm == "trzsl":
+            seen, unseen = (right_M[case.facts.seen_K[labels_M] == known].mean() for known in (True, False))
+            expected = 2 * seen * unseen / (seen + unseen)
+        assert case.accuracy({"probe": 1.0}) == pytest.approx(100 * expected)
 
 
 def test_candidates_are_named_by_method_budget_and_seed() -> None:

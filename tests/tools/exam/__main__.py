@@ -27,7 +27,7 @@ def fill(
     datasets: Annotated[str, typer.Option(help="Stems of feature files, a,b; default all.")] = "",
     kinds: Annotated[str, typer.Option(help="Kinds of worlds, a,b; default all.")] = "",
     seeds: Annotated[int, typer.Option(help="Draws of every world.")] = 1,
-    ssl: Annotated[bool, typer.Option("--ssl", help="With the few-shot worlds.")] = False,
+    labelled: Annotated[bool, typer.Option("--labelled", help="The worlds with labelled images (ssl, trzsl).")] = False,
     budget: Annotated[str, typer.Option(help="Also methods that train: none, quick, full.")] = "none",
     candidates: Annotated[str, typer.Option(help="Only these candidates, a,b@quick.")] = "",
     processes: Annotated[int, typer.Option(help="Worlds at once.")] = 1,
@@ -43,7 +43,7 @@ def fill(
         if not datasets or file.stem in datasets.split(","):
             with np.load(file) as archive:
                 sizes[file.stem] = len(archive["text_features"])
-    worlds = table_of_worlds(sizes, seeds=seeds, kinds=tuple(kinds.split(",")) if kinds else (), ssl=ssl)
+    worlds = table_of_worlds(sizes, seeds=seeds, kinds=tuple(kinds.split(",")) if kinds else (), labelled=labelled)
     wanted = training_free() + (trained(budget) if budget != "none" else ())
     if candidates:
         wanted = tuple(Candidate.of_key(key) for key in candidates.split(","))

@@ -10,8 +10,9 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ class Facts:
         knowledge: the fields of `captune.decisions.evidence.Knowledge`, in order.
         pool_labels_N, test_labels_M: the truth, for the judge alone (-1: unknown).
         test_in_pool_M: row of each test image among the unlabelled ones, -1 where it is none of them.
+        validation_labels_V: labels that a rule may see, of the validation images (ssl, trzsl; else none).
+        seen_K, pseudo_unseen_K: of trzsl: classes that are seen, and those of them that validation takes for unseen.
     """
 
     logits_NK: np.ndarray
@@ -51,10 +54,15 @@ class Facts:
     pool_labels_N: np.ndarray
     test_labels_M: np.ndarray
     test_in_pool_M: np.ndarray
+    validation_labels_V: np.ndarray = field(default_factory=lambda: np.empty(0, np.int16))
+    seen_K: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    pseudo_unseen_K: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
 
 
 def role_of(world: World) -> str:
-    """ul and ssl hold a fifth of the pool out, as a study's runs do; tft is reported from the whole pool."""
+    """The role of what a rule sees: part of the pool is held out, as of a study's trials; of tft, whose pool is what is
+    reported on, the whole pool is seen.
+    """
     return "report" if world.paradigm == "tft" else "score"
 
 
@@ -88,6 +96,8 @@ def _fill_world(
     try:
         config = world.open(features, scratch)
         context = open_context(config, role_of(world), "cpu")  # type: ignore[arg-type]
+        # In trzsl what is reported has learned from labels of classes that validation takes for unseen.
+        reporting = open_context(config, "report", "cpu") if world.paradigm == "trzsl" else context  # type: ignore[arg-type]
     except CaptuneError as error:
         print(f"{world.key}: {error}")
         return 0
@@ -102,9 +112,13 @@ def _fill_world(
         if (folder / f"{candidate.key}.npz").exists():
             continue
         try:
-            for key, predict in predictions(candidate, context):
-                pool_NK, test_MK = (_compact(predict(rows)) for rows in (unlabelled, task.test))
-                _save(folder / f"{key}.npz", {"pool": pool_NK, "test": test_MK})
+            both = zip(predictions(candidate, context), predictions(candidate, reporting), strict=True)
+            trained = both if reporting is not context else ((one, one) for one in predictions(candidate, context))
+            for (key, predict), (_, reported) in trained:
+                seen = {"pool": predict(unlabelled), "test": reported(task.test)}
+                if len(task.validation):
+                    seen["validation"] = predict(task.validation.indices_N)
+                _save(folder / f"{key}.npz", {name: _compact(probs) for name, probs in seen.items()})
                 written += 1
         except CaptuneError as error:
             (folder / f"{candidate.key}.none").write_text(failure(error), encoding="utf-8")
@@ -136,10 +150,13 @@ def _facts(world: World, context: Context, unlabelled: np.ndarray) -> Facts:
         neighbours_Nk=nearest.indices.numpy().astype(np.int16),
         similarity_Nk=nearest.values.numpy().astype(np.float16),
         holdout_N=np.isin(unlabelled, task.holdout),
-        knowledge=np.array([getattr(knowledge, field.name) for field in fields(knowledge)]),
+        knowledge=np.array([getattr(knowledge, one.name) for one in fields(knowledge)]),
         pool_labels_N=np.array([labels[int(image)] for image in unlabelled], np.int16),
         test_labels_M=truth["test"].astype(np.int16),
         test_in_pool_M=np.array([row_of.get(int(image), -1) for image in task.test], np.int32),
+        validation_labels_V=task.validation.labels_N.astype(np.int16),
+        seen_K=np.array(task.seen_K),
+        pseudo_unseen_K=np.array(task.pseudo_unseen_K),
     )
 
 
@@ -155,15 +172,24 @@ def read_facts(cache: Path, world: World) -> Facts:
         return Facts(**{name: archive[name] for name in archive.files})
 
 
-def read_candidates(
-    cache: Path, world: World, keys: Iterable[str] | None = None
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Candidate → (probabilities on the pool, on the test images), float32; all there are, or those of `keys`."""
+class Predicted(NamedTuple):
+    """A candidate's probabilities on the unlabelled, the test and the validation images of a world, float32."""
+
+    pool: np.ndarray
+    test: np.ndarray
+    validation: np.ndarray
+
+
+def read_candidates(cache: Path, world: World, keys: Iterable[str] | None = None) -> dict[str, Predicted]:
+    """What candidates predict; all there are, or those of `keys`."""
     found = {}
     for file in sorted((cache / world.key).glob("[!.]*.npz")):
         if file.stem != "world" and (keys is None or file.stem in keys):
             with np.load(file) as archive:
-                found[file.stem] = (archive["pool"].astype(np.float32), archive["test"].astype(np.float32))
+                pool_NK = archive["pool"].astype(np.float32)
+                # Worlds without validation images are in the cache without this table.
+                validation_VK = archive["validation"].astype(np.float32) if "validation" in archive else pool_NK[:0]
+                found[file.stem] = Predicted(pool_NK, archive["test"].astype(np.float32), validation_VK)
     return found
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from captune.decisions.evidence import Evidence, Knowledge
+from captune.decisions.evidence import Evidence, Knowledge, Validation, validation_accuracy
 from captune.decisions.neighbours import neighbour_consistency
 from captune.decisions.scores import blend_weights
-from captune.records import BALANCED, ZERO_SHOT
-from tests.tools.exam.cache import Facts, read_candidates, read_facts, worlds_in
+from captune.records import BALANCED, REFERENCES, ZERO_SHOT
+from tests.tools.exam.cache import Facts, Predicted, read_candidates, read_facts, worlds_in
 from tests.tools.exam.worlds import World
 
 LEAST_TEST_IMAGES = 50
@@ -48,10 +48,19 @@ class Case:
         return SAME_IMAGES.get(self.world.dataset, self.world.dataset)
 
     def accuracy(self, weights: Weights) -> float:
-        """Accuracy on the test images in percent."""
+        """Accuracy on the test images in percent; in trzsl the harmonic mean over seen and unseen classes."""
         probs_MK = sum(share * self.test[name] for name, share in weights.items())
         known_M = self.facts.test_labels_M >= 0
-        return 100 * float(np.mean(np.argmax(probs_MK, 1)[known_M] == self.facts.test_labels_M[known_M]))
+        predicted_M, labels_M = (
+            torch.from_numpy(values_M[known_M].astype(np.int64))
+            for values_M in (np.argmax(probs_MK, 1), self.facts.test_labels_M)
+        )
+        return 100 * validation_accuracy(predicted_M, labels_M, self._unseen_K)
+
+    @cached_property
+    def _unseen_K(self) -> torch.Tensor:
+        seen_K = torch.from_numpy(self.facts.seen_K)
+        return ~seen_K if seen_K.any() else torch.zeros(self.evidence.num_classes, dtype=torch.bool)
 
     @cached_property
     def single_gains(self) -> dict[str, float]:
@@ -78,12 +87,14 @@ def cases(cache: Path, *, without: Iterable[str] = (), need: Iterable[str] = (),
         both = {name: probs for name, probs in both.items() if name not in set(without)}
         if not {ZERO_SHOT, BALANCED, *need} <= set(both) or (facts.test_labels_M >= 0).sum() < LEAST_TEST_IMAGES:
             continue
+        labelled = len(facts.validation_labels_V) > 0
         evidence = Evidence(
-            {name: torch.from_numpy(pool) for name, (pool, _) in both.items()},
+            {name: torch.from_numpy(probs.pool) for name, probs in both.items()},
             torch.from_numpy(facts.neighbours_Nk.astype(np.int64)),
-            _knowledge(facts),
+            None if labelled else _knowledge(facts),
+            validation=_validation(facts, both) if labelled else None,
         )
-        case = Case(world, evidence, {name: test for name, (_, test) in both.items()}, facts)
+        case = Case(world, evidence, {name: probs.test for name, probs in both.items()}, facts)
         if not knowing or not at_chance(case):
             found.append(case)
     return found
@@ -93,6 +104,12 @@ def at_chance(case: Case) -> bool:
     """Whether zero-shot is at chance on the test images: nobody could advise anything but another backbone."""
     num_classes = case.evidence.num_classes
     return case.accuracy({ZERO_SHOT: 1.0}) < 100 * max(1 / num_classes + 0.02, min(0.5, 2.5 / num_classes))
+
+
+def _validation(facts: Facts, predicted: dict[str, Predicted]) -> Validation:
+    probs = {name: torch.from_numpy(probs.validation) for name, probs in predicted.items()}
+    labels_V = torch.from_numpy(facts.validation_labels_V.astype(np.int64))
+    return Validation(probs, labels_V, torch.from_numpy(facts.pseudo_unseen_K))
 
 
 def _knowledge(facts: Facts) -> Knowledge:
@@ -153,6 +170,22 @@ def highest_score(evidence: Evidence) -> Weights:
     return {max(scores, key=lambda name: scores[name]): 1.0}
 
 
+def highest_criterion(*names: str) -> Rule:
+    """The single candidate, of `names` or of all, that the criterion of its paradigm scores highest: pseudo-unseen in
+    trzsl, in ssl val-smooth, half the accuracy on the validation images and half agree-smooth.
+    """
+
+    def rule(evidence: Evidence) -> Weights:
+        labelled, smooth = evidence.validation, smooth_scores(evidence)
+        assert labelled is not None, "a world with labels"
+        scores = {name: labelled.accuracy(labelled.probs[name]) for name in names or evidence.probs}
+        if not labelled.unseen_K.any():
+            scores = {name: (score + smooth[name]) / 2 for name, score in scores.items()}
+        return {max(scores, key=lambda name: scores[name]): 1.0}
+
+    return rule
+
+
 def smooth_blend(evidence: Evidence) -> Weights:
     """The blend by agree-smooth, as the advice was before its scores were learned: 0.01 is a factor of e."""
     return blend_weights({name: score / 0.01 for name, score in smooth_scores(evidence).items()})
@@ -191,8 +224,9 @@ def portfolio(table: list[Case], scored: list[dict[str, float]]) -> pd.DataFrame
         table: the cases.
         scored: label-free scores of each, learned without its dataset.
 
-    Greedily the candidate that raises the mean over datasets of the best gain so far most. For k members of the
-    portfolio: the best of them by the labels, and the one with the highest label-free score, on the left-out datasets.
+    The references of every study come first, for they are there anyway; then greedily the candidate that raises the
+    mean over datasets of the best gain so far most. For k members of the portfolio: the best of them by the labels, and
+    the one with the highest label-free score, on the left-out datasets.
     """
     names = sorted(set.intersection(*(set(case.test) for case in table)))
     gains_CN = np.array([[case.single_gains[name] for name in names] for case in table])
@@ -200,7 +234,7 @@ def portfolio(table: list[Case], scored: list[dict[str, float]]) -> pd.DataFrame
     families = np.array([case.family for case in table])
     rows = []
     for left_out in np.unique(families):
-        order: list[int] = []
+        order = [names.index(name) for name in REFERENCES]
         while len(order) < len(names):
             worth = {}
             for at in set(range(len(names))) - set(order):
@@ -209,7 +243,7 @@ def portfolio(table: list[Case], scored: list[dict[str, float]]) -> pd.DataFrame
                 worth[at] = float(np.mean(means))
             order.append(max(sorted(worth), key=lambda at: worth[at]))
         own = families == left_out
-        for size in range(1, len(order) + 1):
+        for size in range(len(REFERENCES), len(order) + 1):
             tried = order[:size]
             picked_C = scores_CN[own][:, tried].argmax(1)
             rows.append(

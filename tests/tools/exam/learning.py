@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,8 +12,7 @@ from torch import Tensor
 from captune.decisions import advice
 from captune.decisions.advice import Advice
 from captune.decisions.learning import GainModel, ScoreModel
-from captune.decisions.scores import blend_weights, candidate_scores, score_facts
-from captune.records import ZERO_SHOT
+from captune.decisions.scores import Scorer, blend_weights
 from tests.tools.exam.judge import Case
 
 SHRINKAGE = 0.1
@@ -23,6 +22,7 @@ SHARPNESS = 2.0
 ERROR_BASE, ERROR_SLOPE, RIDGE = 1.0, 0.2, 0.05
 WIDENED = 1.3
 """Factor on the errors: those of a dataset left out of many say too little of the next dataset."""
+LABELLED_MULTIPLES = (5.0, 10.0, 20.0, 40.0)
 _MOST_GAIN, _MOST_LOSS = 60.0, -30.0
 
 
@@ -47,8 +47,9 @@ class Learned:
     def among(self, case: Case, names: Collection[str]) -> Advice:
         """The advice where only some candidates are there, without the case's dataset."""
         scoring, model = self.unseen[case.family]
-        probs = {name: probs_NK for name, probs_NK in case.evidence.probs.items() if name in names}
-        return advice.advise(replace(case.evidence, probs=probs), model, scoring)
+        evidence = case.evidence
+        probs = {name: probs_NK for name, probs_NK in evidence.probs.items() if name in names}
+        return advice.advise(replace(evidence, probs=probs), model, scoring)
 
 
 @dataclass
@@ -57,11 +58,22 @@ class _Table:
 
     cases: list[Case]
     facts: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    _gains: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.most = max(len(case.evidence.neighbours_Nk) / case.evidence.num_classes for case in self.cases)
-        self.facts = [score_facts(case.evidence) for case in self.cases]
+        whole = ScoreModel({}, self.most)
+        self.facts = [Scorer(case.evidence, whole).candidate_facts for case in self.cases]
         self.families = np.array([case.family for case in self.cases])
+
+    def blend_gain(self, place: int, model: ScoreModel) -> float:
+        """What the ensemble by a score of labels gains in a case; worked out once."""
+        key = (place, *model.coefficients.items())
+        if key not in self._gains:
+            case = self.cases[place]
+            weights = blend_weights(Scorer(case.evidence, model).candidates(), case.evidence.families)
+            self._gains[key] = case.gain(weights)
+        return self._gains[key]
 
     def without(self, *names: str) -> list[int]:
         """Places of the cases of all other datasets."""
@@ -70,7 +82,7 @@ class _Table:
 
 def fit_scores(table: _Table, places: list[int]) -> ScoreModel:
     """The score that gains most: maximise Σ_cases Σ_candidates softmax(score) · gain, datasets weighing the same."""
-    names = list(next(iter(table.facts[0].values())))
+    names = [name for name in next(iter(table.facts[0].values())) if name != "validation"]
     chosen = [table.cases[place] for place in places]
     facts = [
         torch.tensor([[own[fact] for fact in names] for own in table.facts[place].values()], dtype=torch.float64)
@@ -108,31 +120,48 @@ def fit_scores(table: _Table, places: list[int]) -> ScoreModel:
     return ScoreModel(rounded, round(table.most, 1))
 
 
+def fit_labelled_scores(table: _Table, places: list[int]) -> ScoreModel:
+    """The score where labels for selection are seen: of some multiples of the accuracy on them, that whose ensemble
+    gains most, datasets weighing the same.
+    """
+    weight_W = _dataset_weights(table.families[places])
+    worth = {}
+    for multiple in LABELLED_MULTIPLES:
+        model = ScoreModel({"validation": multiple}, round(table.most, 1))
+        worth[multiple] = float(weight_W @ [table.blend_gain(place, model) for place in places])
+    best = max(LABELLED_MULTIPLES, key=lambda multiple: worth[multiple])
+    return ScoreModel({"validation": best}, round(table.most, 1))
+
+
 def _dataset_weights(families: np.ndarray) -> np.ndarray:
     """Weights of cases that sum to 1, and to the same for each dataset."""
     counts = {name: int((families == name).sum()) for name in np.unique(families)}
     return np.array([1 / counts[name] for name in families]) / len(counts)
 
 
+Fit = Callable[[_Table, list[int]], ScoreModel]
+
+
 @dataclass(frozen=True)
 class _Blend:
-    """The ensemble that a score makes of a case: its facts, how much it differs from zero-shot, what it gains."""
+    """The ensemble that a score makes of a case: its facts, what it can gain at most, what it gains."""
 
     facts: dict[str, float]
-    differ: float
+    most: float
     gain: float
 
 
 def _blend_of(case: Case, scoring: ScoreModel) -> _Blend:
     evidence = case.evidence
-    weights = blend_weights(candidate_scores(evidence, scoring), evidence.families)
-    probs_NK = advice.blend(evidence.probs, weights)
-    differ = float((probs_NK.argmax(-1) != evidence.probs[ZERO_SHOT].argmax(-1)).float().mean())
-    return _Blend(advice.gain_facts(evidence, probs_NK), 100 * differ, case.gain(weights))
+    weights = blend_weights(Scorer(evidence, scoring).candidates(), evidence.families)
+    both = [advice.blend(evidence.probs, weights)]
+    if evidence.validation is not None:
+        both.append(advice.blend(evidence.validation.probs, weights))
+    return _Blend(advice.gain_facts(evidence, *both), 100 * advice.largest_gain(evidence, *both), case.gain(weights))
 
 
-def learn(cases: list[Case]) -> Learned:
-    """Learn the score, then the gain of the ensemble that it makes; leave whole datasets out.
+def learn(cases: list[Case], fit: Fit = fit_scores) -> Learned:
+    """Learn the score by `fit`, then the gain of the ensemble that it makes; leave whole datasets out.
 
     A case is judged by models that never saw its dataset; and the gains and errors that they learned from are those of
     ensembles by scores that had seen neither that dataset nor the learned case's own.
@@ -145,7 +174,7 @@ def learn(cases: list[Case]) -> Learned:
         """Those of the dataset `own`, by scores that saw neither."""
         key = tuple(sorted({own, left_out or own}))
         if (*key, own) not in blends:
-            scoring = fit_scores(table, table.without(*key))
+            scoring = fit(table, table.without(*key))
             for name in key:
                 blends[(*key, name)] = [_blend_of(case, scoring) for case in cases if case.family == name]
         return blends[(*key, own)]
@@ -153,23 +182,24 @@ def learn(cases: list[Case]) -> Learned:
     unseen = {}
     for left_out in families:
         others = {own: blends_without(left_out, own) for own in families if own != left_out}
-        unseen[left_out] = (fit_scores(table, table.without(left_out)), fit_gains(others, cases))
+        unseen[left_out] = (fit(table, table.without(left_out)), fit_gains(others, cases))
     said = []
     for case in cases:
         scoring, model = unseen[case.family]
         said.append(advice.advise(case.evidence, model, scoring))
     gains = [case.gain(one.blend) for case, one in zip(cases, said, strict=True)]
     whole = fit_gains({own: blends_without(None, own) for own in families}, cases)
-    return Learned(fit_scores(table, list(range(len(cases)))), whole, unseen, said, gains)
+    return Learned(fit(table, list(range(len(cases)))), whole, unseen, said, gains)
 
 
 def fit_gains(blends: Mapping[str, list[_Blend]], cases: list[Case]) -> GainModel:
     """A ridge regression of the ensembles' gains, with the errors that leaving one of the datasets out makes."""
     families = np.array([name for name, own in blends.items() for _ in own])
     every = [blend for own in blends.values() for blend in own]
-    names = list(every[0].facts)
+    # Without labels for selection that fact is zero throughout.
+    names = [name for name in every[0].facts if any(blend.facts[name] for blend in every)]
     facts_NF = np.array([[blend.facts[name] for name in names] for blend in every])
-    most_N, gain_N = np.array([blend.differ for blend in every]), np.array([blend.gain for blend in every])
+    most_N, gain_N = np.array([blend.most for blend in every]), np.array([blend.gain for blend in every])
     scale_N = ERROR_BASE + ERROR_SLOPE * most_N
 
     def fitted(chosen: np.ndarray) -> np.ndarray:

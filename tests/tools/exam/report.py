@@ -7,8 +7,21 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
-from tests.tools.exam.judge import always, cases, gated, highest_score, judge, portfolio, smooth_blend, summary
-from tests.tools.exam.learning import Learned, coverage, learn
+from captune.records import REFERENCES
+from tests.tools.exam.judge import (
+    Case,
+    always,
+    cases,
+    gated,
+    highest_criterion,
+    highest_score,
+    judge,
+    portfolio,
+    smooth_blend,
+    summary,
+)  # fmt: skip
+from tests.tools.exam.learning import Learned, coverage, fit_labelled_scores, learn
+from tests.tools.exam.worlds import LABELLED
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -36,6 +49,17 @@ STUDIES = {
     "… among what --method auto tries": (*_REFERENCES, "transclip", "grip@quick", "cap_mixture@quick", "cap@quick"),
 }
 """What the advice may choose from in a study, regret still to the best of all."""
+LABELLED_RULES = {
+    "always zero-shot": always("zero_shot"),
+    "always cap": always("cap@quick"),
+    "always transclip": always("transclip"),
+    "always anchored": always("anchored"),
+    "always probe (the labels alone)": always("probe"),
+    "mean of all": lambda evidence: always(*evidence.probs)(evidence),
+    "highest criterion of zero_shot, balanced, cap": highest_criterion("zero_shot", "balanced", "cap@quick"),
+    "highest criterion of all": highest_criterion(),
+}
+LABELLED_STUDIES = {"… among the references and cap: `captune run`": (*REFERENCES, "cap@quick")}
 _HEADER = '''"""What the advice has learned from development data, and which data that was.
 
 Written by `python -m tests.tools.exam judge --learned`; analysis/measurements/advice_exam.md says how well it holds on
@@ -57,7 +81,11 @@ def report(cache: Path, out: Path, *, without: tuple[str, ...], learned: Path | 
         without: candidates that are left out.
         learned: the module to write, if any.
     """
-    table = cases(cache, without=without, need=("transclip", "anchored", "cap_mixture@quick"), knowing=True)
+    every = cases(cache, without=without, need=("transclip", "anchored", "cap_mixture@quick"), knowing=True)
+    table = [case for case in every if case.world.paradigm not in LABELLED]
+    labelled = [case for case in every if case.world.paradigm in LABELLED]
+    few = learn(labelled, fit_labelled_scores)
+    _report_labelled(labelled, few, out)
     judged = {name: judge(rule, table) for name, rule in RULES.items()}
     taught = learn(table)
     blends, advised = iter(taught.advice), iter(taught.advice)
@@ -82,7 +110,30 @@ def report(cache: Path, out: Path, *, without: tuple[str, ...], learned: Path | 
         out / "advice_exam.png",
     )
     if learned is not None:
-        learned.write_text(_HEADER + "\n" + _literal(taught), encoding="utf-8")
+        models = _literal("", taught) + _literal("LABELLED_", few)
+        learned.write_text(_HEADER + "\n" + models, encoding="utf-8")
+
+
+def _report_labelled(table: list[Case], taught: Learned, out: Path) -> None:
+    """The same where images are labelled: advice_labelled.csv, advice_labelled_cases.csv."""
+    judged = {name: judge(rule, table) for name, rule in LABELLED_RULES.items()}
+    advised = iter(taught.advice)
+    judged["the advice"] = judge(lambda _: next(advised).weights, table)
+    for words, names in LABELLED_STUDIES.items():
+        among = iter([taught.among(case, names).weights for case in table])
+        judged[words] = judge(lambda _, among=among: next(among), table)  # type: ignore[misc]
+    rows = pd.DataFrame(
+        [
+            {"paradigm": paradigm, "rule": name, **summary(frame[frame.paradigm == paradigm])}
+            for paradigm in LABELLED
+            for name, frame in judged.items()
+        ]
+    )
+    print(rows.round(2).to_string(index=False))
+    print({name: round(value, 3) for name, value in coverage(taught).items()})
+    out.mkdir(parents=True, exist_ok=True)
+    rows.round(3).to_csv(out / "advice_labelled.csv", index=False)
+    _every_case(judged["the advice"], taught).to_csv(out / "advice_labelled_cases.csv", index=False)
 
 
 def _every_case(judged: pd.DataFrame, taught: Learned) -> pd.DataFrame:
@@ -112,15 +163,15 @@ def _figure(judged: dict[str, pd.DataFrame], file: Path) -> None:
     plt.close(figure)
 
 
-def _literal(taught: Learned) -> str:
+def _literal(prefix: str, taught: Learned) -> str:
     model = taught.model
     coefficients = "".join(f'        "{name}": {value},\n' for name, value in model.coefficients.items())
     errors = "".join(f"        {value},\n" for value in model.errors)
     scoring = "".join(f'        "{name}": {value},\n' for name, value in taught.scoring.coefficients.items())
     return (
-        f"SCORE_MODEL = ScoreModel(\n    coefficients={{\n{scoring}    }},\n"
+        f"{prefix}SCORE_MODEL = ScoreModel(\n    coefficients={{\n{scoring}    }},\n"
         f"    images_a_class={taught.scoring.images_a_class},\n)\n"
-        f"GAIN_MODEL = GainModel(\n    coefficients={{\n{coefficients}    }},\n"
+        f"{prefix}GAIN_MODEL = GainModel(\n    coefficients={{\n{coefficients}    }},\n"
         f"    error_base={model.error_base},\n    error_slope={model.error_slope},\n"
         f"    errors=(\n{errors}    ),\n"
         f"    seen=(\n"

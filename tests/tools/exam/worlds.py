@@ -18,8 +18,10 @@ from captune.data.draws import exponential_pool
 from captune.seeding import numpy_generator
 
 Arrays = dict[str, np.ndarray]
-SPLIT_OF = {"ul": "train", "ssl": "train", "tft": "test"}
+SPLIT_OF = {"ul": "train", "ssl": "train", "trzsl": "train", "tft": "test"}
 """The split a paradigm's pool is dealt from."""
+LABELLED = ("ssl", "trzsl")
+"""Paradigms with labelled images, whose worlds are a table of their own."""
 
 
 @dataclass(frozen=True, order=True)
@@ -28,7 +30,7 @@ class World:
 
     Attributes:
         dataset: stem of the feature file.
-        paradigm: ul, tft or ssl.
+        paradigm: ul, tft, ssl or trzsl.
         kind: a key of KINDS.
         seed: which classes and images are drawn.
     """
@@ -199,7 +201,10 @@ def _coarser(width: int) -> Callable[[Arrays, World], Arrays]:
 
 
 KINDS: dict[str, Kind] = {
-    "plain": Kind("as it is", _as_is, {}, ("ul", "tft", "ssl")),
+    "plain": Kind("as it is", _as_is, {}, ("ul", "tft", "ssl", "trzsl")),
+    "shots-1": Kind("one labelled image a class", _as_is, {"shots": 1}, ("ssl",)),
+    "shots-8": Kind("eight labelled images a class", _as_is, {"shots": 8}, ("ssl",)),
+    "imbalance-20": Kind("pool long-tailed, 20:1, beside labels", _as_is, {"pool_imbalance": 20.0}, LABELLED),
     "imbalance-10": Kind("pool long-tailed, 10:1", _as_is, {"pool_imbalance": 10.0}),
     "imbalance-50": Kind("pool long-tailed, 50:1", _as_is, {"pool_imbalance": 50.0}),
     "tail-50": Kind("pool and test long-tailed, 50:1", _long_tailed(50.0), {}),
@@ -210,15 +215,15 @@ KINDS: dict[str, Kind] = {
     "few-5": Kind("5 pool images a class", _few_a_class(5), {}),
     "swapped": Kind("the names of two classes swapped", _swapped_names, {}),
     "replaced": Kind("a tenth of the names wrong", _replaced_names(0.1), {}),
-    "classes-2": Kind("a task of 2 classes", _few_classes(2), {}),
-    "classes-3": Kind("a task of 3 classes", _few_classes(3), {}),
+    "classes-2": Kind("a task of 2 classes", _few_classes(2), {}, ("ul", "tft", "ssl")),
+    "classes-3": Kind("a task of 3 classes", _few_classes(3), {}, ("ul", "tft", "ssl")),
     "coarse": Kind("a weaker backbone (features projected to 64)", _coarser(64), {}),
     "nothing": Kind("all names wrong: zero-shot at chance", _replaced_names(1.0), {}),
 }
 
 
 def table_of_worlds(
-    datasets: dict[str, int], *, seeds: int, kinds: tuple[str, ...] = (), ssl: bool = False
+    datasets: dict[str, int], *, seeds: int, kinds: tuple[str, ...] = (), labelled: bool = False
 ) -> list[World]:
     """Every world that makes sense, seeds outermost so that a table that was cut short covers all kinds.
 
@@ -226,7 +231,7 @@ def table_of_worlds(
         datasets: stem of the feature file → its number of classes.
         seeds: draws of each.
         kinds: keys of KINDS (default all).
-        ssl: with the few-shot worlds.
+        labelled: the worlds with labelled images, and no others.
     """
     worlds = []
     for seed in range(seeds):
@@ -234,7 +239,7 @@ def table_of_worlds(
             for dataset, num_classes in sorted(datasets.items()):
                 for paradigm in KINDS[name].paradigms:
                     wanted = int(name.split("-")[1]) if name.startswith("present") else 0
-                    if (paradigm == "ssl" and not ssl) or wanted >= num_classes:
+                    if (paradigm in LABELLED) != labelled or wanted >= num_classes:
                         continue
                     # Without a draw, another seed is another held-out fifth only.
                     worlds.append(World(dataset, paradigm, name, seed))
