@@ -1,4 +1,4 @@
-"""Adapted models at work: what `adapt` or a study saved, opened, used and exported.
+"""Adapted models: open what `adapt` or a study saved, predict with it, export it.
 
 Forms that give the same predictions: a checkpoint (what was learned), and what `exporting` makes of it.
 """

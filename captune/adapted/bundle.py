@@ -1,4 +1,4 @@
-"""A bundle: the file a model was opened from with its backbone beside it, so that nothing else is needed to open it."""
+"""A bundle: a model's file together with its backbone, so that nothing else is needed to open it."""
 
 from __future__ import annotations
 

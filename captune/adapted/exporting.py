@@ -1,4 +1,4 @@
-"""What others open: an adapted model as class weights, bundle, open_clip folder, ONNX file or Hugging Face folder."""
+"""Export an adapted model as class weights, bundle, open_clip folder, ONNX file or Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ FORMS = {
 
 
 def default_form(model: AdaptedModel) -> str:
-    """The form that is written where none is asked for: class weights where they say it all, else a bundle."""
+    """The default form: class weights where they are all that was learned, else a bundle."""
     return "class-weights" if model.is_frozen else "bundle"
 
 
 def export_adapted(
     model: AdaptedModel, out: Path, *, form: str | None = None, licence: str | None = None
 ) -> list[Path]:
-    """Write a model in a form that others open.
+    """Write a model in a form that other programs or machines can open.
 
     Args:
         model: as `open_adapted` gives it.

@@ -1,4 +1,4 @@
-"""Adapted models at work: open a checkpoint or what an export made of it, and predict."""
+"""Open an adapted model, from a checkpoint or an export, and predict with it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class AdaptedModel:
         return self.text_KD.float().cpu().numpy()
 
     def export(self, out: str | Path, *, format: str | None = None, licence: str | None = None) -> list[Path]:
-        """Write the model in a form that others open; returns the files.
+        """Write the model in a form that other programs or machines can open; returns the files.
 
         Args:
             out: a new or empty folder.
@@ -164,12 +164,12 @@ class AdaptedModel:
 
     @property
     def is_linear(self) -> bool:
-        """Whether one set of class weights on frozen image features says it all."""
+        """Whether the model is one set of class weights on frozen image features."""
         return self.classifier is None and not self.members and self.graph is None
 
     @property
     def is_frozen(self) -> bool:
-        """Whether images go through the frozen towers alone: class weights, one set or several, say it all."""
+        """Whether the image side is frozen, so that one or several sets of class weights are all that was learned."""
         return self.is_linear or (bool(self.members) and all(model.is_linear for _, model in self.members))
 
     @property
@@ -365,7 +365,7 @@ def _from_learned(
 
 
 def top_k(probs_BK: Tensor, class_names: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-    """The k most probable classes of each image with their probabilities, falling."""
+    """The k most probable classes of each image with their probabilities, most probable first."""
     values_Bk, labels_Bk = probs_BK.topk(min(k, len(class_names)), dim=-1)
     return [
         [(class_names[label], value) for label, value in zip(labels, values, strict=True)]

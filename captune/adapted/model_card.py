@@ -1,4 +1,4 @@
-"""The model card of an adapted model: what it is, what it was adapted to, what was measured and how surely, limits."""
+"""The model card of an adapted model: what it is, its data, the measured accuracy with its interval, its limits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def model_card(model: AdaptedModel, licence: str | None = None) -> ModelCard:
 
 
 def _measured(model: AdaptedModel) -> dict[str, Any]:
-    """The metrics of the adaptation that lies beside the model's file; empty where there is none."""
+    """The metrics saved next to the model's file; empty where there are none."""
     place = None if model.source is None else model.source.parent / METRICS
     found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place and place.exists() else {}
     return found

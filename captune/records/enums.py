@@ -29,7 +29,7 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether a trial in this state will not go on."""
+        """Whether a trial in this state has ended for good."""
         return self in (State.COMPLETE, State.PRUNED, State.FAILED)
 
 

@@ -147,7 +147,7 @@ def read_journal_and_length(path: Path) -> tuple[list[Event], int]:
 
 
 def read_damaged_journal(path: Path) -> tuple[list[Event], list[str]]:
-    """What a journal says, even one that was damaged or edited by hand: every line whose checksum holds.
+    """Every event whose checksum holds, of a journal that may be damaged or edited by hand.
 
     Returns:
         The events, and a sentence on what was left out.

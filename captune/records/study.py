@@ -51,7 +51,7 @@ _REFERENCES = {name: place for place, name in enumerate((*REFERENCES, ENSEMBLE))
 
 
 def is_against_zero_shot(scores: Mapping[str, float | None]) -> bool:
-    """Whether the scores of a choice, by candidate, are zero-shot's taken off; those of older studies are shares."""
+    """Whether a choice's scores, by candidate, are differences from zero-shot's; older studies recorded shares."""
     return scores.get(ZERO_SHOT) == 0
 
 
@@ -267,7 +267,7 @@ class StudyRecord:
 
     @property
     def choice_covers_confirmation(self) -> bool:
-        """Whether no candidate has ended since the choice (stress trials are none)."""
+        """Whether no candidate has ended since the choice; stress trials are not candidates."""
         ended = [trial.ended_at for trial in self.by_key.values() if trial.phase is not Phase.STRESS]
         return self._choice_at > max(ended, default=0)
 

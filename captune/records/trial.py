@@ -98,7 +98,7 @@ class Trial:
 
     @classmethod
     def from_key(cls, key: str) -> Trial:
-        """A trial whose plan was lost: what its key says."""
+        """A trial whose plan was lost, as far as its key describes it."""
         name, seed, role = split_key(key)
         if (own := re.fullmatch(r"([ts])(\d+)", name)) is not None:
             phase, number = (Phase.SEARCH if own[1] == "t" else Phase.SCREEN), int(own[2])
@@ -147,7 +147,7 @@ class Trial:
 
     @cached_property
     def name(self) -> str:
-        """Its key without seed and role: `c7` for `c7-s3-report`."""
+        """The key without seed and role: `c7` for `c7-s3-report`."""
         return split_key(self.key)[0]
 
     @property
@@ -157,7 +157,7 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether it will not go on."""
+        """Whether it has ended for good."""
         return self.state.final
 
     @property

@@ -1,4 +1,4 @@
-"""Close a study in a process of Ray's while others still train, so that the driver goes on handing out trials."""
+"""Close a study in one of Ray's processes while others still train, so that the driver can keep handing out trials."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ClosingAside:
         return len(open_ones) + 1, max([*(self._took or [CLOSING_SECONDS]), *running])
 
     def wait(self) -> None:
-        """Take in what is being closed still."""
+        """Wait for the studies that are still being closed."""
         for directory, answer in list(self._running.items()):
             self._take(directory, answer)
         if self._page is not None:

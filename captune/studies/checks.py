@@ -1,4 +1,4 @@
-"""What can be seen before Ray starts and anything is trained: addresses that answer, GPUs that are there, files.
+"""Checks before Ray starts and anything is trained: do addresses answer, are the GPUs and files there?
 
 What only some studies need (PyTorch, the database's library) is imported for those alone.
 """
@@ -22,7 +22,7 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 def check_before_ray(
     plans: Sequence[Plan], *, address: str | None, gpus_per_trial: float | None, allow_cpu: bool
 ) -> None:
-    """See that what studies name is there, so that nobody waits for Ray to be told.
+    """Check that what the studies name exists, so that a mistake is reported before Ray starts.
 
     Args:
         plans: the studies.
@@ -59,7 +59,7 @@ def _check_gpu(gpus_per_trial: float) -> None:
 
 
 def fetch_weights_here(plans: Sequence[Plan]) -> None:
-    """Download what this machine's trials will need of weights, before Ray starts.
+    """Download the weights that this machine's trials will need, before Ray starts.
 
     Raises:
         ModelError: weights that are neither on disk nor to be had.
@@ -76,7 +76,7 @@ def fetch_weights_here(plans: Sequence[Plan]) -> None:
 
 
 def check_storage(storage: str) -> None:
-    """See that a database answers; a file of SQLite need only have a folder to lie in.
+    """Check that a database answers; for an SQLite file it is enough that its folder exists.
 
     Raises:
         UsageError: it does not, with the reason.

@@ -1,4 +1,4 @@
-"""What a study still owes once its last trial has ended, as a list of steps.
+"""The steps that close a study once its last trial has ended.
 
 The journal is read once. Each step is done if the journal does not hold its result yet, so a study that was killed
 while it was closed is closed by the same list; and a study that went on, by what the new trials changed.

@@ -86,7 +86,7 @@ def plan_study(
 
 
 def with_usual_budget(study: StudyConfig, info: CellInfo) -> StudyConfig:
-    """The study with as many search trials and seeds as its cell usually gets, where its user did not say.
+    """The study with the usual numbers of search trials and seeds for its cell, where the user gave none.
 
     Where trials on frozen features are trained in packs, more of them cost little. A search that was asked to be
     smaller is confirmed over fewer seeds too. A study's file says both numbers, so one that is continued or repeated
@@ -115,7 +115,7 @@ def _refuse_space_of_another_method(file: Path, method: str) -> None:
 
 
 def plan_to_continue(directory: Path, *, trials: int | None = None, storage: str | None = None) -> Plan:
-    """The study in a directory, to go on with.
+    """The study in a directory, to be continued.
 
     Args:
         directory: where it lies.

@@ -1,4 +1,4 @@
-"""Memory: how much a process had, how much there is; and what happens when an accelerator's runs out."""
+"""Memory: how much a process used, how much there is, and what to do when an accelerator's runs out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 @contextmanager
 def out_of_memory_explained() -> Iterator[None]:
-    """Turn what torch says when memory runs out into advice.
+    """Turn torch's out-of-memory errors into advice.
 
     Raises:
         TrainingFailed: memory ran out in the block.
@@ -43,7 +43,7 @@ def out_of_memory_explained() -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Give back what nothing holds any more, to the processes that share the accelerator as well."""
+    """Free unused memory, also for other processes on the same accelerator."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -56,7 +56,7 @@ def resident_peak_bytes() -> int:
 
 
 def reset_peaks() -> None:
-    """Begin to count anew, on the GPU as well: one process trains trial after trial."""
+    """Reset the peak counters, on the GPU as well, since one process trains trial after trial."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():

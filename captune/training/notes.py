@@ -1,4 +1,4 @@
-"""What a person should know of a cell before its numbers are read.
+"""What a person should know about a cell before reading its numbers.
 
 Imports no PyTorch unless a backbone is named: a study is planned before it is loaded.
 """

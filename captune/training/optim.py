@@ -95,5 +95,5 @@ class Sgd:
             self.velocities[index] = velocity
 
     def forget(self) -> None:
-        """Start anew, without momentum."""
+        """Reset the momentum."""
         self.velocities = [None] * len(self.parameters)

@@ -53,7 +53,7 @@ class EagerStep:
 
 
 class GraphStep:
-    """The same, recorded for the first batch and replayed for every batch of its shapes.
+    """As `EagerStep`, but recorded as a CUDA graph on the first batch and replayed for every batch of the same shapes.
 
     The recorded kernels are the eager ones, so replaying changes no mathematics. A step that cannot be recorded is run
     eagerly from then on, and the log says why.

@@ -155,7 +155,7 @@ class TrainingTrial:
         return record
 
     def save(self) -> None:
-        """Write the state from which the trial goes on."""
+        """Write the state from which the trial can be resumed."""
         save_checkpoint(self.directory / RESUME, self.training.state(), self._identity())
         self._unsaved_seconds = 0.0
 
