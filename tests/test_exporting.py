@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import subprocess
@@ -78,8 +80,8 @@ def table(model: captune.AdaptedModel, images: list[Any]) -> np.ndarray:
     return np.asarray(wide[list(model.class_names)])
 
 
-def run_lines(folders: Sequence[Path], image: Any) -> list[dict[str, float]]:
-    """What the Python block of each folder's README says of a photo, in a process that has never heard of captune.
+def run_lines(folders: Sequence[Path], image: Any, *, in_a_process_of_its_own: bool) -> list[dict[str, float]]:
+    """What the Python block of each folder's README says of a photo where captune cannot be imported.
 
     One process for all, since most of the time goes into its imports.
     """
@@ -89,23 +91,33 @@ def run_lines(folders: Sequence[Path], image: Any) -> list[dict[str, float]]:
         (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
         lines += [f"os.chdir({str(folder)!r})", f"exec({block!r}, {{}})", "print('end')"]
     script = "\n".join(lines)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    *told, after = done.stdout.split("end\n")
+    if in_a_process_of_its_own:
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout
+    else:
+        output = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+            patch.chdir(folders[0])  # and back
+            patch.setitem(sys.modules, "captune", None)
+            exec(script, {})
+        printed = output.getvalue()
+    *told, after = printed.split("end\n")
     assert len(told) == len(folders) and not after
     pairs = [[line.split(" ", 1) for line in one.strip().splitlines()] for one in told]
     return [{name: float(value) for value, name in one} for one in pairs]
 
 
+@pytest.mark.parametrize("in_a_process_of_its_own", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_open_clip_alone_opens_what_is_linear(
-    place_of: Callable[[str], Path], digits: list[Any], tmp_path: Path
+    in_a_process_of_its_own: bool, place_of: Callable[[str], Path], digits: list[Any], tmp_path: Path
 ) -> None:
     models = {kind: captune.load(place_of(kind), device="cpu") for kind in FROZEN}
     for kind, model in models.items():
         model.export(tmp_path / kind, format="open_clip")
-    for (kind, model), theirs in zip(
-        models.items(), run_lines([tmp_path / kind for kind in FROZEN], digits[0]), strict=True
-    ):
+    folders = [tmp_path / kind for kind in FROZEN]
+    answers = run_lines(folders, digits[0], in_a_process_of_its_own=in_a_process_of_its_own)
+    for (kind, model), theirs in zip(models.items(), answers, strict=True):
         assert list(theirs) == list(model.class_names)
         # A blend rounds its members' probabilities to 16 bits.
         tolerance = 5e-4 if kind == "blend" else 1e-5

@@ -33,6 +33,7 @@ def tables(runs: list[Path]) -> dict[str, pd.DataFrame]:
     return tables_of(load_studies(runs))
 
 
+@pytest.mark.slow
 def test_script_writes_the_table_that_the_report_writes(
     runs: list[Path], tables: dict[str, pd.DataFrame], tmp_path: Path
 ) -> None:

@@ -124,7 +124,7 @@ def test_of_a_thin_image_the_middle_is_kept_and_the_centre_crop_sees_the_same(
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize(("size", "kind"), [((4000, 2), "PNG"), ((65535, 1), "PNG"), ((20000, 15000), "JPEG"),
-                                            ((20000, 15000), "PNG")])  # fmt: skip
+                                            pytest.param((20000, 15000), "PNG", marks=pytest.mark.slow)])  # fmt: skip
 def test_reading_an_extreme_image_stays_below_300_mb(tmp_path: Path, size: tuple[int, int], kind: str) -> None:
     file = tmp_path / f"1.{kind.lower()}"
     script = f"""

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from synthetic import whole_study
 
-from captune.results import report
+from captune.results import report, surrogate
 from captune.results.formats import points
 from captune.results.report import report_studies, report_study
 
@@ -26,6 +26,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_figures", lambda runs, tables: {})  # only grids, links and words are looked at
+        patch.setattr(surrogate, "NUM_TREES", 10)
         report_study(studies[0])
         report_studies([root / "runs"], root / "out")
     return root / "out"

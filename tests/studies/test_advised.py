@@ -21,6 +21,7 @@ from captune.studies.closing import close_study
 from captune.studies.planning import plan_study
 from captune.training.context import open_context
 from captune.training.trial import PREDICTIONS, limit_threads
+from tests.slow import slow_but
 from tests.studies.lives import run_trials, settings
 
 Closed = Callable[[str], tuple[Path, StudyRecord, set[str]]]
@@ -41,7 +42,9 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Closed:
     return study_of
 
 
-@pytest.mark.parametrize("paradigm", ["ul", "tft", "ssl", pytest.param("trzsl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "paradigm", slow_but(lambda paradigm: paradigm in ("ul", "ssl"), ["ul", "tft", "ssl", "trzsl"])
+)
 def test_adapt_and_predict_reproduce_the_advised_accuracy_to_the_last_image(
     closed: Closed, tmp_path: Path, paradigm: str
 ) -> None:
