@@ -106,7 +106,7 @@ def compare(
 def cells_of(
     paradigm: str, methods: str, console: Console, task_values: Mapping[str, Any]
 ) -> list[tuple[Paradigm, str]]:
-    """(paradigm, method) in the order asked; what cannot be is left out and said.
+    """(paradigm, method) in the order asked; combinations that do not exist are left out and reported.
 
     Args:
         task_values: the other settings of the cells.

@@ -99,7 +99,7 @@ def command(name: str) -> Callable[..., None]:
 
 
 def _register(arguments: Sequence[str]) -> None:
-    """Add the subcommand that is asked for, or names and first lines of all where none is."""
+    """Add the subcommand that was typed; where none was, the names and first lines of all."""
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     if asked in COMMANDS:
         function = command(asked)

@@ -207,7 +207,7 @@ def settings(given: Mapping[str, Any], pairs: Iterable[str] | None) -> dict[str,
 
 
 def check_writable(file: Path) -> None:
-    """See that a file can be written before anything is computed for it.
+    """Check that a file can be written before anything is computed for it.
 
     Raises:
         UsageError: it is a folder, lies in no folder, or may not be written.
@@ -252,7 +252,7 @@ def resolve_paradigm(name: str) -> str:
 
 
 def required(given: Mapping[str, Any], *names: str) -> None:
-    """See that options were given.
+    """Check that options were given.
 
     Raises:
         UsageError: one was not.

@@ -119,7 +119,7 @@ def _asked(task_values: dict[str, Any], methods: str) -> tuple[list[str], list[s
 
 
 def _fitting(paradigm: str, names: list[str], task_values: dict[str, Any], console: Console) -> list[str]:
-    """The methods that this paradigm has something for; the others are named."""
+    """The methods that fit the paradigm; the others are named."""
     labelled = has_labels(TaskConfig.parse({**task_values, "dataset": "digits", "paradigm": paradigm}))
     kept = [name for name in names if labelled or not method_named(name).labels_only]
     for name in names:

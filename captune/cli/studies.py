@@ -37,7 +37,7 @@ def shown_path(path: Path) -> Path:
 
 
 def execute(plans: Sequence[Plan], settings: Settings, console: Console) -> None:
-    """Run studies to their end and show how they go on and what they came to.
+    """Run studies to their end and show their progress and results.
 
     Raises:
         typer.Exit: 130 when interrupted, with what is kept and how to go on.
@@ -178,7 +178,7 @@ def next_steps(study: StudyRecord, where: Path) -> list[str]:
 
 
 def failures_told(study: StudyRecord) -> list[str]:
-    """How many trials failed and why, the most frequent reasons first, and how to try them again; nothing of none."""
+    """How many trials failed and why, the most frequent reasons first, and how to try them again; empty if none did."""
     failed = [trial for trial in study.trials if trial.state is State.FAILED]
     if not failed:
         return []

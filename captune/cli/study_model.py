@@ -21,7 +21,7 @@ Yes = Annotated[
 
 
 def model_at(place: Path, *, yes: bool, device: str) -> Path:
-    """Where the model lies that a person names: a checkpoint, its folder, an export, or a study's directory.
+    """Where a model lies that was named by its checkpoint, its folder, an export or a study's directory.
 
     Args:
         place: what was named.

@@ -33,14 +33,14 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def clocks_of(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Seconds of one call by the clock on the wall, and of CPU in all threads of this process."""
+    """Wall-clock seconds of one call, and CPU seconds in all threads of this process."""
     cpu = time.process_time()
     wall = seconds_of(work, device)
     return wall, time.process_time() - cpu
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a device's queue; nothing to wait for on the CPU."""
+    """Wait until a device's queue is empty; does nothing on the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -131,7 +131,7 @@ def matrix_rate(
 
 
 def why_too_noisy(before: MatrixRate, after: MatrixRate) -> str | None:
-    """Why what was measured between two matrix rates is not to be trusted, in words; None where it is.
+    """Why a measurement between two matrix rates cannot be trusted, in words; None if it can.
 
     Others that take CPUs lengthen the clock's seconds, and by the caches and the memory they share also CPU seconds.
     """

@@ -151,7 +151,7 @@ def num_confirmations(study: StudyConfig, *, both_roles: bool) -> int:
 
 
 def _budget_sentence(budget: float, fit: int, trials: int, confirmed: int) -> str:
-    """How many trials fit into what all else leaves of a budget in seconds."""
+    """How many trials fit into the part of a budget in seconds that nothing else needs."""
     beside = f"{confirmed} confirmations"
     if fit < 1:
         return f"A budget of {_span(budget)} fits no trial beside {beside}: raise it, or lower --confirm-top."

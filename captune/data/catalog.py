@@ -158,7 +158,7 @@ def _own_images(key: str) -> str | None:
 
 
 def check_dataset_name(key: str) -> None:
-    """See that a `--dataset` names a row of DATASETS or data of one's own; nothing on disk is looked at.
+    """Check that a `--dataset` names a row of DATASETS or data of one's own; nothing on disk is looked at.
 
     Raises:
         UsageError: it names neither, with the nearest name.

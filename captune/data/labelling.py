@@ -127,7 +127,7 @@ def sort_into_folders(
 
 
 def check_empty(directory: Path) -> None:
-    """See that a directory is not there yet, or empty.
+    """Check that a directory is not there yet, or empty.
 
     Raises:
         UsageError: it is a file or holds files.

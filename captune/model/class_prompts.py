@@ -29,7 +29,7 @@ def class_prompts(
 
 
 def prompts_that_fit(backbone: Backbone, class_names: Sequence[str], prompts: Sequence[str]) -> list[str]:
-    """See that the text tower can tell the prompts apart; notes name those it cannot and those longer than its context.
+    """Check that the text tower can tell the prompts apart; notes name those that it cannot, or that are too long.
 
     Args:
         backbone: the frozen CLIP.

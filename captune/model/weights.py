@@ -80,7 +80,7 @@ def open_model(source: Source) -> nn.Module:
 
 
 def fetch_weights(source: Source) -> None:
-    """See that the weights of a tag are on disk, and download them where they are not.
+    """Check that the weights of a tag are on disk, and download them where they are not.
 
     Raises:
         ModelError: neither on disk nor to be had.

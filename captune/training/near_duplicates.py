@@ -34,7 +34,7 @@ class NearDuplicates:
 
 @lru_cache(maxsize=2)
 def near_duplicates(config: TaskConfig) -> NearDuplicates:
-    """Search for near duplicates; None where that would take minutes."""
+    """Search for near duplicates; an empty result where that would take minutes."""
     context = open_context(config, Role.REPORT)
     dataset = load_dataset(config)
     readable = np.ones(dataset.num_images, bool)

@@ -288,7 +288,7 @@ class Agenda:
         return next((len(indices) * len(configs) for indices, configs in self._confirm_rounds() if index in indices), 1)
 
     def _draws(self, config_id: int) -> bool:
-        """Whether another seed is another model: not of a method that does not train, among several."""
+        """Whether another seed gives another model, which it does not for a method without training."""
         method = self._search.trials[config_id].method
         return not self._info.methods or method is None or method_named(method).trains
 
@@ -388,10 +388,10 @@ class Agenda:
 
 
 def _values_of(base: TrialConfig, space: Space) -> dict[str, Any]:
-    """What a configuration has for the searched settings."""
+    """The configuration's values of the searched settings."""
     return space.active({parameter.name: getattr(base, parameter.name) for parameter in space.parameters})
 
 
 def _has_labels(study: StudyConfig) -> bool:
-    """Whether the paradigm has labelled images that could be labelled wrongly."""
+    """Whether the paradigm has labelled images, which could be labelled wrongly."""
     return study.task.paradigm == "trzsl" or study.task.num_shots > 0

@@ -50,13 +50,13 @@ class Budget:
 
     @property
     def spent_seconds(self) -> float:
-        """On the clock, over all sessions of all studies; where two ran side by side it counts once."""
+        """Wall-clock seconds over all sessions of all studies; time in which several ran counts once."""
         now = self._clock()
         return covered(interval for usage in self._usages for interval in usage.sessions(now))
 
     @property
     def spent_gpu_hours(self) -> float:
-        """Of all studies."""
+        """GPU hours of all studies."""
         now = self._clock()
         return sum(usage.gpu_seconds(now) for usage in self._usages) / 3600
 

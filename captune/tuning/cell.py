@@ -288,7 +288,7 @@ class Cell:
         return [trial.config for trial in self._search.ranked()[:count]]
 
     def start(self, key: str, node: str | None, gpus: float = 0.0) -> None:
-        """A trial begins, or begins again, on its share of GPUs."""
+        """Record that a trial begins, or goes on, on its share of GPUs."""
         trial = self.trials[key]
         if not trial.ended:
             self.write(Started(key=key, node=node, attempt=trial.attempts + 1, gpus=gpus))
@@ -356,7 +356,7 @@ class Cell:
         return search is not None and search.hopeless(trial, row["fidelity"], row.get("score"))
 
     def crash(self, key: str, reason: str, *, node: str | None, preempted: bool) -> None:
-        """A trial's process is gone: it is handed out again, first of all, unless it has crashed too often."""
+        """Record that a trial's process died. The trial comes next again, unless it has crashed too often."""
         trial = self.trials[key]
         self.active.discard(key)
         if trial.ended:
@@ -372,14 +372,14 @@ class Cell:
         self.waiting.append(key)
 
     def fail(self, key: str, reason: str, *, node: str | None = None) -> None:
-        """A trial is ended from outside, with its reason; it is not tried again by itself."""
+        """End a trial from outside, with a reason; it is tried again only if the user asks for it."""
         trial = self.trials[key]
         self.active.discard(key)
         if not trial.ended:
             self._finish(trial, State.FAILED, node=node, reason=reason)
 
     def give_back(self, key: str) -> None:
-        """A trial was taken off its worker unfinished; it waits to go on."""
+        """Record that a trial was taken off its worker unfinished; it waits to be resumed."""
         if key in self.active and not self.trials[key].ended:
             self.active.discard(key)
             self.waiting.append(key)

@@ -1,4 +1,4 @@
-"""Ray: a private cluster of this machine, or one that runs already.
+"""Connect to Ray: a private cluster on this machine, or one that already runs.
 
 Every cluster captune starts asks for a token (a file that only its owner can read), listens on the loopback address
 alone and is gone when the study ends.
@@ -253,7 +253,7 @@ def _no_cluster(got: str) -> UsageError:
 
 
 def check_address(address: str) -> None:
-    """See that a cluster answers at an address, without connecting to it.
+    """Check that a cluster answers at an address, without connecting to it.
 
     Raises:
         UsageError: nothing does, within seconds, or `auto` finds no cluster on this machine.
@@ -267,7 +267,7 @@ def check_address(address: str) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """See that something at the address speaks gRPC; Ray itself would wait for it for minutes.
+    """Check that something at the address speaks gRPC; Ray itself would wait for it for minutes.
 
     Raises:
         UsageError: nothing does, within seconds.

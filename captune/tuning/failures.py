@@ -9,14 +9,14 @@ _SAME_FAILURES, _ANY_FAILURES = 3, 6
 
 
 class Failures:
-    """The outcomes of a session's trials, as far as they say that the study is hopeless."""
+    """The outcomes of a session's trials, from which it follows whether the study should be given up."""
 
     def __init__(self) -> None:
         self._reasons: list[str] = []
         self._succeeded = False
 
     def forget(self) -> None:
-        """Count anew: what failed before may have been mended since."""
+        """Forget earlier failures: their cause may have been removed since."""
         self._reasons.clear()
 
     def note(self, trial: Trial) -> None:

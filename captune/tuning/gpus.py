@@ -82,7 +82,7 @@ def judge(
     error: str | None,
     expected: int,
 ) -> GpuProof:
-    """Why `expected` GPUs cannot be used with what was found, and how to mend it; no trouble where they can."""
+    """Why `expected` GPUs cannot be used with what was found, and what to do; no trouble where they can."""
     trouble, mend = None, None
     needed = OLDEST_DRIVER.get(int(cuda.split(".")[0])) if cuda else None
     none_declared = "start Ray there with --num-gpus=0"
@@ -110,7 +110,7 @@ def machine_has_gpus() -> bool:
 
 
 def require_gpu() -> None:
-    """See that the GPU this process was given is there.
+    """Check that the GPU this process was given is there.
 
     Raises:
         StudyError: it is not.
@@ -138,7 +138,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _driver() -> str | None:
-    """The version of NVIDIA's driver, by the kernel's word or nvidia-smi's (containers may hide the first)."""
+    """The version of NVIDIA's driver, from the kernel or from nvidia-smi (containers may hide the former)."""
     told = Path("/proc/driver/nvidia/version")
     if told.exists() and (found := re.search(r"Module.*?\s(\d+\.\d+[.\d]*)\s", told.read_text())):
         return found[1]

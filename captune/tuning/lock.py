@@ -70,7 +70,7 @@ class DriverLock:
                 self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """See that the lock is still held; looks at the file only after a pause that others may have taken for death.
+        """Check that the lock is still held; looks at the file only after a pause that others may have taken for death.
 
         Raises:
             StudyError: another driver has taken the study over.
@@ -120,7 +120,7 @@ def _watched(directory: Path) -> dict[str, Any] | None:
 
 
 def _clock() -> float:
-    """Seconds that go on while the machine sleeps, and that nobody sets."""
+    """Seconds of a clock that also runs while the machine sleeps and cannot be set."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

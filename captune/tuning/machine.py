@@ -1,4 +1,4 @@
-"""What a machine brings to a study, looked at where it runs: processors, memory, GPUs, disks, Ray, the token."""
+"""What a machine offers a study: processors, memory, GPUs, disks, Ray, the token; examined on that machine."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Mirror:
         self._closing = threading.Event()
 
     def start(self, trials: list[Trial]) -> None:
-        """Bring the storage into line with the journal, then follow.
+        """Make the storage agree with the journal, then follow it.
 
         Args:
             trials: the search trials the journal knows, in order.

@@ -58,7 +58,7 @@ def node_name(node: dict[str, Any]) -> str:
 def on_each_node(
     ask: Callable[..., Any], *arguments: Any, among: Callable[[dict[str, Any]], bool] = lambda _node: True
 ) -> dict[str, Any]:
-    """What a function says on every node that lives, by the node's name; "does not answer: ..." where it cannot.
+    """A function's result on every live node, by the node's name; "does not answer: ..." where it cannot.
 
     Args:
         ask: runs in a process of Ray's on the node, beside trials: it takes no CPU and no GPU from them.
@@ -116,7 +116,7 @@ def start_here(work: Callable[..., T], *arguments: Any) -> Answer[T]:
 
 
 def check_gpus(*, allow_cpu: bool = False) -> bool:
-    """Let every node that gives a GPU prove that torch computes on it, before the first trial.
+    """Check on every node with GPUs that torch can compute on them, before the first trial.
 
     Args:
         allow_cpu: train on the CPU where a GPU cannot be used.
@@ -143,7 +143,7 @@ def check_gpus(*, allow_cpu: bool = False) -> bool:
 
 
 def examine_nodes(directories: Sequence[str] = ()) -> dict[str, list[Finding]]:
-    """What every node that lives brings to a study, by its name.
+    """What every live node offers a study, by the node's name.
 
     Args:
         directories: each must be there and writable on every node.
