@@ -135,7 +135,7 @@ def _check_length(context: Context, descriptions: dict[int, list[str]]) -> None:
 
 
 def mismatch_report(context: Context, threshold: int | None = None) -> MismatchReport:
-    """Algorithm 1 on the pool; the same for every configuration, so it is computed once a process.
+    """Algorithm 1 on the pool; the same for every configuration, so it is computed once per process.
 
     Class indices are the task's own, also where only some classes may be pseudolabelled (TRZSL).
     """

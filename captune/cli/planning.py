@@ -99,7 +99,7 @@ def show_cost(plan: Plan, settings: Settings, console: Console, *, num_studies: 
 
 
 def show_matrix(plans: Sequence[Plan], settings: Settings, console: Console) -> None:
-    """Several studies on one screen: a dataset a row, what each would take at most, and the total."""
+    """Several studies on one screen: one dataset per row, what each would take at most, and the total."""
     columns = list(dict.fromkeys((plan.study.task.paradigm, plan.study.method) for plan in plans))
     one_method = len({method for _, method in columns}) == 1
     headings = [paradigm if one_method else f"{paradigm} {method}" for paradigm, method in columns]

@@ -69,12 +69,12 @@ def peak_bytes_of(work: Callable[[], object], device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class MatrixRate:
-    """Floating-point operations a second that matrix products of this size reach here.
+    """Floating-point operations per second that matrix products of this size reach here.
 
     Attributes:
         precision: of the factors.
         shape: (rows, inner, columns) of the product.
-        flops: operations a second, a multiplication and an addition counting as two.
+        flops: operations per second, a multiplication and an addition counting as two.
         taken: share of this process's CPUs that others took meanwhile; 0 on a GPU.
     """
 

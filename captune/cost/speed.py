@@ -36,7 +36,7 @@ class Speed:
         memory_bytes: most memory while training (resident on a CPU, allocated on a GPU).
         trial_seconds: training at the paper's budget of 50 × 50 steps.
         study_seconds: training of the default study's trials and confirmations, one at a time, none stopped early.
-        matrix_flops: operations a second of matrix products, measured just before and after.
+        matrix_flops: operations per second of matrix products, measured just before and after.
         too_noisy: why these numbers are not to be trusted; None where they are.
     """
 

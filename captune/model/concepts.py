@@ -1,7 +1,7 @@
 """Descriptions of classes: what one sees, in sentences that can stand where a class name fails.
 
 Concept alignment (the paper's section on concept mismatch) gives a class that detection flags a description in place of
-its name when its main samples are chosen. Ours lie in `descriptions/`, one YAML file a dataset; a user's own file has
+its name when its main samples are chosen. Ours lie in `descriptions/`, one YAML file per dataset; a user's own file has
 the same grammar, which `descriptions/README.md` explains.
 """
 

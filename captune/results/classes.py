@@ -19,7 +19,7 @@ _PAIR_COLUMNS = (*_CONTEXT, "class", "predicted_as", "before", "after", "change"
 
 
 def classes_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a class: its recall on the test, and the share of the pool that is predicted as it, in [0, 1].
+    """One row per class: its recall on the test, and the share of the pool that is predicted as it, in [0, 1].
 
     Before is zero-shot; after is the mean, over its seeds, of what the study advises (the best configuration where that
     is zero-shot). `mismatched` is empty where the study recorded no detection.
@@ -49,7 +49,7 @@ def _context(study: StudyRecord) -> dict[str, Any]:
 
 
 def pairs_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a confused pair: the number of test images of `class` that are predicted as `predicted_as`.
+    """One row per confused pair: the number of test images of `class` that are predicted as `predicted_as`.
 
     Before and after as in `classes_table`. Reports list the ten worst pairs only: a pair missing from one side has an
     empty cell there, not a zero.

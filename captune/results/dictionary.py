@@ -34,7 +34,7 @@ class Meaning:
 
 
 def columns_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a column of the given tables, in their order; see `meaning_of`."""
+    """One row per column of the given tables, in their order; see `meaning_of`."""
     rows = []
     for name, table in tables.items():
         for column in table.columns:

@@ -48,7 +48,7 @@ def class_name(study: StudyRecord, label: Any) -> str:
 
 
 def confusion_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a class and what it is taken for: test images so predicted by zero-shot, and by the candidate."""
+    """One row per class and what it is taken for: test images so predicted by zero-shot, and by the candidate."""
     rows = [
         {"study": study.name, "candidate": found["candidate"], "class": class_name(study, true),
          "predicted_as": class_name(study, predicted), "before": before, "after": after,
@@ -60,7 +60,7 @@ def confusion_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def reliability_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a bin of confidence: how sure zero-shot and the candidate are of test images, and how often right."""
+    """One row per bin of confidence: how sure zero-shot and the candidate are of test images, and how often right."""
     rows = [
         {"study": study.name, "of": ZERO_SHOT if which == "before" else found["candidate"], "low": low, "high": high,
          "images": images, "confidence": confidence, "accuracy": accuracy}
@@ -71,7 +71,7 @@ def reliability_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def pictures_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a picture of the page: which image, and what it was taken for."""
+    """One row per picture of the page: which image, and what it was taken for."""
     rows = [row for study, found in _found(studies) for row, _ in _pictures(study, found)]
     return pd.DataFrame(rows, columns=list(_PICTURE_COLUMNS))
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 TRIALS_A_SETTING = 5
-"""Below this many finished trials a setting the importances are no evidence: they are in the table, but not drawn."""
+"""Below this many finished trials per setting the importances are no evidence: they are in the table, but not drawn."""
 FANOVA_TRIALS = 256
 """fANOVA reads at most this many trials, evenly spaced in their order: Optuna's takes a time that grows with N²."""
 _GRID = 7

@@ -22,7 +22,7 @@ from captune.results.transfer import BEST_ON_AVERAGE
 Tables = Mapping[str, pd.DataFrame]
 _CAPTIONS = {
     "comparisons": "Paired differences; blue: the first is better, red: the second, green: equal, grey: undecided.",
-    "curves": "What a shorter search would have found, one line a study.",
+    "curves": "What a shorter search would have found, one line per study.",
 }
 _DEEPEST = 0.2
 """A gain or loss of this size (20 points) is shaded most."""

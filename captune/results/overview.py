@@ -103,7 +103,7 @@ def _what_was_adapted(study: StudyRecord) -> dict[str, Any]:
 
 
 def notes_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a sentence: what cannot be said of a study, or should be kept in mind (`note`), and what to try next
+    """One row per sentence: what cannot be said of a study, or should be kept in mind (`note`), and what to try next
     (`next step`).
     """
     rows = [

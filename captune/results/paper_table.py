@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def paper_table(runs: Path, cells: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
-    """One row a (dataset, paradigm, method), all in percent; what has not been run has no mean.
+    """One row per (dataset, paradigm, method), all in percent; what has not been run has no mean.
 
     Args:
         runs: the folder that holds `<dataset>-<paradigm>-<method>/seed*/metrics.json`.
@@ -71,7 +71,7 @@ def cell_text(row: pd.Series) -> str:
 
 
 def grid(table: pd.DataFrame, paradigm: str) -> pd.DataFrame:
-    """The cells of a paradigm as text: a row a method, a column a dataset, in the table's order."""
+    """The cells of a paradigm as text: one row per method, one column per dataset, in the table's order."""
     part = table[table["paradigm"] == paradigm]
     methods, datasets = (list(dict.fromkeys(part[name])) for name in ("method", "dataset"))
     texts = {(row["method"], row["dataset"]): cell_text(row) for _, row in part.iterrows()}

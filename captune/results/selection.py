@@ -24,7 +24,7 @@ _AVERAGED = (
 
 
 def selection_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a study and criterion, over its complete search and confirmation trials.
+    """One row per study and criterion, over its complete search and confirmation trials.
 
     Nothing before the seal was opened. `pick_regret` is the best trial's sealed metric minus the picked trial's.
     """

@@ -177,7 +177,7 @@ def settle_votes(record: StudyRecord, write: Write) -> None:
 
 
 def find_mismatch(record: StudyRecord, write: Write) -> None:
-    """Note which class names concept-mismatch detection flags on the whole pool; once a study, without a label."""
+    """Note which class names concept-mismatch detection flags on the whole pool; once per study, without a label."""
     if record.mismatch is not None:
         return
     if (record.opened.num_pool or 0) * (record.opened.num_classes or 0) > _MISMATCH_LIMIT:
@@ -189,7 +189,7 @@ def find_mismatch(record: StudyRecord, write: Write) -> None:
 
 
 def note_data(record: StudyRecord, write: Write) -> None:
-    """Note what only the opened weights and the decoded images tell, once a study; in study.yaml too.
+    """Note what only the opened weights and the decoded images tell, once per study; in study.yaml too.
 
     That is how the weights were read, unreadable images, and test images that nearly equal a training image.
     """

@@ -262,7 +262,7 @@ class StudyScheduler(FIFOScheduler):
 
 
 class StudyCallback(Callback):
-    """Notes when a trial is given to an actor, and calls back once a step of Tune's loop."""
+    """Notes when a trial is given to an actor, and calls back once per step of Tune's loop."""
 
     def __init__(self, planner: Planner, on_step: Callable[[], None]) -> None:
         self._planner = planner
