@@ -29,6 +29,8 @@ from tests.tuning.fakes import FakeTrial, info, open_fake, space_path, study
 from tests.tuning.processes import listening
 from tests.tuning.simulate import drive, make_cell, outcomes
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes minutes to start Ray
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
