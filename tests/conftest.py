@@ -22,11 +22,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # By CPU seconds, or by seconds waited for Ray; order alone depends on this. Two files that start Ray are kept apart.
 _LONG_FIRST = (
-    "tuning/test_engine.py", "studies/test_closing.py", "results/test_report.py", "algorithms/test_methods.py",
-    "studies/test_kills.py", "training/test_trial.py", "tuning/test_watching.py", "bench/test_plain.py",
-    "tools/test_tiny.py", "data/test_views.py", "cost/test_trial.py", "tuning/test_screen.py", "tuning/test_gpus.py",
-    "tuning/test_cell.py", "cli/test_options.py", "cli/test_using.py", "algorithms/test_blend.py",
-    "tuning/test_study.py", "tuning/test_cli.py", "model/test_towers.py", "results/test_questions.py",
+    "tuning/test_engine.py", "results/test_report.py", "studies/test_closing.py", "algorithms/test_methods.py",
+    "training/test_packs.py", "studies/test_kills.py", "studies/test_advised.py", "training/test_trial.py",
+    "results/test_matrix_page.py", "tuning/test_cell.py", "tuning/test_watching.py", "cli/test_light_core.py",
+    "cost/test_trial.py", "data/test_views.py", "data/test_dataset_contract.py", "tuning/test_screen.py",
+    "studies/test_light_start.py", "test_architecture.py", "tuning/test_study.py", "bench/test_bench.py",
+    "model/test_towers.py", "tuning/test_packs.py", "tools/test_tiny.py", "cli/test_doctor.py", "tuning/test_gpus.py",
+    "model/test_weight_files.py", "algorithms/test_cap_mixture.py", "launch/test_slurm.py",
 )  # fmt: skip
 
 

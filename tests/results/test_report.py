@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from captune.algorithms import member_config
 from captune.algorithms.configs import BlendConfig
 from captune.errors import StudyError, UsageError
+from captune.results import surrogate
 from captune.results.formats import duration
 from captune.results.load import load_study
 from captune.results.report import report_studies, report_study, tables_of
@@ -328,7 +329,8 @@ def test_run_in_which_everything_failed_is_reported(tmp_path: Path) -> None:
     assert "Many trials failed" in page and "Keep zero-shot" in page
 
 
-def test_several_studies_make_one_report_and_stay_as_they_are(tmp_path: Path) -> None:
+def test_several_studies_make_one_report_and_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogate, "NUM_TREES", 10)
     runs = []
     for index, (paradigm, method) in enumerate([("ul", "cap"), ("tft", "cap"), ("ul", "fpl")]):
         runs.append(whole_study(tmp_path / f"digits-{paradigm}-{method}", seed=index, paradigm=paradigm, method=method))
