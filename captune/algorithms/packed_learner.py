@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captune.equations.packed import normalised, partial_label_with_gradient, through_normalised
 from captune.training.packs import LearnedStack
+from captune.training.step import Batch
 
 if TYPE_CHECKING:
     from captune.algorithms.learner import Learner
@@ -31,31 +32,48 @@ class PackedLearner:
 
     def __init__(self, learners: Sequence[Learner], stack: LearnedStack) -> None:
         self._stack, self.moved = stack, [_LEARNED]
-        first = learners[0]
+        first, learners = learners[0], stack.filled(learners)
         self._features_MD, self._scale = first.context.image_features_MD, first.classifier.logit_scale
         frozen_KD = first.classifier.frozen_text_KD
         assert frozen_KD is not None  # for the type checker: a pack has no prompts
         self._frozen_KD = frozen_KD
-        self._images_SPB = torch.as_tensor(np.stack([each.images_SB for each in learners], axis=1))
+        device = self._features_MD.device
+        self._images_SPB = torch.as_tensor(np.stack([each.images_SB for each in learners], axis=1), device=device)
         self._candidates = [each.feeds["candidates"] for each in learners]
-        self._kept_SPBD = torch.stack([_kept(each) for each in learners], dim=1) if first.draws is not None else None
+        self._kept_SPBD: Tensor | None = None
+        if first.draws is not None:
+            self._kept_SPBD = torch.stack([_kept(each) for each in learners], dim=1).to(device)
         sizes = first.labelled_SB.shape[1], first.pseudo_SB.shape[1]
         # The mean over the labelled images and the mean over the pseudolabelled ones, added.
-        self._factors_B = torch.cat([torch.full((size,), 1 / max(1, size)) for size in sizes])
+        self._factors_B = torch.cat([torch.full((size,), 1 / max(1, size), device=device) for size in sizes])
 
-    def step(self, number: int) -> Tensor:
+    def batch(self, number: int) -> Batch:
+        """What a step reads."""
+        fed = {
+            "images": self._images_SPB[number],
+            "candidates": torch.stack([feed(number) for feed in self._candidates]),
+        }
+        return fed if self._kept_SPBD is None else fed | {"kept": self._kept_SPBD[number]}
+
+    def step(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Losses (P,) of one step; the gradients are left in the stack."""
-        images_PB = self._images_SPB[number]
+        images_PB = batch["images"]
         text_PKD, length_PK1 = normalised(self._frozen_KD + self._stack.values[_LEARNED])
         view_PBD = self._features_MD.index_select(0, images_PB.reshape(-1)).view(*images_PB.shape, -1)
-        if self._kept_SPBD is not None:
-            view_PBD, _ = normalised(view_PBD * self._kept_SPBD[number])
+        if "kept" in batch:
+            view_PBD, _ = normalised(view_PBD * batch["kept"])
         logits_PBK = torch.bmm(view_PBD, text_PKD.mT).mul_(self._scale)
-        candidates_PBK = torch.stack([feed(number) for feed in self._candidates])
-        losses_P, by_logits_PBK = partial_label_with_gradient(logits_PBK, candidates_PBK, self._factors_B)
+        losses_P, by_logits_PBK = partial_label_with_gradient(logits_PBK, batch["candidates"], self._factors_B)
         by_text_PKD = torch.bmm(by_logits_PBK.mul_(self._scale).mT, view_PBD)
         self._stack.gradients[_LEARNED].copy_(through_normalised(by_text_PKD, text_PKD, length_PK1))
-        return losses_P
+        return losses_P, {}
+
+    def moving_state(self) -> list[Tensor]:
+        """Nothing moves but what is learned."""
+        return []
+
+    def observe(self, seen: Batch) -> None:
+        """Nothing is kept of a step."""
 
     def end(self) -> None:
         """Nothing is kept of a step."""

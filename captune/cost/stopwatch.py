@@ -96,7 +96,7 @@ class Stopwatch:
 
 
 class _TimedSteps:
-    """The steps of a pack, on a CPU, with a clock."""
+    """The steps of a pack, with a clock."""
 
     def __init__(self, steps: PackedSteps, watches: Sequence[Stopwatch]) -> None:
         self._steps, self._watch, self._share = steps, watches[0], 1 / len(watches)
@@ -106,13 +106,24 @@ class _TimedSteps:
     def moved(self) -> Sequence[str]:
         return self._steps.moved
 
-    def step(self, number: int) -> Tensor:
+    def batch(self, number: int) -> Batch:
+        synchronize(self._watch.device)
         now = time.perf_counter()
         (self._watch.steps if number else self._watch.around).append(self._share * (now - self._began))
         self._began = now
-        return self._steps.step(number)
+        return self._steps.batch(number)
+
+    def step(self, batch: Batch) -> tuple[Tensor, Batch]:
+        return self._steps.step(batch)
+
+    def moving_state(self) -> list[Tensor]:
+        return self._steps.moving_state()
+
+    def observe(self, seen: Batch) -> None:
+        self._steps.observe(seen)
 
     def end(self) -> None:
         started = time.perf_counter()
         self._steps.end()
+        synchronize(self._watch.device)
         self._watch.around[-1] += self._share * (time.perf_counter() - started)

@@ -63,11 +63,8 @@ class Context:
 
     @property
     def packs(self) -> bool:
-        """Whether steps on frozen features are taken for several trials at once (`captune.training.packs`).
-
-        On a GPU each trial's steps are recorded instead.
-        """
-        return self.recorded and self.device.type == "cpu"
+        """Whether steps on frozen features are taken for several trials at once (`captune.training.packs`)."""
+        return self.recorded
 
     @property
     def feature_views(self) -> FeatureViews:

@@ -22,8 +22,8 @@ from captune.training.checkpoint import prefixed, without_prefix
 from captune.training.context import Context
 from captune.training.memory import is_out_of_memory
 from captune.training.optim import Sgd, warmup_cosine
-from captune.training.packs import LearnedStack, PackedSteps
-from captune.training.step import Batch, batches_of, step_of
+from captune.training.packs import LearnedStack, PackedSteps, StepOfAll
+from captune.training.step import Batch, GraphStep, batches_of, step_of
 
 # Measured (analysis/measurements/packs.md): beyond, a step gains little, and what it holds at once grows.
 _MOST_PACKED = 16
@@ -304,20 +304,47 @@ def _take_steps_together(loops: Sequence[Loop]) -> Tensor:
     algorithms: list[Any] = [loop.algorithm for loop in loops]
     stack = LearnedStack([each.classifier for each in algorithms], [loop.optimizer for loop in loops])
     steps: PackedSteps = algorithms[0].packed(algorithms, stack)
+    num_steps = loops[0].config.steps_per_epoch
+    if stack.device.type == "cuda":
+        totals_P = _recorded_steps(loops, steps, stack, num_steps)
+    else:
+        totals_P = _steps_one_by_one(loops, steps, stack, num_steps)
+    stack.hand_back(steps.moved)
+    steps.end()
+    return totals_P
+
+
+def _recorded_steps(loops: Sequence[Loop], steps: PackedSteps, stack: LearnedStack, num_steps: int) -> Tensor:
+    """On a GPU: a step of all is recorded once an epoch and replayed; optimisers are a part of it."""
+    rates_SP = [
+        stack.filled([loop.learning_rate(loop.epoch * num_steps + step) for loop in loops]) for step in range(num_steps)
+    ]
+    together = StepOfAll(steps, stack, torch.tensor(rates_SP, device=stack.device))
+    take, totals_P = GraphStep(together, []), torch.zeros(len(rates_SP[0]), device=stack.device)
+    for step in range(num_steps):
+        losses_P, seen = take(together.batch(step))
+        steps.observe(seen)
+        totals_P += losses_P
+    for loop in loops:
+        loop.approach(num_steps - 1)
+    return totals_P[: len(loops)].cpu()
+
+
+def _steps_one_by_one(loops: Sequence[Loop], steps: PackedSteps, stack: LearnedStack, num_steps: int) -> Tensor:
     totals_P = torch.zeros(len(loops))
     # With several threads a product of one differs from one of several in its last bit; and it gains nothing here.
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for step in range(loops[0].config.steps_per_epoch):
+        for step in range(num_steps):
             for loop in loops:
                 loop.approach(step)
-            totals_P = totals_P + steps.step(step)
+            losses_P, seen = steps.step(steps.batch(step))
             stack.descend(steps.moved)
+            steps.observe(seen)
+            totals_P = totals_P + losses_P
     finally:
         torch.set_num_threads(num_threads)
-    stack.hand_back(steps.moved)
-    steps.end()
     return totals_P
 
 

@@ -8,23 +8,41 @@ with each trial's own algorithm, and a trial's numbers do not depend on which ot
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from captune.training.optim import Sgd
+from captune.training.step import Batch
+
+_T = TypeVar("_T")
+# On a GPU a product of more matrices at once may round otherwise. Packs are filled up to a multiple of this, so that a
+# trial's numbers do not depend on how many others stand beside it.
+FILLED_TO = 8
 
 
 class PackedSteps(Protocol):
-    """The steps of an epoch of several algorithms at once."""
+    """The steps of an epoch of several algorithms at once; tensors of a step have P entries."""
 
     @property
     def moved(self) -> Sequence[str]:
         """Names of the learned tensors that have a gradient; the others stay as they are, without decay."""
 
-    def step(self, number: int) -> Tensor:
-        """Losses (P,) of one step; the gradients are left in the stack."""
+    def batch(self, number: int) -> Batch:
+        """What a step reads, as tensors on the device whose shapes all steps share."""
+
+    def step(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Losses (P,) of one step, and what to keep of it; the gradients are left in the stack.
+
+        As an algorithm's `loss`, it never waits for the device and changes in place what it changes.
+        """
+
+    def moving_state(self) -> list[Tensor]:
+        """Tensors that `step` moves on in place, apart from the gradients."""
+
+    def observe(self, seen: Batch) -> None:
+        """Keep what `step` gave until the epoch ends."""
 
     def end(self) -> None:
         """Hand each algorithm what it would have observed in these steps."""
@@ -50,30 +68,44 @@ class LearnedStack:
     The models' own parameters become views of it, so that everything else sees what is learned as ever.
 
     Attributes:
-        values: by name, (P, …).
+        device: where they lie.
+        num_models: those that are learned; rows behind them are filled with copies of the last, which nobody sees.
+        values: by name, (P, …), P at least `num_models`.
         gradients: by name, (P, …); whoever takes a step writes them.
+        momenta: by name, (P, …).
     """
 
     def __init__(self, models: Sequence[nn.Module], optimizers: Sequence[Sgd]) -> None:
         """Move the models' tensors, and their momenta, into one stack."""
-        self._optimizers = list(optimizers)
+        self._optimizers, self.num_models = list(optimizers), len(models)
+        self.device = device = next(models[0].parameters()).device
+        self._decay_P, self._momentum_P = (
+            torch.tensor([getattr(each, name) for each in self.filled(optimizers)], device=device)
+            for name in ("weight_decay", "momentum")
+        )
         parameters = [dict(model.named_parameters()) for model in models]
         self._places = {name: place for place, name in enumerate(parameters[0])}
         self.values: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
+        self.momenta: dict[str, Tensor] = {}
         # For every model its parameters, gradients and momenta by name: views made once, not at every step.
         self._views: list[dict[str, tuple[Tensor, Tensor, Tensor]]] = [{} for _ in models]
         for name, place in self._places.items():
-            self.values[name] = torch.stack([own[name].detach() for own in parameters])
+            self.values[name] = torch.stack([own[name].detach() for own in self.filled(parameters)])
             self.gradients[name] = torch.zeros_like(self.values[name])
             # A model that has not moved yet starts from a momentum of 0, which gives what a first step gives.
-            known = [optimizer.velocities[place] for optimizer in optimizers]
+            known = [optimizer.velocities[place] for optimizer in self.filled(optimizers)]
             zeros = torch.zeros_like(self.values[name][0])
-            momenta = torch.stack([zeros if each is None else each for each in known])
+            self.momenta[name] = torch.stack([zeros if each is None else each for each in known])
             for number, own in enumerate(parameters):
                 own[name].data = self.values[name][number]
                 own[name].grad = None
-                self._views[number][name] = own[name], self.gradients[name][number], momenta[number]
+                self._views[number][name] = own[name], self.gradients[name][number], self.momenta[name][number]
+
+    def filled(self, each: Sequence[_T]) -> list[_T]:
+        """What the rows of the stack have: that of each model, and of the last one again where rows are filled up."""
+        missing = -len(each) % FILLED_TO if self.device.type == "cuda" else 0
+        return [*each, *[each[-1]] * missing]
 
     @torch.no_grad()
     def descend(self, moved: Sequence[str]) -> None:
@@ -86,8 +118,47 @@ class LearnedStack:
                 dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
             )  # fmt: skip
 
+    @torch.no_grad()
+    def descend_at(self, moved: Sequence[str], rates_P: Tensor) -> None:
+        """The same at learning rates (P,) that lie on the device, all models at once: for a GPU's recorded steps."""
+        for name in moved:
+            value, gradient, momentum = self.values[name], self.gradients[name], self.momenta[name]
+            decay, kept, rate = (
+                each.view(-1, *[1] * (value.dim() - 1)) for each in (self._decay_P, self._momentum_P, rates_P)
+            )
+            momentum.mul_(kept).add_(gradient).addcmul_(value, decay)
+            value.addcmul_(momentum, rate, value=-1)
+
     def hand_back(self, moved: Sequence[str]) -> None:
         """Leave the momenta of the tensors that moved with the models' optimisers."""
         for optimizer, views in zip(self._optimizers, self._views, strict=True):
             for name in moved:
                 optimizer.velocities[self._places[name]] = views[name][2]
+
+
+class StepOfAll:
+    """A step of a pack, optimisers included, in the form in which a GPU records it (`captune.training.step`).
+
+    Args:
+        steps: of the epoch.
+        stack: what they move.
+        rates_SP: each model's learning rate at each step, on the device.
+    """
+
+    def __init__(self, steps: PackedSteps, stack: LearnedStack, rates_SP: Tensor) -> None:
+        self._steps, self._stack, self._rates_SP = steps, stack, rates_SP
+
+    def batch(self, step: int) -> Batch:
+        """What the step reads."""
+        return self._steps.batch(step) | {"rates": self._rates_SP[step]}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Losses (P,) before the step, which is then taken, and what to keep of it."""
+        losses_P, seen = self._steps.step(batch)
+        self._stack.descend_at(self._steps.moved, batch["rates"])
+        return losses_P, seen
+
+    def moving_state(self) -> list[Tensor]:
+        """Everything that a step changes for good."""
+        learned = [tensors[name] for tensors in (self._stack.values, self._stack.momenta) for name in self._steps.moved]
+        return learned + self._steps.moving_state()

@@ -47,12 +47,15 @@ def run_cells(
         StudyError: Ray cannot go on.
         KeyboardInterrupt: a signal came twice, or before the first trial.
     """
-    # On a GPU each trial's steps are recorded; and a logger that is a service has one entry per trial of Tune's.
-    packed = not allotment.gpus and not callbacks
     planner = Planner(
-        cells, threads=allotment.threads, gpus=allotment.gpus, timeout=trial_timeout, packed=packed,
+        cells,
+        threads=allotment.threads,
+        gpus=allotment.gpus,
+        timeout=trial_timeout,
+        # A logger that is a service has one entry per trial of Tune's.
+        packed=not callbacks,
         workers=allotment.concurrency,
-    )  # fmt: skip
+    )
     scheduler = StudyScheduler(planner)
     for cell in cells:
         cell.report_seconds = gathering_seconds(allotment.concurrency)

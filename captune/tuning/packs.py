@@ -17,7 +17,7 @@ def next_pack(cell: Cell, *, packed: bool = True, workers: int = 2) -> list[Tria
 
     Args:
         cell: the study.
-        packed: whether trials may train together at all (not on a GPU, where each trial's steps are recorded).
+        packed: whether trials may train together at all.
         workers: packs that train at once; blocks are even, so that none of them waits for another's long one.
     """
     first = cell.next_trial()

@@ -55,7 +55,13 @@ def many_classes(directory: Path) -> str:
 
 
 def open_trials(
-    directory: Path, method: str, settings: Sequence[dict[str, Any]], dataset: str = "digits", **task: Any
+    directory: Path,
+    method: str,
+    settings: Sequence[dict[str, Any]],
+    dataset: str = "digits",
+    *,
+    device: str = "cpu",
+    **task: Any,
 ) -> list[TrainingTrial]:
     cell = TaskConfig.parse({"dataset": dataset, "paradigm": "ul", **task})
     algorithm = ALGORITHMS[method]
@@ -66,7 +72,7 @@ def open_trials(
             algorithm=algorithm,
             seed=0,
             directory=directory / str(number),
-            device="cpu",
+            device=device,
         )
         for number, values in enumerate(settings)
     ]
@@ -134,6 +140,18 @@ def test_a_pack_of_many_classes_is_what_autograd_trains_one_by_one(tmp_path: Pat
     assert_alike(plain, open_trials(tmp_path / "packed", "cap", CAPS[:3], dataset))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("method", "settings"), [("cap", CAPS), ("cap_mixture", CAPS[:2]), ("fpl", LEARNERS)])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_pack_on_a_gpu_is_what_a_cpu_trains_by_autograd(
+    tmp_path: Path, method: str, settings: Sequence[dict[str, Any]], wide: bool
+) -> None:
+    dataset = many_classes(tmp_path) if wide else "digits"
+    plain = open_trials(tmp_path / "plain", method, settings, dataset, kernels="plain")
+    packed = open_trials(tmp_path / "packed", method, settings, dataset, device="cuda")
+    assert_alike(plain, packed)
+
+
 def assert_alike(plain: Sequence[TrainingTrial], packed: Sequence[TrainingTrial]) -> None:
     for first, second in zip(one_by_one(plain), finish_together(packed), strict=True):
         assert first["scores"] == pytest.approx(second["scores"], abs=1e-5)
@@ -145,7 +163,8 @@ def assert_alike(plain: Sequence[TrainingTrial], packed: Sequence[TrainingTrial]
         assert states[0].keys() == states[1].keys()
         for name in states[0]:
             exactly = "board" in name and "scores" not in name
-            torch.testing.assert_close(states[1][name], states[0][name], atol=0.0 if exactly else 1e-5, rtol=0.0)
+            one, other = states[0][name].cpu(), states[1][name].cpu()
+            torch.testing.assert_close(other, one, atol=0.0 if exactly else 1e-5, rtol=0.0)
         for row, other in zip(records(first), records(second), strict=True):
             scores, others = row.pop("scores"), other.pop("scores")
             assert row == pytest.approx(other, abs=1e-5) and scores == pytest.approx(others, abs=1e-5)
@@ -163,8 +182,22 @@ def test_what_stands_beside_a_trial_does_not_touch_a_bit_of_it(
     tmp_path: Path, method: str, settings: Sequence[dict[str, Any]], num_threads: int, threads: None
 ) -> None:
     torch.set_num_threads(num_threads)
-    together = open_trials(tmp_path / "together", method, settings)
-    alone = open_trials(tmp_path / "alone", method, settings)
+    assert_equal_in_company_and_alone(tmp_path, method, settings)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("method", "settings"), [("cap", CAPS), ("fpl", LEARNERS)])
+@pytest.mark.parametrize("wide", [False, True])
+def test_on_a_gpu_either(tmp_path: Path, method: str, settings: Sequence[dict[str, Any]], wide: bool) -> None:
+    dataset = many_classes(tmp_path) if wide else "digits"
+    assert_equal_in_company_and_alone(tmp_path, method, settings, dataset, device="cuda")
+
+
+def assert_equal_in_company_and_alone(
+    directory: Path, method: str, settings: Sequence[dict[str, Any]], dataset: str = "digits", *, device: str = "cpu"
+) -> None:
+    together = open_trials(directory / "together", method, settings, dataset, device=device)
+    alone = open_trials(directory / "alone", method, settings, dataset, device=device)
     assert finish_together(together) == one_by_one(alone)
     for first, second in zip(together, alone, strict=True):
         assert records(first) == records(second)
@@ -207,14 +240,14 @@ def test_one_trial_that_fails_ends_alone(tmp_path: Path) -> None:
 def test_where_memory_runs_out_a_trial_goes_on_in_micro_batches_and_a_pack_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = PackedCap.step
+    batch = PackedCap.batch
 
-    def cramped(packed: PackedCap, number: int) -> torch.Tensor:
+    def cramped(packed: PackedCap, number: int) -> dict[str, torch.Tensor]:
         if packed.num_packed > 1 or number == 3:
             raise RuntimeError("can't allocate memory: you tried to allocate 4 bytes")
-        return step(packed, number)
+        return batch(packed, number)
 
-    monkeypatch.setattr(PackedCap, "step", cramped)
+    monkeypatch.setattr(PackedCap, "batch", cramped)
     (alone,) = open_trials(tmp_path / "alone", "cap", CAPS[:1])
     assert [alone.run_epoch().get("micro_batch") for _ in range(2)] == [8, 8]
     with pytest.raises(RuntimeError, match="allocate"):
