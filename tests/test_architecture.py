@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def room_of(path: Path) -> str:
 
 def floor_of(room: str) -> int:
     return next(level for level, rooms in enumerate(FLOORS) if room in rooms)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_nodes() -> Iterator[None]:
+    """Millions of small objects, which the garbage collector would go through to the end of all tests."""
+    yield
+    nodes_of.cache_clear()
 
 
 @cache
