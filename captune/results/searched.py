@@ -12,20 +12,20 @@ BORDER = 0.02
 """A value within this share of its range from an end lies on the border."""
 
 
-def searched_space(study: StudyRecord) -> dict[str, Any]:
-    """The recorded space without the fields it fixes."""
-    return {
-        name: spec for name, spec in study.space.items() if not (isinstance(spec, dict) and spec.get("role") == "fixed")
-    }
+def searched_names(study: StudyRecord) -> list[str]:
+    """Names of the searched settings: those of the recorded space, then any that a trial has beyond it."""
+    names = dict.fromkeys(
+        name for name, spec in study.space.items() if not (isinstance(spec, dict) and spec.get("role") == "fixed")
+    )
+    for trial in study.of_phase(Phase.SEARCH):
+        names |= dict.fromkeys(trial.params)
+    return list(names)
 
 
 def searched_parameters(study: StudyRecord) -> list[Parameter]:
     """The parameters of a study's space. One whose recorded text cannot be read gets the range of the values tried."""
     parameters = []
-    names = dict.fromkeys(
-        [*searched_space(study), *(name for trial in study.of_phase(Phase.SEARCH) for name in trial.params)]
-    )
-    for name in names:
+    for name in searched_names(study):
         values = [trial.params[name] for trial in study.of_phase(Phase.SEARCH) if name in trial.params]
         parameter = _declared(name, study.space.get(name)) or _observed(name, values)
         if parameter is not None:

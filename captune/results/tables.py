@@ -18,7 +18,7 @@ import pandas as pd
 from captune.decisions.criteria import ORACLE
 from captune.records import ZERO_SHOT, Phase, StudyRecord, Trial, atomic_write, number_or_none
 from captune.results.best import recorded_choice
-from captune.results.searched import searched_space
+from captune.results.searched import searched_names
 
 WALL_CLOCK_COLUMNS = ("attempts", "preemptions", "seconds", "node", "started")
 ORACLE_STAMP = "selected by sealed labels (oracle): research only"
@@ -43,7 +43,7 @@ def trials_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     `tuning` says what a trial learned: scores of screening (features) and search trials (prompts) do not compare.
     """
     studies = list(studies)
-    rows = [row for study in studies for row in _trial_rows(study, searched_parameters(study))]
+    rows = [row for study in studies for row in _trial_rows(study, searched_names(study))]
     own = (*_TRIAL_COLUMNS, *_TRIAL_RESULTS, *WALL_CLOCK_COLUMNS)
     columns = [*_TRIAL_COLUMNS, *setting_columns(own, rows), *_TRIAL_RESULTS, *WALL_CLOCK_COLUMNS]
     return pd.DataFrame(rows, columns=columns)
@@ -63,14 +63,6 @@ def setting_columns(own: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> li
 def _setting_column(parameter: str) -> str:
     # A field called like a column of a table keeps its value apart.
     return f"config.{parameter}" if parameter in _NAMES_TAKEN else parameter
-
-
-def searched_parameters(study: StudyRecord) -> list[str]:
-    """Names of the searched fields: those of the space, then any that a trial carries beyond it."""
-    names = dict.fromkeys(searched_space(study))
-    for trial in study.of_phase(Phase.SEARCH):
-        names |= dict.fromkeys(trial.params)
-    return list(names)
 
 
 def parameter_value(trial: Trial, name: str) -> Any:
@@ -164,7 +156,7 @@ def pareto_front(study: StudyRecord) -> set[str]:
 
 
 def epochs_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row a finished epoch of any trial that trains; criteria in columns of their own names."""
+    """One row per finished epoch of any trial that trains; criteria in columns of their own names."""
     rows: list[dict[str, Any]] = []
     criteria: dict[str, None] = {}
     others: dict[str, None] = dict.fromkeys(["loss", "num_confident", "balance", "learning_rate", "images"])
