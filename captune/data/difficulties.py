@@ -1,4 +1,4 @@
-"""Worlds that are harder than a dataset: classes in the pool that nobody asks for, wrong labels among the shots."""
+"""Harder versions of a dataset: classes in the pool that nobody asked for, wrong labels among the shots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captune.seeding import numpy_generator
 
 
 def hide_classes(dataset: Dataset, task: TaskConfig) -> Dataset:
-    """The dataset as it looks to somebody who does not know of some of its classes (open set).
+    """The dataset with some of its classes unknown (open set).
 
     A seeded `open_set_fraction` of the classes, at least one, leaves the class names. Their images stay, with
     `UNKNOWN` in place of a label: they are pooled, are never labelled, and do not count in a report.

@@ -50,7 +50,7 @@ def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
 
 
 def is_junk_folder(name: str) -> bool:
-    """Whether a folder is nobody's: hidden, or what systems and archives leave (@eaDir, __MACOSX)."""
+    """Whether a folder holds nobody's data: hidden ones, and what systems and archives leave (@eaDir, __MACOSX)."""
     return name.startswith(".") or name.casefold() in _JUNK_FOLDERS
 
 

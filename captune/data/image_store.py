@@ -224,7 +224,7 @@ def _kept_images(
 
 
 def _check_room(dataset: Dataset, preprocessing: Preprocessing, part: Path, keep: Keep) -> None:
-    """Say how large the store will be where it is large, and see that the disk holds it.
+    """Say how large a large store will be, and check that the disk has space for it.
 
     Raises:
         DataError: the disk is too small.

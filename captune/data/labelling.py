@@ -1,4 +1,4 @@
-"""What a model says of images: predictions.csv, and copies or links of the images in one folder a class."""
+"""What a model says of images: predictions.csv, and copies or links of the images in one folder per class."""
 
 from __future__ import annotations
 

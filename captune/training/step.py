@@ -154,7 +154,7 @@ def batches_of(algorithm: Steps, num_steps: int, device: torch.device) -> Iterat
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one that batches are made on: what is freed stays with its stream, so a new one each epoch would hoard."""
+    """The stream on which batches are made. Freed memory stays with its stream, so there is one for all epochs."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 

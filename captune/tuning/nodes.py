@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def check_nodes(directories: Sequence[Path], *, here: bool = False) -> None:
-    """See from every node that studies can be written there, before the first trial.
+    """Check from every node that studies can be written there, before the first trial.
 
     Args:
         directories: of the studies.
@@ -85,7 +85,7 @@ def on_each_node(
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """What a function that runs in a process of Ray's will have said."""
+    """The future result of a function that runs in one of Ray's processes."""
 
     _reference: Any
 
@@ -109,7 +109,7 @@ class Answer(Generic[T]):
 
 
 def start_here(work: Callable[..., T], *arguments: Any) -> Answer[T]:
-    """Run a function in a process of Ray's on this machine, beside trials: it takes no CPU and no GPU from them."""
+    """Run a function in one of Ray's processes on this machine; it reserves no CPU and no GPU."""
     here = ray.get_runtime_context().get_node_id()
     where = NodeAffinitySchedulingStrategy(here, soft=True)
     return Answer(ray.remote(num_cpus=0, max_retries=1)(work).options(scheduling_strategy=where).remote(*arguments))
@@ -161,12 +161,12 @@ def _examine_this_node(directories: list[str]) -> list[Finding]:
 
 
 def show_gpus_of_this_node() -> None:
-    """Let this process (one of Ray's that asked for no GPU) use those of its node; before torch looks for any."""
+    """Let this process, which asked Ray for no GPU, use those of its node; to be called before torch looks for GPUs."""
     _show_gpus(os.environ)
 
 
 def gpus_of_this_node() -> GpuProof:
-    """What torch sees of the GPUs that the node of this process (one of Ray's) was started with."""
+    """What torch sees of the GPUs that this process's Ray node was started with."""
     # Ray hides the GPUs from a task that asks for none; the node's own process, which started this one, sees them.
     environment = dict(os.environ)
     _show_gpus(environment)

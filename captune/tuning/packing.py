@@ -35,7 +35,7 @@ class Node:
 
     @classmethod
     def of(cls, resources: Mapping[str, float]) -> Node:
-        """A node with the resources that Ray tells of it."""
+        """A node with the resources that Ray reports for it."""
         return cls(resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory", 0.0))
 
 
@@ -60,7 +60,7 @@ class Allotment:
         return max(1, int(self.cpus))
 
     def resources(self) -> dict[str, float]:
-        """In Ray's words."""
+        """The same as Ray's resources."""
         wanted: dict[str, float] = {"cpu": self.cpus, "gpu": self.gpus}
         if self.memory_bytes is not None:
             wanted["memory"] = self.memory_bytes

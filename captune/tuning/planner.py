@@ -199,7 +199,7 @@ def _node_gone(error: RayActorError, node_ip: str | None) -> bool:
 
 
 def _error_of(trial: Trial) -> BaseException | None:
-    """What Tune noted of a trial's failure (it tells its scheduler only that there was one)."""
+    """The error that Tune recorded for a trial; its scheduler is only told that there was one."""
     path = trial.pickled_error_file
     if path is None or not Path(path).exists():
         return None
@@ -221,7 +221,7 @@ def _reason(error: BaseException | None) -> str:
 
 
 class StudyScheduler(FIFOScheduler):
-    """Passes what Tune hears to the planner, and its decisions back."""
+    """Passes Tune's events to the planner, and the planner's decisions back."""
 
     def __init__(self, planner: Planner) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

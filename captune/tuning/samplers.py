@@ -30,7 +30,7 @@ _STATEFUL = ("qmc", "cmaes", "nsga2")
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """The space in Optuna's words."""
+    """The space as Optuna's distributions."""
     return {parameter.name: _distribution(parameter) for parameter in space.parameters}
 
 
@@ -44,7 +44,7 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
 
 
 def check_sampler(name: str) -> None:
-    """Notice what a sampler lacks before a study starts.
+    """Check before a study starts that the sampler has what it needs.
 
     Raises:
         UsageError: the sampler needs a package that is not installed.

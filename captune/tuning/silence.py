@@ -1,4 +1,4 @@
-"""Trials that make no step for ten times their usual time: a person is told, since nothing else ends them by itself."""
+"""Warn of trials that make no step for ten times their usual time, since nothing ends them by itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EVERY_SECONDS = 1.0
 
 
 class Silence:
-    """Watches how long running trials have not been heard of.
+    """Watches how long ago running trials last reported.
 
     Args:
         cells: opened studies.

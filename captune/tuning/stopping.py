@@ -15,7 +15,7 @@ _EVERY_SECONDS = 1.0
 
 
 def request_stop(directory: Path) -> None:
-    """Leave word for the driver that runs the study in a directory."""
+    """Ask the driver that runs the study in a directory to stop."""
     atomic_write(directory / STOP, json.dumps({"host": platform.node(), "time": time.time()}))
 
 
