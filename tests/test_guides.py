@@ -25,8 +25,8 @@ NOT_RUN = {
     r"captune serve": "runs until Ctrl-C: tests/tuning/test_serving.py starts it and asks it",
     r"captune .*--address auto": "needs a running cluster: tests/tuning and tests/launch have one",
     r"captune .*--dataset caltech101": "needs the dataset: tests/data reads every layout in miniature",
-    r'captune status "\$CAPTUNE_RUN"': "of a Slurm job: tests/launch/test_slurm_real.py",
-    r"launch/local\.sh|sbatch|tail -F|export CAPTUNE_RUN": "needs a Ray that stays, or Slurm: tests/launch",
+    r'captune status "\$CAPTUNE_OUT"': "of a Slurm job: tests/launch/test_slurm_real.py",
+    r"launch/local\.sh|sbatch|tail -F|export CAPTUNE_OUT": "needs a Ray that stays, or Slurm: tests/launch",
     r"ray |docker |kubectl |aws |gcloud |VPC=|SG=|FS=": "needs machines or a cloud: tests/launch checks the files",
 }
 """The beginning of a line (a regular expression) → why no test here runs it."""

@@ -51,7 +51,7 @@ def slurm(tmp_path: Path) -> StandIns:
         "SLURM_JOB_NODELIST": "node[1-3]",
         "SLURM_CPUS_PER_TASK": "16",
         "SLURM_GPUS_ON_NODE": "4",
-        "CAPTUNE_RUN": str(tmp_path / "runs" / "digits-ul-cap"),
+        "CAPTUNE_OUT": str(tmp_path / "runs" / "digits-ul-cap"),
     }
     return stand_ins
 
@@ -84,7 +84,7 @@ def test_head_workers_and_driver_start_with_one_token_that_only_the_owner_reads(
 def test_the_driver_gets_the_jobs_arguments_and_the_cluster(slurm: StandIns):
     assert _finish(slurm.start(SCRIPT, "--dataset", "folder:/a b", "--paradigm", "ul")) == 0
     (driver,) = slurm.calls("captune")
-    run = slurm.environment["CAPTUNE_RUN"]
+    run = slurm.environment["CAPTUNE_OUT"]
     assert driver["argv"] == [
         *("run", "--dataset", "folder:/a b", "--paradigm", "ul"),
         *("--out", run, "--resume", "--address", f"10.0.0.1:{PORT}"),
@@ -102,8 +102,8 @@ def test_the_token_is_gone_with_the_job_and_was_on_no_command_line(slurm: StandI
     assert token not in slurm.output()
 
 
-def test_without_arguments_every_study_in_the_run_is_resumed(slurm: StandIns):
-    parent = Path(slurm.environment["CAPTUNE_RUN"])
+def test_without_arguments_every_study_in_the_directory_is_resumed(slurm: StandIns):
+    parent = Path(slurm.environment["CAPTUNE_OUT"])
     for name in ("b", "a"):
         (parent / name).mkdir(parents=True)
         (parent / name / "journal.jsonl").touch()
@@ -253,7 +253,7 @@ def test_a_head_that_does_not_start_ends_the_job_with_its_reason(slurm: StandIns
 
 
 def test_a_run_directory_must_be_named(slurm: StandIns):
-    del slurm.environment["CAPTUNE_RUN"]
+    del slurm.environment["CAPTUNE_OUT"]
     assert _finish(slurm.start(SCRIPT, "--dataset", "digits", "--paradigm", "ul")) != 0
-    assert "set CAPTUNE_RUN to the run directory" in slurm.output()
+    assert "set CAPTUNE_OUT to the directory of the study" in slurm.output()
     assert slurm.calls("srun") == slurm.calls("ray") == []

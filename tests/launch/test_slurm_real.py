@@ -219,7 +219,7 @@ def _submit_study(slurm: Slurm, run: Path, *words: str, options: tuple[str, ...]
         *options,
         str(SCRIPT),
         *words,
-        CAPTUNE_RUN=str(run),
+        CAPTUNE_OUT=str(run),
         CAPTUNE_JOIN_SECONDS="1500",
     )
 

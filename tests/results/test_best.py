@@ -178,6 +178,6 @@ def test_a_recorded_parameter_is_the_one_that_was_searched(tmp_path: Path) -> No
         assert [after.at(unit / 7) for unit in range(8)] == [before.at(unit / 7) for unit in range(8)], before.name
 
 
-def test_oracle_run_is_flagged(tmp_path: Path) -> None:
+def test_oracle_study_is_flagged(tmp_path: Path) -> None:
     run = load_study(whole_study(tmp_path, select_by="oracle"))
     assert best_configs_table([run]).iloc[0]["oracle"]

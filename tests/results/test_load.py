@@ -40,7 +40,7 @@ def test_same_run_given_twice_is_read_once(study_dir: Path, tmp_path: Path) -> N
     assert len(load_studies([study_dir, study_dir, link, study_dir / "journal.jsonl"])) == 1
 
 
-def test_copy_of_a_run_is_left_out_and_the_longer_journal_wins(study_dir: Path, tmp_path: Path) -> None:
+def test_copy_of_a_study_is_left_out_and_the_longer_journal_wins(study_dir: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "older", lines_of(study_dir)[:40])
     for order in ([study_dir, tmp_path / "older"], [tmp_path / "older", study_dir]):
         (run,) = load_studies(order)

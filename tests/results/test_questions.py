@@ -66,7 +66,7 @@ def test_robustness_row_by_hand(tmp_path: Path) -> None:
     assert 0.70 - 1e-9 <= row["low"] <= 0.80 <= row["high"] <= 0.90 + 1e-9
 
 
-def test_robustness_holds_stress_runs_of_their_configuration(study: StudyRecord) -> None:
+def test_robustness_holds_stress_trials_of_their_configuration(study: StudyRecord) -> None:
     table = robustness_table([study])
     stressed = table[table["imbalance_10"].notna()]
     assert len(stressed) == 1
@@ -76,7 +76,7 @@ def test_robustness_holds_stress_runs_of_their_configuration(study: StudyRecord)
     assert pd.notna(row["pool_25"]) and pd.notna(row["pool_50"])
 
 
-def test_robustness_of_an_unconfirmed_run_takes_the_best_three_and_the_papers(tmp_path: Path) -> None:
+def test_robustness_of_an_unconfirmed_study_takes_the_best_three_and_the_papers(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.references()
     study.search(8)
@@ -256,7 +256,7 @@ def test_transfer_knows_what_was_run_and_predicts_the_rest(matrix: list[StudyRec
         assert rows["regret"].mean() <= means.min() + 1e-9
 
 
-def test_transfer_of_one_run_is_nothing(study: StudyRecord) -> None:
+def test_transfer_of_one_study_is_nothing(study: StudyRecord) -> None:
     assert transfer_table([study]).empty
 
 
@@ -280,7 +280,7 @@ def test_classes_mark_recorded_mismatches_and_read_class_numbers(study_dir: Path
     assert list(flagged[flagged["mismatched"].eq(True)]["class"]) == ["two"]
 
 
-def test_no_table_fails_on_an_empty_run(tmp_path: Path) -> None:
+def test_no_table_fails_on_an_empty_study(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     run = load_study(study.close())
     makers = (robustness_table, comparisons_table, ranks_table, importance_table, marginals_table, curves_table,

@@ -300,7 +300,7 @@ def test_tables_agree_with_each_other(simulated: Path) -> None:
     assert robust.loc[best["configuration"], "advised"] == "yes"
 
 
-def test_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_unfinished_study_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "open")
     study.references()
     study.search(2)
@@ -312,7 +312,7 @@ def test_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
     assert "test labels were not read yet" in page and "captune resume" in page
 
 
-def test_run_without_any_trial_is_reported(tmp_path: Path) -> None:
+def test_study_without_any_trial_is_reported(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "empty")
     written = {path.name for path in report_study(study.close())}
     assert {"studies.csv", "trials.csv", "best_configs.csv", "report.html"} <= written
@@ -320,7 +320,7 @@ def test_run_without_any_trial_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_run_in_which_everything_failed_is_reported(tmp_path: Path) -> None:
+def test_study_in_which_everything_failed_is_reported(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "failed")
     study.references()
     study.search(1, fail=0)
@@ -364,7 +364,7 @@ def test_tables_are_left_out_when_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_command_reports_one_run_in_place_and_asks_where_for_several(tmp_path: Path) -> None:
+def test_command_reports_one_study_in_place_and_asks_where_for_several(tmp_path: Path) -> None:
     import typer
 
     from captune.cli.report import report

@@ -167,7 +167,7 @@ def test_mismatched_classes_are_recorded_once_and_marked_in_the_table_of_classes
     assert sorted(marked) == sorted(names[label] for label in event["mismatched"])
 
 
-def test_stress_runs_fill_the_columns_of_harder_pools(tmp_path: Path) -> None:
+def test_stress_trials_fill_the_columns_of_harder_pools(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul", stress=True, trials=2, confirm_top=1))
     table = robustness_table([load_study(directory)])
     columns = ["imbalance_1", "imbalance_10", "imbalance_50", "pool_25", "pool_50"]

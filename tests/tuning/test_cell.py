@@ -67,7 +67,7 @@ def test_a_closed_study_stays_as_it_was_until_it_is_searched_further(uninterrupt
     assert {"anchored", "t0008"} <= added
 
 
-def test_hopeless_trials_stop_and_papers_reference_and_confirm_runs_never_do(tmp_path: Path) -> None:
+def test_weak_trials_stop_and_the_papers_references_and_confirmations_never_do(tmp_path: Path) -> None:
     drive(make_cell(tmp_path, study(trials=25, confirm_top=2, confirm_seeds=2)))
     stopped = [end for end in outcomes(tmp_path) if end["state"] == State.PRUNED]
     assert stopped

@@ -91,7 +91,7 @@ def test_a_study_on_ray_is_the_study_driven_by_hand(cluster: Cluster, tmp_path: 
 
 
 @pytest.mark.slow
-def test_as_many_processes_as_runs_at_once_serve_a_whole_study(cluster: Cluster, tmp_path: Path) -> None:
+def test_as_many_processes_as_trials_at_once_serve_a_whole_study(cluster: Cluster, tmp_path: Path) -> None:
     """Runs shorter than the start of a process must not keep the second one from coming up."""
     cell = new_cell(tmp_path, trials=40, confirm_top=0, scheduler="none")
     assert run_cells([cell], cluster, Allotment(2), open_trial=partial(FakeTrial, pause=0.05))
@@ -143,7 +143,7 @@ def test_a_worker_killed_while_it_finishes_trains_nothing_again(cluster: Cluster
 
 
 @pytest.mark.slow
-def test_a_run_that_always_dies_fails_and_the_study_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_trial_that_always_dies_fails_and_the_study_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     cell = new_cell(tmp_path, trials=3, confirm_top=0, max_failures=1, scheduler="none")
     assert run_cells([cell], cluster, Allotment(2), open_trial=partial(Doomed, victim="t0001", times=99))
     ends = {end["key"]: end for end in outcomes(tmp_path)}
@@ -197,7 +197,7 @@ def test_the_standing_is_published_for_other_shells(cluster: Cluster, tmp_path: 
     assert list((tmp_path / "tensorboard" / "t0000").glob("events.out.*"))
 
 
-def test_every_node_is_asked_whether_it_sees_the_run(cluster: Cluster, tmp_path: Path) -> None:
+def test_every_node_is_asked_whether_it_sees_the_study(cluster: Cluster, tmp_path: Path) -> None:
     check_nodes([tmp_path])
     assert not list(tmp_path.glob(".visible*"))
 
@@ -216,7 +216,7 @@ def test_a_cluster_of_our_own_listens_on_loopback_only(cluster: Cluster) -> None
 
 
 @pytest.mark.slow
-def test_the_overhead_of_a_run_is_small(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_overhead_of_a_trial_is_small(cluster: Cluster, tmp_path: Path) -> None:
     cell = new_cell(tmp_path, trials=12, confirm_top=0, scheduler="none")
     started = time.monotonic()
     assert run_cells([cell], cluster, Allotment(2), open_trial=open_fake)

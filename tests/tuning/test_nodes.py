@@ -56,7 +56,7 @@ def nodes_used(directory: Path) -> list[str]:
     return [line for path in sorted(directory.glob("trials/*/nodes.txt")) for line in path.read_text().split()]
 
 
-def test_runs_spread_over_nodes(nodes: LocalNodes, tmp_path: Path) -> None:
+def test_trials_spread_over_nodes(nodes: LocalNodes, tmp_path: Path) -> None:
     cell = new_cell(tmp_path / "run", trials=6, confirm_top=0, scheduler="none")
     with connected(nodes.address, threads=1) as cluster:
         assert (cluster.cpus, cluster.local) == (2.0, False)
@@ -108,7 +108,7 @@ def test_a_node_added_mid_study_gets_work(nodes: LocalNodes, tmp_path: Path) -> 
     assert len(set(nodes_used(tmp_path / "run"))) == 3
 
 
-def test_a_node_that_does_not_see_the_run_is_named_before_the_first_trial(
+def test_a_node_that_does_not_see_the_study_is_named_before_the_first_trial(
     nodes: LocalNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All raylets of this host share its disk: one of them is told that its disk is another.

@@ -17,7 +17,7 @@ def test_all_cores_are_used_and_none_is_fought_over() -> None:
     assert allot([Node(3), Node(3)], cpus=2).concurrency == 2, "a run does not reach over two nodes"
 
 
-def test_gpus_bound_the_runs_at_once_and_can_be_shared() -> None:
+def test_gpus_bound_the_trials_at_once_and_can_be_shared() -> None:
     assert allot([Node(16, 2)]).concurrency == 2
     quarter = allot([Node(16, 2)], gpus=0.25)
     assert (quarter.concurrency, quarter.resources()) == (8, {"cpu": 1.0, "gpu": 0.25})
@@ -27,7 +27,7 @@ def test_gpus_bound_the_runs_at_once_and_can_be_shared() -> None:
     assert allot([Node(16, 2)], gpus=0).resources() == {"cpu": 1.0}
 
 
-def test_memory_bounds_the_runs_at_once_on_every_node() -> None:
+def test_memory_bounds_the_trials_at_once_on_every_node() -> None:
     wanted = allot([Node(8, 0, 10 * GB), Node(2, 0, 10 * GB)], memory_bytes=3 * GB)
     assert wanted.concurrency == 3 + 2
     assert wanted.resources() == {"cpu": 1.0, "memory": 3 * GB}

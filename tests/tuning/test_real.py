@@ -122,7 +122,7 @@ def test_a_term_signal_ends_a_study_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_first_run_ends_in_order_and_leaves_nothing(tmp_path: Path, number: int) -> None:
+def test_a_signal_before_the_first_trial_ends_in_order_and_leaves_nothing(tmp_path: Path, number: int) -> None:
     directory = tmp_path / "run"
     driver = captune("run", *QUICK, "--out", directory)
     deadline = time.monotonic() + 120

@@ -69,7 +69,7 @@ def test_epochs_before_a_failure_are_reported_with_it(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("num_epochs", range(1, 31))
-def test_a_report_ends_wherever_a_run_may_be_stopped(num_epochs: int) -> None:
+def test_a_report_ends_wherever_a_trial_may_be_stopped(num_epochs: int) -> None:
     halving = Halving()
     for epoch in range(1, num_epochs + 1):
         before = len(halving._passed), dict(halving._passed)
