@@ -21,6 +21,7 @@ from captune.algorithms import member_config
 from captune.algorithms.configs import BlendConfig
 from captune.errors import StudyError, UsageError
 from captune.results import surrogate
+from captune.results.best import metrics_by_seed
 from captune.results.formats import duration
 from captune.results.load import load_study
 from captune.results.report import report_studies, report_study, tables_of
@@ -259,7 +260,10 @@ def test_best_config_holds_the_whole_configuration_and_the_advice(simulated: Pat
     best = pd.read_csv(reported / "best_configs.csv").iloc[0]
     run = load_study(reported)
     trial = run.find(f"t{int(best['config_id']):04d}")
-    assert trial is not None and values == {"method": "cap", **trial.config}
+    assert trial is not None and values["method"] == "blend", "one member, with the seeds that were confirmed"
+    (member,) = values["members"]
+    assert (member["method"], member["settings"]) == ("cap", trial.config)
+    assert member["seeds"] == sorted(metrics_by_seed(run, best["configuration"]))
     assert "# Advice: adapt." in text and "captune adapt --dataset digits --paradigm ul" in text
 
 
