@@ -17,7 +17,7 @@ from captune.data.roles import has_labels
 from captune.errors import ConfigError, did_you_mean
 
 AUTO = "auto"
-PORTFOLIO = ("grip", "cap_mixture", "cap")
+PORTFOLIO = ("grip", "cap", "cap_mixture")
 LABELLED = ("probe",)
 """Tried too where some images are labelled."""
 _EPOCHS, _STEPS, _ROUNDS, _ROUND_EPOCHS = 10, 20, 5, 4

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from captune.decisions.evidence import Evidence, Validation, effective_classes
-from captune.decisions.learned import GAIN_MODEL, LABELLED_GAIN_MODEL, LABELLED_SCORE_MODEL, SCORE_MODEL
+from captune.decisions.learned import GAIN_MODEL, LABELLED_GAIN_MODEL, SCORE_MODEL
 from captune.decisions.learning import GainModel, ScoreModel
 from captune.decisions.neighbours import neighbour_consistency
 from captune.decisions.scores import Scorer, blend_weights
@@ -204,23 +204,20 @@ def expected_gain(facts: Mapping[str, float], largest: float, model: GainModel =
     return Expectation(gain, max(low, -most), min(high, most), risk if most > 0 else 0.0)
 
 
-def models_for(evidence: Evidence) -> tuple[ScoreModel, GainModel]:
-    """What was learned for such evidence: of worlds with labels for selection, or of those without."""
-    if evidence.validation is None:
-        return SCORE_MODEL, GAIN_MODEL
-    return LABELLED_SCORE_MODEL, LABELLED_GAIN_MODEL
+def gain_model_for(evidence: Evidence) -> GainModel:
+    """What was learned of gains for such evidence: from worlds with labels for selection, or from those without."""
+    return GAIN_MODEL if evidence.validation is None else LABELLED_GAIN_MODEL
 
 
-def advise(evidence: Evidence, model: GainModel | None = None, scoring: ScoreModel | None = None) -> Advice:
+def advise(evidence: Evidence, model: GainModel | None = None, scoring: ScoreModel = SCORE_MODEL) -> Advice:
     """The advice for a pool of images.
 
     Args:
         evidence: predictions of all candidates.
-        model: what was learned of gains on development data; default: as `models_for`.
-        scoring: what was learned of scores, likewise.
+        model: what was learned of gains on development data; default: as `gain_model_for`.
+        scoring: what was learned of scores.
     """
-    learned = models_for(evidence)
-    model, scoring = model or learned[1], scoring or learned[0]
+    model = model or gain_model_for(evidence)
     scorer = Scorer(evidence, scoring)
     scores = scorer.candidates()
     weights = blend_weights(scores, evidence.families)

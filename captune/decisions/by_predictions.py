@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from captune.decisions.advice import Advice, advise, models_for
+from captune.decisions.advice import Advice, advise, gain_model_for
 from captune.decisions.candidates import advised_config, candidate_trials, needs_ensemble
 from captune.decisions.choice import Advice as Words
 from captune.decisions.choice import Candidate, Choice
@@ -49,7 +49,7 @@ def choose_by_predictions(study: StudyRecord, evidence: Evidence, class_names: S
         weights=shares,
         expected={} if considered is None else {key: round(value, 4) for key, value in vars(considered).items()},
         advised=advised_config(study, shares if name == ENSEMBLE else {name: 1.0}),
-        learned_from=models_for(evidence)[1].seen,
+        learned_from=gain_model_for(evidence).seen,
     )
 
 
@@ -72,16 +72,14 @@ def _label(study: StudyRecord, name: str, group: Sequence[Trial]) -> str:
 
 def _reason(study: StudyRecord, said: Advice, evidence: Evidence, labels: dict[str, str]) -> str:
     num_images = len(evidence.neighbours_Nk)
-    learned, labelled = models_for(evidence)[1], evidence.validation
+    learned, labelled = gain_model_for(evidence), evidence.validation
     ranked = sorted(said.scores, key=lambda name: -said.scores[name])
     scores = ", ".join(f"{labels.get(name, name)} {said.scores[name]:+.1f}" for name in ranked)
-    if labelled is None:
-        compared = (
-            f"their predictions on {num_images} unlabelled images (agreement with the nearest images and with balanced "
-            "zero-shot, classes merged; against zero-shot)"
-        )
-    else:
-        compared = f"accuracy on {len(labelled.labels_V)} validation images (against zero-shot, 1.0 is 5 points)"
+    own = "" if labelled is None else f"accuracy on {len(labelled.labels_V)} validation images and, as these are few, "
+    compared = (
+        f"{own}their predictions on {num_images} unlabelled images (agreement with the nearest images and with "
+        "balanced zero-shot, classes merged; against zero-shot)"
+    )
     return (
         f"Compared by {compared}: {scores}. What the ensemble gains is expected from {learned.worlds} development "
         f"tasks made of {', '.join(learned.seen)}"

@@ -42,7 +42,7 @@ class Validation:
 def validation_accuracy(predicted_V: Tensor, labels_V: Tensor, unseen_K: Tensor) -> float:
     """Accuracy, or with unseen classes the harmonic mean of the accuracies on seen and on unseen ones.
 
-    NaN where one of the two has no image.
+    NaN where one of the two, or all, has no image.
     """
     correct_V, unseen_V = predicted_V == labels_V, unseen_K[labels_V]
     if not unseen_K.any():

@@ -11,11 +11,14 @@ class ScoreModel:
 
     Attributes:
         coefficients: fact (`score_facts`) → score a unit of it. One unit of score is a factor of e in the ensemble.
+            "validation" is the fact of labels for selection; all others are facts of the pool.
         images_a_class: unlabelled images a class up to which the data it learned from went; more count as so many.
+        validation_images: V validation images count V / (V + this), the pool the rest.
     """
 
     coefficients: dict[str, float]
     images_a_class: float
+    validation_images: float = 5.0
 
 
 @dataclass(frozen=True)

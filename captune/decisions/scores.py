@@ -7,8 +7,8 @@ Candidates are scored on the same unlabelled images by these facts, weighed by w
    less the more images a class has: many images outweigh the texts, few do not;
 3. how many classes it predicts: merging classes raises the agreement with the nearest images, whatever is true.
 
-Where the task has labels for selection (ssl, trzsl), the accuracy on them is the score: they are few, but of what is
-wanted, and the mean over what they prefer forgives their noise.
+Where the task has labels for selection (ssl, trzsl), the accuracy on them takes the place of all that, the more of them
+there are: they are few, but of what is wanted, and the mean over what they prefer forgives their noise.
 
 Agreement as a plain share let balanced zero-shot hold back what is far better on weak backbones
 (analysis/measurements/advice_exam.md).
@@ -92,10 +92,16 @@ class Scorer:
 
     def _validation(self, probs_VK: Tensor | None) -> float:
         labelled = self.evidence.validation
-        if labelled is None or probs_VK is None or not len(labelled.labels_V):
+        return 0.0 if labelled is None or probs_VK is None or not self._share else labelled.accuracy(probs_VK)
+
+    @cached_property
+    def _share(self) -> float:
+        """How much the validation images count; nothing where they are of seen or of unseen classes only."""
+        labelled = self.evidence.validation
+        if labelled is None or math.isnan(labelled.accuracy(labelled.probs[ZERO_SHOT])):
             return 0.0
-        accuracy = labelled.accuracy(probs_VK)
-        return 0.0 if math.isnan(accuracy) else accuracy
+        count = len(labelled.labels_V)
+        return count / (count + self.model.validation_images)
 
     @cached_property
     def candidate_facts(self) -> dict[str, dict[str, float]]:
@@ -112,8 +118,11 @@ class Scorer:
         return self._against_zero_shot(self.facts(probs_NK, validation_VK))
 
     def _against_zero_shot(self, facts: Mapping[str, float]) -> float:
-        zero = self.candidate_facts[ZERO_SHOT]
-        return sum(weight * (facts[fact] - zero[fact]) for fact, weight in self.model.coefficients.items())
+        zero, score = self.candidate_facts[ZERO_SHOT], 0.0
+        for fact, weight in self.model.coefficients.items():
+            share = self._share if fact == "validation" else 1 - self._share
+            score += share * weight * (facts[fact] - zero[fact])
+        return score
 
 
 def blend_weights(scores: Mapping[str, float], families: Mapping[str, str] | None = None) -> dict[str, float]:

@@ -58,7 +58,6 @@ class _Table:
 
     cases: list[Case]
     facts: list[dict[str, dict[str, float]]] = field(default_factory=list)
-    _gains: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.most = max(len(case.evidence.neighbours_Nk) / case.evidence.num_classes for case in self.cases)
@@ -66,18 +65,12 @@ class _Table:
         self.facts = [Scorer(case.evidence, whole).candidate_facts for case in self.cases]
         self.families = np.array([case.family for case in self.cases])
 
-    def blend_gain(self, place: int, model: ScoreModel) -> float:
-        """What the ensemble by a score of labels gains in a case; worked out once."""
-        key = (place, *model.coefficients.items())
-        if key not in self._gains:
-            case = self.cases[place]
-            weights = blend_weights(Scorer(case.evidence, model).candidates(), case.evidence.families)
-            self._gains[key] = case.gain(weights)
-        return self._gains[key]
-
     def without(self, *names: str) -> list[int]:
         """Places of the cases of all other datasets."""
         return np.flatnonzero(~np.isin(self.families, names)).tolist()
+
+
+Fit = Callable[[_Table, list[int]], ScoreModel]
 
 
 def fit_scores(table: _Table, places: list[int]) -> ScoreModel:
@@ -120,26 +113,38 @@ def fit_scores(table: _Table, places: list[int]) -> ScoreModel:
     return ScoreModel(rounded, round(table.most, 1))
 
 
-def fit_labelled_scores(table: _Table, places: list[int]) -> ScoreModel:
-    """The score where labels for selection are seen: of some multiples of the accuracy on them, that whose ensemble
-    gains most, datasets weighing the same.
+def labelled_fit(pools: list[Case]) -> Fit:
+    """How the score is learned where labels for selection are seen.
+
+    Its facts of the pool are weighed as worlds without labels teach, of the same datasets; the accuracy on the labels
+    by that of some multiples whose ensemble gains most, datasets weighing the same.
     """
-    weight_W = _dataset_weights(table.families[places])
-    worth = {}
-    for multiple in LABELLED_MULTIPLES:
-        model = ScoreModel({"validation": multiple}, round(table.most, 1))
-        worth[multiple] = float(weight_W @ [table.blend_gain(place, model) for place in places])
-    best = max(LABELLED_MULTIPLES, key=lambda multiple: worth[multiple])
-    return ScoreModel({"validation": best}, round(table.most, 1))
+    unlabelled = _Table(pools)
+    by_pool: dict[frozenset[str], ScoreModel] = {}
+
+    def fit(table: _Table, places: list[int]) -> ScoreModel:
+        left_out = frozenset(table.families) - frozenset(table.families[places])
+        if left_out not in by_pool:
+            by_pool[left_out] = fit_scores(unlabelled, unlabelled.without(*left_out))
+        learned = by_pool[left_out]
+        weight_W, worth = _dataset_weights(table.families[places]), {}
+        for multiple in LABELLED_MULTIPLES:
+            model = replace(learned, coefficients=learned.coefficients | {"validation": multiple})
+            gains = []
+            for place in places:
+                case = table.cases[place]
+                weights = blend_weights(Scorer(case.evidence, model).candidates(), case.evidence.families)
+                gains.append(case.gain(weights))
+            worth[multiple] = (float(weight_W @ gains), model)
+        return max(worth.values(), key=lambda one: one[0])[1]
+
+    return fit
 
 
 def _dataset_weights(families: np.ndarray) -> np.ndarray:
     """Weights of cases that sum to 1, and to the same for each dataset."""
     counts = {name: int((families == name).sum()) for name in np.unique(families)}
     return np.array([1 / counts[name] for name in families]) / len(counts)
-
-
-Fit = Callable[[_Table, list[int]], ScoreModel]
 
 
 @dataclass(frozen=True)

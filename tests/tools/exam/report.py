@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
+from captune.decisions.learning import GainModel, ScoreModel
 from captune.records import REFERENCES
 from tests.tools.exam.judge import (
     Case,
@@ -20,7 +21,7 @@ from tests.tools.exam.judge import (
     smooth_blend,
     summary,
 )  # fmt: skip
-from tests.tools.exam.learning import Learned, coverage, fit_labelled_scores, learn
+from tests.tools.exam.learning import Learned, coverage, labelled_fit, learn
 from tests.tools.exam.worlds import LABELLED
 
 matplotlib.use("Agg")
@@ -84,7 +85,7 @@ def report(cache: Path, out: Path, *, without: tuple[str, ...], learned: Path | 
     every = cases(cache, without=without, need=("transclip", "anchored", "cap_mixture@quick"), knowing=True)
     table = [case for case in every if case.world.paradigm not in LABELLED]
     labelled = [case for case in every if case.world.paradigm in LABELLED]
-    few = learn(labelled, fit_labelled_scores)
+    few = learn(labelled, labelled_fit(table))
     _report_labelled(labelled, few, out)
     judged = {name: judge(rule, table) for name, rule in RULES.items()}
     taught = learn(table)
@@ -110,8 +111,8 @@ def report(cache: Path, out: Path, *, without: tuple[str, ...], learned: Path | 
         out / "advice_exam.png",
     )
     if learned is not None:
-        models = _literal("", taught) + _literal("LABELLED_", few)
-        learned.write_text(_HEADER + "\n" + models, encoding="utf-8")
+        models = _scores_literal(few.scoring), _gains_literal("", taught.model), _gains_literal("LABELLED_", few.model)
+        learned.write_text(_HEADER + "\n" + "".join(models), encoding="utf-8")
 
 
 def _report_labelled(table: list[Case], taught: Learned, out: Path) -> None:
@@ -163,18 +164,20 @@ def _figure(judged: dict[str, pd.DataFrame], file: Path) -> None:
     plt.close(figure)
 
 
-def _literal(prefix: str, taught: Learned) -> str:
-    model = taught.model
+def _scores_literal(scoring: ScoreModel) -> str:
+    coefficients = "".join(f'        "{name}": {value},\n' for name, value in scoring.coefficients.items())
+    return (
+        f"SCORE_MODEL = ScoreModel(\n    coefficients={{\n{coefficients}    }},\n"
+        f"    images_a_class={scoring.images_a_class},\n    validation_images={scoring.validation_images},\n)\n"
+    )
+
+
+def _gains_literal(prefix: str, model: GainModel) -> str:
     coefficients = "".join(f'        "{name}": {value},\n' for name, value in model.coefficients.items())
     errors = "".join(f"        {value},\n" for value in model.errors)
-    scoring = "".join(f'        "{name}": {value},\n' for name, value in taught.scoring.coefficients.items())
+    seen = "".join(f'        "{name}",\n' for name in model.seen)
     return (
-        f"{prefix}SCORE_MODEL = ScoreModel(\n    coefficients={{\n{scoring}    }},\n"
-        f"    images_a_class={taught.scoring.images_a_class},\n)\n"
         f"{prefix}GAIN_MODEL = GainModel(\n    coefficients={{\n{coefficients}    }},\n"
-        f"    error_base={model.error_base},\n    error_slope={model.error_slope},\n"
-        f"    errors=(\n{errors}    ),\n"
-        f"    seen=(\n"
-        + "".join(f'        "{name}",\n' for name in model.seen)
-        + f"    ),\n    worlds={model.worlds},\n)\n"
+        f"    error_base={model.error_base},\n    error_slope={model.error_slope},\n    errors=(\n{errors}    ),\n"
+        f"    seen=(\n{seen}    ),\n    worlds={model.worlds},\n)\n"
     )
