@@ -45,7 +45,7 @@ def test_studies_run_on_the_ends_of_what_is_allowed(which: str, tmp_path: Path) 
     assert str(tmp_path) in told, f"another was imported: {told}"
     tests = [str(ROOT / "tests" / "tuning" / name) for name in TESTS]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--timeout=600", *tests],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000, check=False,
     )  # fmt: skip
     print(f"{which}: {told}{done.stdout[-300:]}")
