@@ -8,7 +8,10 @@ them on forms; each 32 × 32 bitmap was cut into 4 × 4 blocks whose ink was cou
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -38,12 +41,21 @@ def load_digits_arrays() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         images_NHW: (1797, 8, 8) uint8, 0 paper to 255 full ink; repeat the plane three times for RGB.
         labels_N: (1797,) int64 in 0..9, an index into `CLASS_NAMES`.
     """
-    # Imported here: it takes seconds, and a list of datasets does not need it.
-    from sklearn.datasets import load_digits
+    table_N65 = _table()
+    images_NHW = np.rint(table_N65[:, :-1].reshape(-1, 8, 8) * (255 / _FULL_INK)).astype(np.uint8)
+    return images_NHW, table_N65[:, -1].astype(np.int64)
 
-    ink_N64, labels_N = load_digits(return_X_y=True)
-    images_NHW = np.rint(ink_N64.reshape(-1, 8, 8) * (255 / _FULL_INK)).astype(np.uint8)
-    return images_NHW, labels_N.astype(np.int64)
+
+def _table() -> npt.NDArray[np.float64]:
+    """Ink and label of each image, (1797, 65), read from scikit-learn's file: importing scikit-learn takes seconds."""
+    package = find_spec("sklearn")
+    folder = Path((package and package.origin) or "").parent / "datasets" / "data"
+    if (folder / "digits.csv.gz").exists():
+        with gzip.open(folder / "digits.csv.gz", "rt", encoding="ascii") as file:
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits  # a version that keeps the file elsewhere
+
+    return np.column_stack(load_digits(return_X_y=True))
 
 
 def digits_splits() -> dict[str, npt.NDArray[np.int64]]:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
+from captune.data import digits
 from captune.data.digits import CLASS_NAMES, SPLIT_SEED, digits_splits, load_digits_arrays, stratified_split
 from captune.errors import DataError
 
@@ -19,6 +21,15 @@ def test_images_are_eight_by_eight_bytes_and_labels_name_ten_classes() -> None:
     # The counts by digit that scikit-learn documents ("about 180 a class").
     assert np.bincount(labels_N).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert len(CLASS_NAMES) == 10
+
+
+def test_they_are_scikit_learns_whether_read_from_its_file_or_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    ink_N64, labels_N = load_digits(return_X_y=True)
+    read = load_digits_arrays()
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    for images_NHW, found_N in (read, load_digits_arrays()):
+        np.testing.assert_array_equal(images_NHW.reshape(-1, 64), np.rint(ink_N64 * 255 / 16))
+        np.testing.assert_array_equal(found_N, labels_N)
 
 
 def test_ink_sixteen_becomes_full_white_and_paper_black() -> None:

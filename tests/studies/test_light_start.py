@@ -17,7 +17,7 @@ from captune.studies.planning import plan_study
 study = StudyConfig(task=TaskConfig(dataset="digits", paradigm="ul"))
 plan = plan_study(study, Path(sys.argv[1]))
 check_before_ray([plan], address=None, gpus_per_trial=None, allow_cpu=False)
-heavy = ("torch", "open_clip", "sklearn.cluster", "matplotlib", "sqlalchemy")
+heavy = ("torch", "open_clip", "sklearn", "matplotlib", "sqlalchemy")
 print(plan.study.trials, [name for name in heavy if name in sys.modules])
 """
 
