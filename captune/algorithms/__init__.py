@@ -66,10 +66,16 @@ class Method:
     labels_only: bool = False
     packs: bool = False
 
+    @property
+    def module(self) -> str:
+        """The name of its module."""
+        return f"{__name__}.{self.algorithm.partition(':')[0]}"
+
     def build(self, context: Context, config: TrialConfig, seed: int) -> Algorithm:
         """The algorithm before its first epoch."""
-        module, _, name = self.algorithm.partition(":")
-        create: Callable[[Context, Any, int], Algorithm] = getattr(import_module(f"{__name__}.{module}"), name)
+        create: Callable[[Context, Any, int], Algorithm] = getattr(
+            import_module(self.module), self.algorithm.partition(":")[2]
+        )
         return create(context, config, seed)
 
     def num_epochs(self, config: TrialConfig) -> int:

@@ -1,9 +1,10 @@
 """Models: frozen CLIPs, what is learned beside them, class prompts and descriptions.
 
-In captune's own processes (`captune.own_process`) open_clip is imported here without two things that cost every process
-170 MB and seconds, and that most never use: timm, which open_clip does without until one of timm's models is asked for
-(`use_timm`), and torch's compiler, of which torchvision asks a single question. A stand-in answers it; whoever wants
-anything else of the compiler, then or later, gets the real one. In a process of somebody else's nothing is left out.
+In captune's own processes (`captune.own_process`) open_clip is imported here without three things that cost every
+process some 200 MB and seconds, and that most never use: timm and transformers, which open_clip does without until a
+model with one of their towers is asked for (`use_timm`, `use_transformers`), and torch's compiler, of which torchvision
+asks a single question. A stand-in answers it; whoever wants anything else of the compiler, then or later, gets the real
+one. In a process of somebody else's nothing is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from captune import own_process
 
 _COMPILER, _QUESTION = "torch._dynamo", "torch._dynamo.utils"
-_TIMM = "timm"
+# open_clip expects that these may be missing.
+_LEFT_OUT = ("timm", "transformers")
 
 
 class _StandIn(ModuleType):
@@ -41,21 +43,31 @@ def _import_open_clip() -> None:
     if _COMPILER not in sys.modules:
         sys.modules |= {_COMPILER: _StandIn(_COMPILER), _QUESTION: _StandIn(_QUESTION)}
         sys.modules[_QUESTION].is_compile_supported = lambda device_type: False  # type: ignore[attr-defined]
-    leave_out_timm = _TIMM not in sys.modules
-    if leave_out_timm:
-        sys.modules[_TIMM] = None  # type: ignore[assignment]  # its import then fails, which open_clip expects
+    left_out = [name for name in _LEFT_OUT if name not in sys.modules]
+    for name in left_out:
+        sys.modules[name] = None  # type: ignore[assignment]  # its import then fails
     try:
         import_module("open_clip")
     finally:
         _remove_stand_ins()
-        if leave_out_timm:
-            del sys.modules[_TIMM]
+        for name in left_out:
+            del sys.modules[name]
 
 
 def use_timm() -> None:
     """Let open_clip find timm, for a model with one of timm's towers."""
-    module: Any = import_module("open_clip.timm_model")
-    if module.timm is None:
+    _use("open_clip.timm_model", "timm")
+
+
+def use_transformers() -> None:
+    """Let open_clip find transformers, for a model with one of its text towers."""
+    _use("open_clip.hf_model", "transformers")
+
+
+def _use(module_name: str, package: str) -> None:
+    # A class that was imported from the module before finds the package too: a module that is reloaded keeps its names.
+    module: Any = import_module(module_name)
+    if getattr(module, package) is None:
         reload(module)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from captune.errors import CaptuneError, ModelError
-from captune.model import use_timm
+from captune.model import use_timm, use_transformers
 from captune.model.configuration import read_configuration, without_remote_code
 from captune.model.fitting import fit
 from captune.model.hub import offline_if_unreachable
@@ -51,6 +51,8 @@ def open_model(source: Source) -> nn.Module:
     config = model_config(source)
     if "timm_model_name" in config.get("vision_cfg", {}):
         use_timm()
+    if "hf_model_name" in config.get("text_cfg", {}):
+        use_transformers()
     if source.folder is not None and source.file is None and not source.random:
         source.file = weight_file_in(source.folder, preferred=MODEL_FILES)
     try:

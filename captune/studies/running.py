@@ -29,7 +29,7 @@ from captune.tuning.preparing import Preparation
 from captune.tuning.samplers import check_sampler
 from captune.tuning.silence import Silence
 from captune.tuning.specs import TrialSpec
-from captune.tuning.starting import Alongside, DashboardComesUp, run_references_here
+from captune.tuning.starting import Alongside, DashboardComesUp, modules_of_trials, run_references_here
 from captune.tuning.stopping import StopRequests
 from captune.tuning.study import OpenStudy
 from captune.tuning.telemetry import logger_callbacks, telemetry
@@ -273,10 +273,19 @@ def _run_on_ray(
     # Where this machine's CPUs train and one dataset is to be prepared, this process does it while Ray starts.
     alone = settings.address is None and len(preparation.groups) == 1 and not machine_has_gpus()
     preparing = Alongside(preparation.prepare_here) if alone else None
+    modules = (
+        []
+        if settings.open_trial is not None
+        else modules_of_trials(cells, concurrency=settings.concurrency, cpus_per_trial=settings.cpus_per_trial)
+    )
     with preparing or contextlib.nullcontext():
         cluster = stack.enter_context(
             connected(
-                settings.address, threads=threads, dashboard=settings.dashboard, dashboard_host=settings.dashboard_host
+                settings.address,
+                threads=threads,
+                dashboard=settings.dashboard,
+                modules=modules,
+                dashboard_host=settings.dashboard_host,
             )
         )
         on_gpus = bool(cluster.gpus) and settings.gpus_per_trial != 0
@@ -326,4 +335,6 @@ def _run_on_ray(
     if finished:
         watcher.ended(cells)
     aside.wait()
+    if finished:
+        cluster.ending.begin()
     return finished

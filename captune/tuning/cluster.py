@@ -17,8 +17,8 @@ import sys
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ _LOOPBACK = "127.0.0.1"
 _START_SECONDS = 180.0
 _USUAL_START_SECONDS = 15.0
 _ANSWER_SECONDS = 4.0
-# The dashboard is a dozen processes that import much: trials, whose workers Ray starts at 15, go first.
-_DASHBOARD_NICENESS = 19
+# The driver goes first, then workers, far behind them the dozen processes of the dashboard, which import much.
+_WORKER_NICENESS, _DASHBOARD_NICENESS = 3, 19
 # How every gRPC client begins (RFC 9113, section 3.4): the preface and an empty SETTINGS frame; servers answer with
 # theirs.
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -45,6 +45,28 @@ _OPEN_CLUSTER = (
     "this cluster asks for no token: whoever reaches its ports can run commands on it. "
     "Start its head with RAY_AUTH_MODE=token."
 )
+
+
+class Ending:
+    """The end of a connection: a cluster of one's own takes seconds to stop its processes one after another."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """End the connection beside what else is to be done; Ray must not be used any more."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=ray.shutdown, name="captune-ray-ends")
+            self._thread.start()
+
+    def wait(self) -> None:
+        """End it, or wait until it has ended."""
+        with interruption.noted():
+            if self._thread is not None:
+                self._thread.join()
+                return
+            with _muted():
+                ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,7 @@ class Cluster:
         authenticated: whether it asks for a token.
         warning: what its user should know, or None.
         storage: where Tune may keep its scraps while the study runs.
+        ending: the end of the connection, which may begin before the block of `connected` ends.
     """
 
     starts_dashboard: bool
@@ -68,6 +91,7 @@ class Cluster:
     storage: Path
     warning: str | None = None
     known_dashboard: str | None = None
+    ending: Ending = field(default_factory=Ending, compare=False)
 
     @property
     def dashboard(self) -> str | None:
@@ -93,6 +117,7 @@ def connected(
     dashboard: bool = True,
     dashboard_host: str | None = None,
     cpus: int | None = None,
+    modules: Sequence[str] = (),
 ) -> Iterator[Cluster]:
     """Connect to a cluster, starting one on this machine if no address is given, and leave nothing behind.
 
@@ -104,17 +129,23 @@ def connected(
         dashboard: whether an own cluster shows Ray's dashboard.
         dashboard_host: where that listens; None is loopback.
         cpus: CPUs of an own cluster (default: the machine's).
+        modules: what an own cluster's workers import as they start, before they have anything to do.
 
     Raises:
         StudyError: no cluster answers at the address.
     """
-    with ray_environment(), _connection(address, threads, dashboard, dashboard_host, cpus) as cluster:
+    with ray_environment(), _connection(address, threads, dashboard, dashboard_host, cpus, modules) as cluster:
         yield cluster
 
 
 @contextlib.contextmanager
 def _connection(
-    address: str | None, threads: int, dashboard: bool, dashboard_host: str | None, cpus: int | None
+    address: str | None,
+    threads: int,
+    dashboard: bool,
+    dashboard_host: str | None,
+    cpus: int | None,
+    modules: Sequence[str],
 ) -> Iterator[Cluster]:
     scraps = _scraps()
     workers = thread_variables(threads) | worker_variables() | own_process.VARIABLES
@@ -158,6 +189,7 @@ def _connection(
             ray_internals.on_loopback() if loopback else contextlib.nullcontext(),
             ray_internals.patient_start(_START_SECONDS),
             ray_internals.dashboard_unawaited(_DASHBOARD_NICENESS) if address is None else contextlib.nullcontext(),
+            ray_internals.workers_ready(modules, _WORKER_NICENESS) if address is None else contextlib.nullcontext(),
             variables(inherited),
             _said_if_slow(),
         ):
@@ -176,6 +208,7 @@ def _connection(
         shutil.rmtree(scraps, ignore_errors=True)
         raise
     _silence()
+    ending = Ending()
     try:
         interruption.check()
         known_dashboard = None if address is None else getattr(context, "dashboard_url", None) or None
@@ -188,10 +221,10 @@ def _connection(
             authenticated=authenticated and os.environ.get("RAY_AUTH_MODE") == "token",
             storage=scraps / "tune",
             warning=None if authenticated else _OPEN_CLUSTER,
+            ending=ending,
         )
     finally:
-        with interruption.noted(), _muted():
-            ray.shutdown()
+        ending.wait()
         shutil.rmtree(scraps, ignore_errors=True)
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -25,6 +25,7 @@ from ray.experimental import internal_kv
 NETWORK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _HANDLER_SWITCH = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 _GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
+_PRELOAD, _NICENESS = "RAY_preload_python_modules", "RAY_worker_niceness"
 
 
 @contextlib.contextmanager
@@ -149,6 +150,25 @@ def dashboard_unawaited(niceness: int = 0) -> Iterator[None]:
         yield
     finally:
         internal_kv._internal_kv_get, services.start_ray_process = get, start
+
+
+@contextlib.contextmanager
+def workers_ready(modules: Sequence[str], niceness: int) -> Iterator[None]:
+    """Workers of the cluster that is started in the block import modules as soon as they are up, and run at a priority.
+
+    Ray starts as many workers as there are CPUs with the first driver, and gives an actor to one of them. Sets
+    `RAY_preload_python_modules`, which Ray calls experimental, and `RAY_worker_niceness`, unless the user did. Without
+    the first a worker imports what it needs only once it has a trial; without the second a worker runs at 15, where a
+    dozen processes of the dashboard at 19 take most of two cores from two of them.
+    """
+    values = {_NICENESS: str(niceness)} | ({_PRELOAD: ",".join(modules)} if modules else {})
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def dashboard_address() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from captune import interruption
+from captune.algorithms import ALGORITHMS
 from captune.errors import StudyError
 from captune.records import Phase
 from captune.records.events import Planned
@@ -17,12 +19,15 @@ from captune.records.trial import Trial
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, thread_variables
 from captune.tuning.environment import variables
+from captune.tuning.gpus import machine_has_gpus
 from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable, open_trial_anywhere
 
 _EVERY_SECONDS = 1.0
 # Images times classes. Above this a reference takes seconds, so workers train at the same time.
 _SMALL = 1_000_000
+# Workers that import PyTorch before they have a trial: each takes 300 MB.
+_MOST_READY = 8
 
 
 class Alongside:
@@ -93,6 +98,21 @@ class DashboardComesUp:
             if self._cluster.dashboard is not None:
                 self._expected = False
                 self._tell(self._cluster)
+
+
+def modules_of_trials(cells: Sequence[Cell], *, concurrency: int | None, cpus_per_trial: float | None) -> list[str]:
+    """What the workers of a cluster of one's own import as they start; nothing where most would do so in vain.
+
+    Ray starts one for each CPU, before it is known how many will have trials.
+    """
+    cpus = os.cpu_count() or 1
+    needed = (concurrency or cpus) >= cpus and (cpus_per_trial or 1) <= 1
+    if not needed or cpus > _MOST_READY or machine_has_gpus():  # a GPU is assigned to a process before it imports
+        return []
+    methods = {trial.method or "" for cell in cells for trial in cell.trials.values()}
+    methods |= {cell.study.method for cell in cells} | {name for cell in cells for name in cell.info.methods}
+    modules = {ALGORITHMS[name].module for name in methods if name in ALGORITHMS}
+    return [StudyTrainable.__module__, "captune.training.trial", *sorted(modules)]
 
 
 def run_references_here(cells: Sequence[Cell], *, threads: int, look: Callable[[], None] = lambda: None) -> None:

@@ -36,8 +36,10 @@ PARTS = (
 )
 
 
-def timed(tree: Path, options: Sequence[str]) -> list[tuple[float, str]]:
+def timed(tree: Path, options: Sequence[str]) -> tuple[list[tuple[float, str]], float]:
     """The lines of one run with the seconds at which they came; the last one, empty, is the end of the process.
+
+    Beside them the CPU seconds of the process and of what it waited for: its cluster, and the workers of that.
 
     Raises:
         RuntimeError: the command failed.
@@ -51,9 +53,11 @@ def timed(tree: Path, options: Sequence[str]) -> list[tuple[float, str]]:
         )  # fmt: skip
         assert process.stdout is not None
         lines = [(time.monotonic() - began, line.rstrip()) for line in process.stdout]
-        if process.wait() != 0:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
             raise RuntimeError("\n".join(line for _, line in lines))
-        return [*lines, (time.monotonic() - began, "")]
+        return [*lines, (time.monotonic() - began, "")], usage.ru_utime + usage.ru_stime
 
 
 def parts_of(lines: Sequence[tuple[float, str]]) -> dict[str, float]:
@@ -94,7 +98,7 @@ def main() -> None:
     parser.add_argument("--options", default="", help="of the command beside the dataset and the paradigm")
     parser.add_argument("--plot", action="store_true", help="only draw the figure")
     asked = parser.parse_args()
-    columns = ["tree", "options", "load", "seconds", *PARTS]
+    columns = ["tree", "options", "load", "cpu", "seconds", *PARTS]
     if not asked.plot:
         new = not asked.out.exists()
         with asked.out.open("a", newline="") as file:
@@ -104,17 +108,19 @@ def main() -> None:
             for _ in range(asked.repeats):
                 for name, _, tree in (given.partition("=") for given in asked.tree):
                     load = os.getloadavg()[0]
-                    parts = parts_of(timed(Path(tree).absolute(), asked.options.split()))
+                    lines, cpu = timed(Path(tree).absolute(), asked.options.split())
+                    parts = parts_of(lines)
                     seconds = {part: round(value, 2) for part, value in parts.items()}
                     total = round(sum(parts.values()), 2)
-                    writer.writerow({"tree": name, "options": asked.options, "load": load, "seconds": total, **seconds})
+                    row = {"tree": name, "options": asked.options, "load": load, "cpu": round(cpu, 1)}
+                    writer.writerow({**row, "seconds": total, **seconds})
                     file.flush()
     with asked.out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     draw(rows, asked.out.with_suffix(".svg"))
     for tree in dict.fromkeys(row["tree"] for row in rows):
         own = [row for row in rows if row["tree"] == tree]
-        shown = {name: median(float(row[name]) for row in own) for name in ("load", "seconds", *PARTS)}
+        shown = {name: median(float(row[name]) for row in own) for name in ("load", "cpu", "seconds", *PARTS)}
         print(f"{tree}: " + ", ".join(f"{name} {value:.1f}" for name, value in shown.items()))
 
 

@@ -42,9 +42,10 @@ def test_the_bars_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_a_real_run_has_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     load = os.getloadavg()[0]
-    parts = parts_of(timed(Path(__file__).parents[2], []))
+    lines, cpu = timed(Path(__file__).parents[2], [])
+    parts = parts_of(lines)
     with capsys.disabled():
         shown = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items())
-        print(f"\nload {load:.0f}: {sum(parts.values()):.1f} s: {shown}")
+        print(f"\nload {load:.0f}: {sum(parts.values()):.1f} s, {cpu:.0f} CPU s: {shown}")
     assert all(seconds >= 0 for seconds in parts.values())
     assert parts["to the first line"] < parts["to the first score"], "the first line waits for nothing"

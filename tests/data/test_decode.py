@@ -27,6 +27,7 @@ from captune.training.context import open_context
 from tests.data.miniatures import write_image
 
 _SMALL = Preprocessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_USUAL = Preprocessing(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def _picture(size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -277,3 +278,45 @@ def test_store_keys_keep_readings_apart(tmp_path: Path) -> None:
         for reading in ("open_clip", "viewer")
     ]  # fmt: skip
     assert values == [0, 255]
+
+
+def test_a_jpeg_of_nothing_but_pixels_is_read_without_pillow_to_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("simplejpeg")
+    random = np.random.default_rng(0)
+    photo = Image.fromarray(random.integers(0, 256, (300, 400, 3), np.uint8)).resize((400, 300))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    kinds: dict[str, tuple[Image.Image, dict[str, object]]] = {
+        "plain": (photo, {}),
+        "progressive": (photo, {"progressive": True, "subsampling": 0}),
+        "of the stored size": (photo.resize((224, 224)), {}),
+        "turned": (photo, {"exif": turned}),
+        "grey": (photo.convert("L"), {}),
+        "four inks": (photo.convert("CMYK"), {}),
+        "decoded at a half": (photo.resize((1200, 900)), {}),
+    }
+    read = decode._plain_jpeg
+    for number, (name, (image, options)) in enumerate(kinds.items()):
+        path = tmp_path / f"{number}.jpg"
+        image.save(path, **options)
+        plain = read(path, _USUAL)
+        assert (plain is not None) == (number < 3), name
+        monkeypatch.setattr(decode, "_plain_jpeg", lambda *_: None)
+        by_pillow = decode.decode_file(path, _USUAL)
+        monkeypatch.setattr(decode, "_plain_jpeg", read)
+        np.testing.assert_array_equal(decode.decode_file(path, _USUAL), by_pillow, err_msg=name)
+    damaged = tmp_path / "damaged.jpg"
+    damaged.write_bytes((tmp_path / "0.jpg").read_bytes()[:2000])
+    with pytest.raises(decode.Unreadable):
+        decode.decode_file(damaged, _USUAL)
+
+
+def test_pixels_stay_when_the_thread_decodes_another_image(tmp_path: Path) -> None:
+    for name, colour in (("red", (250, 0, 0)), ("blue", (0, 0, 250))):
+        Image.new("RGB", (224, 224), colour).save(tmp_path / f"{name}.jpg")
+    red = decode.decode_file(tmp_path / "red.jpg", _USUAL)
+    before = red.copy()
+    decode.decode_file(tmp_path / "blue.jpg", _USUAL)
+    np.testing.assert_array_equal(red, before)

@@ -24,10 +24,26 @@ optimizer = Sgd([weight], learning_rate=0.1, weight_decay=0.0)
 weight.sum().backward()
 optimizer.step()
 load_backbone("tiny", None)
-assert "timm" not in sys.modules and "torch._dynamo" not in sys.modules, "left out"
+left_out = {"timm", "transformers", "torch._dynamo"} & sys.modules.keys()
+assert not left_out, left_out
 
 backbone = load_backbone("convnext_base", "random")
 assert type(backbone.model.visual).__name__ == "TimmModel" and "timm" in sys.modules, "timm comes when it is asked for"
+
+import open_clip
+from captune.model import use_transformers
+
+assert open_clip.hf_model.transformers is None
+use_transformers()
+import transformers
+
+config = transformers.BertConfig(
+    vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+)
+assert open_clip.model.HFTextEncoder is not open_clip.hf_model.HFTextEncoder, "the class from before"
+shape = {"pooler_type": "mean_pooler", "proj_type": "linear"}
+text = open_clip.model.HFTextEncoder("bert", output_dim=4, config=config, pretrained=False, **shape)
+assert text(torch.ones(2, 5, dtype=torch.long)).shape == (2, 4), "which finds transformers and its poolers"
 
 doubled = torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(1))
 assert doubled.item() == 2 and "torch._dynamo" in sys.modules, "the compiler comes when it is asked for"
@@ -35,7 +51,7 @@ assert doubled.item() == 2 and "torch._dynamo" in sys.modules, "the compiler com
 
 
 @pytest.mark.slow
-def test_timm_and_the_compiler_stay_out_until_they_are_needed() -> None:
+def test_timm_transformers_and_the_compiler_stay_out_until_they_are_needed() -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 

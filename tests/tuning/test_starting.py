@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from captune.studies.planning import plan_study
 from captune.tuning import cluster, ray_internals, starting
 from captune.tuning.environment import variables
 from captune.tuning.preparing import Preparation
-from captune.tuning.starting import Alongside, DashboardComesUp, run_references_here
+from captune.tuning.starting import Alongside, DashboardComesUp, modules_of_trials, run_references_here
 from captune.tuning.study import OpenStudy
 from tests.journals import journal_lines
 from tests.studies.lives import run_trials, settings
@@ -209,3 +210,38 @@ def test_references_that_run_in_the_driver_are_those_of_a_worker(tmp_path: Path)
         for plan in (here, worker)
     ]
     assert outcome[0] == {key: value for key, value in outcome[1].items() if key in outcome[0]}
+
+
+def test_workers_import_what_trials_need_where_each_of_them_will_have_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = make_cell(tmp_path, study().model_copy(update={"method": "cap"}))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(starting, "machine_has_gpus", lambda: False)
+    wanted = ["captune.tuning.trainable", "captune.training.trial", "captune.algorithms.cap"]
+    assert modules_of_trials([cell], concurrency=None, cpus_per_trial=None) == wanted
+    assert modules_of_trials([cell], concurrency=2, cpus_per_trial=1.0) == wanted
+    assert modules_of_trials([cell], concurrency=1, cpus_per_trial=None) == [], "one of two would do so in vain"
+    assert modules_of_trials([cell], concurrency=None, cpus_per_trial=2.0) == []
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert modules_of_trials([cell], concurrency=None, cpus_per_trial=None) == []
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(starting, "machine_has_gpus", lambda: True)
+    assert modules_of_trials([cell], concurrency=None, cpus_per_trial=None) == []
+
+
+def _looks() -> tuple[bool, int]:
+    return "fractions" in sys.modules and "captune.seeding" in sys.modules, os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_a_cluster_of_ones_own_has_workers_that_are_ready_and_ends_beside_other_work() -> None:
+    with cluster.connected(
+        None, threads=1, dashboard=False, cpus=1, modules=["fractions", "captune.seeding"]
+    ) as connected:
+        look: Any = ray.remote(_looks)
+        imported, niceness = ray.get(look.remote())
+        assert imported and niceness == os.getpriority(os.PRIO_PROCESS, 0) + 3
+        connected.ending.begin()
+        connected.ending.begin()
+    assert not ray.is_initialized()
+    assert "RAY_preload_python_modules" not in os.environ and "RAY_worker_niceness" not in os.environ
