@@ -18,11 +18,10 @@ import numpy as np
 from captune import interruption
 from captune.algorithms import ALGORITHMS, default_config, method_named, refuse_unfit
 from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
-from captune.data.labelling import PREDICTIONS_CSV
 from captune.errors import CaptuneError, TrainingFailed, UsageError
 from captune.records import ZERO_SHOT, Role, atomic_write
 from captune.records.enums import PART, WHOLE
-from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, METRICS
+from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, EPOCHS_CSV, METRICS, PREDICTIONS_CSV
 
 if TYPE_CHECKING:
     from captune.training.trial import TrainingTrial
@@ -227,7 +226,7 @@ def _finish(trial: TrainingTrial, task: TaskConfig, method: str, out: Path, note
     outcome = trial.finish()
     metrics = evaluate_trial(task, role, work)
     write_predictions([work], task, role, out / PREDICTIONS_CSV)
-    _write_epochs(work / EPOCHS, out / "epochs.csv")
+    _write_epochs(work / EPOCHS, out / EPOCHS_CSV)
     (work / CHECKPOINT).replace(out / CHECKPOINT)
     (work / CONFIG).replace(out / CONFIG)
     return {

@@ -15,11 +15,10 @@ from rich.text import Text
 
 from captune.cli.console import labelled
 from captune.cli.options import say_notes
-from captune.data.labelling import PREDICTIONS_CSV
 from captune.decisions.criteria import ORACLE
 from captune.records import Role, State, StudyRecord, is_against_zero_shot
 from captune.records.events import Chosen
-from captune.records.layout import BEST_CONFIG, CHECKPOINT, PAGE
+from captune.records.layout import BEST_CONFIG, CHECKPOINT, PAGE, PREDICTIONS_CSV
 from captune.studies.planning import Plan
 from captune.studies.running import Settings, Watcher, run_studies
 from captune.tuning.cell import Cell

@@ -18,7 +18,6 @@ from captune.data.dataset import Dataset, IntArray
 from captune.data.tree import printable
 from captune.errors import UsageError
 
-PREDICTIONS_CSV = "predictions.csv"
 COLUMNS = ("image", "class", "probability", "second_class", "second_probability", "margin")
 
 

@@ -1,4 +1,7 @@
-"""Where everything lies in a study's directory: the only module that spells a file's name.
+"""Where everything lies in a study's directory, and how it is called.
+
+The names of files stand here alone, except for the tables and figures of a report, which are listed in
+captune/results/report.py.
 
 ```
 runs/digits-ul-cap/
@@ -6,9 +9,11 @@ runs/digits-ul-cap/
   journal.jsonl         every event, append-only; all other files can be made again from it
   optuna.journal        copy of the search for optuna-dashboard
   driver.lock           who runs the study now; .driver.guard protects changes of it
+  stop.json             there while `captune stop` waits for the driver to hear it
   tensorboard/KEY/      curves of a trial
   trials/KEY/           config.yaml epochs.jsonl resume.safetensors checkpoint.safetensors predictions.safetensors .lock
-  *.csv *.png *.svg     tables and figures
+  *.csv *.png *.svg     tables and figures; columns.csv and datapackage.json say what every column means
+  predictions.csv       what the advised model says of every test image
   findings.json         what the closed study found on pool and test images, with small pictures, for the report
   best_config.yaml      what is advised, for `captune adapt --config`
   checkpoint.safetensors  the same as it was trained here, for `captune predict` and `captune export`
@@ -25,10 +30,12 @@ STUDY = "study.yaml"
 JOURNAL = "journal.jsonl"
 TRIALS = "trials"
 LOCK, GUARD = "driver.lock", ".driver.guard"
+STOP = "stop.json"
 OPTUNA_COPY = "optuna.journal"
 TENSORBOARD = "tensorboard"
 BEST_CONFIG, PAGE = "best_config.yaml", "report.html"
 FINDINGS = "findings.json"
+PREDICTIONS_CSV, COLUMNS_CSV, DATAPACKAGE = "predictions.csv", "columns.csv", "datapackage.json"
 REPORT = "report"
 """The folder next to several studies that holds their common report."""
 OUTDATED = ("runs.csv", "concepts.csv")
@@ -41,7 +48,7 @@ RESUME, CHECKPOINT, PREDICTIONS = "resume.safetensors", "checkpoint.safetensors"
 TRIAL_LOCK = ".lock"
 
 # In the directory of an adaptation.
-METRICS = "metrics.json"
+METRICS, EPOCHS_CSV = "metrics.json", "epochs.csv"
 ADAPTED = "adapted"
 """The folder in a study's directory of the model adapted with its best configuration."""
 

@@ -47,7 +47,11 @@ def first_name(study: StudyRecord) -> str | None:
 
 
 def recorded_choice(study: StudyRecord) -> Choice:
-    """The choice the study wrote down; for a study that has none yet, the one the rule gives now."""
+    """The choice the study wrote down; for a study that has none yet, what the criterion alone would choose now.
+
+    Where a study chooses by its candidates' predictions (`ul`, `tft`), its own choice may be another one: those are
+    compared when it closes.
+    """
     if study.choice is None:
         return choose(study)
     fresh, recorded = choose(study), study.choice

@@ -1,7 +1,7 @@
-"""report.html of one study: the answer, why, what was adapted, the images, the classes, the search.
+"""What stands on report.html of one study, as values for its template, templates/study.html, which holds the HTML.
 
-Every number on it is a cell of a CSV (fractions shown as percent with one decimal): the page is made from the tables
-alone.
+Every number on the page is a cell of a CSV (fractions shown as percent with one decimal): it is made from the tables
+alone. rendering.py fills the template.
 """
 
 from __future__ import annotations

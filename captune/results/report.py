@@ -13,20 +13,19 @@ from urllib.parse import quote
 import pandas as pd
 
 from captune.data.labelling import COLUMNS as PREDICTIONS_COLUMNS
-from captune.data.labelling import PREDICTIONS_CSV
 from captune.decisions.candidates import advised_config, even_shares
 from captune.decisions.criteria import ORACLE
 from captune.plain_yaml import dump_yaml
 from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, TRANSCLIP, ZERO_SHOT, StudyRecord, atomic_write
 from captune.records.files import remove_leftovers
-from captune.records.layout import BEST_CONFIG, OUTDATED, PAGE
+from captune.records.layout import BEST_CONFIG, COLUMNS_CSV, DATAPACKAGE, OUTDATED, PAGE, PREDICTIONS_CSV
 from captune.results import class_plots, plots
 from captune.results.best import Choice, recorded_choice
 from captune.results.best_configs import best_configs_table
 from captune.results.classes import classes_table, pairs_table
 from captune.results.comparisons import ALL_CELLS, comparisons_table, ranks_table
 from captune.results.curves import curves_table
-from captune.results.dictionary import columns_table, datapackage
+from captune.results.data_dictionary import columns_table, datapackage
 from captune.results.findings import confusion_table, jpegs_of, pictures_table, reliability_table
 from captune.results.importance import importance_table, marginals_table
 from captune.results.load import load_studies, load_study
@@ -39,7 +38,6 @@ from captune.results.tables import ORACLE_STAMP, confirm_table, epochs_table, st
 from captune.results.transfer import transfer_table
 
 Tables = dict[str, pd.DataFrame]
-COLUMNS_CSV = "columns.csv"
 MOST_CURVES = 12
 """Studies whose curves can be told apart in one figure."""
 
@@ -147,7 +145,7 @@ def _write_dictionary(tables: Tables, studies: Sequence[StudyRecord], out_dir: P
         more[PREDICTIONS_CSV] = pd.DataFrame(columns=list(PREDICTIONS_COLUMNS))
     columns = pd.concat([columns, columns_table(more)], ignore_index=True)
     title = studies[0].name if len(studies) == 1 else f"{len(studies)} captune studies"
-    package = out_dir / "datapackage.json"
+    package = out_dir / DATAPACKAGE
     atomic_write(package, datapackage(title, columns))
     return [write_csv(columns, out_dir / COLUMNS_CSV, studies), package]
 

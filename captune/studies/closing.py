@@ -17,7 +17,7 @@ from captune.algorithms.concepts import mismatch_report
 from captune.config import TaskConfig, read_yaml
 from captune.data.catalog import load_dataset
 from captune.data.duplicates import NEARLY
-from captune.data.labelling import PREDICTIONS_CSV, image_names
+from captune.data.labelling import image_names
 from captune.decisions.candidates import (
     advised_config,
     advised_shares,
@@ -48,7 +48,7 @@ from captune.records import (
     read_journal,
 )  # fmt: skip
 from captune.records.events import Chosen, DataNotes, Finished, Mismatch, Planned, Settled
-from captune.records.layout import CHECKPOINT, STUDY, trial_directory
+from captune.records.layout import CHECKPOINT, PREDICTIONS_CSV, STUDY, trial_directory
 from captune.records.trial import trial_key
 from captune.results.load import add_notes
 from captune.results.report import report_study

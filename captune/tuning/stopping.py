@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captune.records import atomic_write
+from captune.records.layout import STOP
 
-STOP = "stop.json"
 _EVERY_SECONDS = 1.0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from captune.results.dictionary import described_tables
+from captune.results.data_dictionary import described_tables
 from captune.results.load import load_studies
 from captune.results.report import tables_of
 

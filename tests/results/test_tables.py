@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from synthetic import FakeStudy, whole_study
 
+from captune.algorithms import ALGORITHMS
 from captune.records import StudyRecord
+from captune.results.data_dictionary import meaning_of
 from captune.results.load import load_study
 from captune.results.tables import (
     ORACLE_STAMP,
@@ -98,6 +100,19 @@ def test_setting_named_like_a_column_is_kept_apart(tmp_path: Path) -> None:
     assert (
         table.loc[0, "config.score"] == 3.0 and table.loc[0, "schedule"] == "[1, 2]" and pd.isna(table.loc[0, "score"])
     )
+
+
+def test_a_searched_setting_is_explained_as_its_methods_explain_it() -> None:
+    def said(name: str) -> str:
+        return meaning_of("trials.csv", name, [1.0]).description
+
+    assert said("margin_scale") == "searched setting: m, in logits; 0 turns the margin off"
+    assert said("epochs") == "searched setting: training epochs"
+    # Two methods with a setting of one name: each says what it means there.
+    own = {
+        name: ALGORITHMS[name].config_class.model_fields["num_neighbors"].description for name in ("transclip", "zlap")
+    }
+    assert said("num_neighbors") == "searched setting: " + "; ".join(f"{text} ({name})" for name, text in own.items())
 
 
 def test_epochs_table_holds_criteria_by_name_and_wall_clock_last(study: StudyRecord) -> None:

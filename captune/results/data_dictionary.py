@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from captune.algorithms import ALGORITHMS
 from captune.config import TrialConfig
 from captune.decisions.criteria import CRITERIA
 from captune.plain_yaml import parse_yaml
@@ -109,13 +110,27 @@ def meaning_of(table: str, column: str, values: Iterable[object] = ()) -> Meanin
 
 
 def _setting(name: str, values: Iterable[object]) -> Meaning:
-    field = TrialConfig.model_fields.get(name)
-    said = f": {field.description}" if field is not None and field.description else ""
+    said = "; ".join(_descriptions(name))
+    said = f": {said}" if said else ""
     present = [value for value in values if value is not None and value == value]
     numbers = bool(present) and all(isinstance(value, (int, float)) for value in present)
     flags = bool(present) and all(isinstance(value, bool) for value in present)
     kind = "boolean" if flags else "number" if numbers else "string"
     return Meaning(kind, "", f"searched setting{said}")
+
+
+def _descriptions(name: str) -> list[str]:
+    """What a setting means: as all methods have it, else as each method that has it says it."""
+    if name in TrialConfig.model_fields:
+        return [TrialConfig.model_fields[name].description or ""]
+    methods: dict[str, list[str]] = {}
+    for method in ALGORITHMS.values():
+        field = method.config_class.model_fields.get(name)
+        if field is not None and field.description:
+            methods.setdefault(field.description, []).append(method.name)
+    if len(methods) == 1:
+        return list(methods)
+    return [f"{description} ({', '.join(names)})" for description, names in methods.items()]
 
 
 def _of_an_epoch(name: str) -> Meaning:
