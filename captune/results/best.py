@@ -49,8 +49,7 @@ def first_name(study: StudyRecord) -> str | None:
 def recorded_choice(study: StudyRecord) -> Choice:
     """The choice the study wrote down; for a study that has none yet, what the criterion alone would choose now.
 
-    Where a study chooses by its candidates' predictions (`ul`, `tft`), its own choice may be another one: those are
-    compared when it closes.
+    The choice it will make may be another one: when it closes, it compares its candidates' predictions.
     """
     if study.choice is None:
         return choose(study)
