@@ -14,7 +14,6 @@ from captune.records.events import Chosen
 from captune.records.trial import trial_key
 
 _MOST_CONFIGURATIONS = 12
-_BUDGET = ("tuning", "epochs", "steps_per_epoch", "batch_size")
 
 
 def by_criterion(study: StudyRecord) -> bool:

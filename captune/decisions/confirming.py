@@ -22,9 +22,10 @@ class Scored:
 
 
 def candidates(finished: Sequence[Scored], top: int) -> dict[int, str]:
-    """The configurations to confirm, by search number, with why: the best `top`, the paper's, the plateau's.
+    """The configurations to confirm, by search number, with why: the best `top`, the first, the plateau's.
 
-    Equal places count once (the first of them); ties go to the lower number. The paper's configuration is number 0.
+    Equal places count once (the first of them); ties go to the lower number. Number 0, the first, is the method's
+    default configuration or, under `--preset paper`, the published one; journals call it "paper" in both cases.
     """
     if top == 0:
         return {}
@@ -81,7 +82,7 @@ def losers(scores: Mapping[int, Mapping[int, float | None]], *, seeds: Sequence[
     Args:
         scores: selection score by configuration and seed (None: failed).
         seeds: the seeds that were used for all.
-        keep: the configuration that never drops out (the paper's).
+        keep: the configuration that never drops out (the first).
     """
     whole: dict[int, list[float]] = {}
     for config, by_seed in scores.items():

@@ -15,8 +15,8 @@ from captune.errors import StudyError, UsageError
 from captune.records import StudyRecord
 from captune.records.events import Chosen
 from captune.records.layout import REPORT
-from captune.studies.aside import ClosingAside
 from captune.studies.checks import check_before_ray, fetch_weights_here
+from captune.studies.closing_in_background import BackgroundClosing
 from captune.studies.planning import Plan
 from captune.tuning.budget import Budget
 from captune.tuning.cell import Cell
@@ -133,7 +133,7 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     failures: list[StudyError] = []
     with contextlib.ExitStack() as stack:
         # Leaving the stack ends Ray, after the answer was printed.
-        studies, aside = _run_trials(plans, settings, watcher, stack)
+        studies, background = _run_trials(plans, settings, watcher, stack)
         cells = [opened.cell for opened in studies]
         try:
             for opened in studies:
@@ -141,12 +141,12 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
                     failures.append(_unable(opened))
                     continue
                 opened.settle()
-                if opened.directory in aside.records:
-                    records.append(aside.records[opened.directory])
+                if opened.directory in background.records:
+                    records.append(background.records[opened.directory])
                     continue
                 try:
-                    if opened.directory in aside.failures:
-                        raise aside.failures[opened.directory]
+                    if opened.directory in background.failures:
+                        raise background.failures[opened.directory]
                     from captune.studies.closing import close_study
 
                     record, files = close_study(opened.directory)
@@ -194,7 +194,7 @@ def _unable(opened: OpenStudy) -> StudyError:
 
 def _run_trials(
     plans: Sequence[Plan], settings: Settings, watcher: Watcher, stack: contextlib.ExitStack
-) -> tuple[list[OpenStudy], ClosingAside]:
+) -> tuple[list[OpenStudy], BackgroundClosing]:
     """Open the studies and run their trials, closing each of several as it ends; all are given up with the stack."""
     studies: list[OpenStudy] = []
     try:
@@ -209,15 +209,15 @@ def _run_trials(
         chain(studies)
         cells = [opened.cell for opened in studies]
         # This process closes a single study itself, since it has nothing else to do.
-        aside = ClosingAside(studies if len(studies) > 1 else [], watcher.closed, _common_report(plans))
-        closings = aside.left if len(studies) > 1 else None
+        background = BackgroundClosing(studies if len(studies) > 1 else [], watcher.closed, _common_report(plans))
+        closings = background.left if len(studies) > 1 else None
         budget = Budget(cells, seconds=settings.time_budget, gpu_hours=settings.gpu_hours, closings=closings)
         budget.reopen()
         if settings.retry_failed:
             for cell in cells:
                 cell.retry_failed()
         finished = all(cell.finished for cell in cells) or _run_on_ray(
-            cells, plans, settings, watcher, budget, aside, stack
+            cells, plans, settings, watcher, budget, background, stack
         )
         for opened in studies:
             opened.note_spent(budget.spent_seconds, budget.spent_gpu_hours, shared_by=len(studies))
@@ -233,7 +233,7 @@ def _run_trials(
     if not finished:
         watcher.interrupted(cells)
         raise KeyboardInterrupt
-    return studies, aside
+    return studies, background
 
 
 def chain(studies: Sequence[OpenStudy]) -> None:
@@ -262,7 +262,7 @@ def _run_on_ray(
     settings: Settings,
     watcher: Watcher,
     budget: Budget,
-    aside: ClosingAside,
+    background: BackgroundClosing,
     stack: contextlib.ExitStack,
 ) -> bool:
     """Run all trials; False when interrupted. Ray ends with the stack."""
@@ -317,7 +317,7 @@ def _run_on_ray(
             publish()
             refresh()
             silence.look()
-            aside.look()
+            background.look()
             preparation.look()
             dashboard.look()
 
@@ -334,7 +334,7 @@ def _run_on_ray(
         )
     if finished:
         watcher.ended(cells)
-    aside.wait()
+    background.wait()
     if finished:
         cluster.ending.begin()
     return finished

@@ -26,7 +26,7 @@ SCREEN_BUDGET = 0.25
 
 
 def cell_name(dataset: str, paradigm: Paradigm, method: str) -> str:
-    """The name of a trial's directory, `<dataset>-<paradigm>-<method>`, safe for every file system."""
+    """The name of a study's directory, `<dataset>-<paradigm>-<method>`, safe for every file system."""
     kind, _, rest = dataset.partition(":")
     readable = f"{kind}-{Path(rest).stem}" if rest else kind
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{readable}-{paradigm}-{method}")

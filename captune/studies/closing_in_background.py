@@ -21,7 +21,7 @@ _PAGE_SECONDS = 60.0
 _PAGE_SHARE = 0.1
 
 
-class ClosingAside:
+class BackgroundClosing:
     """Closes each study as its last trial ends.
 
     Args:
@@ -60,9 +60,8 @@ class ClosingAside:
         self._looked = time.monotonic()
         for opened in self._studies:
             if opened.cell.finished and opened.cell.unable is None and not self._begun(opened.directory):
-                from captune.studies.closing import (
-                    close_study,
-                )  # only now: it needs PyTorch
+                # Imported only now, because it needs PyTorch.
+                from captune.studies.closing import close_study
 
                 opened.settle()
                 self._began[opened.directory] = time.monotonic()
@@ -73,11 +72,7 @@ class ClosingAside:
         self._renew_page()
 
     def left(self) -> tuple[int, float]:
-        """How many reports are still to be written, the one of all studies too, and the longest that one has taken.
-
-        Returns:
-            their number, and seconds.
-        """
+        """(Reports still to write, the common one too; seconds that the longest took.)"""
         done = {*self.records, *self.failures}
         open_ones = [one for one in self._studies if one.directory not in done and one.cell.unable is None]
         now = time.monotonic()

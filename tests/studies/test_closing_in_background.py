@@ -10,8 +10,8 @@ import pytest
 
 from captune.errors import StudyError
 from captune.results.report import report_studies
-from captune.studies import aside as aside_module
-from captune.studies.aside import ClosingAside
+from captune.studies import background as aside_module
+from captune.studies.closing_in_background import BackgroundClosing
 from captune.tuning.budget import CLOSING_SECONDS
 
 
@@ -66,21 +66,21 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Answer]:
 def test_a_study_that_ends_is_closed_while_the_others_go_on(answers: dict[Path, Answer], tmp_path: Path) -> None:
     first, second = Study(tmp_path / "first"), Study(tmp_path / "second")
     told: list[Any] = []
-    aside = ClosingAside([first, second], lambda record, files: told.append((record, files)))  # type: ignore[list-item]
-    aside.look()
+    background = BackgroundClosing([first, second], lambda record, files: told.append((record, files)))  # type: ignore[list-item]
+    background.look()
     assert not answers
     first.cell.finished = True
-    aside.look()
-    aside.look()
+    background.look()
+    background.look()
     assert list(answers) == [first.directory] and first.settled == 1 and second.settled == 0
     assert told == [], "its report is still being written, and nobody waits for it"
     answers[first.directory].ended = True
-    aside.look()
+    background.look()
     assert told == [("record of first", [first.directory / "report.html"])]
     second.cell.finished = True
-    aside.look()
-    aside.wait()
-    assert list(aside.records) == [first.directory, second.directory]
+    background.look()
+    background.wait()
+    assert list(background.records) == [first.directory, second.directory]
 
 
 def test_the_page_of_all_is_renewed_once_a_minute_at_most_and_only_for_studies_that_it_does_not_show(
@@ -102,14 +102,14 @@ def test_the_page_of_all_is_renewed_once_a_minute_at_most_and_only_for_studies_t
     monkeypatch.setattr(aside_module, "start_here", start_here)
     monkeypatch.setattr(aside_module.time, "monotonic", lambda: clock[0])
     studies = [Study(tmp_path / name) for name in "abcd"]
-    aside = ClosingAside(studies, lambda _record, _files: None, tmp_path / "report")  # type: ignore[arg-type]
+    background = BackgroundClosing(studies, lambda _record, _files: None, tmp_path / "report")  # type: ignore[arg-type]
 
     def after(seconds: float, *ended: Study) -> int:
         for study in ended:
             study.cell.finished = True
         for _ in range(int(seconds)):
             clock[0] += 1.0
-            aside.look()
+            background.look()
         return len(pages)
 
     assert after(9.0, studies[0]) == 0, "one study has a page of its own"
@@ -125,10 +125,10 @@ def test_a_study_that_cannot_be_closed_keeps_its_reason_and_stops_no_other(
 ) -> None:
     broken, fine = Study(tmp_path / "broken"), Study(tmp_path / "fine")
     broken.cell.finished = fine.cell.finished = True
-    aside = ClosingAside([broken, fine], lambda _record, _files: None)  # type: ignore[list-item]
-    aside.look()
-    aside.wait()
-    assert list(aside.failures) == [broken.directory] and list(aside.records) == [fine.directory]
+    background = BackgroundClosing([broken, fine], lambda _record, _files: None)  # type: ignore[list-item]
+    background.look()
+    background.wait()
+    assert list(background.failures) == [broken.directory] and list(background.records) == [fine.directory]
     assert len(answers) == 2
 
 
@@ -136,18 +136,18 @@ def test_what_closing_takes_is_measured(
     answers: dict[Path, Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = Study(tmp_path / "first"), Study(tmp_path / "second")
-    aside = ClosingAside([first, second], lambda *_: None)  # type: ignore[list-item]
-    assert aside.left() == (3, CLOSING_SECONDS), "two studies, and the report of both"
+    background = BackgroundClosing([first, second], lambda *_: None)  # type: ignore[list-item]
+    assert background.left() == (3, CLOSING_SECONDS), "two studies, and the report of both"
     now = 100.0
     monkeypatch.setattr(aside_module.time, "monotonic", lambda: now)
     first.cell.finished = True
-    aside.look()
+    background.look()
     now += CLOSING_SECONDS + 12.0
-    assert aside.left() == (3, CLOSING_SECONDS + 12.0), "one that is running already takes longer than expected"
+    assert background.left() == (3, CLOSING_SECONDS + 12.0), "one that is running already takes longer than expected"
     answers[first.directory].ended = True
     now += 3.0
-    aside.look()
-    assert aside.left() == (2, CLOSING_SECONDS + 15.0)
+    background.look()
+    assert background.left() == (2, CLOSING_SECONDS + 15.0)
 
 
 def test_a_page_that_takes_long_is_renewed_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,15 +165,15 @@ def test_a_page_that_takes_long_is_renewed_less_often(tmp_path: Path, monkeypatc
     monkeypatch.setattr(aside_module, "start_here", start_here)
     monkeypatch.setattr(aside_module.time, "monotonic", lambda: clock[0])
     studies = [Study(tmp_path / name) for name in "abcd"]
-    aside = ClosingAside(studies, lambda _record, _files: None, tmp_path / "report")  # type: ignore[arg-type]
+    background = BackgroundClosing(studies, lambda _record, _files: None, tmp_path / "report")  # type: ignore[arg-type]
 
     def look(seconds: float, *ended: Study) -> int:
         for study in ended:
             study.cell.finished = True
         clock[0] += seconds
-        aside.look()
+        background.look()
         clock[0] += 1.0
-        aside.look()
+        background.look()
         return len(pages)
 
     assert look(1.0, *studies[:2]) == 1
