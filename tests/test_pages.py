@@ -15,6 +15,8 @@ from captune.cli.main import COMMANDS, _register, app
 from tests.tools.site import API, GUIDES, ROOT, build, pages, targets
 
 PAGES = [page for page in pages() if page != Path("README.md")]
+PACKAGES = sorted(path.parent for path in (ROOT / "captune").glob("**/__init__.py"))
+PACKAGE_PAGES = [str((package / "README.md").relative_to(ROOT)) for package in PACKAGES]
 
 
 def commands(page: Path) -> list[str]:
@@ -59,8 +61,16 @@ def test_guides_show_commands_and_the_reference_is_of_modules_that_are_there() -
     assert all((ROOT / (module.replace(".", "/") + ".py")).exists() for module in API.values())
 
 
-@pytest.mark.parametrize("page", GUIDES.values())
-def test_no_line_of_a_guides_prose_is_longer_than_100_characters(page: str) -> None:
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_a_packages_page_names_each_of_its_modules(package: Path) -> None:
+    text = (package / "README.md").read_text(encoding="utf-8")
+    # A method's module is called as the method, and is named so.
+    names = {module.name for module in package.glob("*.py")} - {"__init__.py"}
+    assert [name for name in sorted(names) if name not in text and f"`{name.removesuffix('.py')}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", sorted({*GUIDES.values(), *PACKAGE_PAGES}))
+def test_no_line_of_a_pages_prose_is_longer_than_100_characters(page: str) -> None:
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     prose = [line for line in text.splitlines() if not line.startswith(("|", "#"))]
     assert [line for line in prose if len(line) > 100 and not re.fullmatch(r"\S+|!\[.*", line.strip())] == []

@@ -22,9 +22,10 @@ class Criterion:
 
     Attributes:
         help: what it measures.
-        images: on which images. "held-out" is the part of the pool that no trial trains on (trzsl, which holds out
-            none: the validation images, whose labels are then left alone); "both" is held-out and validation images.
-        labels: whether it uses labels.
+        images: on which images. "held-out" is the part of the pool that trials in the score role do not train on
+            (trzsl holds out none: there it is the validation images, without their labels); "both" is held-out and
+            validation images.
+        labels: whether it is made of labels alone; `val-smooth`, half of which needs none, is False.
         paradigms: where it can be used; empty means everywhere.
         against_zero_shot: the criterion by which a gain over zero-shot is judged. It differs from the criterion itself
             where that favours zero-shot: `agree-smooth` contains the agreement with balanced zero-shot, which shares
