@@ -63,7 +63,7 @@ def conditions_of(
 ) -> tuple[tuple[Condition, ...] | None, list[str]]:
     """The conditions of an entry on parameters that are searched, and what is wrong with them.
 
-    One on a setting that is not searched is met or not once and for all: None where it is not.
+    A condition on a setting that is not searched is decided now: None if it is never met.
     """
     when = entry.get("when", {}) if isinstance(entry, dict) else {}
     if not isinstance(when, dict):

@@ -95,7 +95,7 @@ class Cap:
         if config.batching == "full":
             generator = torch_generator(self.seed, "batches", epoch)
             return [list(epoch_batches(count, config, generator)) for count in counts.values()]
-        # A renewal of the boards, after epochs 0, g, 2g …, starts a new loader of main samples.
+        # After each renewal of the boards (epochs 0, g, 2g, …) main samples get a new loader.
         renewed = (epoch - 1) // config.epochs_between_renewals * config.epochs_between_renewals + 1 if epoch else 0
         began = {"pool": 0, "main": renewed, "labelled": 0}
         return [
@@ -114,7 +114,7 @@ class Cap:
             return torch.zeros(self.num_classes, self.num_classes, device=self.context.device)
         similarity_KK = self.confusion_KK
         if self.config.confusion == "similarity" or similarity_KK is None:
-            # Without counts the margin is 0 whatever the features are.
+            # If all counts are 0 the margin is 0, so the features are not needed.
             anew = self.config.margin_features == "reencoded" and bool(self.counts_K.any())
             prototypes_KD, _ = self._board_prototypes(anew=anew)
             with torch.no_grad():
@@ -269,9 +269,7 @@ class Cap:
         return encode_in_chunks(self.classifier, torch.cat(views), self.config.micro_batch)
 
     def _confident(self, weak_logits_BK: Tensor) -> Tensor | slice:
-        """Rows of confident images; one row where none is, so that the parameters have a gradient (of zero) and decay
-        as ever.
-        """
+        """Rows of confident images; at least one row (of no weight), so that weight decay still applies."""
         rows_R = (weak_logits_BK.softmax(-1).amax(-1) > self.config.confidence_threshold).nonzero()[:, 0]
         return rows_R if len(rows_R) else slice(0, 1)
 

@@ -47,7 +47,7 @@ class BlendConfig(TrialConfig):
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What is set for every member: the budget, and whatever differs from what no method sets otherwise."""
+        """Settings passed on to every member: the budget always, others where they are not at their default."""
         always = ("tuning", "epochs", "steps_per_epoch")
         values = {name: getattr(self, name) for name in TrialConfig.model_fields}
         return {n: v for n, v in values.items() if n in always or v != TrialConfig.model_fields[n].default}

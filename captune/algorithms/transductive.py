@@ -1,4 +1,4 @@
-"""What methods share that assign the pool's images as they are solved: each image of the pool has its assignment."""
+"""What methods share that assign the pool's images to classes while they are fitted."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from captune.decisions.criteria import (
     AGREE_BALANCED,
     AGREE_SMOOTH,
     AGREE_ZERO_SHOT,
-    SECOND_OPINIONS,
+    LABEL_FREE_FALLBACKS,
     VAL,
     VAL_SMOOTH,
     criterion_named,
@@ -48,13 +48,18 @@ def choose_by_criterion(study: StudyRecord) -> Choice:
     3. "use balanced zero-shot": it competes and beats zero-shot by more than the noise.
     4. "keep zero-shot".
 
-    Fairness: a candidate that a criterion is built on scores 1 by construction and cannot be ranked by it. Under
-    `agree-balanced` balanced zero-shot therefore does not compete (zero-shot does: its own agreement with the
-    reference is a number like the others'). `agree-smooth` is built on it by a third, and zero-shot, whose logits that
-    reference shares, is close to it whatever either is worth: against both the other part, `neighbours`, decides (and
-    against zero-shot the whole must be ahead too). Of `val-smooth` it is `val`, against balanced zero-shot. Under
-    `agree-zero-shot` zero-shot cannot be beaten,
-    so adapt-or-not is decided by a label-free criterion.
+    A candidate that a criterion is built on scores 1 by construction, or nearly, so it is judged by another:
+
+    ================= ============================ ==============================
+    criterion         zero-shot is judged by       balanced zero-shot is judged by
+    ================= ============================ ==============================
+    agree-balanced    itself                       nothing: it does not compete
+    agree-smooth      neighbours, and itself too   neighbours
+    val-smooth        itself                       val
+    others            itself                       itself
+    ================= ============================ ==============================
+
+    Where a study selects by agree-zero-shot, agree-smooth takes its place (agree-balanced, if that was not recorded).
     """
     criterion = comparison_criterion(study)
     groups = adapted_groups(study)
@@ -189,7 +194,7 @@ def _seeds(count: int) -> str:
 
 def _label_free(study: StudyRecord) -> str | None:
     zero_shot = study.find(ZERO_SHOT)
-    return next((name for name in SECOND_OPINIONS if zero_shot is not None and name in zero_shot.scores), None)
+    return next((name for name in LABEL_FREE_FALLBACKS if zero_shot is not None and name in zero_shot.scores), None)
 
 
 def comparison_criterion(study: StudyRecord) -> str:

@@ -81,7 +81,7 @@ CRITERIA: dict[str, Criterion] = {
 }  # fmt: skip
 DEFAULTS = {"ul": AGREE_SMOOTH, "tft": AGREE_SMOOTH, "ssl": VAL_SMOOTH, "trzsl": PSEUDO_UNSEEN}
 """The criterion of each paradigm unless another is asked for."""
-SECOND_OPINIONS = (AGREE_SMOOTH, AGREE_BALANCED)
+LABEL_FREE_FALLBACKS = (AGREE_SMOOTH, AGREE_BALANCED)
 """Criteria without labels that decide where the study's own cannot: the first one that was recorded."""
 
 

@@ -42,8 +42,8 @@ def neighbour_gain_error(
     """Jackknife standard error, over images, of how much two models on the same images differ in `neighbours`.
 
     √((N − 1)/N · Σ_i (θ_(i) − θ̄)²), θ_(i) the difference without image i, neither judged nor a neighbour (Efron &
-    Stein, The jackknife estimate of variance, 1981, Eq. 1.4). An image counts wherever it is a neighbour, so that it is
-    not the images' own agreements, which hang together, that are taken for independent.
+    Stein, The jackknife estimate of variance, 1981, Eq. 1.4). Images share neighbours,
+    so their agreements are not independent; therefore whole images are left out, as neighbours too.
 
     Returns:
         The error, or None of fewer than three images.

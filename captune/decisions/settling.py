@@ -1,4 +1,4 @@
-"""Whether a search has settled: what its other trials can be expected to gain is less than what its scores vary by.
+"""A search has settled when the expected gain of its remaining trials is below the noise of its scores.
 
 Nothing here sees a sealed label: scores are selection scores.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 PART, WHOLE = "part", "whole"
-"""What the trials of what is advised learned from: the pool without its held-out images, or all of it."""
+"""What the advised trials trained on: a part of the pool, the rest being held out, or all of it."""
 
 
 class Phase(StrEnum):

@@ -115,10 +115,10 @@ class Prepared(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchEnded(Event):
-    """The search ends before its last trial, or may go on again.
+    """The search ended early or, where `reason` is null, was reopened.
 
     Attributes:
-        reason: why; null: it goes on.
+        reason: why it ended; null: it was reopened.
         trials: how many it would have had.
         confirm: whether its best configurations are still confirmed.
     """

@@ -41,9 +41,15 @@ ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE, TRANSCLIP = (
     "zero_shot", "balanced", "anchored", "text_mixture", "transclip"
 )  # fmt: skip
 REFERENCES = (ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE, TRANSCLIP)
-"""What competes in every study: the frozen model, its predictions half-way balanced, two mixtures anchored at the
-texts, one near them and one that follows the images further, and TransCLIP, a mixture on a graph of images. None
-is trained, and the exam of the advice found no better set for so little (analysis/measurements/advice_exam.md)."""
+"""What competes in every study without being trained:
+
+- zero_shot: the frozen model;
+- balanced: its predictions, half-way balanced over the classes;
+- anchored: a Gaussian mixture that stays near the class texts;
+- text_mixture: one that follows the images further;
+- transclip: TransCLIP, a mixture on a graph of images.
+
+The exam of the advice found no better set at this cost (analysis/measurements/advice_exam.md)."""
 ENSEMBLE = "ensemble"
 """Key of the mean of several candidates."""
 _PHASES = tuple(Phase)
@@ -51,7 +57,7 @@ _REFERENCES = {name: place for place, name in enumerate((*REFERENCES, ENSEMBLE))
 
 
 def is_against_zero_shot(scores: Mapping[str, float | None]) -> bool:
-    """Whether a choice's scores, by candidate, are differences from zero-shot's; older studies recorded shares."""
+    """True if scores are differences to zero-shot's; older studies stored fractions."""
     return scores.get(ZERO_SHOT) == 0
 
 

@@ -40,7 +40,7 @@ class Algorithm(Protocol):
         """Prepare epoch `epoch` (from 0): margins, weights, the epoch's batches."""
 
     def batch(self, step: int) -> Batch:
-        """What a step of this epoch reads, as tensors on the device whose shapes all its steps share."""
+        """A step's input: tensors on the device, of equal shapes for every step of the epoch."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
         """The scalar loss of a step with its graph, and what to keep of the step.
@@ -53,7 +53,7 @@ class Algorithm(Protocol):
         """Keep what `loss` gave until the epoch ends."""
 
     def moving_state(self) -> list[Tensor]:
-        """Tensors that `loss` moves on in place, each call further than the last."""
+        """Tensors that `loss` updates in place at every call."""
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Take stock (main samples, counts) and return the epoch's figures."""

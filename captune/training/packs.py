@@ -1,7 +1,7 @@
 """Packs: trials on frozen features that train together, their learned tensors side by side.
 
-A step on frozen features is thousands of tiny operations' worth of calls; taken for P trials at once it costs hardly
-more calls than for one (`captune.equations.packed`). Everything between steps (batches, margins, boards, scores) stays
+A step on frozen features makes thousands of tiny calls, and P trials at once need hardly more than one
+(`captune.equations.packed`). Everything between steps (batches, margins, boards, scores) stays
 with each trial's own algorithm, and a trial's numbers do not depend on which others stand beside it.
 """
 

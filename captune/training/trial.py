@@ -39,10 +39,10 @@ _EPOCH_HOLDOUT = 512
 class TrainingTrial:
     """A configuration trained once with one seed, in a directory of its own.
 
-    It goes on by itself from `resume.safetensors`, which is replaced whole after every epoch, or every second of its
-    own training where epochs are shorter; so a killed trial loses at most the epoch it was in, or a second of shorter
-    ones, and its numbers are those of a trial that was never killed. A trial that runs out of memory goes on from there
-    as well, once, with micro-batches: the same mathematics with fewer activations at a time.
+    Its state is kept in `resume.safetensors`, which is replaced whole after every epoch, or after every second of
+    training where epochs are shorter. A killed trial goes on from there and loses at most that epoch or second. Its
+    numbers are those of a trial that was never killed. A trial that runs out of memory goes on from there too, once,
+    with micro-batches: the same mathematics with fewer activations at a time.
     """
 
     def __init__(

@@ -335,7 +335,7 @@ class Agenda:
     def _stress(self) -> Planned | None:
         if not self._study.stress or not self._confirmed:
             return None
-        # A study that an earlier captune closed keeps the stress settings of that version.
+        # A study that an earlier captune closed has already run the stress tests of that version.
         if self._closed:
             return None
         chosen = self._record.choice

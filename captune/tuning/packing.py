@@ -88,7 +88,7 @@ def allot(
     measured_bytes: int = 0,
     deterministic: bool = False,
 ) -> Allotment:
-    """How many trials run at once, and the CPUs, GPUs and memory of each: uses every CPU (or GPU) without sharing it.
+    """How many trials run at once, and the CPUs, GPUs and memory of each. All CPUs (or GPUs) are used, none by two.
 
     Args:
         nodes: of the cluster.
@@ -146,7 +146,7 @@ def most_packed(num_images: int, width: int | None) -> int:
 
 
 def block_size(num_trials: int, most: int, *, workers: int = 2, rounds: int = 1) -> int:
-    """Length of the even blocks in which so many workers take trials: each gets as many blocks, and `rounds` at least.
+    """Size of equal blocks of trials, such that every worker gets the same number of blocks, at least `rounds`.
 
     Args:
         num_trials: to be dealt out.

@@ -1,9 +1,7 @@
 """The planner: one Ray Tune searcher and scheduler over any number of studies.
 
-Tune asks it for the next trial whenever there is room and tells it what workers report; it asks the cell whose turn it
-is.
-Retries are the planner's too: to Tune a lost trial is over, and captune's trial is handed out again as a new one of
-Tune's.
+Tune asks for a trial whenever there is room, and reports what workers say; the planner picks the cell whose turn it is.
+For Tune a lost trial is over. The planner submits it again, as a new trial of Tune's.
 """
 
 from __future__ import annotations

@@ -20,16 +20,17 @@ class CellInfo:
 
     Attributes:
         name: the name of the study's directory, `<dataset>-<paradigm>-<method>`.
-        base: the method's published configuration at the cell's budget, with what the command line fixed.
+        base: the method's default configuration (under `--preset paper` the published one) at the cell's budget, with
+            what the command line fixed.
         references: trials without training beside the search: key, method, configuration.
         num_classes, class_names, num_pool, num_test: of the cell as it is reported.
         num_scored: images the selection score is measured on.
         class_size: estimated pool images per class in a search trial.
         metric_name: the report metric.
         criterion, criterion_help: what the search selects by.
-        both_roles: score trials hide classes or test images, so that the report metric needs trials of its own.
+        both_roles: True if report metrics need trials of their own, because score trials hide classes or test images.
         notes: what a person should know of the backbone, in sentences.
-        screen_base: the published configuration for the trials that screen, where the study screens.
+        screen_base: the same for the trials that screen, where the study screens.
         most_packed: trials on frozen features that one worker's memory holds at once.
         methods: in a study over several methods, the configuration that each begins with; `base` is the first one's.
     """

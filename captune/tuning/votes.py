@@ -1,7 +1,7 @@
 """EnsV: a candidate's score is its agreement with the vote of all candidates so far (NeurIPS 2024 D&B).
 
-The vote changes with every candidate, so the journal holds the score at the time it was written. Confirmed trials are
-ranked by the vote of all.
+During the search a score is measured against the votes so far. When the study closes, all confirmed trials are scored
+again by the votes of all.
 """
 
 from __future__ import annotations
