@@ -8,8 +8,8 @@ from captune.config import PARADIGMS
 from captune.decisions.criteria import (
     CRITERIA,
     DEFAULTS,
+    LABEL_FREE_FALLBACKS,
     ORACLE,
-    SECOND_OPINIONS,
     part_against_balanced,
     part_against_zero_shot,
     resolve_criterion,
@@ -39,4 +39,4 @@ def test_nothing_is_compared_by_what_it_is_built_into() -> None:
 
 
 def test_second_opinions_use_no_label() -> None:
-    assert not any(CRITERIA[name].labels for name in SECOND_OPINIONS)
+    assert not any(CRITERIA[name].labels for name in LABEL_FREE_FALLBACKS)
