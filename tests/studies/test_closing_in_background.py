@@ -10,7 +10,7 @@ import pytest
 
 from captune.errors import StudyError
 from captune.results.report import report_studies
-from captune.studies import background as aside_module
+from captune.studies import closing_in_background as module
 from captune.studies.closing_in_background import BackgroundClosing
 from captune.tuning.budget import CLOSING_SECONDS
 
@@ -58,8 +58,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Answer]:
         started[directory] = Answer(close)
         return started[directory]
 
-    monkeypatch.setattr(aside_module, "start_here", start_here)
-    monkeypatch.setattr(aside_module, "_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "start_here", start_here)
+    monkeypatch.setattr(module, "_EVERY_SECONDS", 0.0)
     return started
 
 
@@ -99,8 +99,8 @@ def test_the_page_of_all_is_renewed_once_a_minute_at_most_and_only_for_studies_t
         return answer
 
     clock = [1000.0]
-    monkeypatch.setattr(aside_module, "start_here", start_here)
-    monkeypatch.setattr(aside_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module, "start_here", start_here)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     studies = [Study(tmp_path / name) for name in "abcd"]
     background = BackgroundClosing(studies, lambda _record, _files: None, tmp_path / "report")  # type: ignore[arg-type]
 
@@ -139,7 +139,7 @@ def test_what_closing_takes_is_measured(
     background = BackgroundClosing([first, second], lambda *_: None)  # type: ignore[list-item]
     assert background.left() == (3, CLOSING_SECONDS), "two studies, and the report of both"
     now = 100.0
-    monkeypatch.setattr(aside_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
     first.cell.finished = True
     background.look()
     now += CLOSING_SECONDS + 12.0
@@ -162,8 +162,8 @@ def test_a_page_that_takes_long_is_renewed_less_often(tmp_path: Path, monkeypatc
             answer.ended = True
         return answer
 
-    monkeypatch.setattr(aside_module, "start_here", start_here)
-    monkeypatch.setattr(aside_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module, "start_here", start_here)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     studies = [Study(tmp_path / name) for name in "abcd"]
     background = BackgroundClosing(studies, lambda _record, _files: None, tmp_path / "report")  # type: ignore[arg-type]
 

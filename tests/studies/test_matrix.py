@@ -11,7 +11,7 @@ import pytest
 from captune.config import StudyConfig, TaskConfig
 from captune.records import JOURNAL, StudyRecord, read_journal
 from captune.records.events import Chosen, Epoch, Reported
-from captune.studies import aside
+from captune.studies import closing_in_background
 from captune.studies.planning import plan_study
 from captune.studies.running import Settings, Watcher, run_studies
 from captune.tuning.cell import Cell
@@ -49,7 +49,7 @@ class Looker(Watcher):
 def test_each_study_of_a_matrix_concludes_as_it_ends_while_a_long_one_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aside, "_PAGE_SECONDS", 0.0)
+    monkeypatch.setattr(closing_in_background, "_PAGE_SECONDS", 0.0)
     plans = []
     for name, paradigm, trials, epochs in (("long", "ul", 12, 60), ("short", "ul", 1, 2), ("other", "tft", 1, 2)):
         task = TaskConfig(dataset="digits", paradigm=paradigm, cache_dir=tmp_path / "store")
