@@ -15,7 +15,7 @@ from captune.algorithms import ALGORITHMS
 from captune.algorithms.preset import preset_task
 from captune.cli import options
 from captune.cli.console import labelled, plain_console
-from captune.cli.paper import check_show, datasets_shown, show_preset
+from captune.cli.paper import check_preset, check_show, paper_datasets_in, show_preset
 from captune.config import TaskConfig, TrialConfig, refuse_unused_shots
 from captune.data.catalog import check_dataset_name, published_results
 from captune.data.paradigms import NO_LABELS
@@ -54,11 +54,11 @@ def adapt(
     Example: captune adapt --dataset digits --paradigm ssl --seed 0 --out adapted
     """
     console = plain_console()
-    if preset not in (None, "paper"):
-        raise UsageError("--preset must be 'paper'", got=f"'{preset}'")
+    if preset is not None:
+        check_preset(preset)
     if show:
         check_show(preset)
-        show_preset(datasets_shown(given.task), console)
+        show_preset(paper_datasets_in(given.task), console)
         return
     options.required(given.task, "dataset", "paradigm")
     if out is None:

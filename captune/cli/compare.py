@@ -14,7 +14,14 @@ from rich.table import Table
 from captune.algorithms import ALGORITHMS, default_config, method_named
 from captune.cli.console import plain_console
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
-from captune.cli.paper import check_show, datasets_shown, run_paper_table, show_preset
+from captune.cli.paper import (
+    check_preset,
+    check_show,
+    paper_datasets_in,
+    refuse_settings_of_a_search,
+    run_paper_table,
+    show_preset,
+)
 from captune.config import PARADIGMS, MachineConfig, Paradigm, StudyConfig, TaskConfig
 from captune.data.catalog import check_dataset_name
 from captune.data.roles import has_labels
@@ -28,13 +35,15 @@ _REFERENCES = ("zero_shot", "balanced")
 # Options of one method alone, which would not mean the same to the others.
 _OF_ONE_METHOD = ("method", "space", "objectives", "storage")
 
+# One search budget for all, whatever is usual for a method.
+_DEFAULTS = {"trials": 12, "confirm_top": 1, "confirm_seeds": 5, "logger": "none"}
+
 
 @with_options(
     "task", "study", "trial", "machine",
     without=_OF_ONE_METHOD,
     notes={"paradigm": " (several: a,b; default: all)"},
-    # One search budget for all, whatever is usual for a method.
-    defaults={"trials": 12, "confirm_top": 1, "confirm_seeds": 5, "logger": "none"},
+    defaults=_DEFAULTS,
 )  # fmt: skip
 def compare(
     given: Given,
@@ -58,9 +67,11 @@ def compare(
     preset = given.study.get("preset")
     if show:
         check_show(preset)
-        show_preset(datasets_shown(given.task), console)
+        show_preset(paper_datasets_in(given.task), console)
         return
     if preset is not None:
+        check_preset(preset)
+        refuse_settings_of_a_search(given, _DEFAULTS)
         run_paper_table(given.task, settings(given.trial, set_), methods, out, console)
         return
     required(given.task, "dataset")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -15,17 +15,33 @@ from captune.algorithms.preset import (
     PAPER_DATASETS,
     PAPER_METHODS,
     PAPER_PARADIGMS,
-    SPLIT_SEEDS,
+    PRESETS,
     TRAINING_SEEDS,
     preset_rows,
     preset_task,
 )
-from captune.cli.options import COMMAND_LINE, names_in, resolve_paradigm
-from captune.config import TaskConfig
-from captune.data.catalog import load_dataset
+from captune.cli.options import COMMAND_LINE, Given, names_in, resolve_paradigm
+from captune.config import TaskConfig, TrialConfig
+from captune.data.catalog import check_dataset_name, load_dataset
+from captune.data.published import SPLIT_SEEDS, is_published_protocol
 from captune.data.roles import has_labels
 from captune.errors import CaptuneError, DataError, TrainingFailed, UsageError
-from captune.records.layout import METRICS
+from captune.records.layout import CHECKPOINT, METRICS
+
+if TYPE_CHECKING:
+    from captune.results.paper_table import Cell
+
+    _Planned = tuple[Cell, TaskConfig, TrialConfig]
+
+
+def check_preset(preset: str) -> None:
+    """A preset must be one there is.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"--preset must be '{PRESETS[0]}'", got=f"'{preset}'")
 
 
 def check_show(preset: str | None) -> None:
@@ -36,12 +52,16 @@ def check_show(preset: str | None) -> None:
     """
     if preset is None:
         raise UsageError("--show must be used with --preset", got="no --preset", next_step="Add --preset paper.")
+    check_preset(preset)
 
 
-def datasets_shown(task_values: Mapping[str, Any]) -> list[str]:
+def paper_datasets_in(task_values: Mapping[str, Any]) -> list[str]:
     """The datasets named on the command line, or all of the paper's."""
     named = task_values.get("dataset", "all")
-    return list(PAPER_DATASETS) if named == "all" else names_in(named, "--dataset")
+    datasets = list(PAPER_DATASETS) if named in ("all", "paper") else names_in(named, "--dataset")
+    for dataset in datasets:
+        check_dataset_name(dataset)
+    return datasets
 
 
 def show_preset(datasets: Sequence[str], console: Console) -> None:
@@ -70,23 +90,30 @@ def run_paper_table(
     """Run every cell of the paper's table over its seeds, one after another, and write the table; what is in the folder
     already is not done again.
 
+    Published numbers stand only beside cells of the published splits, prompts and model; where settings are not the
+    preset's, a note of the table says which.
+
     Raises:
         DataError: nothing of what was asked for is on disk.
+        UsageError: the folder holds runs of other settings than those that are asked for.
         TrainingFailed: some trials failed; the table holds the others.
     """
     datasets, paradigms, names = _asked(task_values, methods)
     missing, tasks = _found(datasets, task_values, console)
     fitting = {kind: _fitting(kind, names, task_values, console) for kind in paradigms}
-    cells = [(dataset, kind, name) for dataset in tasks for kind in paradigms for name in fitting[kind]]
-    for dataset, paradigm, name in cells:  # impossible combinations are reported before anything is trained
-        task = _task(dataset, paradigm, SPLIT_SEEDS[0], task_values)
-        default_config(name, task, trial_values.get("tuning"), "paper").with_values(trial_values, where=COMMAND_LINE)
-    failed, notes = _run(cells, task_values, trial_values, out, console)
+    cells = [(dataset, kind, name) for dataset in datasets for kind in paradigms for name in fitting[kind]]
+    # Impossible combinations, and runs of other settings in the folder, are reported before anything is trained.
+    planned = [(cell, *_planned(cell, task_values, trial_values)) for cell in cells]
+    _check_kept(planned, out)
+    others = {cell for cell, task, _ in planned if not is_published_protocol(task)}
+    departures = _departures(task_values, trial_values, bool(others))
+    for line in departures:
+        console.print(line, highlight=False, soft_wrap=True)
+    failed, notes = _run([cell for cell in cells if cell[0] in tasks], task_values, trial_values, out, console)
 
     from captune.results.paper_table import grid, paper_table, write_paper_table
 
-    everything = [(dataset, kind, name) for dataset in datasets for kind in paradigms for name in fitting[kind]]
-    table = paper_table(out / "runs", everything)
+    table = paper_table(out / "runs", cells, others)
     for paradigm in paradigms:
         shown = grid(table, paradigm)
         screen = Table(paradigm, *map(str, shown.columns), box=None, pad_edge=False)
@@ -95,7 +122,7 @@ def run_paper_table(
         console.print(screen)
     for line in missing:
         console.print(f"not on disk: {line}", highlight=False, soft_wrap=True)
-    files = write_paper_table(table, out, missing, notes)
+    files = write_paper_table(table, out, missing, departures + notes)
     console.print(f"written: {', '.join(str(file) for file in files)}", highlight=False, soft_wrap=True)
     if failed:
         raise TrainingFailed(
@@ -106,9 +133,26 @@ def run_paper_table(
         )
 
 
+def refuse_settings_of_a_search(given: Given, defaults: Mapping[str, Any]) -> None:
+    """The paper's table is no search: what it would drop is refused, the command's own defaults excepted.
+
+    Raises:
+        UsageError: there are such settings.
+    """
+    dropped = {**given.study, **given.machine, **{k: v for k, v in given.task.items() if k == "split_seed"}}
+    names = [name for name, value in dropped.items() if name != "preset" and defaults.get(name) != value]
+    if names:
+        raise UsageError(
+            "compare --preset paper must be given no settings of a search, a cluster or the split",
+            got=", ".join(f"--{name.replace('_', '-')}" for name in sorted(names)),
+            next_step="Leave them out: it runs each configuration as published, over the published seeds, one after "
+            "another on this machine.",
+        )
+
+
 def _asked(task_values: dict[str, Any], methods: str) -> tuple[list[str], list[str], list[str]]:
-    dataset, paradigm = task_values.get("dataset", "all"), task_values.get("paradigm", "all")
-    datasets = list(PAPER_DATASETS) if dataset == "all" else names_in(dataset, "--dataset")
+    paradigm = task_values.get("paradigm", "all")
+    datasets = paper_datasets_in(task_values)
     paradigms = list(PAPER_PARADIGMS) if paradigm == "all" else names_in(paradigm, "--paradigm")
     names = list(PAPER_METHODS) if methods == "all" else names_in(methods, "--methods")
     return (
@@ -155,8 +199,65 @@ def _found(datasets: list[str], values: dict[str, Any], console: Console) -> tup
     return missing, there
 
 
+# Where things lie, and what is the same mathematics.
+_NO_MATTER = {"data_root", "cache_dir", "kernels", "micro_batch"}
+
+
+def _planned(
+    cell: Cell, task_values: dict[str, Any], trial_values: dict[str, Any], split_seed: int = SPLIT_SEEDS[0]
+) -> tuple[TaskConfig, TrialConfig]:
+    dataset, paradigm, method = cell
+    task = _task(dataset, paradigm, split_seed, task_values)
+    preset = default_config(method, task, trial_values.get("tuning"), "paper")
+    return task, preset.with_values(trial_values, where=COMMAND_LINE)
+
+
+def _folder(out: Path, cell: Cell, seed: int) -> Path:
+    return out / "runs" / "-".join(cell) / f"seed{seed}"
+
+
+def _check_kept(planned: list[_Planned], out: Path) -> None:
+    """Runs in the folder are kept, so they must be of the settings that are asked for.
+
+    Raises:
+        UsageError: they are of others.
+    """
+    for cell, task, config in planned:
+        folder = _folder(out, cell, TRAINING_SEEDS[0])
+        if not (folder / METRICS).exists():
+            continue
+        from captune.training.checkpoint import load_checkpoint
+
+        meta = load_checkpoint(folder / CHECKPOINT)[1]
+        asked = {**task.model_dump(mode="json"), **config.model_dump(mode="json")}
+        kept = {**meta.get("task", {}), **meta.get("config", {})}
+        other = [name for name in kept if name not in _NO_MATTER and asked.get(name) != kept[name]]
+        if other:
+            raise UsageError(
+                "runs that a folder keeps must be of the settings that are asked for",
+                got=", ".join(f"{name} {kept[name]} instead of {asked.get(name)}" for name in other),
+                where=folder,
+                next_step="Give another --out, or the settings with which this table was begun.",
+            )
+
+
+def _departures(task_values: dict[str, Any], trial_values: dict[str, Any], other_protocol: bool) -> list[str]:
+    """What a reader of the table must know of settings that are not the preset's."""
+    lines = []
+    where = {"dataset", "paradigm", "split_seed", *_NO_MATTER}
+    given = {**{name: value for name, value in task_values.items() if name not in where}, **trial_values}
+    if given:
+        settings = ", ".join(f"{name} {value}" for name, value in given.items())
+        lines.append(f"settings given in place of the preset's: {settings}; these are not the published runs")
+    if other_protocol:
+        lines.append(
+            "published numbers are left out where the splits, prompts, shots or model are not the published ones"
+        )
+    return lines
+
+
 def _run(
-    cells: list[tuple[str, str, str]],
+    cells: list[Cell],
     task_values: dict[str, Any],
     trial_values: dict[str, Any],
     out: Path,
@@ -167,13 +268,13 @@ def _run(
 
     failed: list[str] = []
     notes: list[str] = []
-    for dataset, paradigm, name in cells:
+    for cell in cells:
+        dataset, paradigm, name = cell
         for split_seed, seed in zip(SPLIT_SEEDS, TRAINING_SEEDS, strict=True):
-            folder = out / "runs" / f"{dataset}-{paradigm}-{name}" / f"seed{seed}"
+            folder = _folder(out, cell, seed)
             if (folder / METRICS).exists():
                 continue
-            task = _task(dataset, paradigm, split_seed, task_values)
-            config = default_config(name, task, trial_values.get("tuning"), "paper").with_values(trial_values)
+            task, config = _planned(cell, task_values, trial_values, split_seed)
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 notes += [note for note in cell_notes(task) if note not in notes]

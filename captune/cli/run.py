@@ -15,7 +15,7 @@ from captune.algorithms.automatic import AUTO, check_method, starting_configs
 from captune.algorithms.preset import preset_task
 from captune.cli.console import plain_console
 from captune.cli.options import COMMAND_LINE, Given, Set, names_in, required, resolve_paradigm, settings, with_options
-from captune.cli.paper import check_show, datasets_shown, show_preset
+from captune.cli.paper import check_show, paper_datasets_in, show_preset
 from captune.config import (
     PARADIGMS,
     USES_SHOTS,
@@ -99,7 +99,7 @@ def run(
     console = plain_console(file=sys.stdout)
     if show:
         check_show(given.study.get("preset"))
-        show_preset(datasets_shown(given.task), console)
+        show_preset(paper_datasets_in(given.task), console)
         return
     file = StudyFile.read(_one_file(study_file, config))
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)

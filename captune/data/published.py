@@ -39,6 +39,9 @@ _LONG_TAILED = (
 )
 # method → dataset → accuracy in ssl, ul, trzsl. ViT-B/32 of OpenAI, the paper's splits.
 _PARADIGMS: tuple[Paradigm, ...] = ("ssl", "ul", "trzsl")
+_BACKBONES = ("ViT-B-32", "ViT-B-32-quickgelu")
+# Seeds of the published splits into seen and unseen classes; one for each training seed.
+SPLIT_SEEDS = (500, 0, 200)
 _TABLE: dict[str, dict[str, tuple[float | None, float | None, float | None]]] = {
     "zero_shot": {
         "flowers102": (63.7, 63.7, 63.4),
@@ -81,7 +84,7 @@ def published_results(task: TaskConfig, method: str) -> list[str]:
         task: the cell.
         method: ours; its published number comes first where there is one.
     """
-    if not _is_published_protocol(task):
+    if not is_published_protocol(task):
         return []
     found = {name: published(task.dataset, task.paradigm, name) for name in (method, *_TABLE)}
     numbers = {name: number for name, number in found.items() if number is not None}
@@ -94,12 +97,18 @@ def published_results(task: TaskConfig, method: str) -> list[str]:
     ]
 
 
-def _is_published_protocol(task: TaskConfig) -> bool:
+def is_published_protocol(task: TaskConfig) -> bool:
+    """Whether published numbers belong beside results of this cell: the paper's splits, its seeds, shots and prompts,
+    and OpenAI's weights of ViT-B/32.
+    """
     plain = (
         task.pool_imbalance == 1
         and task.pool_fraction == task.present_fraction == 1
         and not task.open_set_fraction
         and not task.shot_noise
+        and task.pixels != "viewer"
     )
     own = task.class_names is None and task.template is None and task.shots in (None, 2)
-    return plain and own and task.protocol == "paper" and task.backbone in (None, "ViT-B-32", "ViT-B-32-quickgelu")
+    model = task.backbone in (None, *_BACKBONES) and task.pretrained in (None, "openai")
+    seeded = task.paradigm != "trzsl" or task.split_seed in SPLIT_SEEDS
+    return plain and own and model and seeded and task.protocol == "paper"

@@ -99,6 +99,9 @@ def test_published_numbers_stand_beside_the_protocol_they_belong_to() -> None:
         {"template": "a {}."},
         {"paradigm": "ssl", "shots": 4},
         {"dataset": "caltech101"},
+        {"pretrained": "laion2b_s34b_b79k"},
+        {"pixels": "viewer"},
+        {"paradigm": "trzsl", "split_seed": 7},
     ):
         assert published_results(_task(**{"dataset": "dtd", "protocol": "paper", **other}), "grip") == [], other
 
