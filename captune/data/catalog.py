@@ -21,7 +21,7 @@ from captune.data.feature_bank import read_feature_file
 from captune.data.known_datasets import DATASETS, DatasetRow
 from captune.data.listing import Layout, Listing
 from captune.data.manifests import Columns, read_manifest
-from captune.data.overrides import GivenNames, apply_overrides, read_class_names
+from captune.data.overrides import GivenNames, apply_overrides, read_class_names, spelled_alike, spelling
 from captune.data.published import published_results
 from captune.data.tree import name_some, printable
 from captune.errors import DataError, UsageError, did_you_mean, did_you_mean_path
@@ -119,12 +119,11 @@ def _read_dataset(task: TaskConfig, _state: tuple[tuple[str, int, int], ...]) ->
 
 def _refuse_equal_names(dataset: Dataset) -> None:
     """Of one's own classes only: ImageNet's published names hold equal ones."""
-    names = [" ".join(name.replace("_", " ").split()) for name in dataset.class_names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or "" in names:
+    alike = spelled_alike(dataset.class_names)
+    if alike or any(not spelling(name) for name in dataset.class_names):
         raise DataError(
-            "class names must be different and not empty once `_` is read as a space",
-            got=name_some(twice) if twice else "an empty name",
+            "class names must be different and not empty without case, blanks and `_`",
+            got=name_some(alike) if alike else "an empty name",
             where=dataset.source,
             next_step="Rename the classes there, or give other names by --class-names.",
         )

@@ -8,11 +8,9 @@ from pathlib import Path
 from captune.data.dataset import UNKNOWN
 from captune.data.layouts import SPLIT_NAMES, as_words, cut_by_class
 from captune.data.listing import SPLITS, Items, Listing
-from captune.data.overrides import GivenNames, names_missing, spelling
+from captune.data.overrides import NO_LABELS, GivenNames, names_missing, renaming, spelled_alike, spelling
 from captune.data.tree import Tree, name_some, printable
 from captune.errors import DataError
-
-_NO_LABELS = "If the folders are no classes, name the classes by --class-names and add --labels none."
 
 
 def read_folder(
@@ -98,7 +96,7 @@ def _folders(tree: Tree, parts: list[str], given: GivenNames | None, where: str,
     files = {name: tree.images(*parts, name) for name in top}
     _refuse_empty(files, where)
     cut = cut_by_class(list(top), [files[name] for name in top], where=where)
-    return Listing(cut.class_names, cut.splits, None, where, "class folders", _renaming(top, given), cut.cut)
+    return Listing(cut.class_names, cut.splits, None, where, "class folders", renaming(top, given), cut.cut)
 
 
 def _are_classes(folders: Sequence[str], loose: Sequence[str], given: GivenNames | None, where: str) -> bool:
@@ -111,23 +109,17 @@ def _are_classes(folders: Sequence[str], loose: Sequence[str], given: GivenNames
             got=f"{len(loose)} images ({name_some([Path(path).name for path in loose])}) beside the folders "
             f"{name_some(folders)}",
             where=where,
-            next_step=f"Move the images into the folder of their class, or elsewhere. {_NO_LABELS}",
+            next_step=f"Move the images into the folder of their class, or elsewhere. {NO_LABELS}",
         )
     if not names and len(folders) < 2:
         raise names_missing(
-            f"{len(loose)} images and no names" if loose else "no image and no class folder",
+            f"{len(loose)} images and no names"
+            if loose
+            else f"{name_some(folders) or 'no folder'} alone, which is no choice of classes",
             where,
             " Or give each class a folder: DIR/<class>/<image>.",
         )
     return bool(folders) and not loose and (not names or bool(called) or len(folders) == len(names))
-
-
-def _renaming(folders: Sequence[str], given: GivenNames | None) -> tuple[str, ...]:
-    """A note where folders are renamed class by class and none is called like its class."""
-    if given is None or given.names is None or {spelling(f) for f in folders} & {spelling(n) for n in given.names}:
-        return ()
-    pairs = [f"{folder} = {name}" for folder, name in zip(folders, given.names, strict=False)]
-    return (f"the folders are read as the classes, in this order: {name_some(pairs, 5)}. {_NO_LABELS}",)
 
 
 def _without_labels(
@@ -171,12 +163,12 @@ def _split_folders(
         if not splits.get("val"):
             everything_K = [tree.images(*train, name) for name in names]
             cut = cut_by_class(names, everything_K, where=where)
-            return Listing(cut.class_names, cut.splits, None, where, "class folders", _renaming(names, given), cut.cut)
+            return Listing(cut.class_names, cut.splits, None, where, "class folders", renaming(names, given), cut.cut)
         # As in ImageNet, whose test labels are not public.
         splits["test"], splits["val"] = splits["val"], []
         notes = (*notes, f"there is no test folder: {by_split['val']} serves as the test split")
     class_names = tuple(as_words(name) for name in names)
-    return Listing(class_names, splits, None, where, "train/val/test class folders", (*notes, *_renaming(names, given)))
+    return Listing(class_names, splits, None, where, "train/val/test class folders", (*notes, *renaming(names, given)))
 
 
 def _labelled_splits(
@@ -199,14 +191,19 @@ def _labelled_splits(
                 where=f"{where}/{by_split[split]}",
                 next_step="Move the images into the folder of their class, or elsewhere.",
             )
-        if found != names:
+        there = {spelling(name): name for name in found}
+        if len(there) != len(found) or there.keys() != {spelling(name) for name in names}:
+            alone = [f"{name} in train" for name in names if spelling(name) not in there]
+            alone += [f"{name} in {split}" for key, name in there.items() if key not in {*map(spelling, names)}]
             raise DataError(
                 "all splits must have the same classes",
                 got=f"{len(names)} in train and {len(found)} in {split}; in one alone: "
-                f"{name_some(sorted(set(names) ^ set(found)))}",
+                f"{name_some(alone or spelled_alike(found))}",
                 where=where,
+                next_step="Rename the folders so that they agree. A class without images in a split has an empty "
+                "folder there; a folder that is no class is left out by --pass-over.",
             )
-        files = {name: tree.images(*folder, name) for name in names}
+        files = {name: tree.images(*folder, there[spelling(name)]) for name in names}
         if split == "train":
             _refuse_empty(files, f"{where}/{by_split[split]}")
         splits[split] = [(path, label) for label, name in enumerate(names) for path in files[name]]

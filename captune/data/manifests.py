@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from pathlib import Path
 from captune.data.dataset import UNKNOWN
 from captune.data.layouts import SPLIT_NAMES, as_words, cut_by_class
 from captune.data.listing import SPLITS, Items, Listing
-from captune.data.overrides import GivenNames, names_missing, spelling
+from captune.data.overrides import GivenNames, names_missing, renaming, spelled_alike, spelling
 from captune.data.tree import lies_in, name_some, printable
 from captune.errors import DataError, did_you_mean
 
 _UNKNOWN_LABELS = ("", "-1")
+_MISSING = re.compile(r"nan|n/?a|<na>|none|null|unknown|unlabell?ed|\?|-\d+(\.\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def read_manifest(
     """
     rows = _rows(file, columns or Columns(), labels=labels)
     names, numbers = _classes(rows, given, file)
+    notes = (*_counted(rows, names, numbers), *_odd(numbers), *renaming(names, given))
     paths = _located(rows, file, (root or file.parent).absolute(), follow_links=follow_links)
     rows, paths = _once(rows, paths, file)
     splits: dict[str, Items] = {split: [] for split in SPLITS}
@@ -78,13 +81,13 @@ def read_manifest(
     unknown = sum(label == UNKNOWN for items in splits.values() for _, label in items)
     layout = "list of images" + (f", {unknown} of {len(rows)} without a label" if unknown else "")
     if splits["val"] or splits["test"] or not known:
-        return Listing(names, splits, None, str(file), layout)
+        return Listing(names, splits, None, str(file), layout, notes)
     by_class: list[list[str]] = [[] for _ in names]
     for path, label in known:
         by_class[label].append(path)
     cut = cut_by_class(names, by_class, where=str(file))
     cut.splits["train"].extend(item for item in splits["train"] if item[1] == UNKNOWN)
-    return Listing(names, cut.splits, None, str(file), layout, (), cut.cut)
+    return Listing(names, cut.splits, None, str(file), layout, notes, cut.cut)
 
 
 def _rows(file: Path, columns: Columns, *, labels: bool) -> list[_Row]:
@@ -112,7 +115,9 @@ def _text(file: Path) -> str:
     except OSError as error:
         raise DataError("a manifest must be readable", got=error.strerror, where=file) from None
     encoding = "utf-8-sig"
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        encoding = "utf-32"
+    elif data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif b"\0" in data[:1000]:  # UTF-16 without its mark: every second byte of plain text is 0
         encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
@@ -188,16 +193,14 @@ def _row(cells: list[str], line: int, places: dict[str, int | None], width: int,
 def _classes(rows: list[_Row], given: GivenNames | None, file: Path) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names in label order, and label as written → its index."""
     written = sorted({row.label for row in rows})
-    spelled: dict[str, list[str]] = {}
-    for label in written:
-        spelled.setdefault(label.strip().casefold(), []).append(label)
-    unclear = [spellings for spellings in spelled.values() if len(spellings) > 1 and spellings[0].strip()]
+    unclear = spelled_alike(label for label in written if label.strip())
     if unclear:
         raise DataError(
             "a class must be spelled in one way",
-            got="; ".join(" and ".join(f"'{label}'" for label in spellings) for spellings in unclear),
+            got="; ".join(unclear),
             where=file,
-            next_step="Labels that differ in case or outer blanks alone would be different classes.",
+            next_step="Labels that differ in case, blanks, `_` or the coding of accents alone would be different "
+            "classes.",
         )
     known = sorted((label for label in written if label.strip() not in _UNKNOWN_LABELS), key=_numbers_in_order)
     stripped = [label.strip() for label in known]
@@ -213,6 +216,23 @@ def _classes(rows: list[_Row], given: GivenNames | None, file: Path) -> tuple[tu
         if all(label.isdecimal() and int(label) < len(names) for label in stripped):
             return names, {label: int(label) for label in known}
     return tuple(as_words(label) for label in stripped), {label: number for number, label in enumerate(known)}
+
+
+def _counted(rows: list[_Row], names: tuple[str, ...], numbers: dict[str, int]) -> tuple[str, ...]:
+    """A note where labels are numbers that count given names: a list that counts from 1 would be read one off."""
+    if not numbers or not all(
+        label.strip().isdecimal() and names[at] != label.strip() for label, at in numbers.items()
+    ):
+        return ()
+    counts = Counter(row.label.strip() for row in rows)
+    pairs = [f"{label.strip()} = {names[at]} ({counts[label.strip()]} images)" for label, at in numbers.items()]
+    return (f"labels are numbers that count the class names from 0: {name_some(pairs, 5)}",)
+
+
+def _odd(numbers: dict[str, int]) -> tuple[str, ...]:
+    """A note where a class is called as programs call what is missing."""
+    odd = sorted(label.strip() for label in numbers if _MISSING.fullmatch(label.strip()))
+    return (f"read as names of classes: {name_some(odd)}; an unknown label is an empty cell or -1",) if odd else ()
 
 
 def _numbers_in_order(label: str) -> tuple[int, int, str]:

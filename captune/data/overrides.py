@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from captune.data.tree import name_some
 from captune.errors import ConfigError, DataError, UsageError, did_you_mean
 from captune.plain_yaml import parse_yaml
 
+NO_LABELS = "If these are no classes, name the classes by --class-names and add --labels none."
 _YAML = (".yaml", ".yml", ".json")
 
 
@@ -107,8 +110,32 @@ def names_missing(got: str, where: Path | str, otherwise: str = "") -> NamesMiss
 
 
 def spelling(name: str) -> str:
-    """A name without what two spellings of one class differ in: case, outer blanks, `_` for a space."""
-    return " ".join(name.replace("_", " ").split()).casefold()
+    """A name without what two spellings of one class differ in: case, outer blanks, `_` for a space, and whether an
+    accent is a letter's or a character of its own (Unicode's NFC and NFD; macOS writes names of files in NFD).
+    """
+    return unicodedata.normalize("NFC", " ".join(name.replace("_", " ").split()).casefold())
+
+
+def renaming(classes: Sequence[str], given: GivenNames | None) -> tuple[str, ...]:
+    """A note where classes of a folder or a list are renamed one by one and none is called like its new name."""
+    if given is None or given.names is None or {*map(spelling, classes)} & {*map(spelling, given.names)}:
+        return ()
+    pairs = [f"{old} = {name}" for old, name in zip(classes, given.names, strict=False)]
+    return (f"what is there is read as the classes, in this order: {name_some(pairs, 5)}. {NO_LABELS}",)
+
+
+def spelled_alike(names: Iterable[str]) -> list[str]:
+    """Names that only their spelling tells apart, one text a class; equal letters are shown by their codes."""
+    by_spelling: dict[str, list[str]] = {}
+    for name in names:
+        by_spelling.setdefault(spelling(name), []).append(name)
+    groups = (group for group in by_spelling.values() if len(group) > 1)
+    return [" and ".join(_told_apart(sorted(group))) for group in groups]
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    shown = {unicodedata.normalize("NFC", name) for name in names}
+    return [ascii(name) if len(shown) < len(set(names)) else f"'{name}'" for name in names]
 
 
 def read_class_names(given: str | None) -> GivenNames | None:
@@ -194,7 +221,7 @@ def checked_names(given: list[Any], where: str) -> tuple[str, ...]:
     if not result or "" in result or twice:
         raise ConfigError(
             "class names must be different and not empty",
-            got=name_some(twice) if twice else "an empty name" if result else "none",
+            got="an empty name" if "" in result else name_some(twice) if twice else "none",
             where=where,
         )
     return result

@@ -91,6 +91,7 @@ def _transductive_zero_shot(dataset: Dataset, config: TaskConfig, role: Role) ->
             "every seen class must have a labelled training image",
             got=f"{len(without)} without: {name_some(without)}",
             where=f"{config.dataset}, trzsl",
+            next_step="Label an image of each, or use --paradigm ul, which needs no label.",
         )
     pseudo_unseen_K = np.zeros(dataset.num_classes, np.bool_)
     validation = np.empty(0, np.int64)

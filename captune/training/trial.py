@@ -34,6 +34,8 @@ from captune.training.scoring import gain_errors, judged_images, selection_score
 SAVE_SECONDS = 1.0
 # Enough for a score to steer the scheduler; the final score uses every held-out image.
 _EPOCH_HOLDOUT = 512
+# Of fewer images it is no wonder if all are of one class.
+_FEWEST_TO_COLLAPSE = 8
 
 
 class TrainingTrial:
@@ -165,16 +167,28 @@ class TrainingTrial:
         Predictions are stored sealed: nothing here compares them with a test or pool label.
 
         Raises:
-            TrainingFailed: the adapted model predicts one class for every held-out or test image, or does not fit.
+            TrainingFailed: the adapted model predicts one class for every held-out or test image, where the frozen one
+                does not, or it does not fit into the memory.
         """
         return self._within_memory(self._finish)
+
+    def _collapsed(self, probs_NK: Tensor, images: IntArray) -> bool:
+        """Whether all of these images have become one class, of which the frozen model sees less than half of them.
+
+        A person's images may all be of one class, and a handful may look so: that is an answer, no collapse.
+        """
+        first = probs_NK[0].argmax() if len(probs_NK) else None
+        if first is None or len(probs_NK) < _FEWEST_TO_COLLAPSE or not bool((probs_NK.argmax(-1) == first).all()):
+            return False
+        frozen_N = self.context.zero_shot_logits(images).argmax(-1)
+        return float((frozen_N == first.to(frozen_N.device)).float().mean()) < 0.5
 
     def _finish(self) -> dict[str, Any]:
         task = self.context.task
         test_NK = self._algorithm.predict(task.test)
         holdout_NK = self._algorithm.predict(task.holdout)
         seen = holdout_NK if len(holdout_NK) else test_NK
-        if self.num_epochs and len(seen) > 1 and bool((seen.argmax(-1) == seen[0].argmax()).all()):
+        if self.num_epochs and self._collapsed(seen, task.holdout if len(holdout_NK) else task.test):
             raise TrainingFailed(
                 "predictions must not collapse to one class",
                 got=f"class '{task.class_names[int(seen[0].argmax())]}' for all {len(seen)} images",

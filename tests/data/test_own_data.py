@@ -98,7 +98,7 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
         _load(f"folder:{tmp_path / 'hollow'}")
     _classes(tmp_path / "odd" / "train", ["a", "b", "c"], 1)
     _classes(tmp_path / "odd" / "test", ["a", "b", "d"], 1)
-    with pytest.raises(DataError, match=r"same classes, but got 3 in train and 3 in test; in one alone: c, d"):
+    with pytest.raises(DataError, match=r"3 in train and 3 in test; in one alone: c in train, d in test"):
         _load(f"folder:{tmp_path / 'odd'}")
     _classes(tmp_path / "headless" / "test", ["a", "b"], 1)
     with pytest.raises(DataError, match="must hold a train folder, but got test"):
@@ -298,7 +298,7 @@ def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
 
 def test_classes_that_read_the_same_in_a_prompt_are_refused_until_renamed(tmp_path: Path) -> None:
     folder = _classes(tmp_path / "data", ["red_fox", "red fox", "wolf"], 3)
-    with pytest.raises(DataError, match=r"class names must be different .* but got red fox"):
+    with pytest.raises(DataError, match=r"class names must be different .* but got 'red fox' and 'red fox'"):
         _load(f"folder:{folder}")
     names = tmp_path / "names.yaml"
     names.write_text("[red fox, fox that is red, wolf]")
@@ -307,6 +307,69 @@ def test_classes_that_read_the_same_in_a_prompt_are_refused_until_renamed(tmp_pa
         "fox that is red",
         "wolf",
     )
+
+
+# One name to a reader: é as one character (NFC), and as e with an accent of its own (NFD), as macOS writes file names.
+CAFE, CAFE_OF_MACOS = "caf\u00e9", "cafe\u0301"
+
+
+def test_splits_may_write_an_accent_or_a_capital_in_two_ways(tmp_path: Path) -> None:
+    _classes(tmp_path / "train", [CAFE, "Tea"], 2)
+    _classes(tmp_path / "test", [CAFE_OF_MACOS, "tea"], 3)
+    dataset = _load(f"folder:{tmp_path}")
+    assert dataset.class_names == ("Tea", CAFE)
+    held = [
+        (Path(path).parent.name, int(label))
+        for path, label in zip(dataset.test.paths, dataset.test.labels_N, strict=True)
+    ]
+    assert Counter(held) == {("tea", 0): 3, (CAFE_OF_MACOS, 1): 3}
+    # Names in any order and spelling stay with their folders.
+    assert _load(f"folder:{tmp_path}", class_names=f"{CAFE_OF_MACOS},tea").class_names == ("tea", CAFE_OF_MACOS)
+
+
+def test_classes_that_only_their_spelling_tells_apart_are_refused(tmp_path: Path) -> None:
+    _classes(tmp_path / "accents", [CAFE, CAFE_OF_MACOS, "tea"], 3)
+    with pytest.raises(DataError, match=r"different .* but got 'cafe\\u0301' and 'caf\\xe9'"):
+        _load(f"folder:{tmp_path / 'accents'}")
+    _classes(tmp_path / "case", ["Tea", "tea", "ring"], 3)
+    with pytest.raises(DataError, match=r"different .* but got 'Tea' and 'tea'"):
+        _load(f"folder:{tmp_path / 'case'}")
+    with pytest.raises(DataError, match=r"one way, but got 'cafe\\u0301' and 'caf\\xe9'"):
+        _load(_manifest(tmp_path, f"path,label\na.jpg,{CAFE}\nb.jpg,{CAFE_OF_MACOS}\nc.jpg,tea\n"))
+
+
+def test_one_folder_of_images_is_no_choice_of_classes(tmp_path: Path) -> None:
+    _classes(tmp_path, ["photos"], 3)
+    with pytest.raises(DataError, match="but got photos alone, which is no choice of classes"):
+        _load(f"folder:{tmp_path}")
+
+
+def test_numbers_that_count_class_names_are_said_to_count_from_0(tmp_path: Path) -> None:
+    for name in "abcd":
+        write_image(tmp_path / f"{name}.jpg")
+    numbers = "path,label\na.jpg,1\nb.jpg,2\nc.jpg,1\nd.jpg,\n"
+    dataset = _load(_manifest(tmp_path, numbers), class_names="ring,bar,cup")
+    said = [note for note in dataset.notes if "count the class names" in note]
+    assert said == ["labels are numbers that count the class names from 0: 1 = bar (2 images), 2 = cup (1 images)"]
+    assert not any("count the class names" in note for note in _load(_manifest(tmp_path, numbers)).notes)
+
+
+def test_what_is_read_as_a_name_though_it_may_not_be_one_is_said(tmp_path: Path) -> None:
+    for name in "abcd":
+        write_image(tmp_path / f"{name}.jpg")
+    text = "path,label\na.jpg,nan\nb.jpg,ring\nc.jpg,-2\nd.jpg,None\n"
+    notes = _load(_manifest(tmp_path, text)).notes
+    assert any("read as names of classes: -2, None, nan; an unknown label is an empty cell" in note for note in notes)
+    renamed = _load(_manifest(tmp_path, "path,label\na.jpg,x\nb.jpg,y\nc.jpg,x\nd.jpg,y\n"), class_names="ring,bar")
+    assert renamed.class_names == ("ring", "bar")
+    assert any("in this order: x = ring, y = bar" in note for note in renamed.notes)
+
+
+def test_a_list_may_be_utf_32(tmp_path: Path) -> None:
+    for name in "ab":
+        write_image(tmp_path / f"{name}.jpg")
+    (tmp_path / "m.csv").write_bytes("path,label\na.jpg,x\nb.jpg,y\n".encode("utf-32"))
+    assert _load(f"csv:{tmp_path / 'm.csv'}").class_names == ("x", "y")
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,25 @@ def test_a_diverging_trial_fails_with_its_reason(tmp_path: Path) -> None:
         train(run)
 
 
+@pytest.mark.parametrize(("frozen", "images", "fails"), [(0.4, 100, True), (0.6, 100, False), (0.0, 7, False)])
+def test_one_class_for_all_is_a_collapse_only_where_the_frozen_model_saw_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: float, images: int, fails: bool
+) -> None:
+    """A person's images may all be of one class, and of a handful it is no wonder."""
+    run = open_trial(tmp_path, config(tuning="features"))
+    while not run.finished:
+        run.run_epoch()
+    held = run.context.task.holdout[:images]
+    logits_NK = torch.zeros(len(held), 10)
+    logits_NK[:, 4] = 1.0
+    logits_NK[round(frozen * len(held)) :, 3] = 2.0
+    whole = type(run.context).zero_shot_logits
+    monkeypatch.setattr(type(run.context), "zero_shot_logits", lambda context, indices: logits_NK)
+    all_four = torch.nn.functional.one_hot(torch.full((len(held),), 4), 10).float()
+    assert run._collapsed(all_four, held) == fails
+    monkeypatch.setattr(type(run.context), "zero_shot_logits", whole)
+
+
 def test_a_pool_smaller_than_a_batch_is_drawn_again_within_it(tmp_path: Path) -> None:
     run = open_trial(tmp_path, config(tuning="features", batch_size=1000, epochs=1, warmup_epochs=0, steps_per_epoch=2))
     assert len(run.context.task.pool) < 1000
