@@ -18,7 +18,7 @@ def write_heads(model: AdaptedModel, out: Path) -> list[Path]:
     """The class weights of a model whose image side is frozen, and the class names.
 
     A blend whose members are all linear is written as its members' class weights: one set where logits are averaged,
-    which is exact, else one set a member, whose probabilities are averaged when images are classified.
+    which is exact, else one set per member, whose probabilities are averaged when images are classified.
     """
     names = write_names(model, out)
     tensors = {"class_weights": model.text_KD, "bias": model.bias_K}

@@ -1,4 +1,4 @@
-"""The methods a study can be about: ALGORITHMS, one row each.
+"""The methods a study can be about: ALGORITHMS, one row per method.
 
 Importing this imports no torch; a method's own module is imported when the method is built.
 """

@@ -2,7 +2,7 @@
 
 p, S, m   zero-shot probabilities; covariance of the images under p; the text as means, m_k = c + s·S(t_k - t̄)
 repeat    mu_k  ← mean of class k's images and of kappa images at m_k
-          Sigma ← covariance of the images around mu, of the anchors around mu, and of nu images a class spread as S is
+          Sigma ← covariance of images around mu, of the anchors around mu, and of nu images per class spread as S is
           q_ik  ∝ pi_k·exp(lambda·s·v_i·t_k + beta·log N(v_i; mu_k, Sigma)),  pi ← class shares of the pool under q
 predict   softmax(lambda·s·v·t + beta·log N(v; mu, Sigma) + rho·log pi), linear in v; rho = ½ where the test images
           are the pool's own, which have its shares, else 0

@@ -125,7 +125,7 @@ class CapMixtureConfig(CapConfig):
 
     mixture_weight: float = Field(0.5, ge=0, le=1, description="w: the mixture's share beside CAP (0: an ablation)")
     text_images: float | None = Field(
-        None, gt=0, description="kappa: images a class's text counts for in the mixture; default: estimated"
+        None, gt=0, description="kappa: images that a class's text counts as in the mixture; default: estimated"
     )
     pool_prior: bool = Field(True, description="the mixture estimates the pool's class shares (off: an ablation)")
     imbalance_from: Literal["both", "mixture", "zero_shot"] = Field(
@@ -173,7 +173,7 @@ class FplConfig(LearnerConfig):
     )
     learning_rate: float = Field(0.1, gt=0, description="peak learning rate of SGD")
     weight_decay: float = Field(0.1, ge=0, description="SGD weight decay")
-    batch_size: int = Field(16, ge=1, description="images a stream and step B")
+    batch_size: int = Field(16, ge=1, description="B: images per stream and step")
 
 
 class IterationConfig(LearnerConfig):
@@ -195,7 +195,7 @@ class CplConfig(IterationConfig):
     inter_classes: float = Field(2.0, gt=0, description="c in beta = 1 - c/C (published: about 1 to 3)")
     learning_rate: float = Field(0.05, gt=0, description="peak learning rate of SGD")
     weight_decay: float = Field(0.05, ge=0, description="SGD weight decay")
-    batch_size: int = Field(64, ge=1, description="images a stream and step B")
+    batch_size: int = Field(64, ge=1, description="B: images per stream and step")
 
 
 class CoopConfig(LearnerConfig):
@@ -232,8 +232,10 @@ class TransClipConfig(TrialConfig):
 class AnchoredConfig(TrialConfig):
     """The anchored mixture's own settings."""
 
-    text_images: float = Field(8.0, gt=0, description="kappa: images a class's text counts for in its mean")
-    covariance_images: float = Field(1.0, ge=0, description="nu: images a class's text counts for in the covariance")
+    text_images: float = Field(8.0, gt=0, description="kappa: images that a class's text counts as in its mean")
+    covariance_images: float = Field(
+        1.0, ge=0, description="nu: images that a class's text counts as in the covariance"
+    )
     likelihood_weight: float = Field(0.15, ge=0, description="beta: weight of the Gaussians' log-density")
     text_strength: float = Field(1.0, ge=0, le=10, description="lambda: weight of the zero-shot logits")
     prior_strength: float | None = Field(
@@ -249,7 +251,7 @@ class TextMixtureConfig(TrialConfig):
     """The text mixture's own settings; the defaults are those of `cap_mixture`."""
 
     text_images: float | None = Field(
-        None, gt=0, description="kappa: images a class's text counts for; default: estimated"
+        None, gt=0, description="kappa: images that a class's text counts as; default: estimated"
     )
     pool_prior: bool = Field(True, description="the fit estimates the pool's class shares, which predictions leave out")
 

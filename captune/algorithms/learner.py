@@ -1,7 +1,7 @@
 """What pseudolabel methods without CAP's machinery share: learning from images with sets of candidate classes.
 
 every step   L = CE(labelled) + PL(pseudolabelled),   PL(S, z) = -log Σ_{k in S} softmax(z)_k,
-each a mean over its own batch; with one candidate an image, PL is the cross-entropy.
+each a mean over its own batch; with one candidate per image, PL is the cross-entropy.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _seeds_joined(arguments: Sequence[str]) -> list[str]:
-    """`--seeds 0 1 2` as `--seeds 0,1,2`: the option parser takes one value an option."""
+    """`--seeds 0 1 2` as `--seeds 0,1,2`: the option parser takes one value per option."""
     joined: list[str] = []
     for argument in arguments:
         if len(joined) > 1 and joined[-2] == "--seeds" and argument.isdecimal():

@@ -314,7 +314,7 @@ def sample_boxes(sizes_B2: IntArray, scale_min: float, generator: torch.Generato
     Args:
         sizes_B2: height and width of each image.
         scale_min: smallest share of the area.
-        generator: CPU generator; takes 22 numbers an image whatever is drawn.
+        generator: CPU generator; takes 22 numbers per image whatever is drawn.
     """
     num_images = len(sizes_B2)
     height_B, width_B = (torch.as_tensor(sizes_B2[:, side]).double() for side in (0, 1))

@@ -26,7 +26,7 @@ class AnchoredMixture:
         weights_KD: w, in logits a unit of feature.
         bias_K: b in logits, with v·w + b the classifier without the pool's prior.
         prior_K: pi, the estimated class shares of the unlabelled images (0 for classes that are ruled out).
-        text_images: kappa, the images a class's text counts for.
+        text_images: kappa, the number of images that a class's text counts as.
     """
 
     weights_KD: Tensor

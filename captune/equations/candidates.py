@@ -22,7 +22,7 @@ def candidate_sets(probs_NK: Tensor, *, intra_quantile: float, inter_quantile: f
 
     Args:
         probs_NK: probabilities of the pool.
-        intra_quantile: alpha in [0, 1]; larger keeps more classes an image.
+        intra_quantile: alpha in [0, 1]; larger keeps more classes per image.
         inter_quantile: beta in [0, 1]; larger keeps fewer images per class.
 
     Returns:

@@ -182,7 +182,7 @@ def partial_label_with_gradient(logits_PNK: Tensor, candidates_PNK: Tensor, fact
 
     Args:
         logits_PNK: z.
-        candidates_PNK: S, bool, at least one a row.
+        candidates_PNK: S, bool, at least one per row.
         factors_N: f.
     """
     within_PNK = logits_PNK.masked_fill(~candidates_PNK, float("-inf"))

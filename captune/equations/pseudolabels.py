@@ -146,7 +146,7 @@ def grow_leaderboard(
             once may come more than once and counts with its highest confidence in a class.
         k: the new size of the boards.
         contest: "class_order" or "confidence".
-        max_candidates: most candidates a class may claim.
+        max_candidates: the most candidates that a class may claim.
 
     Returns:
         New boards of the classes of `old`, by rising class; `old` is left as it was.

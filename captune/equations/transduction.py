@@ -76,7 +76,7 @@ def fit_text_guided_mixture(
         log_text_probs_NK: log ŷ, the zero-shot log-probabilities; -inf rules a class out.
         text_strength: lambda (published: 1 without labels, 0.5 with).
         likelihood_weight: beta (published: 1/50).
-        num_neighbors: n, images an image is tied to, itself excepted; cut to those there are.
+        num_neighbors: n, nearest other images that each image is tied to; at most all of them.
         labelled_features_MD, labels_M: labelled images and their classes, if any.
         labelled_weight: gamma, weight of the labelled term.
         num_steps: rounds of all three updates, and a last one of z.

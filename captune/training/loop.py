@@ -315,7 +315,7 @@ def _take_steps_together(loops: Sequence[Loop]) -> Tensor:
 
 
 def _recorded_steps(loops: Sequence[Loop], steps: PackedSteps, stack: LearnedStack, num_steps: int) -> Tensor:
-    """On a GPU: a step of all is recorded once an epoch and replayed; optimisers are a part of it."""
+    """On a GPU: a step of all is recorded once per epoch and replayed; optimisers are a part of it."""
     rates_SP = [
         stack.filled([loop.learning_rate(loop.epoch * num_steps + step) for loop in loops]) for step in range(num_steps)
     ]

@@ -108,7 +108,7 @@ def allot(
         raise UsageError(
             "a trial must ask for one GPU at most, or a part of one",
             got=f"--gpus-per-trial {gpus:g}: a trial trains on one, the others would lie idle",
-            next_step="Leave it out for one GPU a trial. A backbone that does not fit into one: --micro-batch 8 keeps "
+            next_step="Leave it out for one GPU per trial. A backbone too large for one: --micro-batch 8 keeps "
             "the batch and its gradients at a part of the memory, --precision bf16 saves more.",
         )
     if gpus is None:

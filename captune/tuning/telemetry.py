@@ -156,7 +156,7 @@ def _figures(event: Epoch, trial: Trial) -> dict[str, float]:
 class CurveFile:
     """An event file of TensorBoard's.
 
-    tensorboardX's own writer sends every number through a pipe to a thread of its own, three threads a file; with a
+    tensorboardX's own writer sends every number through a pipe to a thread of its own, three threads per file; with a
     hundred trials at once that is most of what a report costs. This writes the numbers of an epoch as one record.
     """
 

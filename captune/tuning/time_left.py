@@ -1,4 +1,4 @@
-"""How long a study will still take: the epochs that are left, times the seconds an epoch took so far."""
+"""How long a study will still take: the epochs that are left, times the seconds per epoch so far."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def seconds_an_epoch(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def _mean_epochs(alike: Sequence[Trial], otherwise: float) -> float:
-    """Epochs a trial like these comes to: the trained ones of those that have ended, else its budget."""
+    """How many epochs such a trial trains: the mean of those that have ended, else its budget."""
     ended = [float(trial.num_epochs or 1) for trial in alike if trial.ended]
     budgets = ended or [_budget(trial) for trial in alike] or [otherwise]
     return sum(budgets) / len(budgets)

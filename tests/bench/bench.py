@@ -43,7 +43,7 @@ class BenchOptions:
         backbone, pretrained: the model; random weights cost what trained ones do.
         classes: class counts.
         precisions: of the fast way.
-        batch_size: images a stream.
+        batch_size: images per stream.
         device: auto, cpu, cuda.
         repeats: times each thing is measured, in turn with its rival.
         concurrency_epochs: epochs of the two-trials row; 0 leaves it out.

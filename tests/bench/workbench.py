@@ -177,7 +177,7 @@ class Workbench:
         folder: where photographs and store lie.
         backbone: in fp32.
         num_classes: K.
-        batch_size: images a stream.
+        batch_size: images per stream.
         num_images: training images (the pool), at least a batch and one a class.
 
     Attributes:
