@@ -62,7 +62,7 @@ class Cap:
         self.classifier = adapted_classifier(context, config, seed, random_adapters=config.adapter_start == "random")
         self.views = inputs(context, config, originals=config.crop_source == "original")
         self.num_classes = task.num_classes
-        self.chooses = device.type == "cpu"
+        self.skips_unconfident = device.type == "cpu"
         self.pseudolabelled_K = context.pseudolabelled_K
         self.boards = first_boards(context, config)
         # Latest main-adapter feature of every image: with `margin_features: remembered` nothing is encoded twice.
@@ -199,7 +199,7 @@ class Cap:
             with torch.no_grad():
                 return open_logits(self.context, config, scale * weak_BD @ text_KD.T)
 
-        if self.chooses:
+        if self.skips_unconfident:
             # An unconfident image adds exactly nothing to the loss, so its strong view need not be encoded.
             weak_logits_BK = weak_logits()
             learned_R = self._confident(weak_logits_BK)

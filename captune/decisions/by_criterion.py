@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from captune.decisions import statistics
-from captune.decisions.choice import Advice, Candidate, Choice
+from captune.decisions.choice import AdviceWords, Candidate, Choice
 from captune.decisions.criteria import (
     AGREE_BALANCED,
     AGREE_SMOOTH,
@@ -73,7 +73,7 @@ def choose_by_criterion(study: StudyRecord) -> Choice:
         return Choice("keep zero-shot", ZERO_SHOT, None, {}, "no configuration finished with a score", listed)
     config = groups[best.name][0].config
 
-    def conclude(advice: Advice, name: str, reason: str) -> Choice:
+    def conclude(advice: AdviceWords, name: str, reason: str) -> Choice:
         return Choice(advice, name, best.config_id, config, reason, listed)
 
     agreement = statistics.mean(_criterion_values(study, groups[best.name], AGREE_ZERO_SHOT))

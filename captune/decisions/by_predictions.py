@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from captune.decisions.advice import Advice, advise, gain_model_for
 from captune.decisions.candidates import advised_config, candidate_trials, needs_ensemble
-from captune.decisions.choice import Advice as Words
-from captune.decisions.choice import Candidate, Choice
+from captune.decisions.choice import AdviceWords, Candidate, Choice
 from captune.decisions.evidence import Evidence
 from captune.decisions.presence import absent_in, absent_sentence
 from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, TRANSCLIP, ZERO_SHOT, StudyRecord, Trial
 
-_WORDS: dict[str, Words] = {
+_WORDS: dict[str, AdviceWords] = {
     ZERO_SHOT: "keep zero-shot",
     BALANCED: "use balanced zero-shot",
     ANCHORED: "use the anchored mixture",
@@ -59,7 +58,7 @@ def _advised_name(said: Advice, trials: dict[str, list[Trial]]) -> str:
     return first if len(said.weights) == 1 and trials[first][0].config_id is None else ENSEMBLE
 
 
-def _words(said: Advice, name: str) -> Words:
+def _words(said: Advice, name: str) -> AdviceWords:
     if said.considered is not None and said.considered.low == said.considered.high == 0:
         return "adaptation changed nothing"
     return "adapt" if name == ENSEMBLE and len(said.weights) == 1 else _WORDS[name]

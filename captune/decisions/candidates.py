@@ -7,18 +7,12 @@ from typing import Any
 
 from captune.decisions.by_criterion import adapted_groups, known
 from captune.decisions.choice import Choice
-from captune.decisions.criteria import ORACLE
 from captune.records import ENSEMBLE, REFERENCES, Role, State, StudyRecord, Trial
 from captune.records.enums import PART, WHOLE
 from captune.records.events import Chosen
 from captune.records.trial import trial_key
 
 _MOST_CONFIGURATIONS = 12
-
-
-def by_criterion(study: StudyRecord) -> bool:
-    """Whether the study's criterion chooses, and not the predictions: where it sees the sealed labels."""
-    return study.select_by == ORACLE
 
 
 def candidate_trials(study: StudyRecord) -> dict[str, list[Trial]]:
@@ -35,15 +29,17 @@ def candidate_trials(study: StudyRecord) -> dict[str, list[Trial]]:
     }
     most = max(map(len, finished.values()), default=0)
     # Whole groups, best first, where there are too many to store and compare.
-    kept = [name for name, trials in finished.items() if trials and (_alike(study, trials) or 2 * len(trials) >= most)]
+    kept = [
+        name for name, trials in finished.items() if trials and (_is_deterministic(trials) or 2 * len(trials) >= most)
+    ]
     if len(kept) > _MOST_CONFIGURATIONS:
         best = sorted(kept, key=lambda name: -max(known(trial.score) for trial in finished[name]))
         kept = [name for name in kept if name in best[:_MOST_CONFIGURATIONS]]
     return found | {name: sorted(finished[name], key=lambda trial: trial.seed or 0) for name in kept}
 
 
-def _alike(study: StudyRecord, trials: Sequence[Trial]) -> bool:
-    """Whether one seed is all there is to know: nothing in it is drawn."""
+def _is_deterministic(trials: Sequence[Trial]) -> bool:
+    """True if nothing is random, so one seed suffices."""
     return all(not trial.num_epochs for trial in trials)
 
 

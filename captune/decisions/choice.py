@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from captune.records.events import Chosen
 
-Advice = Literal[
+AdviceWords = Literal[
     "adapt", "keep zero-shot", "use balanced zero-shot", "use the anchored mixture", "use the text mixture",
     "use transclip", "adaptation changed nothing", "use the ensemble",
 ]  # fmt: skip
+"""What a choice advises, in the words of journals and tables. The numbers behind it are `captune.decisions.advice`'s."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Choice:
     from `sentence` on are those of the event `Chosen`; a choice by a criterion leaves them empty.
     """
 
-    advice: Advice
+    advice: AdviceWords
     name: str
     config_id: int | None
     config: dict[str, Any]

@@ -9,10 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from captune.decisions.by_criterion import choose_by_criterion
-from captune.decisions.candidates import advised_config, advised_shares, by_criterion
+from captune.decisions.candidates import advised_config, advised_shares
 from captune.decisions.choice import Choice
+from captune.decisions.criteria import ORACLE
 from captune.decisions.evidence import Evidence
 from captune.records import StudyRecord
+
+
+def chooses_by_criterion(study: StudyRecord) -> bool:
+    """Whether the criterion chooses even where predictions are there: where it sees the sealed labels."""
+    return study.select_by == ORACLE
 
 
 def choose(study: StudyRecord, evidence: Evidence | None = None, class_names: Sequence[str] = ()) -> Choice:
@@ -20,11 +26,11 @@ def choose(study: StudyRecord, evidence: Evidence | None = None, class_names: Se
 
     Args:
         study: its record.
-        evidence: of the trials in `candidate_trials`; None where they left no predictions, so that the criterion
-            chooses. It also does where `by_criterion` says so.
+        evidence: of the trials in `candidate_trials`. None: they left no predictions; the criterion then chooses, as it
+            does where `chooses_by_criterion` is true.
         class_names: where given, the reason names those that seem absent from the pool.
     """
-    if evidence is not None and not by_criterion(study):
+    if evidence is not None and not chooses_by_criterion(study):
         # Imported here, since it brings PyTorch along: a report of recorded studies has no evidence and needs none.
         from captune.decisions.by_predictions import choose_by_predictions
 

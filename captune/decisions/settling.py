@@ -56,10 +56,10 @@ def outlook(scores: Sequence[float], places: Sequence[Sequence[float]], num_left
     return Outlook(expected_gain(recent, float(score_N.max()), num_left), noise)
 
 
-def settled(scores: Sequence[float], places: Sequence[Sequence[float]], num_left: int) -> Outlook | None:
+def settled_outlook(scores: Sequence[float], places: Sequence[Sequence[float]], num_left: int) -> Outlook | None:
     """The outlook of a search that has settled; None of one that has not.
 
-    It has once the expected gain of the trials that are left was below the noise after each of the last three.
+    It has settled when the expected gain of the trials left was below the noise after each of the last three trials.
     """
     found = None
     for back in reversed(range(IN_A_ROW)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from captune.decisions import statistics
-from captune.decisions.choice import Advice, Candidate, Choice
+from captune.decisions.choice import AdviceWords, Candidate, Choice
 from captune.decisions.choosing import choose
 from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, Role, StudyRecord, Trial
 
@@ -55,7 +55,7 @@ def recorded_choice(study: StudyRecord) -> Choice:
         return choose(study)
     fresh, recorded = choose(study), study.choice
     return Choice(
-        advice=cast(Advice, recorded.advice or fresh.advice),
+        advice=cast(AdviceWords, recorded.advice or fresh.advice),
         name=recorded.name or _name_of(study, recorded.advice, recorded.config_id) or fresh.name,
         config_id=recorded.config_id,
         config=recorded.config or _config_of(study, recorded.config_id),

@@ -21,7 +21,6 @@ from captune.data.labelling import image_names
 from captune.decisions.candidates import (
     advised_config,
     advised_shares,
-    by_criterion,
     candidate_trials,
     ensemble_trials,
     even_shares,
@@ -30,7 +29,7 @@ from captune.decisions.candidates import (
     reported_role,
 )
 from captune.decisions.choice import Choice
-from captune.decisions.choosing import choose
+from captune.decisions.choosing import choose, chooses_by_criterion
 from captune.decisions.criteria import ENSV, ORACLE
 from captune.errors import StudyError
 from captune.plain_yaml import dump_yaml
@@ -105,7 +104,7 @@ def choose_and_evaluate(directory: Path) -> StudyRecord:
 
 def write_ensembles(record: StudyRecord, write: Write) -> None:
     """Average the confirmed configurations, where a criterion chooses among them and their ensemble."""
-    if by_criterion(record):
+    if chooses_by_criterion(record):
         for role in Role:
             _write_ensemble(record, write, role, ensemble_trials(record, even_shares(record), role), None, {})
 
@@ -165,7 +164,7 @@ def settle_votes(record: StudyRecord, write: Write) -> None:
         if trial.role is Role.SCORE
         and trial.phase in (Phase.REFERENCE, Phase.SEARCH, Phase.CONFIRM)
         # An ensemble that the choice decides on is built after the vote, so it casts none.
-        and (trial.origin != ENSEMBLE or by_criterion(record))
+        and (trial.origin != ENSEMBLE or chooses_by_criterion(record))
     ]
     if record.settled_at > max((trial.ended_at for trial in voters), default=0):
         return
@@ -242,7 +241,7 @@ def choice_of(record: StudyRecord) -> Choice:
     """What a study whose trials have ended chooses: from predictions, or by its criterion; no sealed label is read."""
     trials = candidate_trials(record)
     paths = {name: [trial_directory(record.directory, trial.key) for trial in group] for name, group in trials.items()}
-    if by_criterion(record):
+    if chooses_by_criterion(record):
         return choose(record)
     evidence = pool_evidence(_task(record), paths, methods_of(record, trials))
     return choose(record, evidence, open_context(_task(record), Role.SCORE).task.class_names)

@@ -16,9 +16,10 @@ from typing import Any
 from captune.algorithms import method_named
 from captune.conditions import METHOD
 from captune.config import StudyConfig, TrialConfig
-from captune.decisions.candidates import advised_config, by_criterion
+from captune.decisions.candidates import advised_config
+from captune.decisions.choosing import chooses_by_criterion
 from captune.decisions.confirming import RACE_AFTER, best_of_each, candidates, losers
-from captune.decisions.settling import settled
+from captune.decisions.settling import settled_outlook
 from captune.records import ENSEMBLE, Phase, Role, StudyRecord, Trial
 from captune.records.events import Planned, SearchEnded
 from captune.records.trial import split_key, trial_key
@@ -126,7 +127,7 @@ class Agenda:
         ended = self._record.search_ended
         return None if ended is None or self._study.trials > (ended.trials or 0) else ended
 
-    def settled(self) -> str | None:
+    def why_settled(self) -> str | None:
         """Why the search need not go on, if it was asked to say so: the trials that are left would hardly gain."""
         left = self.num_trials - len(self._search.trials)
         if not self._study.stop_when_settled or left < 1 or self.ended is not None or not self._space.parameters:
@@ -134,7 +135,7 @@ class Agenda:
         scored = [trial for trial in self._search.trials if trial.finished and trial.score is not None]
         if self._outlook[0] != len(scored):
             places = [self._space.unit(trial.params) for trial in scored]
-            found = settled([trial.score or 0.0 for trial in scored], places, left)
+            found = settled_outlook([trial.score or 0.0 for trial in scored], places, left)
             self._outlook = (len(scored), None if found is None else found.sentence(left))
         return self._outlook[1]
 
@@ -315,7 +316,7 @@ class Agenda:
     @property
     def awaits_choice(self) -> bool:
         """Whether what is stressed must be chosen first: all is confirmed, and the predictions decide."""
-        if not (self.decides and self._study.stress and self.search_done) or by_criterion(self._record):
+        if not (self.decides and self._study.stress and self.search_done) or chooses_by_criterion(self._record):
             return False
         if (self.ended is not None and not self.ended.confirm) or self._confirm() is not None:
             return False
@@ -339,7 +340,7 @@ class Agenda:
         if self._closed:
             return None
         chosen = self._record.choice
-        by_predictions = self.decides and not by_criterion(self._record)
+        by_predictions = self.decides and not chooses_by_criterion(self._record)
         if by_predictions and (chosen is None or not self._record.choice_covers_confirmation):
             return None
         # Imported here: its statistics import scipy.stats, which takes seconds.

@@ -164,18 +164,18 @@ class Cell:
         return self.record.by_key
 
     @property
-    def aborted(self) -> str | None:
+    def given_up(self) -> str | None:
         """Why the study was given up."""
         return self.record.given_up
 
     @property
     def finished(self) -> bool:
         """Whether nothing is running and nothing more is to be done."""
-        return not self.active and (bool(self.aborted or self.unable) or not (self.waiting or self._agenda.has_more()))
+        return not self.active and (bool(self.given_up or self.unable) or not (self.waiting or self._agenda.has_more()))
 
     def next_trial(self, *, fits: Callable[[Trial | Planned], bool] = lambda _: True) -> Trial | None:
         """The next trial to start, planned in the journal; None while there is none (yet), or it does not `fit`."""
-        if (self.aborted, self.unprepared, self.unable) != (None, None, None):
+        if (self.given_up, self.unprepared, self.unable) != (None, None, None):
             return None
         if self.waiting and not fits(self.trials[self.waiting[0]]):
             return None
@@ -218,7 +218,9 @@ class Cell:
     def _plan(self, fits: Callable[[Trial | Planned], bool]) -> Planned | None:
         if self._decide is not None and not self.active and self._agenda.awaits_choice:
             self.write(self._decide(self.record))
-        step = self._agenda.next(may_search=self._may_search())
+        if (reason := self._agenda.why_settled()) is not None:
+            self.end_search(reason)
+        step = self._agenda.next(may_search=self._record_warm_starts())
         if step is None or not fits(step.plan if isinstance(step, Proposal) else step):
             return None
         if not isinstance(step, Proposal):
@@ -226,10 +228,8 @@ class Cell:
         search = self._search if step.plan.phase is Phase.SEARCH or self.screening is None else self.screening
         return step.with_values(search.suggest(step.plan.number or 0))
 
-    def _may_search(self) -> bool:
-        """Whether the search may begin: an earlier study's results are waited for. One that has settled ends here."""
-        if (settled := self._agenda.settled()) is not None:
-            self.end_search(settled)
+    def _record_warm_starts(self) -> bool:
+        """Record what an earlier study found, where this one waits for it; False while that one still searches."""
         if self.after is not None and self.record.warm_starts is None:
             if not (self.after.search_done or self.after.finished):
                 return False
@@ -396,5 +396,5 @@ class Cell:
             share = f"{trial.progress:.0%}"
             fields["reason"] = f"stopped at {share} of its budget: its score was below the rung's median"
         self.write(Finished.from_json({**fields, "key": trial.key, "state": state, "node": node or trial.node}))
-        if (reason := self._failures.hopeless()) is not None and self.aborted is None:
+        if (reason := self._failures.hopeless()) is not None and self.given_up is None:
             self.write(GivenUp(reason=reason))

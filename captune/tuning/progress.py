@@ -73,8 +73,8 @@ def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
 
 
 def _phase(cell: Cell) -> str:
-    if cell.aborted or cell.unable:
-        return f"given up: {cell.aborted or cell.unable}"
+    if cell.given_up or cell.unable:
+        return f"given up: {cell.given_up or cell.unable}"
     if cell.finished:
         return "done"
     if cell.unprepared is not None:

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captune.decisions.settling import IN_A_ROW, LEAST_TRIALS, expected_gain, noise_of_scores, outlook, settled
+from captune.decisions.settling import (
+    IN_A_ROW,
+    LEAST_TRIALS,
+    expected_gain,
+    noise_of_scores,
+    outlook,
+    settled_outlook,
+)
 from captune.records import JOURNAL, read_journal
 from captune.records.events import Planned, SearchEnded
 from tests.tools.settling import replay
@@ -53,11 +60,11 @@ def test_a_search_has_settled_once_its_gain_was_below_the_noise_three_trials_run
     places = RNG.random((40, 1))
     # Flat but for noise: nothing is left to gain but luck.
     flat = (0.7 + RNG.normal(0, 0.01, size=40)).tolist()
-    first = next(count for count in range(40) if settled(flat[:count], places[:count].tolist(), 60 - count))
+    first = next(count for count in range(40) if settled_outlook(flat[:count], places[:count].tolist(), 60 - count))
     assert first >= LEAST_TRIALS + IN_A_ROW - 1
     # Without noise and steep, every trial may still be the best by far.
     steep = (0.5 + places[:, 0] / 2).tolist()
-    assert settled(steep[:30], places[:30].tolist(), 30) is None
+    assert settled_outlook(steep[:30], places[:30].tolist(), 30) is None
 
 
 @pytest.mark.slow

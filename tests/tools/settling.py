@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from captune.decisions.settling import settled
+from captune.decisions.settling import settled_outlook
 from captune.records import JOURNAL, Phase, StudyRecord, read_journal
 from captune.tuning.header import read_study
 
@@ -44,7 +44,7 @@ def replay(name: str, scores: Sequence[float], places: Sequence[Sequence[float]]
     """Ask the rule after each trial."""
     stopped = len(scores)
     for count in range(1, len(scores)):
-        if settled(scores[:count], places[:count], len(scores) - count) is not None:
+        if settled_outlook(scores[:count], places[:count], len(scores) - count) is not None:
             stopped = count
             break
     mean = sum(scores) / len(scores)

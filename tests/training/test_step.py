@@ -54,7 +54,7 @@ def build(method: str, paradigm: str, **values: object) -> Any:
 )
 def test_no_step_waits_for_the_device(method: str, paradigm: str, values: dict[str, object], tuning: str) -> None:
     algorithm = build(method, paradigm, tuning=tuning, **values)
-    algorithm.chooses = False  # as on a GPU
+    algorithm.skips_unconfident = False  # as on a GPU
     algorithm.start_epoch(0)
     batch = algorithm.batch(0)
     with NothingWaits():
@@ -87,7 +87,7 @@ def test_leaving_no_image_out_changes_neither_loss_nor_gradient() -> None:
     found = []
     for chooses in (True, False):
         algorithm: Cap = build("cap", "ul", tuning="prompts", confidence_threshold=0.5)
-        algorithm.chooses = chooses
+        algorithm.skips_unconfident = chooses
         algorithm.start_epoch(0)
         loss, _ = algorithm.loss(algorithm.batch(0))
         loss.backward()

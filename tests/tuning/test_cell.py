@@ -143,7 +143,7 @@ def test_a_study_in_which_everything_fails_the_same_way_gives_up_and_says_why(tm
     cell = make_cell(tmp_path, facts=info(references=()))
     drive(cell, fail="t")
     assert cell.finished
-    assert cell.aborted is not None and "the loss must stay finite" in cell.aborted
+    assert cell.given_up is not None and "the loss must stay finite" in cell.given_up
     assert len(outcomes(tmp_path)) == 3
     assert journal_lines(tmp_path / JOURNAL)[-1]["event"] == "given_up"
 
@@ -152,7 +152,7 @@ def test_a_resumed_study_that_had_given_up_tries_again(tmp_path: Path) -> None:
     drive(make_cell(tmp_path, facts=info(references=())), fail="t")
     cell = make_cell(tmp_path, facts=info(references=()))
     drive(cell)
-    assert cell.aborted is None
+    assert cell.given_up is None
     states = [end["state"] for end in outcomes(tmp_path) if end["phase"] == "search"]
     assert states[:3] == [State.FAILED] * 3 and State.COMPLETE in states and len(states) == 8
 
