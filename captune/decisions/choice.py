@@ -11,7 +11,7 @@ AdviceWords = Literal[
     "adapt", "keep zero-shot", "use balanced zero-shot", "use the anchored mixture", "use the text mixture",
     "use transclip", "adaptation changed nothing", "use the ensemble",
 ]  # fmt: skip
-"""What a choice advises, in the words of journals and tables. The numbers behind it are `captune.decisions.advice`'s."""
+"""What a choice advises, in the words of journals and tables; `captune.decisions.advice.Advice` holds the numbers."""
 
 
 @dataclass(frozen=True)

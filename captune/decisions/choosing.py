@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from captune.decisions.by_criterion import choose_by_criterion
 from captune.decisions.candidates import advised_config, advised_shares
 from captune.decisions.choice import Choice
 from captune.decisions.criteria import ORACLE
-from captune.decisions.evidence import Evidence
 from captune.records import StudyRecord
+
+if TYPE_CHECKING:
+    from captune.decisions.evidence import Evidence
 
 
 def chooses_by_criterion(study: StudyRecord) -> bool:
