@@ -100,7 +100,9 @@ def report(cache: Path, out: Path, *, without: tuple[str, ...], learned: Path | 
     print({name: round(value, 3) for name, value in coverage(taught).items()})
     out.mkdir(parents=True, exist_ok=True)
     rows.round(3).to_csv(out / "advice_exam.csv", index=False)
-    _every_case(judged["the advice"], taught).to_csv(out / "advice_cases.csv", index=False)
+    whole = _every_case(judged["the advice"], taught)
+    whole.to_csv(out / "advice_cases.csv", index=False)
+    _frontier(whole).round(3).to_csv(out / "advice_frontier.csv", index=False)
     found = portfolio(table, [said.scores for said in taught.advice])
     found.round(3).to_csv(out / "advice_portfolio.csv", index=False)
     print(found.round(2).to_string(index=False))
@@ -148,6 +150,17 @@ def _every_case(judged: pd.DataFrame, taught: Learned) -> pd.DataFrame:
         "knows": [advice.knows for advice in taught.advice],
     }
     return judged.assign(**columns).round(3)
+
+
+def _frontier(every: pd.DataFrame) -> pd.DataFrame:
+    """Gain against risk: the advice, were it followed only where the chance of being worse is said to be smaller."""
+    rows = []
+    for most in (0.3, 0.2, 0.15, 0.1, 0.05, 0.03):
+        followed = every.risk <= most
+        gain = every.gain.where(followed, 0.0)
+        bounded = every.assign(gain=gain, regret=every.best_gain - gain)
+        rows.append({"most_risk": most, "followed": int((followed & (every.gain != 0)).sum()), **summary(bounded)})
+    return pd.DataFrame(rows)
 
 
 def _figure(judged: dict[str, pd.DataFrame], file: Path) -> None:
