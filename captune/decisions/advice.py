@@ -199,7 +199,7 @@ def expected_gain(facts: Mapping[str, float], largest: float, model: GainModel =
     scale = model.error_base + model.error_slope * most
     errors = torch.tensor(model.errors, dtype=torch.float64)
     low, high = (gain + scale * float(torch.quantile(errors, level)) for level in (0.1, 0.9))
-    # Half an image more on either side, so that no sample of errors calls anything certain.
+    # Half an error is added to each side, so that no sample of errors makes anything certain.
     risk = (float((gain + scale * errors < 0).sum()) + 0.5) / (len(errors) + 1)
     return Expectation(gain, max(low, -most), min(high, most), risk if most > 0 else 0.0)
 

@@ -114,11 +114,11 @@ class Knowledge:
         )
 
     def known(self, confidence: float) -> bool:
-        """False where the texts say no more about the images than random ones would.
+        """Whether the texts say more about the images than random texts would.
 
-        Three things must meet for that: zero-shot's mean `confidence` is low, its predictions are hardly smoother on
-        the features than those of random texts, and they crowd into few classes as those of random texts do. One alone
-        also happens to a good model: few images a class have no smooth neighbours, and a pool of few classes is
+        False only if all three hold: zero-shot's mean `confidence` is low, its predictions are hardly smoother on the
+        features than those of random texts, and they crowd into few classes as those of random texts do. Each alone
+        also happens to a good model: few images per class have no smooth neighbours, and a pool of few classes is
         predicted as few.
         """
         spread = max(self.of_classes - self.random_num_classes, 1e-9)

@@ -10,10 +10,12 @@ class ScoreModel:
     """A linear score of candidates (`captune.decisions.scores`), learned so that choosing by it gains most.
 
     Attributes:
-        coefficients: fact (`score_facts`) → score a unit of it. One unit of score is a factor of e in the ensemble.
+        coefficients: fact (`Scorer.facts`) → score points per unit of the fact. One point of score is a factor of e in
+            the ensemble.
             "validation" is the fact of labels for selection; all others are facts of the pool.
-        images_a_class: unlabelled images a class up to which the data it learned from went; more count as so many.
-        validation_images: V validation images count V / (V + this), the pool the rest.
+        images_a_class: cap on unlabelled images per class. The learning data had at most this many; larger pools count
+            as this many.
+        validation_images: V validation images have the weight V / (V + this), the pool has the rest.
     """
 
     coefficients: dict[str, float]
@@ -26,7 +28,7 @@ class GainModel:
     """A linear model of the gain over zero-shot, and the errors it made on datasets it was not fitted on.
 
     Attributes:
-        coefficients: fact (`captune.decisions.advice.gain_facts`, points) → points of gain a point of it.
+        coefficients: fact (`captune.decisions.advice.gain_facts`, points) → points of gain per point of the fact.
         error_base, error_slope: scale of an error: base + slope · percent of images on which the two differ.
         errors: quantiles 1 … 99 % of the errors in units of that scale, of predictions for left-out datasets.
         seen: the feature files it was fitted on.

@@ -4,14 +4,15 @@ Candidates are scored on the same unlabelled images by these facts, weighed by w
 
 1. agreement with the nearest images, chance-corrected, as log-odds: from .80 to .90 tells as much as from .30 to .50;
 2. agreement with balanced zero-shot, which weighs more where balanced and plain zero-shot agree with one another, and
-   less the more images a class has: many images outweigh the texts, few do not;
+   less the more images there are per class: many images outweigh the texts, few do not;
 3. how many classes it predicts: merging classes raises the agreement with the nearest images, whatever is true.
 
-Where the task has labels for selection (ssl, trzsl), the accuracy on them takes the place of all that, the more of them
-there are: they are few, but of what is wanted, and the mean over what they prefer forgives their noise.
+Where the task has labels for selection (ssl, trzsl), the accuracy on them replaces these facts, the more of them there
+are, the more so. They are few, but they measure what is wanted, and the ensemble of the candidates that they prefer
+evens out their noise.
 
-Agreement as a plain share let balanced zero-shot hold back what is far better on weak backbones
-(analysis/measurements/advice_exam.md).
+Agreement enters as log-odds because as a plain share it let balanced zero-shot hold back candidates that are far better
+on weak backbones (analysis/measurements/advice_exam.md).
 """
 
 from __future__ import annotations
@@ -70,11 +71,12 @@ class Scorer:
             validation_VK: those of the same model on the validation images, where there are any.
 
         Returns:
-            `agreement`: `agreement_log_odds` of the agreement with the nearest images; `classes`: log of the share of
-            classes that it effectively predicts; `balanced`: share of images predicted as balanced zero-shot does;
-            `balanced_trusted`: that × the share on which balanced and plain zero-shot agree; `balanced_images`: that ×
-            log of the unlabelled images a class (at most as many as the model has seen); `validation`: accuracy on the
-            validation images; 0 without any.
+            - `agreement`: `agreement_log_odds` of the agreement with the nearest images;
+            - `classes`: log of the share of classes that it effectively predicts;
+            - `balanced`: share of images predicted as by balanced zero-shot;
+            - `balanced_trusted`: `balanced` × share of images on which balanced and plain zero-shot agree;
+            - `balanced_images`: `balanced` × log of the unlabelled images per class (at most `images_a_class`);
+            - `validation`: accuracy on the validation images, 0 without any.
         """
         predicted_N, num_classes = probs_NK.argmax(-1), self.evidence.num_classes
         neighbours_Nk = self.evidence.neighbours_Nk
