@@ -208,7 +208,7 @@ class TrialConfig(Config):
     )
     epochs: int = Field(50, ge=1, description="training epochs")
     steps_per_epoch: int = Field(50, ge=1, description="training steps per epoch")
-    batch_size: int = Field(32, ge=1, description="images per step, from the main samples and from the pool each")
+    batch_size: int = Field(32, ge=1, description="images per step from the main samples, and as many from the pool")
     warmup_epochs: int = Field(1, ge=0, description="epochs over which the learning rate rises to its peak")
     learning_rate: float = Field(0.01, gt=0, description="peak learning rate of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
@@ -252,7 +252,7 @@ class StudyConfig(Config):
         default_factory=dict, description="trial settings fixed from the command line"
     )
     preset: Literal["paper"] | None = Field(
-        None, description="whose settings: those of the paper, with its prompts, splits and budget (--show prints them)"
+        None, description="paper: the settings, prompts, splits and budget of the paper (--show prints them)"
     )
     trials: int = Field(12, ge=1, description="configurations to try, the default one included; 48 on frozen features")
     seed: int = Field(0, ge=0, description="root seed of the study")

@@ -1,7 +1,7 @@
 """The steps that close a study once its last trial has ended.
 
-The journal is read once. Each step is done if the journal does not hold its result yet, so a study that was killed
-while it was closed is closed by the same list; and a study that went on, by what the new trials changed.
+The journal is read once. A step is done if the journal does not hold its result yet. The same list therefore closes a
+study that was killed while it was closed, and a continued study, where it does again what the new trials changed.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def _short(value: float) -> float:
 
 
 def _chosen(record: StudyRecord, pool: PoolChanges | None, measured: MeasuredChanges | None) -> Iterator[Picture]:
-    """Which images to show, the sections by turns, so that a limit on their size cuts all of them alike."""
+    """The images to show, taken from the sections in turn, so that a limit on their size cuts all sections alike."""
     sections = []
     if pool is not None:
         sections.append(list(_of_changed_classes(pool)))
@@ -89,7 +89,7 @@ def _chosen(record: StudyRecord, pool: PoolChanges | None, measured: MeasuredCha
 
 
 def _of_changed_classes(pool: PoolChanges) -> Iterator[Picture]:
-    """Of each of the classes whose share changed most: images that came or went, the surest and the least sure."""
+    """Images that came to or left the classes whose shares changed most, the surest and the least sure of each."""
     shown: set[int] = set()
     for label in pool.most_changed(_CLASSES):
         # An image moves between two classes: it is shown with the one that changed more.
@@ -112,7 +112,7 @@ def _of_changed_classes(pool: PoolChanges) -> Iterator[Picture]:
 
 
 def _main_samples(record: StudyRecord) -> Iterator[Picture]:
-    """Of the classes whose names miss their images: the pool images that stand for the class at the start of CAP."""
+    """The first main samples of CAP for the classes whose names CLIP does not connect with their images."""
     flagged = record.mismatch.mismatched if record.mismatch is not None else None
     if not flagged:
         return
@@ -125,7 +125,7 @@ def _main_samples(record: StudyRecord) -> Iterator[Picture]:
 
 
 def _mistakes(measured: MeasuredChanges) -> Iterator[Picture]:
-    """Of the pairs of classes that are confused most by the candidate: the mistakes it is surest of."""
+    """The surest mistakes of the candidate in the pairs of classes that it confuses most."""
     mistakes = [(after, true, said) for true, said, _, after in measured.confusion if true != said and after > 0]
     worst = [(true, said) for _, true, said in sorted(mistakes, key=lambda one: (-one[0], one[1:]))[:_PAIRS]]
     shown: Counter[tuple[int, int]] = Counter()

@@ -183,7 +183,7 @@ def _common_report(plans: Sequence[Plan]) -> Path:
 
 
 def _unable(opened: OpenStudy) -> StudyError:
-    """Why no trial of a study could begin; nothing of it is left on disk where it had not begun before."""
+    """Why no trial of a study could begin. A study that had not begun before leaves nothing on disk."""
     opened.withdraw()
     return StudyError(
         "every node that runs trials must see the data and the weights",

@@ -73,7 +73,7 @@ def oracle_score(config: TaskConfig, role: Role, directory: Path) -> float:
 
 
 def _unmeasured(probs_NK: np.ndarray) -> dict[str, Any]:
-    """What can be said of predictions where no image has a label."""
+    """The metrics that need no label, where no image has one."""
     counts_K = np.bincount(probs_NK.argmax(-1), minlength=probs_NK.shape[1])
     nothing = ("metric", "accuracy", "seen_accuracy", "unseen_accuracy", "worst_class_recall", "ece")
     return {

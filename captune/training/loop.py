@@ -1,4 +1,4 @@
-"""THE loop: steps, epochs, the learning rate, and the state from which both go on bit for bit.
+"""The training loop: steps, epochs, the learning rate, and the state from which training resumes bit for bit.
 
 An algorithm says what a step's loss is; optimiser, schedule, checkpoints and scores are shared by all methods.
 """
@@ -30,7 +30,7 @@ _MOST_PACKED = 16
 
 
 class Algorithm(Protocol):
-    """What a method tells the loop. All tensors on the context's device."""
+    """What the loop asks of a method. All tensors lie on the context's device."""
 
     @property
     def classifier(self) -> Classifier | None:
@@ -50,13 +50,13 @@ class Algorithm(Protocol):
         """
 
     def observe(self, seen: Batch) -> None:
-        """Keep what `loss` gave until the epoch ends."""
+        """Keep what `loss` returned beside the loss, until the epoch ends."""
 
     def moving_state(self) -> list[Tensor]:
         """Tensors that `loss` updates in place at every call."""
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Take stock (main samples, counts) and return the epoch's figures."""
+        """Update what changes once per epoch (main samples, counts), and return the epoch's figures."""
 
     def predict(self, indices: IntArray) -> Tensor:
         """Class probabilities (N, K) fp32 of some images by the adapted model."""
@@ -350,7 +350,7 @@ def _steps_one_by_one(loops: Sequence[Loop], steps: PackedSteps, stack: LearnedS
 
 @contextmanager
 def _noted(outcomes: list[dict[str, float] | Exception], number: int) -> Iterator[None]:
-    """What ends one loop is its outcome; a lack of memory ends all."""
+    """An error that ends one loop is its outcome; a lack of memory ends all loops."""
     try:
         yield
     except Exception as error:

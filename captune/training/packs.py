@@ -30,7 +30,7 @@ class PackedSteps(Protocol):
         """Names of the learned tensors that have a gradient; the others stay as they are, without decay."""
 
     def batch(self, number: int) -> Batch:
-        """What a step reads, as tensors on the device whose shapes all steps share."""
+        """A step's input: tensors on the device, of equal shapes for every step."""
 
     def step(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Losses (P,) of one step, and what to keep of it; the gradients are left in the stack.
@@ -39,10 +39,10 @@ class PackedSteps(Protocol):
         """
 
     def moving_state(self) -> list[Tensor]:
-        """Tensors that `step` moves on in place, apart from the gradients."""
+        """Tensors that `step` updates in place, apart from the gradients."""
 
     def observe(self, seen: Batch) -> None:
-        """Keep what `step` gave until the epoch ends."""
+        """Keep what `step` returned beside the losses, until the epoch ends."""
 
     def end(self) -> None:
         """Hand each algorithm what it would have observed in these steps."""

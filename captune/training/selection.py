@@ -1,4 +1,4 @@
-"""What a search may see: validation labels the paradigm owns, and criteria that need no label.
+"""What a search may see: scores on labelled validation images where the paradigm has them, and label-free criteria.
 
 Every label-free criterion is computed from probabilities at CLIP's own logit scale on pool images held out of
 training (trzsl, whose pool is not held out: on the validation images). Higher is better for all of them. `infomax`,

@@ -33,11 +33,11 @@ class Steps(Protocol):
         """The loss and what the algorithm wants to keep of the step."""
 
     def moving_state(self) -> list[Tensor]:
-        """Tensors that `loss` moves on in place."""
+        """Tensors that `loss` updates in place."""
 
 
 class EagerStep:
-    """Loss and gradients as Python asks for them."""
+    """Loss and gradients by autograd, operation by operation."""
 
     def __init__(self, algorithm: Steps, parameters: list[nn.Parameter]) -> None:
         self._algorithm, self._parameters = algorithm, parameters

@@ -1,1 +1,1 @@
-"""Search: spaces, samplers, the planner, the cluster, a study on disk. The only package that imports Ray."""
+"""Search: samplers, the planner, the cluster, a study on disk. The only package that imports Ray."""

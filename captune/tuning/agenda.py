@@ -123,12 +123,12 @@ class Agenda:
 
     @property
     def ended(self) -> SearchEnded | None:
-        """Why the search ends before its last trial, if it does; more trials than it had then let it go on."""
+        """The event that ended the search early, if one did; it does not count once the study has more trials."""
         ended = self._record.search_ended
         return None if ended is None or self._study.trials > (ended.trials or 0) else ended
 
     def why_settled(self) -> str | None:
-        """Why the search need not go on, if it was asked to say so: the trials that are left would hardly gain."""
+        """With `--stop-when-settled`, why the search need not go on: its remaining trials would hardly gain."""
         left = self.num_trials - len(self._search.trials)
         if not self._study.stop_when_settled or left < 1 or self.ended is not None or not self._space.parameters:
             return None
@@ -150,7 +150,7 @@ class Agenda:
         return points
 
     def outcome_changes(self) -> None:
-        """A trial that had ended is repeated: what follows from the search is worked out anew."""
+        """Told when a trial that had ended is repeated: what follows from the search is then worked out again."""
         self._chosen = None
 
     @property
@@ -284,12 +284,12 @@ class Agenda:
         yield range(first, seeds), {config_id: why for config_id, why in chosen.items() if config_id not in lost}
 
     def num_confirmed_with(self, trial: Trial) -> int:
-        """Confirmations of a trial's role that are done at once, itself among them: none of them waits for another."""
+        """How many confirmations of a trial's role run at the same time, itself included: none waits for another."""
         index = (trial.seed or 0) - self._fresh_seed(0)
         return next((len(indices) * len(configs) for indices, configs in self._confirm_rounds() if index in indices), 1)
 
     def _draws(self, config_id: int) -> bool:
-        """Whether another seed gives another model, which it does not for a method without training."""
+        """Whether another seed gives another model; for a method without training it does not."""
         method = self._search.trials[config_id].method
         return not self._info.methods or method is None or method_named(method).trains
 

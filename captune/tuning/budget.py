@@ -72,14 +72,14 @@ class Budget:
         return ", ".join(told) or None
 
     def reopen(self) -> None:
-        """Let searches that an earlier budget ended go on, where this one has room for more than their closing."""
+        """Reopen searches that an earlier budget ended, where this one leaves time for more than closing them."""
         if (self._seconds is None and self._gpu_seconds is None) or self._exceeded(1, 0.0) is not None:
             return
         for cell in self._cells:
             cell.reopen_search()
 
     def check(self, *, concurrency: int, gpus: float) -> None:
-        """End searches whose closing needs what is left; past the limit, plan nothing more."""
+        """End each search when closing its study needs the rest of the budget; past the limit, plan nothing more."""
         now = self._clock()
         if now - self._checked < _EVERY_SECONDS or (self._seconds is None and self._gpu_seconds is None):
             return

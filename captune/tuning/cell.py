@@ -1,7 +1,7 @@
 """One study as a state machine over its journal.
 
-Everything a study knows is what its events say, live and after a kill alike: `record` writes an event and applies it,
-`replay` applies those on disk. What to do next is a function of that state, so a resumed study needs nothing else.
+A study's state is what its events say, live and after a kill alike: `write` writes an event and applies it, `replay`
+applies those on disk. What to do next is a function of that state, so a resumed study needs nothing else.
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ class Cell:
         self._failures = Failures()
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Take up the state that the journal holds."""
+        """Rebuild the state from the journal."""
         for event in events:
             self._apply(event)
 
     def open(self, journal: Journal, opening: StudyOpened) -> None:
-        """Start to write: unfinished trials are handed out again, before anything new is planned."""
+        """Begin to write events. Unfinished trials are handed out again before anything new is planned."""
         self._journal = journal
         self._failures.forget()
         self.write(opening)
@@ -121,7 +121,7 @@ class Cell:
         self._apply(self._opened.append(event))
 
     def together(self) -> AbstractContextManager[None]:
-        """Wait for the disk once for all that is written in a block."""
+        """Sync all that the block writes to disk at once, at its end."""
         return self._opened.together()
 
     @property
@@ -174,7 +174,7 @@ class Cell:
         return not self.active and (bool(self.given_up or self.unable) or not (self.waiting or self._agenda.has_more()))
 
     def next_trial(self, *, fits: Callable[[Trial | Planned], bool] = lambda _: True) -> Trial | None:
-        """The next trial to start, planned in the journal; None while there is none (yet), or it does not `fit`."""
+        """The next trial to start, planned in the journal; None if there is none yet, or if it does not `fit`."""
         if (self.given_up, self.unprepared, self.unable) != (None, None, None):
             return None
         if self.waiting and not fits(self.trials[self.waiting[0]]):
@@ -379,7 +379,7 @@ class Cell:
             self._finish(trial, State.FAILED, node=node, reason=reason)
 
     def give_back(self, key: str) -> None:
-        """Record that a trial was taken off its worker unfinished; it waits to be resumed."""
+        """Record that a trial was taken from its worker before its end; it waits to be resumed."""
         if key in self.active and not self.trials[key].ended:
             self.active.discard(key)
             self.waiting.append(key)

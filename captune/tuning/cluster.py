@@ -54,7 +54,7 @@ class Ending:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """End the connection beside what else is to be done; Ray must not be used any more."""
+        """Begin to end the connection, in the background; Ray must not be used any more."""
         if self._thread is None:
             self._thread = threading.Thread(target=ray.shutdown, name="captune-ray-ends")
             self._thread.start()
@@ -270,7 +270,7 @@ def _scraps() -> Path:
 
 
 def _found(address: str) -> str:
-    """`auto` as the address of the cluster that Ray finds on this machine; it would mistake one on loopback."""
+    """The address that `auto` stands for on this machine, as Ray finds it; Ray itself mistakes clusters on loopback."""
     if address != "auto":
         return address
     # The attempt to connect reports what is wrong.

@@ -1,4 +1,4 @@
-"""What a study must know of its cell before it starts: sizes, names, the method's published configuration."""
+"""What a study must know of its cell before it starts: sizes, names, the method's first configuration."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
 
 
 def _screen_base(study: StudyConfig, base: TrialConfig) -> TrialConfig | None:
-    """The published configuration on frozen features at the screen's budget; None without a screen.
+    """The first configuration on frozen features at the screen's budget; None without a screen.
 
     All other settings stay those of the search. A dataset's own defaults for frozen features are made to gain most
     there, which is another question than which configuration will do best with prompts.

@@ -131,6 +131,6 @@ def _cause(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing of Ray's own on the screen; the progress view keeps its own handle on the terminal."""
+    """Keep Ray's own output off the screen; the progress view keeps a handle on the terminal."""
     with Path(os.devnull).open("w") as sink, contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
         yield

@@ -20,7 +20,7 @@ class Failures:
         self._reasons.clear()
 
     def note(self, trial: Trial) -> None:
-        """A trial has ended."""
+        """Enter the outcome of a trial."""
         if trial.state is State.FAILED:
             self._reasons.append((trial.reason or "").splitlines()[0] if trial.reason else "")
         else:

@@ -60,7 +60,7 @@ def check_sampler(name: str) -> None:
 
 @dataclass
 class _Taken:
-    """A trial that was not asked for and that Optuna does not know yet, in Optuna's words."""
+    """A trial that the sampler did not propose and that Optuna does not know yet, in Optuna's terms."""
 
     params: dict[str, Any]
     state: TrialState = TrialState.RUNNING
@@ -92,7 +92,7 @@ class Sampler:
         )
 
     def suggest(self, number: int) -> dict[str, Any]:
-        """Propose the configuration of search trial `number`, which is then waited for."""
+        """Propose the configuration of search trial `number`; the sampler then waits for its outcome."""
         return self._ask(number).params
 
     def take(self, number: int, params: dict[str, Any], *, suggested: bool) -> None:
@@ -176,7 +176,7 @@ class Sampler:
 
 
 def _suggest(trial: optuna.Trial, parameter: Parameter) -> Any:
-    """A value of one parameter, whatever those before it are."""
+    """A value of one parameter, independent of those before it."""
     if parameter.kind == "categorical":
         return trial.suggest_categorical(parameter.name, parameter.choices)
     if parameter.kind == "int":

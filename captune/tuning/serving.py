@@ -1,7 +1,7 @@
 """An adapted model behind HTTP on this machine, by Ray Serve: POST an image, get classes and probabilities.
 
-It listens on loopback only, and answers only to who knows the token and names this machine as the host: any page in a
-browser can reach loopback.
+It listens on loopback only, and answers only requests that carry the token and name this machine as the host, because
+any page in a browser can reach loopback.
 """
 
 from __future__ import annotations

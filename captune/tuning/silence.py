@@ -72,7 +72,7 @@ class Silence:
 
 
 def _sentence(cell: str, silent: Sequence[tuple[str, float]], node: str | None, usual: float) -> str:
-    """Of trials on one node, which may be a pack that trains together."""
+    """The warning for silent trials on one node, which may be a pack that trains together."""
     where = f" on {node}" if node else ""
     verb = "has" if len(silent) == 1 else "have"
     return (

@@ -1,4 +1,4 @@
-"""A study on disk: opened fresh, continued, refused where it is another, forked."""
+"""A study on disk: begun, continued, refused where its settings differ, or forked."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class OpenStudy:
 
 
 def discard_progress(cell: Cell, key: str) -> None:
-    """Drop what a trial that has ended would have gone on from: its outcome is in the journal now."""
+    """Delete the resume checkpoint of a trial that has ended: its outcome is in the journal now."""
     for name in (RESUME, TRIAL_LOCK):
         (trial_directory(cell.directory, key) / name).unlink(missing_ok=True)
 

@@ -58,7 +58,7 @@ def seconds_to_close(cell: Cell) -> tuple[float, float]:
 
 
 def _to_be_planned(cell: Cell) -> list[tuple[Phase, int, dict[str, Any]]]:
-    """Phase, number and published configuration of the trials that nobody has planned yet."""
+    """Phase, number and first configuration of the trials that are not planned yet."""
     base = cell.info.base.model_dump()
     screen_base = base if cell.info.screen_base is None else cell.info.screen_base.model_dump()
     screened = 0 if cell.screening is None else len(cell.screening.trials)

@@ -64,7 +64,7 @@ def open_trial(spec: TrialSpec) -> OpenTrial:
 
 
 def open_trial_anywhere(spec: TrialSpec) -> OpenTrial:
-    """The same, on whatever there is (training code is imported here: the driver needs none of it)."""
+    """The same on any device. Training code is imported here, since the driver needs none of it."""
     from captune.algorithms import method_named
     from captune.config import TaskConfig
     from captune.training.memory import reset_peaks
@@ -127,7 +127,7 @@ class Member:
         return self._rows.pop(self.told)
 
     def dropped(self) -> bool:
-        """Whether the driver has ended the trial: it then takes the trial's lock away."""
+        """Whether the driver has ended the trial, which it shows by removing the trial's lock file."""
         return self._lock is not None and not (self.spec.path / TRIAL_LOCK).exists()
 
     def release(self) -> None:
@@ -211,7 +211,7 @@ class StudyTrainable(Trainable):
         return [member for member in self._members if not member.ended]
 
     def _train_up_to(self, epoch: int) -> None:
-        """Train every member that owes this epoch until it has it; steps of a pack are taken together."""
+        """Train every member up to this epoch; steps of a pack are taken together."""
         while owing := [m for m in self._alive if m.trial and m.due is not None and m.trial.epoch < epoch >= m.due]:
             trials: list[Any] = [member.trial for member in owing]
             if len(trials) == 1:
@@ -227,7 +227,7 @@ class StudyTrainable(Trainable):
                     member.take(record)
 
     def _finish(self) -> bool:
-        """Finish the members that owe no epoch; whether there were any."""
+        """Finish the members that have trained all epochs; whether there were any."""
         through = [member for member in self._alive if member.due is None]
         for member in through:
             with self._failing(member):
@@ -242,7 +242,7 @@ class StudyTrainable(Trainable):
         return bool(through)
 
     def _tell(self, member: Member, **what: Any) -> None:
-        """Add to the report; what comes of one trial without another's between is one entry."""
+        """Add to the report; consecutive records of one trial are one entry."""
         if not self._report or self._report[-1]["key"] != member.spec.key:
             self._report.append({"key": member.spec.key, "rows": []})
         self._report[-1]["rows"] += what.pop("rows", [])

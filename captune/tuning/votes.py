@@ -45,7 +45,7 @@ class Votes:
         return self.agreement(key)
 
     def agreement(self, key: str) -> float | None:
-        """Share of held-out images on which a candidate says what most say (ties to the lowest class)."""
+        """Share of held-out images on which a candidate predicts what most do (ties go to the lowest class)."""
         if self._counts_NK is None or key not in self._predicted_N:
             return None
         return float(np.mean(self._counts_NK.argmax(-1) == self._predicted_N[key]))
