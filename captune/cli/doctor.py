@@ -55,7 +55,7 @@ def doctor(
         broken += _show_study(nodes, given, console)
     elif not broken:
         console.print("A study here starts a Ray of its own and trains on every CPU and GPU above.", highlight=False)
-    console.print(f"{broken} {'thing' if broken == 1 else 'things'} to mend." if broken else "Nothing to mend.")
+    console.print(f"{broken} {'thing' if broken == 1 else 'things'} to fix." if broken else "Nothing to fix.")
     if broken:
         raise typer.Exit(1)
 
@@ -63,8 +63,8 @@ def doctor(
 def _show(finding: Finding, console: Console) -> None:
     mark = _MARKS.get(finding.state, "! ")
     console.print(f"{mark}{finding.name}: {finding.found}", highlight=False, soft_wrap=True, markup=False)
-    if finding.mend:
-        console.print(f"    {finding.mend}", highlight=False, soft_wrap=True, markup=False)
+    if finding.next_step:
+        console.print(f"    {finding.next_step}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _cluster(cluster: Cluster) -> list[Finding]:

@@ -145,7 +145,7 @@ def keep_copies_together(
         cache: see `equal_files`.
         allow: copies across given splits are allowed.
         shared_test: the test images are trained on anyway (tft).
-        published: splits that were given are those of a published dataset: nobody can mend them, and all numbers on
+        published: splits that were given are those of a published dataset: nobody can change them, and all numbers on
             them were made with its copies, so these are noted and never refused.
 
     Raises:

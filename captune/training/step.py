@@ -67,12 +67,12 @@ class GraphStep:
         self._batch: Batch = {}
         self._loss, self._seen = torch.zeros(()), Batch()
         self._gradients: list[Tensor | None] = []
-        self._hopeless = False
+        self._unrecordable = False
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Batch]:
         """As `EagerStep`; the loss is overwritten by the next call."""
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in batch.items()}
-        if shapes != self._shapes and not self._hopeless:
+        if shapes != self._shapes and not self._unrecordable:
             self._shapes = shapes
             self._record(batch)
         if self._graph is None:
@@ -104,7 +104,7 @@ class GraphStep:
             for one in (error, error.__context__):
                 if isinstance(one, RuntimeError) and is_out_of_memory(one):
                     raise one from None
-            self._hopeless = True
+            self._unrecordable = True
             LOG.warning("steps are not recorded as a CUDA graph: %s", str(error).splitlines()[0])
             return
         self._graph, self._loss, self._seen = graph, loss.detach(), {k: v.detach() for k, v in seen.items()}

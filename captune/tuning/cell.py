@@ -333,7 +333,7 @@ class Cell:
         with self.together():
             for row in rows:
                 if row["epoch"] > trial.num_epochs:
-                    stop = self._hopeless(trial, row)
+                    stop = self._should_stop(trial, row)
                     self.write(Epoch.from_json({**row, "key": trial.key, "decision": "stop" if stop else "continue"}))
                     if stop:
                         return True
@@ -351,9 +351,9 @@ class Cell:
         task = self.study.task.model_copy(update=trial.task_overrides)
         return oracle_score(task, trial.role, trial_directory(self.directory, trial.key))
 
-    def _hopeless(self, trial: Trial, row: dict[str, Any]) -> bool:
+    def _should_stop(self, trial: Trial, row: dict[str, Any]) -> bool:
         search = self._search_of(trial)
-        return search is not None and search.hopeless(trial, row["fidelity"], row.get("score"))
+        return search is not None and search.should_stop(trial, row["fidelity"], row.get("score"))
 
     def crash(self, key: str, reason: str, *, node: str | None, preempted: bool) -> None:
         """Record that a trial's process died. The trial comes next again, unless it has crashed too often."""
@@ -396,5 +396,5 @@ class Cell:
             share = f"{trial.progress:.0%}"
             fields["reason"] = f"stopped at {share} of its budget: its score was below the rung's median"
         self.write(Finished.from_json({**fields, "key": trial.key, "state": state, "node": node or trial.node}))
-        if (reason := self._failures.hopeless()) is not None and self.given_up is None:
+        if (reason := self._failures.reason_to_give_up()) is not None and self.given_up is None:
             self.write(GivenUp(reason=reason))

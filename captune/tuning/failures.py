@@ -26,7 +26,7 @@ class Failures:
         else:
             self._succeeded = True
 
-    def hopeless(self) -> str | None:
+    def reason_to_give_up(self) -> str | None:
         """Why the study should be given up, if it should."""
         first = self._reasons[:_SAME_FAILURES]
         same = len(first) == _SAME_FAILURES and len(set(first)) == 1

@@ -33,7 +33,7 @@ class GpuProof:
         driver: of NVIDIA, None where there is none.
         devices: each GPU on which torch computed a product, in words.
         trouble: why GPUs cannot be used, None where all can.
-        mend: what to do then.
+        next_step: what to do then.
     """
 
     torch: str = ""
@@ -41,7 +41,7 @@ class GpuProof:
     driver: str | None = None
     devices: tuple[str, ...] = ()
     trouble: str | None = None
-    mend: str | None = None
+    next_step: str | None = None
 
 
 def prove_gpus(expected: int = 0, environment: Mapping[str, str] | None = None) -> GpuProof:
@@ -59,12 +59,14 @@ def prove_gpus(expected: int = 0, environment: Mapping[str, str] | None = None) 
     except subprocess.TimeoutExpired:
         return GpuProof(
             driver=_driver(), trouble=f"torch did not answer from the GPU within {_PROBE_SECONDS:.0f} s",
-            mend="Look there with nvidia-smi: a GPU that hangs needs a reset or a reboot.",
+            next_step="Look there with nvidia-smi: a GPU that hangs needs a reset or a reboot.",
         )  # fmt: skip
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return GpuProof(driver=_driver(), trouble=f"torch cannot be imported: {reason}", mend="Reinstall torch there.")
+        return GpuProof(
+            driver=_driver(), trouble=f"torch cannot be imported: {reason}", next_step="Reinstall torch there."
+        )
     found = json.loads(lines[-1])
     return judge(
         torch=found["torch"], cuda=found["cuda"], hip=found["hip"], driver=_driver(), devices=found["devices"],
@@ -83,25 +85,25 @@ def judge(
     expected: int,
 ) -> GpuProof:
     """Why `expected` GPUs cannot be used with what was found, and what to do; no trouble where they can."""
-    trouble, mend = None, None
+    trouble, next_step = None, None
     needed = OLDEST_DRIVER.get(int(cuda.split(".")[0])) if cuda else None
     none_declared = "start Ray there with --num-gpus=0"
     if cuda is None and hip is None:
         trouble = f"torch {torch} is a build without CUDA"
-        mend = f"Install a CUDA build of torch there, or {none_declared}."
+        next_step = f"Install a CUDA build of torch there, or {none_declared}."
     elif cuda is not None and driver is None and not devices:
         trouble = f"no NVIDIA driver answers (torch {torch}, CUDA {cuda})"
-        mend = f"Install NVIDIA's driver ({_at_least(needed)}), or {none_declared}."
+        next_step = f"Install NVIDIA's driver ({_at_least(needed)}), or {none_declared}."
     elif needed is not None and driver is not None and not devices and _version(driver) < needed:
         trouble = f"NVIDIA's driver {driver} is too old for torch {torch}, which is built for CUDA {cuda}"
-        mend = f"Install driver {_at_least(needed)} there, or a torch built for an older CUDA."
+        next_step = f"Install driver {_at_least(needed)} there, or a torch built for an older CUDA."
     elif error is not None:
         trouble = f"torch {torch} (CUDA {cuda or hip}, driver {driver}) cannot compute on a GPU: {error}"
-        mend = f"Install a torch that is built for this card, or {none_declared}."
+        next_step = f"Install a torch that is built for this card, or {none_declared}."
     elif len(devices) < expected:
         trouble = f"torch sees {len(devices)} of the {expected} GPUs that Ray counts (driver {driver}, CUDA {cuda})"
-        mend = "Start Ray there with the number that CUDA_VISIBLE_DEVICES and nvidia-smi show (--num-gpus)."
-    return GpuProof(torch, cuda or hip, driver, tuple(devices), trouble, mend)
+        next_step = "Start Ray there with the number that CUDA_VISIBLE_DEVICES and nvidia-smi show (--num-gpus)."
+    return GpuProof(torch, cuda or hip, driver, tuple(devices), trouble, next_step)
 
 
 def machine_has_gpus() -> bool:
@@ -125,7 +127,7 @@ def require_gpu() -> None:
     )  # fmt: skip
     raise StudyError(
         "a trial that asked for a GPU must find it", got=proof.trouble,
-        next_step=f"{proof.mend} To train on the CPU there, say --allow-cpu.",
+        next_step=f"{proof.next_step} To train on the CPU there, say --allow-cpu.",
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ class Finding:
     name: str
     found: str
     state: str = FINE
-    mend: str = ""
+    next_step: str = ""
 
 
 def examine(
@@ -103,7 +103,7 @@ def _memory_bytes() -> tuple[int, int]:
 
 def _torch(proof: GpuProof) -> Finding:
     if not proof.torch:
-        return Finding("torch", proof.trouble or "not found", BROKEN, proof.mend or "Install torch.")
+        return Finding("torch", proof.trouble or "not found", BROKEN, proof.next_step or "Install torch.")
     return Finding(
         "torch", f"{proof.torch}, " + (f"built for CUDA {proof.cuda}" if proof.cuda else "built without CUDA")
     )
@@ -116,9 +116,9 @@ def _gpus(proof: GpuProof, expected: int) -> Iterator[Finding]:
     if not proof.torch:
         return
     if expected and proof.trouble is not None:
-        yield Finding("GPU", f"Ray counts {expected}: {proof.trouble}", BROKEN, proof.mend or "")
+        yield Finding("GPU", f"Ray counts {expected}: {proof.trouble}", BROKEN, proof.next_step or "")
     elif proof.driver is not None and proof.trouble is not None:
-        yield Finding("GPU", proof.trouble, BROKEN, proof.mend or "")
+        yield Finding("GPU", proof.trouble, BROKEN, proof.next_step or "")
     elif not proof.devices:
         yield Finding("GPU", "none; trials train on the CPU", NOTE)
 
@@ -155,15 +155,15 @@ def _token() -> Finding:
 
 def _directory(text: str) -> Finding:
     path = Path(text)
-    mend = "Mount it at this path on every node, writable for the user that runs Ray."
+    next_step = "Mount it at this path on every node, writable for the user that runs Ray."
     if not path.is_dir():
-        return Finding("directory", f"{path} is not there", BROKEN, mend)
+        return Finding("directory", f"{path} is not there", BROKEN, next_step)
     probe = path / f".doctor.{socket.gethostname()}.{os.getpid()}"
     try:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        return Finding("directory", f"{path} cannot be written: {error.strerror}", BROKEN, mend)
+        return Finding("directory", f"{path} cannot be written: {error.strerror}", BROKEN, next_step)
     return _disk(f"directory {path}", str(path))
 
 

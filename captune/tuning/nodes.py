@@ -125,7 +125,7 @@ def check_gpus(*, allow_cpu: bool = False) -> bool:
         Whether any GPU can be used.
 
     Raises:
-        StudyError: a GPU that Ray counts cannot be used; names the node, why, and how to mend it.
+        StudyError: a GPU that Ray counts cannot be used; names the node, why, and what to do.
     """
     answers = on_each_node(gpus_of_this_node, among=lambda node: node["Resources"].get("GPU", 0) > 0)
     proofs = {
@@ -133,11 +133,11 @@ def check_gpus(*, allow_cpu: bool = False) -> bool:
     }
     bad = {name: proof for name, proof in proofs.items() if proof.trouble is not None}
     if bad and not allow_cpu:
-        mends = dict.fromkeys(proof.mend for proof in bad.values() if proof.mend)
+        remedies = dict.fromkeys(proof.next_step for proof in bad.values() if proof.next_step)
         raise StudyError(
             "torch must see every GPU that Ray counts",
             got="\n  " + "\n  ".join(f"{name}: {proof.trouble}" for name, proof in bad.items()),
-            next_step="\n".join([*mends, "To train on the CPU where a GPU cannot be used, say --allow-cpu."]),
+            next_step="\n".join([*remedies, "To train on the CPU where a GPU cannot be used, say --allow-cpu."]),
         )
     return len(bad) < len(proofs)
 

@@ -37,7 +37,7 @@ class Halving:
         self._scores: list[list[float]] = [[] for _ in self.rungs]
         self._passed: dict[str, int] = {}
 
-    def hopeless(self, key: str, fidelity: float, score: float | None) -> bool:
+    def should_stop(self, key: str, fidelity: float, score: float | None) -> bool:
         """Whether a trial should stop: its score is below the (1 − 1/reduction) quantile of those at its rung.
 
         A rung judges once four trials have come to it; a trial without a score is never stopped.

@@ -67,11 +67,11 @@ class Search:
             values.append(trial.prediction_balance or 0.0)
         self._sampler.tell(self._number(trial), trial.state, values)
 
-    def hopeless(self, trial: Trial, fidelity: float, score: float | None) -> bool:
+    def should_stop(self, trial: Trial, fidelity: float, score: float | None) -> bool:
         """Whether a trial should stop; the first configuration never does, nor that of a method among several."""
         first = trial.starts_search or (trial.origin == "warm_start" and METHOD in trial.params)
         stoppable = self._halving is not None and not first and fidelity < 1
-        return stoppable and self._halving is not None and self._halving.hopeless(trial.key, fidelity, score)
+        return stoppable and self._halving is not None and self._halving.should_stop(trial.key, fidelity, score)
 
     def done(self, num_trials: int) -> bool:
         """Whether so many trials were planned and every one has ended."""

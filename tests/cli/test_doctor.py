@@ -12,7 +12,9 @@ from captune.tuning import machine
 from captune.tuning.gpus import GpuProof, prove_gpus
 from captune.tuning.machine import BROKEN, FINE, NOTE, Finding, examine
 
-CPU_ONLY = GpuProof(torch="2.9.0+cpu", trouble="torch 2.9.0+cpu is a build without CUDA", mend="Install a CUDA build.")
+CPU_ONLY = GpuProof(
+    torch="2.9.0+cpu", trouble="torch 2.9.0+cpu is a build without CUDA", next_step="Install a CUDA build."
+)
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -45,11 +47,11 @@ def test_this_machine_is_told_and_a_directory_that_is_missing_breaks_it(
     monkeypatch.setattr(machine, "_LEAST_DISK", 1)
     monkeypatch.setattr(machine, "prove_gpus", lambda *_: proof)
     code, output = call(capsys, "--shared", str(tmp_path))
-    assert code == 0 and "Nothing to mend." in output
+    assert code == 0 and "Nothing to fix." in output
     for told in (f"torch: {torch.__version__}", "CPUs:", "memory:", "GB free", "Ray: captune", "token:", str(tmp_path)):
         assert told in output
     code, output = call(capsys, "--shared", str(tmp_path / "nowhere"))
-    assert code == 1 and "1 thing to mend." in output
+    assert code == 1 and "1 thing to fix." in output
     assert "nowhere is not there" in output and "on every node" in output
 
 
@@ -62,9 +64,9 @@ def test_a_dead_address_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_machine_without_gpus_is_no_broken_one_unless_ray_counts_some() -> None:
     assert by_name(examine(gpus=CPU_ONLY))["GPU"].state == NOTE
     counted = by_name(examine(gpus=CPU_ONLY, expected_gpus=2))["GPU"]
-    assert counted.state == BROKEN and "Ray counts 2" in counted.found and counted.mend == "Install a CUDA build."
+    assert counted.state == BROKEN and "Ray counts 2" in counted.found and counted.next_step == "Install a CUDA build."
     driven = GpuProof(
-        torch="2.9.0+cu130", cuda="13.0", driver="570.1", trouble="driver 570.1 is too old", mend="Newer."
+        torch="2.9.0+cu130", cuda="13.0", driver="570.1", trouble="driver 570.1 is too old", next_step="Newer."
     )
     assert by_name(examine(gpus=driven))["GPU"].state == BROKEN, "there is a GPU, and it cannot be used"
 

@@ -74,13 +74,13 @@ def test_racing_rarely_drops_the_true_best() -> None:
 def test_a_rung_judges_once_four_runs_have_come_to_it() -> None:
     halving = Halving(rungs=(0.5,))
     for key, score in zip("abcd", (0.4, 0.6, 0.8, 0.2), strict=True):
-        assert not halving.hopeless(key, 0.5, score)
+        assert not halving.should_stop(key, 0.5, score)
         halving.enter(key, 0.5, score)
     # The median of 0.2, 0.4, 0.6, 0.8 is 0.5.
-    assert halving.hopeless("e", 0.5, 0.49)
-    assert not halving.hopeless("e", 0.5, 0.5)
-    assert not halving.hopeless("e", 0.49, 0.0), "before the rung nothing is judged"
-    assert not halving.hopeless("e", 0.5, None)
+    assert halving.should_stop("e", 0.5, 0.49)
+    assert not halving.should_stop("e", 0.5, 0.5)
+    assert not halving.should_stop("e", 0.49, 0.0), "before the rung nothing is judged"
+    assert not halving.should_stop("e", 0.5, None)
 
 
 def test_a_run_is_judged_once_at_each_rung() -> None:
@@ -88,7 +88,7 @@ def test_a_run_is_judged_once_at_each_rung() -> None:
     for key in "abcd":
         halving.enter(key, 0.25, 0.9)
     halving.enter("e", 0.3, 0.95)
-    assert not halving.hopeless("e", 0.4, 0.0)
+    assert not halving.should_stop("e", 0.4, 0.0)
 
 
 def test_a_run_that_skips_a_rung_is_entered_in_the_higher_only() -> None:

@@ -40,7 +40,7 @@ def test_a_gpu_on_which_torch_computes_is_proved_in_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "trouble", "mend"),
+    ("found", "trouble", "next_step"),
     [
         ({"torch": "2.9.0+cpu", "cuda": None, "devices": []}, "a build without CUDA", "Install a CUDA build of torch"),
         ({"driver": None, "devices": []}, "no NVIDIA driver answers", "580.65 or newer"),
@@ -50,10 +50,10 @@ def test_a_gpu_on_which_torch_computes_is_proved_in_words() -> None:
         ({"cuda": "12.8", "driver": "470.1.1", "devices": []}, "470.1.1 is too old", "525.60 or newer"),
     ],
 )
-def test_why_a_gpu_cannot_be_used_and_how_to_mend_it(found: dict[str, object], trouble: str, mend: str) -> None:
+def test_why_a_gpu_cannot_be_used_and_what_to_do(found: dict[str, object], trouble: str, next_step: str) -> None:
     proof = judge(**(GOOD | found))
     assert proof.trouble is not None and trouble in proof.trouble
-    assert proof.mend is not None and mend in proof.mend
+    assert proof.next_step is not None and next_step in proof.next_step
 
 
 def test_a_driver_of_the_same_major_version_is_new_enough() -> None:

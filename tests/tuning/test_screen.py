@@ -99,7 +99,7 @@ def test_only_search_trials_are_confirmed_and_chosen_from(whole: Path) -> None:
     assert numbers == {0, max(search, key=lambda end: end["score"])["number"]}
 
 
-def test_hopeless_screening_trials_are_stopped_among_themselves(whole: Path) -> None:
+def test_weak_screening_trials_are_stopped_among_themselves(whole: Path) -> None:
     screened = [end for end in outcomes(whole) if end["phase"] == "screen"]
     stopped = [end for end in screened if end["state"] == "PRUNED"]
     assert stopped and len(stopped) < len(screened) - 4
