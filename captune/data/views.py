@@ -1,9 +1,10 @@
 """Weak and strong views, batched on the device.
 
 The weak view is open_clip's preprocessing (centre crop, normalise). The strong view is a random resized crop and a
-flip, as in CAP. Boxes are drawn as torchvision's RandomResizedCrop draws them, in the stored image, and resampled as
-two batched matrix products, A_y · X · A_xᵀ, whose rows are the antialiased bicubic weights; a flip reverses the rows of
-A_x. On a GPU that has room for them the images lie there, and the host only draws boxes.
+flip, as in CAP. Boxes are drawn as torchvision's RandomResizedCrop draws them, in the stored image, and resampled by
+antialiased bicubic weights: on a CPU box by box, on a GPU as two batched matrix products, A_y · X · A_xᵀ, whose rows
+are those weights; a flip reverses the rows of A_x. On a GPU that has room for them the images lie there, and the host
+only draws boxes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from captune.data.dataset import IntArray
 from captune.data.decode import Pixels
 from captune.data.image_store import ImageStore
+from captune.data.resampling import by_products, one_by_one
 from captune.data.resident import fits, resident_pixels
 from captune.preprocessing import Preprocessing
 
@@ -186,15 +188,11 @@ class ImageViews(CropViews):
         """
         if self._resident is not None:
             return self._resident.crops(fed, draws_B5, self.dtype)
-        top_B, left_B, height_B, width_B, flipped_B = draws_B5.unbind(1)
-        if not self._whole:  # the crop is the upper left corner of what was cut out
-            top_B = left_B = torch.zeros_like(top_B)
-        image_B3HW = fed.permute(0, 3, 1, 2).float()
-        height, width = image_B3HW.shape[-2:]
-        rows_BSH = resampling_weights(top_B, height_B, height, self._size, self.device)
-        columns_BSW = resampling_weights(left_B, width_B, width, self._size, self.device)
-        columns_BSW = torch.where(flipped_B.bool()[:, None, None], columns_BSW.flip(1), columns_BSW)
-        crops_B3SS = rows_BSH[:, None] @ image_B3HW @ columns_BSW.mT[:, None]
+        # Where a box was cut out first it is the upper left corner of what there is.
+        corner_B2 = torch.zeros_like(draws_B5[:, :2])
+        boxes_B5 = draws_B5 if self._whole else torch.cat((corner_B2, draws_B5[:, 2:]), 1)
+        resampled = one_by_one if self.device.type == "cpu" else by_products
+        crops_B3SS = resampled(fed, boxes_B5, self._size)
         return self._normalise(crops_B3SS.clamp_(0, 255))  # bicubic overshoots at edges
 
     @property
@@ -337,42 +335,6 @@ def sample_boxes(sizes_B2: IntArray, scale_min: float, generator: torch.Generato
         for axis, room_B in enumerate((height_B - tall_B, width_B - wide_B))
     )
     return Boxes(top_B.long(), left_B.long(), tall_B.long(), wide_B.long())
-
-
-def resampling_weights(
-    start_B: Tensor, length_B: Tensor, num_source: int, num_target: int, device: torch.device | str
-) -> Tensor:
-    """Antialiased bicubic weights from one axis of a crop to `num_target` pixels, rows adding up to 1.
-
-    The kernel is Keys' cubic with a = -1/2 (Pillow's), widened by the scale where the crop shrinks, and cut off at the
-    crop's border (weights outside are 0 and the rest renormalised), as Pillow and torchvision resize.
-
-    Args:
-        start_B, length_B: the crop's first source pixel and its length.
-        num_source: pixels of the source axis.
-        num_target: pixels of the target axis (S).
-        device: where the weights are made.
-
-    Returns:
-        weights (B, S, num_source) fp32.
-    """
-    start_B11, length_B11 = (each.to(device).float()[:, None, None] for each in (start_B, length_B))
-    target_S1 = torch.arange(num_target, device=device).float()[:, None] + 0.5
-    # Pixel positions inside the crop, so that fp32 stays exact far from the origin.
-    source_B1W = torch.arange(num_source, device=device).float() - start_B11
-    scale_B11 = length_B11 / num_target
-    distance_BSW = (source_B1W + 0.5 - target_S1 * scale_B11) / scale_B11.clamp(min=1.0)
-    inside_B1W = (source_B1W >= 0) & (source_B1W < length_B11)
-    weights_BSW = _cubic(distance_BSW.abs_()) * inside_B1W
-    normalised: Tensor = weights_BSW / weights_BSW.sum(-1, keepdim=True)
-    return normalised
-
-
-def _cubic(x: Tensor) -> Tensor:
-    """Keys' kernel with a = -1/2 for x ≥ 0: 1.5x³ - 2.5x² + 1 below 1, -0.5x³ + 2.5x² - 4x + 2 below 2, then 0."""
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, far * (x < 2))
 
 
 def centre_crop(image_HW3: Pixels, out_SS3: Pixels) -> None:

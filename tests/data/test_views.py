@@ -16,8 +16,9 @@ from torchvision.transforms import functional as F
 from captune.data.dataset import Dataset, Split, empty_split
 from captune.data.image_store import ImageStore
 from captune.data.original_crops import OriginalCrops
+from captune.data.resampling import by_products, one_by_one, resampling_weights
 from captune.data.resident import ResidentPixels
-from captune.data.views import FeatureViews, ImageViews, resampling_weights, sample_boxes
+from captune.data.views import FeatureViews, ImageViews, sample_boxes
 from captune.preprocessing import Preprocessing
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -112,6 +113,18 @@ def test_strong_view_is_torchvisions_crop_resize_and_flip(images: tuple[Dataset,
                 expected = expected.flip(-1)
             expected = F.normalize(expected / 255, list(_MEAN), list(_STD))
             torch.testing.assert_close(got[row], expected, atol=2e-4, rtol=0)
+
+
+def test_boxes_resampled_one_by_one_are_those_resampled_by_products(
+    images: tuple[Dataset, list[Path]], tmp_path: Path
+) -> None:
+    dataset, paths = images
+    _, views = _views(dataset, Preprocessing(32, _MEAN, _STD), tmp_path)
+    indices = np.arange(len(paths))
+    draws_1B5 = views.draw(indices[None], torch.Generator().manual_seed(4), flip_probability=0.5, crop_scale_min=0.08)
+    fed, boxes_B5 = views.feed_crops(indices[None], draws_1B5)(0), draws_1B5[0].clone()
+    boxes_B5[:, :2] = 0
+    torch.testing.assert_close(one_by_one(fed, boxes_B5, 32), by_products(fed, boxes_B5, 32), atol=2e-4, rtol=0)
 
 
 def test_strong_view_of_the_originals_is_pillows_crop_of_the_file(
