@@ -14,7 +14,7 @@ from captune.adapting import adapt_seeds, advice_against, check_out, configurati
 from captune.algorithms import ALGORITHMS
 from captune.algorithms.preset import preset_task
 from captune.cli import options
-from captune.cli.console import labelled, plain_console
+from captune.cli.console import labelled, plain_console, say
 from captune.cli.paper import check_preset, check_show, paper_datasets_in, show_preset
 from captune.config import TaskConfig, TrialConfig, refuse_unused_shots
 from captune.data.catalog import check_dataset_name, published_results
@@ -82,7 +82,7 @@ def adapt(
     options.say_notes(console, notes)
     against = None if config is None else advice_against(config)
     if against is not None:
-        console.print(labelled("warning", f"the study advised not to adapt: {against}", "yellow"), soft_wrap=True)
+        say(console, labelled("warning", f"the study advised not to adapt: {against}", "yellow"))
     places = {number: out / f"seed{number}" if len(numbers) > 1 else out for number in numbers}
     for place in places.values():
         check_out(place)

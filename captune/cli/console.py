@@ -16,6 +16,11 @@ def plain_console(*, stderr: bool = False, file: IO[str] | None = None) -> Conso
     return Console(stderr=stderr, file=file, markup=False, emoji=False)
 
 
+def say(console: Console, text: str | Text, *, style: str | None = None) -> None:
+    """Print prose: broken between words on a terminal; elsewhere each line stays whole, as logs are searched."""
+    console.print(text, style=style, highlight=False, soft_wrap=not console.is_terminal)
+
+
 def labelled(label: str, text: str, style: str) -> Text:
     """`label: text` with the label in a style."""
     return Text.assemble((label, style), ": ", text)

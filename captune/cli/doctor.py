@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from captune.cli.console import plain_console
+from captune.cli.console import plain_console, say
 from captune.cli.options import Given, with_options
 from captune.errors import UsageError
 from captune.tuning.cluster import Cluster, connected, ensure_token
@@ -62,9 +62,9 @@ def doctor(
 
 def _show(finding: Finding, console: Console) -> None:
     mark = _MARKS.get(finding.state, "! ")
-    console.print(f"{mark}{finding.name}: {finding.found}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"{mark}{finding.name}: {finding.found}")
     if finding.next_step:
-        console.print(f"    {finding.next_step}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"    {finding.next_step}")
 
 
 def _cluster(cluster: Cluster) -> list[Finding]:
@@ -85,7 +85,7 @@ def _show_study(nodes: tuple[Node, ...], given: Given, console: Console) -> int:
             memory_bytes=None if memory is None else 1e9 * memory,
         )  # fmt: skip
     except UsageError as error:
-        console.print(f"✗ {error}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"✗ {error}")
         return 1
     parts = [f"{share.cpus:g} CPU", f"{share.gpus:g} GPU", f"{(share.memory_bytes or 0) / 1e9:.1f} GB"]
     each = ", ".join(part for part in parts if not part.startswith(("0 ", "0.0 ")))

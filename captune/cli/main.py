@@ -9,18 +9,30 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from captune import __version__, interruption, own_process
-from captune.cli.console import labelled, plain_console
+from captune.cli.console import labelled, plain_console, say
 from captune.cli.metavars import opposites_sentence, with_metavars
 from captune.errors import CaptuneError
 
 # What the parser raises for wrong usage: click's own class, or that of the copy that newer versions of typer bring.
 _WRONG_USAGE: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
+
+class _Commands(TyperGroup):
+    """The list of commands, whose flags are shown without a type."""
+
+    def get_params(self, ctx: Any) -> Any:
+        params: list[Any] = super().get_params(ctx)
+        for param in params:
+            param.metavar = ""
+        return params
+
+
 app = typer.Typer(
     name="captune",
+    cls=_Commands,
     help="Find out how to adapt CLIP to images without labels, whether that helps, and how sure that is.",
     no_args_is_help=True,
     add_completion=False,
@@ -134,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CaptuneError as error:
         if debug:
             raise
-        console.print(labelled("error", str(error), "bold red"), soft_wrap=True)
+        say(console, labelled("error", str(error), "bold red"))
         sys.exit(error.exit_code)
     except _WRONG_USAGE as error:
         error.show()  # type: ignore[attr-defined]
@@ -145,14 +157,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        console.print(
+        say(
+            console,
             labelled(
                 "error",
                 f"{type(error).__name__}: {error}\n"
                 "This is not an error captune foresaw; run again with --debug to see where it comes from.",
                 "bold red",
             ),
-            soft_wrap=True,
         )
         sys.exit(1)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from captune.cli import options
-from captune.cli.console import plain_console
+from captune.cli.console import plain_console, say
 from captune.config import TaskConfig
 from captune.data.catalog import check_dataset_name
 from captune.data.tree import name_some
@@ -75,17 +75,17 @@ def mismatch(
     absent = absent_names(context)
     rows = _rows(context, threshold, {one.label for one in absent})
     _print(console, context, rows)
-    console.print(_sentence(rows), highlight=False, markup=False)
+    say(console, _sentence(rows))
     if (said := absent_sentence(absent, context.task.class_names)) is not None:
-        console.print(f"{said}.", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{said}.")
     described = class_descriptions(context)
     without = [name for label, name in enumerate(context.task.class_names) if label not in described]
     if without:
-        console.print(
+        say(
+            console,
             f"Without descriptions, so left alone if flagged: {len(without)} of {context.task.num_classes} classes "
             f"({name_some(without)}).",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+        )
     if out is not None:
         with out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))

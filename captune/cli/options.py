@@ -21,7 +21,7 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
-from captune.cli.console import labelled
+from captune.cli.console import labelled, say
 from captune.config import COMMAND_LINE as COMMAND_LINE
 from captune.config import (
     PARADIGM_ALIASES,
@@ -224,7 +224,7 @@ def check_writable(file: Path) -> None:
 def say_notes(console: Console, notes: Iterable[str]) -> None:
     """Print, once each, what a person should know before reading numbers."""
     for note in dict.fromkeys(notes):
-        console.print(labelled("note", note, "yellow"), soft_wrap=True)
+        say(console, labelled("note", note, "yellow"))
 
 
 def names_in(text: str, option: str) -> list[str]:

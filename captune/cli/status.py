@@ -15,6 +15,7 @@ from captune.cli.console import plain_console
 from captune.cli.places import studies_in
 from captune.config import TrialConfig, read_yaml
 from captune.durations import duration
+from captune.errors import StudyError
 from captune.records import JOURNAL, StudyRecord, read_journal
 from captune.records.layout import STUDY
 from captune.tuning.cell import Cell
@@ -24,6 +25,8 @@ from captune.tuning.progress import Standing, standing, standings_table
 from captune.tuning.specs import CellInfo
 
 _WATCH_SECONDS = 5.0
+_USUAL = "runs"
+"""Where `captune run` puts studies by itself."""
 
 
 def status(
@@ -39,7 +42,7 @@ def status(
     """
     console = plain_console()
     while True:
-        _show_all(what or ["runs"], console)
+        _show_all(what, console)
         if not watch:
             return
         time.sleep(_WATCH_SECONDS)
@@ -47,8 +50,13 @@ def status(
             console.clear()
 
 
-def _show_all(what: list[str], console: Console) -> None:
-    for name in what:
+def _show_all(what: list[str] | None, console: Console) -> None:
+    if not what and not Path(_USUAL).is_dir():
+        raise StudyError(
+            "a study must have begun below this folder", got=f"no folder '{_USUAL}'", where=Path.cwd(),
+            next_step="Name the directory of one, or begin one: captune demo.",
+        )  # fmt: skip
+    for name in what or [_USUAL]:
         if not re.fullmatch(r"auto|[a-z]+://.+|[^/]+:\d+", name):
             _show_directories(studies_in([Path(name)]), console)
         else:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from captune.adapting import adapt_once, advice_against, check_out, configuration
-from captune.cli.console import labelled, plain_console
+from captune.cli.console import labelled, plain_console, say
 from captune.errors import CheckpointError, StudyError, UsageError, did_you_mean_path
 from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, STUDY
 from captune.tuning.header import read_study
@@ -73,7 +73,7 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
     method, trial, role = configuration(settings.task, config=best)
     against = advice_against(best)
     if against is not None:
-        console.print(labelled("warning", f"the study advised not to adapt: {against}", "yellow"), soft_wrap=True)
+        say(console, labelled("warning", f"the study advised not to adapt: {against}", "yellow"))
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(

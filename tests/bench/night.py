@@ -1,7 +1,7 @@
 """A night on a cluster in small: a matrix on raylets of this machine, with all that goes wrong, inside a time budget.
 
-`python -m tests.bench.night [--budget SECONDS] [--paradigms ul,tft]` runs digits and two small folders of digits, one
-of which is gone before its images are read, with two methods; a node is killed while trials run and another is added.
+`python -m tests.bench.night [--budget SECONDS] [--paradigms ul,tft]` runs digits and three small folders of digits, one
+of which is gone before its images are read, with two methods; a node is added while trials run and another is killed.
 Prints what came of it, as Markdown.
 """
 
@@ -13,7 +13,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ class Told(Watcher):
 
 
 def plans_of(root: Path, paradigms: Sequence[str]) -> list[Plan]:
-    """Three datasets, so many paradigms, two methods."""
+    """Four datasets, so many paradigms, two methods."""
     store = root / "store"
     tasks = [TaskConfig(dataset="digits", paradigm="ul", cache_dir=store)]
-    tasks += [photographs(root / name, each=30).model_copy(update={"cache_dir": store}) for name in ("small", "gone")]
+    folders = {"small": 30, "smaller": 20, "gone": 30}
+    tasks += [photographs(root / name, each=n).model_copy(update={"cache_dir": store}) for name, n in folders.items()]
     found = []
-    for task, name in zip(tasks, ("digits", "small", "gone"), strict=True):
+    for task, name in zip(tasks, ("digits", *folders), strict=True):
         for paradigm in paradigms:
             for method in ("cap", "fpl"):
                 study = StudyConfig(
@@ -64,17 +66,51 @@ def ended_in(root: Path) -> int:
     return sum(path.read_text().count('"event":"finished"') for path in root.glob(f"runs/*/{JOURNAL}"))
 
 
-def strike(nodes: Any, doomed: Any, root: Path, over: threading.Event, done: list[str]) -> None:
-    """Kill a node once some trials have ended, and add another a little later."""
-    for word, count in (("killed", 6), ("added", 10)):
-        while ended_in(root) < count:
-            if over.wait(0.5):
-                return
-        if word == "killed":
-            nodes.remove_node(doomed, allow_graceful=False)
-        else:
-            nodes.add_node(num_cpus=1)
-        done.append(f"a node {word} after {ended_in(root)} trials")
+@dataclass
+class Nodes:
+    """What is done to the nodes, and when (seconds of the clock)."""
+
+    added: str | None = None
+    began: float = 0.0
+    joined: float | None = None
+    killed: float | None = None
+    told: list[str] = field(default_factory=list)
+
+
+def strike(nodes: Any, doomed: Any, root: Path, over: threading.Event, done: Nodes) -> None:
+    """Start another node once four trials have ended and wait until it is there; then kill one.
+
+    On a busy machine a node takes longer to come up than the half minute for which Ray's own helper waits.
+    """
+    if not _until(lambda: ended_in(root) >= 4, over):
+        return
+    count, done.began = ended_in(root), time.time()
+    done.added = nodes.add_node(wait=False, num_cpus=1).node_id
+    if _until(lambda: done.added in alive(nodes), over):
+        done.joined = time.time()
+        done.told.append(f"a node added after {count} trials joined within {done.joined - done.began:.0f} s")
+    if _until(lambda: ended_in(root) >= max(6, count), over):
+        count, done.killed = ended_in(root), time.time()
+        nodes.remove_node(doomed, allow_graceful=False)
+        done.told.append(f"a node killed after {count} trials")
+
+
+def alive(nodes: Any) -> set[str]:
+    """Ids of the nodes that Ray counts as alive."""
+    return {node["NodeID"] for node in nodes.global_state.node_table() if node["Alive"]}
+
+
+def workers_on(nodes: Any, node: str) -> int:
+    """Workers of trials that Ray placed on a node; a trial's record holds the host's name, the same for all raylets."""
+    actors = nodes.global_state.actor_table(None, None, None).values()
+    return sum(actor["Address"]["NodeID"] == node for actor in actors)
+
+
+def _until(holds: Callable[[], bool], over: threading.Event) -> bool:
+    while not holds():
+        if over.wait(0.5):
+            return False
+    return True
 
 
 def main() -> None:
@@ -94,7 +130,7 @@ def main() -> None:
     nodes.add_node(num_cpus=1)
     doomed = nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
-    told, over, done = Told(), threading.Event(), list[str]()
+    told, over, done = Told(), threading.Event(), Nodes()
     thread = threading.Thread(target=strike, args=(nodes, doomed, root, over, done), daemon=True)
     began, refused = time.time(), ""
     thread.start()
@@ -108,13 +144,15 @@ def main() -> None:
     finally:
         over.set()
         wall = time.time() - began
+        if done.added is not None:
+            done.told.append(f"{workers_on(nodes, done.added)} workers trained on the added one")
         report(root, told, done, wall, asked.budget, refused)
         ray.shutdown()
         nodes.shutdown()
         shutil.rmtree(root, ignore_errors=True)
 
 
-def report(root: Path, told: Told, done: Sequence[str], wall: float, budget: float, refused: str) -> None:
+def report(root: Path, told: Told, done: Nodes, wall: float, budget: float, refused: str) -> None:
     """Print what came of it."""
     directories = sorted(path.parent for path in root.glob(f"runs/*/{JOURNAL}"))
     events = {path.name: read_journal(path / JOURNAL) for path in directories}
@@ -133,7 +171,8 @@ def report(root: Path, told: Told, done: Sequence[str], wall: float, budget: flo
     print(
         f"- wall clock {wall:.0f} s of a budget of {budget:.0f} s; counted in the journals: {covered(sessions):.0f} s"
     )
-    print(f"- trials ended: {dict(ends)}; preempted with their node: {kinds[Preempted.__name__]}; {'; '.join(done)}")
+    print(f"- trials ended: {dict(ends)}; preempted with their node: {kinds[Preempted.__name__]}")
+    print(f"- nodes: {'; '.join(done.told) or 'none added, none killed'}")
     print(
         f"- images decoded {[e.decoded for e in made]}, encoded {[e.encoded for e in made]}, on {len(made)} occasions"
     )

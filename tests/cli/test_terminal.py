@@ -16,6 +16,7 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 import captune
+from captune.cli.console import say
 from captune.cli.main import _PANELS, COMMANDS, main
 from captune.cli.mismatch import _sentence
 from captune.config import StudyConfig, TaskConfig
@@ -68,6 +69,28 @@ def test_every_command_stands_in_one_panel_and_newcomers_first() -> None:
     listed = [name for names in _PANELS.values() for name in names]
     assert sorted(listed) == sorted(COMMANDS) and list(COMMANDS)[:2] == ["demo", "doctor"]
     assert next(iter(_PANELS)) == "Start here"
+
+
+def test_prose_breaks_between_words_on_a_terminal_and_stays_a_line_in_a_file() -> None:
+    text = "error: --dataset must name a dataset, but got 'cifar10'. Known: digits, caltech101, oxford_pets."
+    screen, file = io.StringIO(), io.StringIO()
+    say(Console(file=screen, width=40, force_terminal=True, color_system=None), text)
+    say(Console(file=file, width=40), text)
+    assert screen.getvalue().split() == text.split() and len(screen.getvalue().splitlines()) == 3
+    assert file.getvalue() == f"{text}\n"
+
+
+def test_the_list_of_commands_shows_flags_without_a_type(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "--help")
+    assert "--version" in out and "<bool>" not in out
+
+
+def test_status_where_no_study_was_begun_says_how_to_begin_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "status")
+    assert code == 1 and "no folder 'runs'" in err and "captune demo" in err
 
 
 def test_the_version_says_the_revision_without_loading_torch() -> None:
