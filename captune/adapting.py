@@ -39,8 +39,7 @@ def configuration(
     paper: bool = False,
     where: object = "settings",
 ) -> tuple[str, TrialConfig, Role]:
-    """The method, the configuration to train, and the role: its published one, with what a file and the caller say on
-    top.
+    """The method, its role, and the configuration to train: the method's default, under what a file and the caller say.
 
     Args:
         task: the cell.
@@ -246,7 +245,7 @@ def _finish(trial: TrainingTrial, task: TaskConfig, method: str, out: Path, note
 
 
 def held_out_note(role: Role) -> list[str]:
-    """What a person should know of an adaptation that repeats a study's."""
+    """The note for an adaptation that holds images out because it repeats a study's."""
     if role is Role.REPORT:
         return []
     return [

@@ -116,7 +116,7 @@ def run(
         dataset: a dataset's name, or folder:DIR, csv:FILE, features:FILE, as on the command line.
         paradigm: ul, ssl, trzsl or tft.
         method: a method's name; "auto" for one study over several.
-        trials: configurations to try, the published one included; None: what is usual in the cell.
+        trials: configurations to try, the default one included; None: what is usual in the cell.
         out: the study's directory; runs/NAME if None.
         resume: go on with the study in the directory.
         options: any other option of `captune run` by its name, or any setting of the method, which is then fixed:

@@ -192,7 +192,7 @@ class TaskConfig(Config):
 class TrialConfig(Config):
     """What every method shares: the training budget, the optimiser, what is learned."""
 
-    panel: ClassVar[str] = "Training (default: the method's published settings, the dataset's budget)"
+    panel: ClassVar[str] = "Training (default: the method's settings, the dataset's budget)"
 
     tuning: Literal["prompts", "features"] = Field(
         "prompts", description="what is learned: prompts, or residuals on frozen features (far cheaper)"

@@ -87,7 +87,7 @@ def _nearest(value: str, expected: str) -> str:
 
 
 def _wording(problem: Any) -> str:
-    """What pydantic says of a value, as the house says it."""
+    """Pydantic's message about a value, in the form of captune's errors."""
     limits = problem.get("ctx", {})
     for kind, key, words in (
         ("greater_than_equal", "ge", "at least"),

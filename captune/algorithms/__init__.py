@@ -167,7 +167,7 @@ def method_named(name: str) -> Method:
 
 
 def refuse_unfit(method: str, task: TaskConfig) -> None:
-    """See, before anything is loaded, that the cell has the labels a method learns from, and that it may have them.
+    """Check, before anything is loaded, that the cell has the labels a method learns from and may give them to it.
 
     Raises:
         UsageError: it has none, or they stay sealed; no such method.

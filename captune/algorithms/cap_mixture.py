@@ -1,4 +1,4 @@
-"""CAP that does not break on long tails: averaged with a text-anchored mixture, trusted where the pool is even.
+"""CAP for long-tailed pools too: averaged with a text-anchored mixture, and trusted only where the pool is even.
 
 CAP's boards and margin imply that the pool's classes are equally many. A Gaussian mixture of the frozen features whose
 means are anchored at the texts implies nothing of the kind: it estimates the pool's class shares with everything else.

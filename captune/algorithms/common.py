@@ -91,7 +91,7 @@ def passes(
 
 
 def ragged_feed(rows_S: list[IntArray], make: Callable[[IntArray], Feed]) -> Feed:
-    """What `make` makes of the rows of every step, whether they are equally many or not."""
+    """`make` of the rows of every step, which may differ in number."""
     if len({len(rows) for rows in rows_S}) == 1:
         return make(np.stack(rows_S))
     return lambda step: make(rows_S[step][None])(0)

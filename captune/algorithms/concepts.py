@@ -113,7 +113,7 @@ def class_descriptions(context: Context) -> dict[int, list[str]]:
 
 
 def _check_length(context: Context, descriptions: dict[int, list[str]]) -> None:
-    """By tokens, not words: what counts is what the tower reads."""
+    """Check descriptions by tokens, not words, because the tower reads only so many tokens."""
     if context.backbone is None:
         return
     named = [(label, sentence) for label, sentences in descriptions.items() for sentence in sentences]
@@ -143,7 +143,7 @@ def mismatch_report(context: Context, threshold: int | None = None) -> MismatchR
 
 
 class _Key:
-    """Makes a context hashable by the cell it stands for."""
+    """A context, hashable by its cell."""
 
     def __init__(self, context: Context) -> None:
         self.context = context

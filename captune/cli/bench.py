@@ -58,7 +58,7 @@ def bench(
 
 
 def lines(report: dict[str, Any]) -> list[str | Table]:
-    """What a person reads of a report: the machine, a table, and how to learn what one's own study costs."""
+    """A report as lines to read: the machine, a table, and how to learn what one's own study costs."""
     hardware, found = report["machine"], report["versions"]
     noisy = [
         f"Too noisy, {row['classes']} classes, {row['precision']}: {row['too_noisy']}. Measure again when it is idle."

@@ -1,4 +1,4 @@
-"""What `--help` shows for what to type after an option: a word a person would use, not the name of a Python type."""
+"""The word that `--help` shows for an option's value: one that a person would use, not the name of a Python type."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def _rows(context: Context, threshold: int | None, absent: set[int]) -> list[dic
 
 
 def _sentence(rows: list[dict[str, Any]]) -> str:
-    """What the table comes to, and what to do."""
+    """A sentence that sums up the table and says what to do."""
     missing = [str(row["class"]) for row in rows if row["verdict"] == "mismatched"]
     if not missing:
         never = [str(row["class"]) for row in rows if row["zero_shot_count"] == 0]

@@ -179,7 +179,7 @@ def _task(dataset: str, paradigm: str, split_seed: int, values: dict[str, Any]) 
 
 
 def _found(datasets: list[str], values: dict[str, Any], console: Console) -> tuple[list[str], list[str]]:
-    """What is missing, in a sentence each, and the datasets that are there."""
+    """A sentence for each missing dataset, and the datasets that are there."""
     missing, there = [], []
     for dataset in datasets:
         try:
@@ -242,7 +242,7 @@ def _check_kept(planned: list[_Planned], out: Path) -> None:
 
 
 def _departures(task_values: dict[str, Any], trial_values: dict[str, Any], other_protocol: bool) -> list[str]:
-    """What a reader of the table must know of settings that are not the preset's."""
+    """The settings that differ from the preset's, as a reader of the table must know them."""
     lines = []
     where = {"dataset", "paradigm", "split_seed", *_NO_MATTER}
     given = {**{name: value for name, value in task_values.items() if name not in where}, **trial_values}

@@ -168,7 +168,7 @@ def _measured(plan: Plan, at_once: int) -> tuple[TrialCost, TrialCost | None]:
 
 
 def _share_of_budget(settings: Settings, at_once: int, num_studies: int) -> float | None:
-    """Seconds on the clock that one of the studies has, by the narrower of the two budgets."""
+    """Wall-clock seconds that each of the studies has by the tighter of the two budgets."""
     limits = []
     if settings.time_budget is not None:
         limits.append(settings.time_budget)

@@ -228,7 +228,7 @@ def _datasets(task_values: dict[str, Any], skip_missing: bool) -> tuple[list[str
 
 
 def _protocol(task_values: dict[str, Any]) -> str:
-    """The protocol that is asked for; the paper's datasets come in the paper's unless another is."""
+    """The protocol asked for; without one, `--dataset paper` means the paper's protocol."""
     default = "paper" if task_values.get("dataset") == "paper" else "coop"
     return str(task_values.get("protocol") or default)
 
@@ -272,7 +272,7 @@ def _studies(
 
 
 def _matrix(datasets: Sequence[str], paradigm: str, method: str) -> list[tuple[str, str, str]]:
-    """Every asked combination, once, in the order asked."""
+    """Every combination asked for, once, in that order."""
     paradigms = (
         list(PARADIGMS) if paradigm == "all" else [resolve_paradigm(name) for name in names_in(paradigm, "--paradigm")]
     )

@@ -95,7 +95,7 @@ def _show(standings: list[Standing], console: Console) -> None:
 
 
 def _base(values: Any) -> TrialConfig:
-    """What every method's configuration has; a study may be of a method this captune does not know."""
+    """Only the settings that all methods share, since a study may be of a method that this captune does not know."""
     known = values if isinstance(values, dict) else {}
     return TrialConfig.parse({name: known[name] for name in TrialConfig.model_fields if name in known})
 

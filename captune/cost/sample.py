@@ -1,4 +1,4 @@
-"""A cell's context over a sample of its images: it costs what the real one does, and nothing has to be built for it."""
+"""A cell's context over a sample of its images. It costs as much as the real one, but nothing has to be built first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is labelled, pooled, validated and tested, and the seal on every label that training may not see.
+"""Who is labelled, pooled, validated and tested, and sealed labels: those that training may not see.
 
 All indices count through the dataset's train, val and test images, one behind another. A `Task` holds no true label of
 a pool, held-out or test image; those go into `SealedLabels`, which one module opens, for the report.

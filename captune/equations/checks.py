@@ -36,7 +36,7 @@ def check_shapes(**tensors: Tensor | None) -> dict[str, int]:
 
 
 def require(holds: bool, invariant: str, **got: object) -> None:
-    """Raise ValueError in the house's form unless an invariant holds.
+    """Raise ValueError in the form of captune's errors unless an invariant holds.
 
     Args:
         holds: whether it does.

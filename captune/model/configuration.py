@@ -84,7 +84,7 @@ def _refuse_requests(config: Any, where: str) -> None:
 
 @contextlib.contextmanager
 def without_remote_code(config: dict[str, Any]) -> Iterator[None]:
-    """Within it, transformers refuses Python files beside a model or tokenizer instead of asking to run them."""
+    """Within the block, transformers refuses Python files beside a model or tokenizer instead of asking to run them."""
     if not {"hf_tokenizer_name", "hf_model_name"} & set(config.get("text_cfg", {})):
         yield
         return

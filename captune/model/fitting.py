@@ -1,4 +1,4 @@
-"""Weights into a model: every tensor finds its place, or what is wrong is said by name."""
+"""Load weights into a model: every tensor has its place, or an error names the one that does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patience with the Hugging Face Hub: without a network its client retries for most of a minute, for nothing."""
+"""Offline use of the Hugging Face Hub: without a network its client would retry for most of a minute in vain."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """From a backbone's name and `--pretrained` to where its weights lie and how they are to run; nothing is opened here.
 
-Rules for QuickGELU, which no weight file states and the wrong choice of which only costs accuracy, silently:
+No weight file says whether it was trained with QuickGELU, and a wrong choice costs accuracy in silence. The rules:
 
 1. a name that ends in "-quickgelu" has it;
 2. a tag has what open_clip's table says of it (OpenAI's, MetaCLIP's and DFN's weights under plain names get it);

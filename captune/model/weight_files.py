@@ -1,4 +1,4 @@
-"""Weight files as people have them: opened without pickle, freed of wrappers and prefixes, or refused by name."""
+"""Read weight files as people have them: without pickle, without wrappers and prefixes; others are refused by name."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _opened(path: Path, *, script: bool) -> Any:
 
 
 def _objects_in(path: Path) -> list[str]:
-    """What of a PyTorch file would have to be run to be read, by name; empty where that is not its fault."""
+    """The names in a PyTorch file that would have to be run to read it; empty if that is not what is wrong with it."""
     if path.suffix == ".safetensors":
         return []
     try:
@@ -248,7 +248,7 @@ def _unwrapped(content: Any, path: Path, notes: list[str]) -> dict[str, Tensor]:
 
 
 def _refuse_parts_of_a_model(tensors: dict[str, Tensor], path: Path) -> None:
-    """What was learned beside a CLIP is no CLIP."""
+    """Refuse files of what was learned beside a CLIP (LoRA, prompts, adapters) or of one tower."""
     whole = any(name.endswith((_ANCHOR, "token_embedding.weight")) for name in tensors)
     for kind, pattern, next_step in _PARTS:
         names = [name for name in tensors if re.search(pattern, name)]

@@ -28,7 +28,7 @@ class StudyOpened(Event):
         cell: name of the cell, `<dataset>-<paradigm>-<method>`.
         study: its settings, the fields of `StudyConfig`.
         space: the search space as it was resolved for the cell, by parameter.
-        base: the method's published configuration for the cell.
+        base: the method's first configuration for the cell: its default or, under `--preset paper`, the published one.
         screen: `space` and `base` of the screening trials, or null.
         select_by, criterion_help: the criterion of the search and what it measures.
         metric_name: what is reported on the test images.

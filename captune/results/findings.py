@@ -1,7 +1,7 @@
 """What a study found on its pool and test images when it was closed, as tables: confusion, reliability, pictures.
 
 The study wrote it down in findings.json (`captune.studies.findings`); a study of an older captune, or a copied journal,
-has none. What needs test labels is left out while the seal is closed, whatever the file holds.
+has none. What needs test labels is left out as long as they are sealed, whatever the file holds.
 """
 
 from __future__ import annotations

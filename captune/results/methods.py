@@ -21,9 +21,9 @@ _COLUMNS = (
 def methods_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row per study (and one per cell for balanced zero-shot), best tuned mean of a cell first.
 
-    `default` is the method's published configuration, `tuned` the one the study chose without sealed labels, both over
-    the confirmed seeds on the sealed test, fractions; `search_*` is what the search cost in trials, epochs and seconds
-    of one worker.
+    `default` is the method's default configuration, `tuned` the one that the study chose without sealed labels. Both
+    are fractions on the sealed test, over the confirmed seeds; `search_*` is what the search cost in trials, epochs and
+    seconds of one worker.
     """
     rows: list[dict[str, Any]] = []
     balanced: dict[str, float] = {}

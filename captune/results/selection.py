@@ -26,7 +26,7 @@ _AVERAGED = (
 def selection_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row per study and criterion, over its complete search and confirmation trials.
 
-    Nothing before the seal was opened. `pick_regret` is the best trial's sealed metric minus the picked trial's.
+    Empty before the test labels were read. `pick_regret` is the best trial's sealed metric minus the picked trial's.
     """
     return pd.DataFrame([row for study in studies for row in _rows(study)], columns=list(_COLUMNS))
 

@@ -1,7 +1,7 @@
 """findings.json: what a closed study found on its pool and test images, for the report, with small pictures.
 
 Made of stored predictions when the study is closed, so that a report needs neither the dataset nor PyTorch. What the
-pool is taken for needs no label; what is said of test images is written only once the seal is open.
+pool is taken for needs no label; what is said of test images is written only once test labels may be read.
 """
 
 from __future__ import annotations

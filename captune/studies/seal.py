@@ -29,7 +29,7 @@ def record_seal_opened(record: StudyRecord, write: Callable[[Event], object]) ->
     """
     if record.choice is None:
         raise StudyError(
-            "the seal must stay closed until the study has chosen",
+            "test labels must stay sealed until the study has chosen",
             got="a study without a choice",
             where=record.directory,
             next_step="Let it end with `captune resume`.",
@@ -42,11 +42,15 @@ def record_test_metrics(record: StudyRecord, write: Callable[[Event], object]) -
     """Compare the predictions of every complete trial that has no report with the test labels, and record its metrics.
 
     Raises:
-        StudyError: the seal is closed.
+        StudyError: the study has not recorded that test labels may be read.
         RecordError: the predictions of a trial are missing, or are of other images.
     """
     if not record.sealed_opened:
-        raise StudyError("the seal must be open before trials are reported", got="closed", where=record.directory)
+        raise StudyError(
+            "a study must have chosen before its trials are compared with test labels",
+            got="sealed labels",
+            where=record.directory,
+        )
     zero_shot_N = _zero_shot_predictions(record)
     for trial in record.complete():
         if trial.report is None:

@@ -145,7 +145,7 @@ class MeasuredChanges:
 def measured_changes(
     config: TaskConfig, role: Role, zero_shot: Path, candidate: Sequence[Path], *, num_examples: int = 200
 ) -> MeasuredChanges | None:
-    """Compare a candidate with zero-shot, image by image; the seal must be open.
+    """Compare a candidate with zero-shot, image by image; test labels must be open to be read.
 
     Args:
         config: the cell.
