@@ -64,7 +64,7 @@ def sampled_context(config: TaskConfig, device: str) -> Iterator[tuple[Context, 
             text_features_KD=backbone.encode_texts(class_prompts(task.class_names, task.template, config.prompt_form)),
             logit_scale=backbone.logit_scale,
             device=backbone.device,
-            recorded=not plain,
+            fast_steps=not plain,
         )
         yield context, dataset.num_images * (decode + encode)
 

@@ -261,7 +261,7 @@ def _measure_one(context: Context, config: TrialConfig, method: str, packed: int
     watch = watches[0]
     memory, step, bookkeeping = 0, 0.0, 0.0
     if spec.num_epochs(config):
-        loops = [Loop(each, cut, epochs, recorded=context.recorded) for each in watches]
+        loops = [Loop(each, cut, epochs, recorded=context.fast_steps) for each in watches]
 
         def epoch() -> None:
             for outcome in train_together(loops):

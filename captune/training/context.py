@@ -40,7 +40,7 @@ class Context:
         text_features_KD: the frozen CLIP's normalised class-prompt features, on the device.
         logit_scale: s = exp(logit_scale) of the loaded CLIP.
         device: where training runs.
-        recorded: whether steps may be recorded as CUDA graphs there, or packed (off with `kernels: plain`).
+        fast_steps: whether steps may be recorded as CUDA graphs or taken in packs (off with `kernels: plain`).
         notes: what the weights and class names themselves tell, and a person should know.
         unreadable: file → reason of the images that are left out of the task.
     """
@@ -52,7 +52,7 @@ class Context:
     text_features_KD: Tensor
     logit_scale: float
     device: torch.device
-    recorded: bool = True
+    fast_steps: bool = True
     notes: tuple[str, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -64,7 +64,7 @@ class Context:
     @property
     def packs(self) -> bool:
         """Whether steps on frozen features are taken for several trials at once (`captune.training.packs`)."""
-        return self.recorded
+        return self.fast_steps
 
     @property
     def feature_views(self) -> FeatureViews:
@@ -157,7 +157,7 @@ def _open(
         logit_scale = backbone.logit_scale
     context = Context(
         task, backbone, views, image_features_MD, text_features_KD.float(), logit_scale, device,
-        recorded=not plain, notes=(*notes, *_unreadable_note(unreadable)), unreadable=unreadable,
+        fast_steps=not plain, notes=(*notes, *_unreadable_note(unreadable)), unreadable=unreadable,
     )  # fmt: skip
     return context, sealed
 

@@ -232,7 +232,7 @@ class TrainingTrial:
 
     def _build(self) -> None:
         self._algorithm = self._algorithm_spec.build(self.context, self.config, self.seed)
-        self.training = training_of(self._algorithm, self.config, self.num_epochs, recorded=self.context.recorded)
+        self.training = training_of(self._algorithm, self.config, self.num_epochs, recorded=self.context.fast_steps)
 
     def _within_memory(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if not self._in_micro_batches:

@@ -164,7 +164,7 @@ class Agenda:
     @property
     def search_done(self) -> bool:
         """Whether every search trial has ended."""
-        return self._search.done(self.num_trials)
+        return self._search.all_ended(at_least=self.num_trials)
 
     def has_more(self) -> bool:
         """Whether anything is still to be planned, now or once running trials have ended."""
@@ -224,7 +224,7 @@ class Agenda:
             point = walk[number - 1 - len(warm_starts)]
             return Proposal(replace(plan, origin="walk"), base, space.fixed, space.source, methods).with_values(point)
         if self._screening is not None:
-            if not self._screening.done(0):
+            if not self._screening.all_ended():
                 return None
             promoted = self._promoted(self._screening, number - 1 - len(warm_starts))
             if promoted is not None:

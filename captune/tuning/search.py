@@ -73,9 +73,9 @@ class Search:
         stoppable = self._halving is not None and not first and fidelity < 1
         return stoppable and self._halving is not None and self._halving.should_stop(trial.key, fidelity, score)
 
-    def done(self, num_trials: int) -> bool:
-        """Whether so many trials were planned and every one has ended."""
-        return len(self.trials) >= num_trials and all(trial.ended for trial in self.trials)
+    def all_ended(self, *, at_least: int = 0) -> bool:
+        """Whether every planned trial has ended, and `at_least` so many were planned."""
+        return len(self.trials) >= at_least and all(trial.ended for trial in self.trials)
 
     def scored(self) -> list[Scored]:
         """The finished trials with their scores and places, by number."""

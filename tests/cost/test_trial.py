@@ -124,7 +124,7 @@ def test_image_files_are_sampled_and_nothing_is_built(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
     assert any("--tuning features" in sentence for sentence in cost.halve)
     with sampled_context(cell.model_copy(update={"kernels": "plain"}), "cpu") as (context, _):
-        assert not context.recorded
+        assert not context.fast_steps
 
 
 def test_an_unknown_method_is_refused() -> None:

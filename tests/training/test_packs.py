@@ -313,7 +313,7 @@ def test_boards_stand_in_another_order_than_autograds_only_where_confidences_are
     for number in range(48):
         config = base.with_values(sampler.suggest(number))
         loops = [
-            Loop(ALGORITHMS["cap"].build(context, config, 0), config, config.epochs, recorded=context.recorded)
+            Loop(ALGORITHMS["cap"].build(context, config, 0), config, config.epochs, recorded=context.fast_steps)
             for context in (by_hand, plain)
         ]
         assert [loop.algorithm.context.packs for loop in loops] == [True, False]  # type: ignore[attr-defined]

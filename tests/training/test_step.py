@@ -119,8 +119,8 @@ def test_a_branch_changes_nothing_on_a_cpu() -> None:
 
 def test_a_person_can_have_plain_kernels() -> None:
     task = {"dataset": "digits", "paradigm": "ul"}
-    assert open_context(TaskConfig.parse(task), "score", "cpu").recorded
-    assert not open_context(TaskConfig.parse({**task, "kernels": "plain"}), "score", "cpu").recorded
+    assert open_context(TaskConfig.parse(task), "score", "cpu").fast_steps
+    assert not open_context(TaskConfig.parse({**task, "kernels": "plain"}), "score", "cpu").fast_steps
 
 
 class FakeStream:
