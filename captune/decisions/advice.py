@@ -205,7 +205,7 @@ def expected_gain(facts: Mapping[str, float], largest: float, model: GainModel =
 
 
 def gain_model_for(evidence: Evidence) -> GainModel:
-    """What was learned of gains for such evidence: from worlds with labels for selection, or from those without."""
+    """The gain model for such evidence: learned from development tasks with labels for selection, or without."""
     return GAIN_MODEL if evidence.validation is None else LABELLED_GAIN_MODEL
 
 

@@ -32,7 +32,7 @@ class GainModel:
         error_base, error_slope: scale of an error: base + slope · percent of images on which the two differ.
         errors: quantiles 1 … 99 % of the errors in units of that scale, of predictions for left-out datasets.
         seen: the feature files it was fitted on.
-        worlds: how many worlds they make.
+        worlds: number of development tasks made of them.
     """
 
     coefficients: dict[str, float]

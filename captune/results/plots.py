@@ -208,7 +208,7 @@ _STRESS_WORDS = {
 
 
 def robustness_figure(robustness: pd.DataFrame) -> Figure | None:
-    """Accuracy of one study's configurations in harder worlds (`--stress`), and the worst class of each."""
+    """Accuracy of one study's configurations on harder pools (`--stress`), and the worst class of each."""
     stress = [name for name in robustness.columns if name.rsplit("_", 1)[0] in _STRESS_WORDS]
     rows = robustness[robustness["mean"].notna()]
     if not len(rows):
@@ -255,9 +255,9 @@ def _draw_stress(axis: Axes, rows: pd.DataFrame, columns: Sequence[str]) -> None
         )
         axis.axhline(100 * row["mean"], color=colour, linewidth=1, dashes=(3, 2), alpha=0.7)
     named = [name.rsplit("_", 1) for name in known]
-    axis.set_xticks(places, [_STRESS_WORDS[world].format(value) for world, value in named])
+    axis.set_xticks(places, [_STRESS_WORDS[kind].format(value) for kind, value in named])
     axis.set_xlim(-0.5, len(known) - 0.4)
-    axis.set_title("In harder worlds (dashed: the plain one)")
+    axis.set_title("On harder pools (dashed: the plain pool)")
     axis.set_ylabel("mean metric (%)")
     axis.legend(loc="best")
 
