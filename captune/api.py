@@ -156,7 +156,7 @@ def run(
     study = StudyConfig.parse(values, where="run")
     resolve_criterion(study.select_by, task.paradigm)
     how = MachineConfig.parse(machine, where="run")
-    loggers = check_loggers(how.logger)
+    check_loggers(how.logger)
 
     from captune.studies.planning import plan_study
     from captune.studies.running import Settings, run_studies
@@ -164,7 +164,7 @@ def run(
 
     name = cell_name(task.dataset, task.paradigm, method)
     directory = Path("runs", name) if out is None else Path(out).expanduser()
-    settings = Settings(**how.model_dump(exclude={"logger"}), loggers=loggers, resume=resume)
+    settings = Settings(**how.model_dump(), resume=resume)
     (record,) = run_studies([plan_study(study, directory.absolute())], settings)
     return Study(record)
 

@@ -77,7 +77,7 @@ def compare(
     required(given.task, "dataset")
     check_dataset_name(given.task["dataset"])
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
-    loggers = check_loggers(machine.logger)
+    check_loggers(machine.logger)
     fixed = settings(given.trial, set_)
     studies = []
     for kind, name in cells_of(given.task.get("paradigm", "all"), methods, console, given.task):
@@ -102,7 +102,7 @@ def compare(
     ]
     lost: CaptuneError | None = None
     try:
-        execute(plans, Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=resume), console)
+        execute(plans, Settings(**machine.model_dump(), resume=resume), console)
     except CaptuneError as error:
         lost = error  # the other studies are compared all the same
     try:

@@ -75,7 +75,7 @@ def demo(
     plan = plan_study(study, out.expanduser().absolute())
     began = time.monotonic()
     try:
-        run_studies([plan], Settings(dashboard=False), Explained(console))
+        run_studies([plan], Settings.parse({"dashboard": False}), Explained(console))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     console.print(f"\n{_CHOICE}", style="bold", highlight=False)

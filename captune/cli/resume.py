@@ -47,7 +47,7 @@ def resume(
     """
     console = plain_console(file=sys.stdout)
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
-    loggers = check_loggers(machine.logger)
+    check_loggers(machine.logger)
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.studies import execute
         from captune.studies.planning import plan_to_continue
@@ -59,6 +59,6 @@ def resume(
     say_notes(console, passed_over)
     execute(
         plans,
-        Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=True, retry_failed=retry_failed),
+        Settings(**machine.model_dump(), resume=True, retry_failed=retry_failed),
         console,
     )

@@ -103,7 +103,7 @@ def run(
         return
     file = StudyFile.read(_one_file(study_file, config))
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
-    loggers = check_loggers(machine.logger)
+    check_loggers(machine.logger)
     datasets, missing = _datasets({**(file.values.get("task") or {}), **given.task}, skip_missing)
     if missing:
         console.print(f"Not on disk and left out: {', '.join(missing)}.", highlight=False, soft_wrap=True)
@@ -133,7 +133,7 @@ def run(
         if warm_start == "cells" and plans:
             plan = replace(plan, after=plans[-1].directory.name)
         plans.append(plan)
-    how = Settings(**machine.model_dump(exclude={"logger"}), loggers=loggers, resume=resume)
+    how = Settings(**machine.model_dump(), resume=resume)
     if dry_run:
         check_before_ray(plans, address=how.address, gpus_per_trial=how.gpus_per_trial, allow_cpu=how.allow_cpu)
         if len(plans) > 1:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from captune.config import MachineConfig
 from captune.errors import StudyError, UsageError
 from captune.records import StudyRecord
 from captune.records.events import Chosen
@@ -23,6 +23,7 @@ from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, connected
 from captune.tuning.engine import run_cells
 from captune.tuning.gpus import machine_has_gpus
+from captune.tuning.loggers import check_loggers
 from captune.tuning.nodes import check_gpus, check_nodes
 from captune.tuning.packing import Allotment, allot
 from captune.tuning.preparing import Preparation
@@ -36,40 +37,23 @@ from captune.tuning.telemetry import logger_callbacks, telemetry
 from captune.tuning.trainable import OpenTrial
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How studies are run, as opposed to what they are: free to differ each time.
+class Settings(MachineConfig):
+    """How studies are run: the machine's settings, and what a command asks besides.
 
     Attributes:
-        address: of a running Ray cluster; None starts one on this machine.
-        concurrency: trials at once; None: what fits.
-        cpus_per_trial, gpus_per_trial: of each trial; None: 1 CPU, and a GPU where there is one.
-        memory_per_trial: gigabytes; None: as measured.
-        time_budget, gpu_hours: seconds and GPU hours that all studies together may use, over all their resumes.
-        trial_timeout: seconds after which a trial that has not ended fails.
-        retry_failed: hand failed trials out again.
-        allow_cpu: train on the CPU where torch does not see the GPUs that Ray has.
-        dashboard, dashboard_host: whether Ray's dashboard is started, and where it listens.
-        loggers: where curves go: tensorboard, mlflow, wandb.
         resume: go on with studies that are in their directories already.
+        retry_failed: hand failed trials out again.
         open_trial: how a worker opens a trial; tests put quick ones here.
     """
 
-    address: str | None = None
-    concurrency: int | None = None
-    cpus_per_trial: float | None = None
-    gpus_per_trial: float | None = None
-    memory_per_trial: float | None = None
-    time_budget: float | None = None
-    gpu_hours: float | None = None
-    trial_timeout: float | None = None
-    retry_failed: bool = False
-    allow_cpu: bool = False
-    dashboard: bool = True
-    dashboard_host: str | None = None
-    loggers: tuple[str, ...] = ("tensorboard",)
     resume: bool = False
-    open_trial: Callable[[TrialSpec], OpenTrial] | None = field(default=None)
+    retry_failed: bool = False
+    open_trial: Callable[[TrialSpec], OpenTrial] | None = None
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Where curves go: the names in `logger`."""
+        return check_loggers(self.logger)
 
 
 class Watcher:

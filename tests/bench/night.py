@@ -136,7 +136,7 @@ def main() -> None:
     thread.start()
     try:
         settings = Settings(
-            address=nodes.address, dashboard=False, loggers=(), time_budget=asked.budget, cpus_per_trial=1
+            address=nodes.address, dashboard=False, logger="none", time_budget=asked.budget, cpus_per_trial=1
         )
         run_studies(plans, settings, told)
     except StudyError as error:

@@ -57,7 +57,7 @@ def test_each_study_of_a_matrix_concludes_as_it_ends_while_a_long_one_goes_on(
         study = StudyConfig(task=task, trials=trials, confirm_top=0, fixed=fixed, scheduler="none")
         plans.append(plan_study(study, tmp_path / name))
     looker = Looker(tmp_path / "report" / "report.html")
-    records = run_studies(plans, Settings(dashboard=False, loggers=(), concurrency=2), looker)
+    records = run_studies(plans, Settings(dashboard=False, logger="none", concurrency=2), looker)
     assert [record.directory.name for record in records] == ["long", "short", "other"]
     assert looker.closed_beside == {"short": ["long"], "other": ["long"], "long": []}
     assert looker.page_beside == ["long"], "the page of all was there before the last study ended"

@@ -175,7 +175,7 @@ def test_a_matrix_on_a_cluster_encodes_each_image_once_and_a_dataset_that_is_mis
     # After it was planned, before a node looks.
     (tmp_path / "gone").rename(tmp_path / "elsewhere")
     with pytest.raises(StudyError, match="every node that runs trials must see the data"):
-        run_studies(plans, Settings(address=nodes.address, dashboard=False, loggers=()))
+        run_studies(plans, Settings(address=nodes.address, dashboard=False, logger="none"))
     assert not (tmp_path / "run-2").exists(), "nothing of it had begun"
     made = prepared_events(tmp_path / "run-0", tmp_path / "run-1")
     assert sum(event.decoded or 0 for event in made) == sum(event.encoded or 0 for event in made) == 60
