@@ -195,7 +195,7 @@ def _train(
     from captune.training.trial import run_epochs_together
 
     failed: dict[int, Exception] = {}
-    while alive := {seed: trial for seed, trial in trials.items() if not trial.finished}:
+    while alive := {seed: trial for seed, trial in trials.items() if not trial.trained}:
         if len(alive) == 1:
             # One alone goes on in micro-batches where memory runs out.
             ((_, trial),) = alive.items()

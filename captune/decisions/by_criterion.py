@@ -285,9 +285,9 @@ def adapted_groups(study: StudyRecord) -> dict[str, list[Trial]]:
         for name, trials in study.configurations().items()
         if not name.startswith(ENSEMBLE)
     }
-    if any(trial.finished for trials in groups.values() for trial in trials):
+    if any(trial.scored for trials in groups.values() for trial in trials):
         return {name: trials for name, trials in groups.items() if trials}
-    return {trial.key: [trial] for trial in study.of_phase(Phase.SEARCH) if trial.finished}
+    return {trial.key: [trial] for trial in study.of_phase(Phase.SEARCH) if trial.scored}
 
 
 def _candidate(

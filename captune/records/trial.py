@@ -161,7 +161,7 @@ class Trial:
         return self.state.final
 
     @property
-    def finished(self) -> bool:
+    def scored(self) -> bool:
         """Whether it ran to its end and has a score."""
         return self.state is State.COMPLETE and self.score is not None
 

@@ -141,7 +141,7 @@ def _row(study: StudyRecord) -> dict[str, Any]:
         "configuration": name,
         "config_id": choice.config_id,
         "origin": study.origin_of(own) if own is not None else None,
-        "num_trials": sum(t.finished or t.state == State.PRUNED for t in study.of_phase(Phase.SEARCH)),
+        "num_trials": sum(t.scored or t.state == State.PRUNED for t in study.of_phase(Phase.SEARCH)),
         "num_seeds": len(values) or (candidate.num_seeds if candidate else None),
         "selection_score": candidate.mean_score if candidate else None,
         "selection_sd": candidate.sd if candidate else None,

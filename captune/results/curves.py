@@ -48,9 +48,7 @@ def trial_counts(total: int) -> list[int]:
 
 
 def _rows(study: StudyRecord) -> list[dict[str, Any]]:
-    trials = [
-        t for t in study.of_phase(Phase.SEARCH) if t.score is not None and (t.finished or t.state == State.PRUNED)
-    ]
+    trials = [t for t in study.of_phase(Phase.SEARCH) if t.score is not None and (t.scored or t.state == State.PRUNED)]
     if len(trials) < 2:
         return []
     scores_N = np.array([trial.score for trial in trials], dtype=float)

@@ -94,7 +94,7 @@ def optuna_study(study: StudyRecord, *, most: int | None = None) -> optuna.Study
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a study that nobody opened is no news
     in_optuna = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     optuna.logging.set_verbosity(verbosity)
-    kept = [trial for trial in study.of_phase(Phase.SEARCH) if trial.finished]
+    kept = [trial for trial in study.of_phase(Phase.SEARCH) if trial.scored]
     if most is not None and len(kept) > most:
         kept = [kept[place] for place in np.linspace(0, len(kept) - 1, most).round().astype(int)]
     values = {p.name: [parameter_value(trial, p.name) for trial in kept] for p in parameters}
@@ -128,11 +128,11 @@ def _distribution(parameter: Parameter, values: list[Any]) -> BaseDistribution:
 
 
 def _scores_differ(study: StudyRecord) -> bool:
-    return len({trial.score for trial in study.of_phase(Phase.SEARCH) if trial.finished}) > 1
+    return len({trial.score for trial in study.of_phase(Phase.SEARCH) if trial.scored}) > 1
 
 
 def _main_rows(study: StudyRecord) -> list[dict[str, Any]]:
-    num_trials = sum(trial.finished for trial in study.of_phase(Phase.SEARCH))
+    num_trials = sum(trial.scored for trial in study.of_phase(Phase.SEARCH))
     if num_trials < MINIMUM_TRIALS or not _scores_differ(study):
         return []
     num_settings = len(searched_parameters(study))

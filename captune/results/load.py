@@ -125,7 +125,7 @@ def _distinct_names(studies: list[StudyRecord]) -> list[StudyRecord]:
 
 def _what_is_missing(study: StudyRecord) -> list[str]:
     search, notes = study.of_phase(Phase.SEARCH), []
-    finished = [trial for trial in search if trial.finished]
+    finished = [trial for trial in search if trial.scored]
     if not finished:
         notes.append("no search trial has finished: there is nothing to choose from yet")
     zero_shot = study.find(ZERO_SHOT)
@@ -137,7 +137,7 @@ def _what_is_missing(study: StudyRecord) -> list[str]:
     numbers = [trial.number for trial in search if trial.number is not None]
     if numbers and sorted(numbers) != list(range(len(numbers))):
         notes.append("the numbers of the search trials have gaps or repeats")
-    if not any(trial.finished for trial in study.of_phase(Phase.CONFIRM)):
+    if not any(trial.scored for trial in study.of_phase(Phase.CONFIRM)):
         notes.append("no configuration was confirmed over fresh seeds: scores are single trials")
     if not study.sealed_opened:
         notes.append("the test labels were not read yet: there is no test metric")

@@ -40,7 +40,7 @@ def studies_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 def _row(study: StudyRecord) -> dict[str, Any]:
     search = study.of_phase(Phase.SEARCH)
     states = Counter(trial.state for trial in search)
-    confirmed = [trial for trial in study.of_phase(Phase.CONFIRM) if trial.finished]
+    confirmed = [trial for trial in study.of_phase(Phase.CONFIRM) if trial.scored]
     ended = states[State.COMPLETE] + states[State.PRUNED] + states[State.FAILED]
     return {
         "study": study.name,
@@ -145,7 +145,7 @@ def next_steps(study: StudyRecord) -> list[str]:
 
 
 def _still_rising(study: StudyRecord) -> bool:
-    scores = [trial.score for trial in study.of_phase(Phase.SEARCH) if trial.finished and trial.score is not None]
+    scores = [trial.score for trial in study.of_phase(Phase.SEARCH) if trial.scored and trial.score is not None]
     if len(scores) < 8:
         return False
     import numpy as np

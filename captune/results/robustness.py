@@ -61,7 +61,7 @@ def _study_rows(study: StudyRecord) -> list[dict[str, Any]]:
 
 
 def _unconfirmed(study: StudyRecord) -> dict[str, list[Trial]]:
-    finished = [trial for trial in study.of_phase(Phase.SEARCH) if trial.finished]
+    finished = [trial for trial in study.of_phase(Phase.SEARCH) if trial.scored]
     finished.sort(key=lambda trial: (-(trial.score or 0.0), trial.number or 0))
     kept = [*finished[:3], *(trial for trial in finished[3:] if trial.starts_search)]
     return {trial.key: [trial] for trial in kept}

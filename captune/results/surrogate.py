@@ -59,7 +59,7 @@ def fit_surrogate(study: StudyRecord, *, target: str = "score") -> Surrogate | N
     rows, values = [], []
     for trial in study.of_phase(Phase.SEARCH):
         value = trial.score if target == "score" else (trial.metric if study.sealed_opened else None)
-        if value is None or not (trial.finished or trial.state == State.PRUNED):
+        if value is None or not (trial.scored or trial.state == State.PRUNED):
             continue
         settings = {**trial.config, **trial.params}
         fidelity = 1.0 if trial.fidelity is None else trial.fidelity

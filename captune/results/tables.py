@@ -93,7 +93,7 @@ def _trial_rows(study: StudyRecord, names: Sequence[str]) -> list[dict[str, Any]
         row = _common(study, trial) | {
             "score_over_zero_shot": _difference(trial.score, zero_score),
             "balance": final_balance(trial),
-            "on_pareto_front": (trial.key in front) if trial.phase == Phase.SEARCH and trial.finished else None,
+            "on_pareto_front": (trial.key in front) if trial.phase == Phase.SEARCH and trial.scored else None,
             "metric_name": study.metric_name if metric is not None else None,
             "metric": metric,
             "metric_over_zero_shot": _difference(metric, zero_metric),
@@ -146,7 +146,7 @@ def pareto_front(study: StudyRecord) -> set[str]:
     points = {
         trial.key: (trial.score, balance)
         for trial in study.of_phase(Phase.SEARCH)
-        if trial.finished and trial.score is not None and (balance := final_balance(trial)) is not None
+        if trial.scored and trial.score is not None and (balance := final_balance(trial)) is not None
     }
     return {
         key

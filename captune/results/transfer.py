@@ -49,9 +49,9 @@ class _Target:
         self.known: dict[str, float] = {}
         for trial in study.of_phase(Phase.SEARCH):
             value = trial.metric if measure == "metric" else trial.score
-            if trial.finished and value is not None:
+            if trial.scored and value is not None:
                 self.known[_settings(trial.params)] = value
-        best_of_forest = self._predicted([t.params for t in study.of_phase(Phase.SEARCH) if t.finished])
+        best_of_forest = self._predicted([t.params for t in study.of_phase(Phase.SEARCH) if t.scored])
         self.best_trial = max(self.known.values(), default=None)
         self.best_forest = max(best_of_forest, default=None)
 
@@ -119,7 +119,7 @@ def _row(method: str, source: str, source_study: str, trial: Trial, target: _Tar
 
 
 def _best_on_average(group: Sequence[StudyRecord], targets: Sequence[_Target]) -> tuple[StudyRecord, Trial] | None:
-    tried = [(study, trial) for study in group for trial in study.of_phase(Phase.SEARCH) if trial.finished]
+    tried = [(study, trial) for study in group for trial in study.of_phase(Phase.SEARCH) if trial.scored]
     settings = [trial.params for _, trial in tried]
     regrets_TC = np.array(
         [

@@ -160,6 +160,6 @@ def best_configs(directory: Path) -> list[dict[str, Any]]:
         RecordError: no journal.
     """
     record = StudyRecord(directory, read_journal(directory / JOURNAL))
-    finished = [trial for trial in record.of_phase(Phase.SEARCH) if trial.finished]
+    finished = [trial for trial in record.of_phase(Phase.SEARCH) if trial.scored]
     ranked = sorted(finished, key=lambda trial: (-(trial.score or 0.0), trial.key))
     return [trial.config for trial in ranked[:WARM_STARTS]]

@@ -110,7 +110,7 @@ class TrainingTrial:
         return self.training.epoch
 
     @property
-    def finished(self) -> bool:
+    def trained(self) -> bool:
         """Whether all epochs are trained."""
         return self.epoch >= self.num_epochs
 
@@ -152,7 +152,7 @@ class TrainingTrial:
             file.write(json.dumps(record) + "\n")
         # Save now if one more epoch of this length would put more than SAVE_SECONDS of work at risk.
         self._unsaved_seconds += seconds
-        if self.finished or self._unsaved_seconds + seconds >= SAVE_SECONDS:
+        if self.trained or self._unsaved_seconds + seconds >= SAVE_SECONDS:
             self.save()
         return record
 

@@ -132,7 +132,7 @@ class Agenda:
         left = self.num_trials - len(self._search.trials)
         if not self._study.stop_when_settled or left < 1 or self.ended is not None or not self._space.parameters:
             return None
-        scored = [trial for trial in self._search.trials if trial.finished and trial.score is not None]
+        scored = [trial for trial in self._search.trials if trial.scored and trial.score is not None]
         if self._outlook[0] != len(scored):
             places = [self._space.unit(trial.params) for trial in scored]
             found = settled_outlook([trial.score or 0.0 for trial in scored], places, left)

@@ -53,7 +53,7 @@ def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
     # Ensembles are no trials: closing a study averages them.
     trials = [trial for trial in cell.trials.values() if trial.origin != ENSEMBLE]
     ended = [trial for trial in trials if trial.ended]
-    scores = [trial.score_at_end for trial in cell.search if trial.finished and trial.score_at_end is not None]
+    scores = [trial.score_at_end for trial in cell.search if trial.scored and trial.score_at_end is not None]
     # A study that is read from disk knows only how many there are.
     references = len(cell.info.references) or cell.record.opened.num_references or 0
     expected = references + cell.num_screened + cell.num_trials + num_confirmations(cell)

@@ -47,7 +47,7 @@ def opened(directory: Path, method: str, seed: int = 0, **values: Any) -> Traini
 
 def trained(directory: Path, method: str, seed: int = 0, **values: Any) -> TrainingTrial:
     run = opened(directory, method, seed, **values)
-    while not run.finished:
+    while not run.trained:
         run.run_epoch()
     run.finish()
     return run
@@ -120,7 +120,7 @@ def test_what_began_one_member_behind_another_goes_on_to_the_same_end(tmp_path: 
     begun.save()
     second = opened(tmp_path / "begun", "blend", members=members)
     assert second.epoch == 0 and len(second.training.due) == 1
-    while not second.finished:
+    while not second.trained:
         second.run_epoch()
     images = whole.context.task.test
     assert torch.equal(second._algorithm.predict(images), whole._algorithm.predict(images))
@@ -137,7 +137,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, interrupted_af
     del first
     second = opened(tmp_path / "halves", "blend", members=members)
     assert second.epoch == interrupted_after
-    while not second.finished:
+    while not second.trained:
         second.run_epoch()
     second.finish()
     assert whole.num_epochs == 4  # of grip; fpl has ended after two

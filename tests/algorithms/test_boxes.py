@@ -29,7 +29,7 @@ def task(paradigm: str, **values: Any) -> TaskConfig:
 def predictions(method: str, cell: TaskConfig, directory: Path, **values: Any) -> tuple[torch.Tensor, Any, Context]:
     config = default_config(method, cell).with_values({**SMALL, **values})
     run = TrainingTrial.open(cell, config, algorithm=ALGORITHMS[method], seed=3, directory=directory, role="report")
-    while not run.finished:
+    while not run.trained:
         run.run_epoch()
     run.finish()
     return safetensors.torch.load_file(directory / PREDICTIONS)["test_probs"].float(), config, run.context

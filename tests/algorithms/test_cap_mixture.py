@@ -27,7 +27,7 @@ def trained(directory: Path, method: str, imbalance: float = 20, **values: Any) 
     task = cell(imbalance)
     config = default_config(method, task).with_values({"tuning": "features", **SMALL, **values})
     run = TrainingTrial.open(task, config, algorithm=ALGORITHMS[method], seed=0, directory=directory, role="report")
-    while not run.finished:
+    while not run.trained:
         run.run_epoch()
     run.finish()
     return run

@@ -42,7 +42,7 @@ def open_trial(directory: Path, method: str, paradigm: str = "ul", **values: Any
 
 
 def train(run: TrainingTrial) -> dict[str, Any]:
-    while not run.finished:
+    while not run.trained:
         run.run_epoch()
     return run.finish()
 

@@ -108,7 +108,7 @@ def ended_trials(directory: Path) -> tuple[int, list[Trained]]:
             tuning=str(trial.config.get("tuning")),
             epochs=trial.num_epochs,
             seconds=trial.seconds or 0.0,
-            score=trial.score_at_end if trial.phase is Phase.SEARCH and trial.finished else None,
+            score=trial.score_at_end if trial.phase is Phase.SEARCH and trial.scored else None,
         )
         for trial in sorted(ended, key=lambda trial: trial.ended_at)
     ]

@@ -120,7 +120,7 @@ def _trial(epochs: int) -> Iterator[Callable[[], None]]:
         run.run_epoch()
 
         def work() -> None:
-            while not run.finished:
+            while not run.trained:
                 run.run_epoch()
 
         yield work

@@ -36,7 +36,7 @@ def test_the_estimate_is_near_what_a_trial_takes(tmp_path: Path) -> None:
     estimates = [estimate_trial_cost(task(), config, "cap").trial_seconds]
     started = time.perf_counter()
     run = TrainingTrial.open(task(), config, algorithm=ALGORITHMS["cap"], seed=0, directory=tmp_path / "real")
-    while not run.finished:
+    while not run.trained:
         run.run_epoch()
     run.finish()
     real = time.perf_counter() - started

@@ -111,7 +111,7 @@ def test_what_is_stressed_is_what_was_chosen(closed: Closed) -> None:
     assert {trial.name for trial in stressed} >= {"xensemble-imbalance10", "xensemble-pool25"}
     members = record.choice.advised["members"]
     for trial in stressed:
-        assert trial.finished and trial.method == "blend"
+        assert trial.scored and trial.method == "blend"
         assert [one["method"] for one in trial.config["members"]] == [one["method"] for one in members]
     table = pd.read_csv(directory / "robustness.csv", comment="#").set_index("configuration")
     columns = ["imbalance_1", "imbalance_10", "imbalance_50", "pool_25", "pool_50"]

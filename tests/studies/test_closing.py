@@ -146,7 +146,7 @@ def test_ensv_scores_by_the_vote_of_all_not_by_the_vote_of_the_moment(tmp_path: 
 
 def test_oracle_scores_are_the_sealed_metric_and_every_output_is_stamped(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul", select_by="oracle"))
-    scored = [trial for trial in load_study(directory).trials if trial.finished]
+    scored = [trial for trial in load_study(directory).trials if trial.scored]
     assert len(scored) >= 6 and all(trial.score == trial.metric for trial in scored)
     assert all(event["score"] is None for event in events(directory, "epoch")), "no run sees a sealed label"
     files = report_study(directory)

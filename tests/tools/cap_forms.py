@@ -89,7 +89,7 @@ def outcome(cell: dict[str, Any], values: dict[str, Any], paradigm: str, seed: i
         run = TrainingTrial.open(
             task, config, algorithm=ALGORITHMS["cap"], seed=seed, directory=Path(folder), role="report", device="cpu"
         )
-        while not run.finished:
+        while not run.trained:
             run.run_epoch()
         run.finish()
         cap = cast(Cap, run._algorithm)

@@ -56,7 +56,7 @@ def replay_study(directory: Path) -> Replay:
     """The search of a study on disk."""
     record = StudyRecord(directory, read_journal(directory / JOURNAL))
     _, space = read_study(directory)
-    trials = [trial for trial in record.of_phase(Phase.SEARCH) if trial.finished]
+    trials = [trial for trial in record.of_phase(Phase.SEARCH) if trial.scored]
     return replay(directory.name, [trial.score or 0.0 for trial in trials], [space.unit(t.params) for t in trials])
 
 

@@ -85,7 +85,7 @@ def _accuracy(dataset: str, method: str, paradigm: str, settings: dict[str, Any]
     run = TrainingTrial.open(
         task, config, algorithm=ALGORITHMS[method], seed=seed, directory=folder / "run", role=Role.REPORT, device="cpu"
     )
-    while not run.finished:
+    while not run.trained:
         run.run_epoch()
     run.finish()
     return float(evaluate_trial(task, Role.REPORT, folder / "run")["accuracy"])

@@ -79,7 +79,7 @@ def open_trials(
 
 
 def finish_together(trials: Sequence[TrainingTrial]) -> list[dict[str, Any]]:
-    while alive := [trial for trial in trials if not trial.finished]:
+    while alive := [trial for trial in trials if not trial.trained]:
         for record in run_epochs_together(alive):
             assert not isinstance(record, Exception), record
     return [trial.finish() for trial in trials]

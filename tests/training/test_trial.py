@@ -50,7 +50,7 @@ def open_trial(directory: Path, trial: TrialConfig, paradigm: str = "ul", **valu
 
 
 def train(run: TrainingTrial) -> dict[str, Any]:
-    while not run.finished:
+    while not run.trained:
         run.run_epoch()
     return run.finish()
 
@@ -104,7 +104,7 @@ def test_short_epochs_share_a_checkpoint_and_the_last_is_always_saved(
     monkeypatch.setattr(trial_module, "SAVE_SECONDS", seconds)
     run = open_trial(tmp_path, config(tuning="features"))
     kept = set()
-    while not run.finished:
+    while not run.trained:
         run.run_epoch()
         if (tmp_path / RESUME).exists():
             kept.add(int(load_checkpoint(tmp_path / RESUME)[0]["loop.epoch"]))
@@ -200,7 +200,7 @@ def test_one_class_for_all_is_a_collapse_only_where_the_frozen_model_saw_others(
 ) -> None:
     """A person's images may all be of one class, and of a handful it is no wonder."""
     run = open_trial(tmp_path, config(tuning="features"))
-    while not run.finished:
+    while not run.trained:
         run.run_epoch()
     held = run.context.task.holdout[:images]
     logits_NK = torch.zeros(len(held), 10)
@@ -217,7 +217,7 @@ def test_a_pool_smaller_than_a_batch_is_drawn_again_within_it(tmp_path: Path) ->
     run = open_trial(tmp_path, config(tuning="features", batch_size=1000, epochs=1, warmup_epochs=0, steps_per_epoch=2))
     assert len(run.context.task.pool) < 1000
     train(run)
-    assert run.finished
+    assert run.trained
 
 
 def test_micro_batches_change_no_number(tmp_path: Path) -> None:
