@@ -21,7 +21,7 @@ class Scored:
     place: tuple[float, ...]
 
 
-def candidates(finished: Sequence[Scored], top: int) -> dict[int, str]:
+def configurations_to_confirm(finished: Sequence[Scored], top: int) -> dict[int, str]:
     """The configurations to confirm, by search number, with why: the best `top`, the first, the plateau's.
 
     Equal places count once (the first of them); ties go to the lower number. Number 0, the first, is the method's

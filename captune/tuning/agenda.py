@@ -18,7 +18,7 @@ from captune.conditions import METHOD
 from captune.config import StudyConfig, TrialConfig
 from captune.decisions.candidates import advised_config
 from captune.decisions.choosing import chooses_by_criterion
-from captune.decisions.confirming import RACE_AFTER, best_of_each, candidates, losers
+from captune.decisions.confirming import RACE_AFTER, best_of_each, configurations_to_confirm, losers
 from captune.decisions.settling import settled_outlook
 from captune.records import ENSEMBLE, Phase, Role, StudyRecord, Trial
 from captune.records.events import Planned, SearchEnded
@@ -303,7 +303,7 @@ class Agenda:
                 methods = {trial.number: self._search.trials[trial.number].method or "" for trial in scored}
                 self._chosen = (num_trials, best_of_each(scored, methods))
             else:
-                self._chosen = (num_trials, candidates(scored, top))
+                self._chosen = (num_trials, configurations_to_confirm(scored, top))
         return self._chosen[1]
 
     def _confirm_key(self, config_id: int, index: int, role: Role = Role.SCORE) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from captune.decisions.confirming import Scored, candidates, losers, plateau_pick
+from captune.decisions.confirming import Scored, configurations_to_confirm, losers, plateau_pick
 from captune.tuning.schedulers import Halving
 
 
@@ -13,21 +13,21 @@ def scored(*scores: float) -> list[Scored]:
 
 
 def test_the_best_and_the_papers_configuration_are_confirmed() -> None:
-    assert candidates(scored(0.1, 0.5, 0.9, 0.7), 2) == {2: "top", 3: "top", 0: "paper"}
+    assert configurations_to_confirm(scored(0.1, 0.5, 0.9, 0.7), 2) == {2: "top", 3: "top", 0: "paper"}
 
 
 def test_the_papers_configuration_counts_once_when_it_is_among_the_best() -> None:
-    assert candidates(scored(0.9, 0.5, 0.7), 2) == {0: "paper", 2: "top"}
+    assert configurations_to_confirm(scored(0.9, 0.5, 0.7), 2) == {0: "paper", 2: "top"}
 
 
 def test_ties_go_to_the_earlier_trial_and_equal_configurations_count_once() -> None:
     same = [Scored(0, 0.1, (0.0,)), Scored(1, 0.9, (0.5,)), Scored(2, 0.9, (0.5,)), Scored(3, 0.9, (0.7,))]
-    assert list(candidates(same, 2)) == [1, 3, 0]
+    assert list(configurations_to_confirm(same, 2)) == [1, 3, 0]
 
 
 def test_nothing_is_confirmed_when_nothing_is_asked_or_finished() -> None:
-    assert candidates(scored(0.1, 0.2), 0) == {}
-    assert candidates([], 3) == {}
+    assert configurations_to_confirm(scored(0.1, 0.2), 0) == {}
+    assert configurations_to_confirm([], 3) == {}
 
 
 def test_a_plateau_is_preferred_to_a_lone_peak() -> None:
@@ -35,7 +35,9 @@ def test_a_plateau_is_preferred_to_a_lone_peak() -> None:
     trials = [Scored(n, 0.8 - abs(n / 20 - 0.75), (n / 20,)) for n in range(20)] + [Scored(20, 0.99, (0.12,))]
     assert max(trials, key=lambda trial: trial.score).number == 20
     assert plateau_pick(trials) in (14, 15, 16)
-    assert candidates(trials, 1)[20] == "top" and "plateau" in candidates(trials, 1).values()
+    assert (
+        configurations_to_confirm(trials, 1)[20] == "top" and "plateau" in configurations_to_confirm(trials, 1).values()
+    )
 
 
 def test_few_trials_have_no_plateau() -> None:
