@@ -169,24 +169,25 @@ def keep_copies_together(
         for at, (split, path, label) in enumerate(placed):
             splits[side.get(at, split)].append((path, label))
         return _with(listing, splits, notes)
-    pairs = [pair for group in across if (pair := _leak([placed[at] for at in group])) is not None]
+    leaks = [leak for group in across if (leak := _leak([placed[at] for at in group])) is not None]
+    pairs, num_test = [pair for pair, _ in leaks], sum(count for _, count in leaks)
     measured = any(label != UNKNOWN for _, label in listing.splits.get("test", []))
     if pairs and measured and not shared_test:
         if published:
             notes.append(
-                f"{len(pairs)} test images are in the training images too, in the published split itself: "
-                f"{name_some(pairs)}"
+                f"{num_test} test images are in the training images too, in the published split itself, so their "
+                f"accuracy is partly learned by heart, as in all numbers on it: {name_some(pairs)}"
             )
         elif not allow:
             raise DataError(
                 "a test image must not be a training image too, or what is measured on it is learned by heart",
-                got=f"{len(pairs)} that are: {name_some(pairs)}",
+                got=f"{num_test} that are: {name_some(pairs)}",
                 where=listing.where,
                 next_step="Take them out of one side, or say --allow-duplicates, which every output then records.",
             )
         else:
             notes.append(
-                f"--allow-duplicates: {len(pairs)} test images are in the training images too, so their accuracy is "
+                f"--allow-duplicates: {num_test} test images are in the training images too, so their accuracy is "
                 f"partly learned by heart: {name_some(pairs)}"
             )
     return _with(listing, listing.splits, notes)
@@ -220,11 +221,11 @@ def _two_labels_error(unclear: Sequence[str], listing: Listing) -> DataError:
     )
 
 
-def _leak(group: Sequence[tuple[str, str, int]]) -> str | None:
-    """A test image and the training or validation image it equals."""
-    test = next((path for split, path, _ in group if split == "test"), None)
+def _leak(group: Sequence[tuple[str, str, int]]) -> tuple[str, int] | None:
+    """A test image and the training or validation image it equals, and how many test images equal it."""
+    tests = [path for split, path, _ in group if split == "test"]
     other = next((path for split, path, _ in group if split != "test"), None)
-    return None if test is None or other is None else f"{printable(test)} = {printable(other)}"
+    return None if not tests or other is None else (f"{printable(tests[0])} = {printable(other)}", len(tests))
 
 
 def nearest_across(
