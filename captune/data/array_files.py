@@ -1,4 +1,4 @@
-"""`.npz` files from anywhere: plain arrays only, and no memory is reserved because a header asks for it."""
+"""`.npz` files from anywhere: plain arrays only, and no memory is reserved on the word of a header."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def load_dataset(task: TaskConfig) -> Dataset:
 
 
 def images_of(task: TaskConfig) -> TaskConfig:
-    """A cell without all that does not change its decoded images and their features: equal where those are shared."""
+    """The part of a cell that decides its decoded images and their features; equal for cells that share them."""
     return _without(task, (*_OF_THE_POOL, "template", "prompt_form"))
 
 
@@ -118,7 +118,7 @@ def _read_dataset(task: TaskConfig, _state: tuple[tuple[str, int, int], ...]) ->
 
 
 def _refuse_equal_names(dataset: Dataset) -> None:
-    """Of one's own classes only: ImageNet's published names hold equal ones."""
+    """Refuse equal class names of one's own data; ImageNet's published names contain some."""
     alike = spelled_alike(dataset.class_names)
     if alike or any(not spelling(name) for name in dataset.class_names):
         raise DataError(
@@ -143,7 +143,7 @@ def dataset_row(key: str) -> DatasetRow:
 
 
 def _own_images(key: str) -> str | None:
-    """What to say where a path was given for a dataset's name; None where it is none."""
+    """The message for a path that was given as a dataset's name; None if it is no path."""
     place = Path(key).expanduser()
     kind = {".csv": "csv", ".tsv": "csv", ".npz": "features"}.get(place.suffix.lower(), "folder")
     if place.is_dir() or (place.is_file() and kind != "folder"):
@@ -368,7 +368,7 @@ def _reading_notes(key: str, listing: Listing) -> tuple[str, ...]:
 
 
 def _missing(row: DatasetRow, root: Path, task: TaskConfig) -> DataError:
-    """One screen: what is missing, where it goes, how to get it, what works now."""
+    """The message for a missing dataset: what is missing, where it goes, how to get it, what works now."""
     wanted = [layout for layout in row.layouts if task.protocol in layout.protocols] or list(row.layouts)
     shapes = wanted if task.protocol == "paper" else list(row.layouts)
     lines = ["Put it below that folder in one of these shapes (upper or lower case):"]

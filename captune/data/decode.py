@@ -1,4 +1,4 @@
-"""Decoding: an image file to the pixels that open_clip's preprocessing has just before its centre crop.
+"""Decode an image file to the pixels that open_clip's preprocessing has just before its centre crop.
 
 Two readings: "open_clip" is its own to the last bit, for benchmark datasets; "viewer" is what a person sees: turned as
 EXIF says, 16- and 32-bit grey scaled to 8 bits, transparency on white. Large JPEGs are decoded at a half, quarter or
@@ -112,7 +112,7 @@ def decode_file(path: str | Path, preprocessing: Preprocessing, reading: Reading
 
 
 def _decode_huge(path: str | Path, preprocessing: Preprocessing) -> Pixels:
-    """A JPEG of more pixels than Pillow opens: it is decoded small, so that it never is that large in memory."""
+    """Decode a JPEG of more pixels than Pillow opens, in small, so that it is never that large in memory."""
     with open(path, "rb") as file:  # noqa: PTH123 - the plug-in wants a file
         if file.read(3) != b"\xff\xd8\xff":
             raise Image.DecompressionBombError

@@ -66,7 +66,7 @@ def equal_files(paths: Sequence[str], cache: Path | None = None) -> list[list[in
 
 
 def _equal_rows(values_ND: npt.NDArray[np.uint64], positions_N: npt.NDArray[np.int64]) -> list[list[int]]:
-    """Positions of rows that occur more than once, a group for each, rising."""
+    """Positions of rows that occur more than once, one group per row, rising."""
     order_N = np.lexsort(values_ND.T)
     sorted_ND = values_ND[order_N]
     starts = np.flatnonzero(np.r_[True, (sorted_ND[1:] != sorted_ND[:-1]).any(1)]) if len(order_N) else np.empty(0, int)

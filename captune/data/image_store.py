@@ -131,7 +131,7 @@ class ImageStore:
 
     @property
     def num_bytes(self) -> int:
-        """Of all images as they are kept."""
+        """Bytes of all images as they are kept."""
         return len(self._bytes)
 
     def flat(self) -> npt.NDArray[np.uint8]:

@@ -219,7 +219,7 @@ def _classes(rows: list[_Row], given: GivenNames | None, file: Path) -> tuple[tu
 
 
 def _counted(rows: list[_Row], names: tuple[str, ...], numbers: dict[str, int]) -> tuple[str, ...]:
-    """A note where labels are numbers that count given names: a list that counts from 1 would be read one off."""
+    """A note if labels are numbers for given names, since a list that counts from 1 would be read off by one."""
     if not numbers or not all(
         label.strip().isdecimal() and names[at] != label.strip() for label, at in numbers.items()
     ):
@@ -230,7 +230,7 @@ def _counted(rows: list[_Row], names: tuple[str, ...], numbers: dict[str, int]) 
 
 
 def _odd(numbers: dict[str, int]) -> tuple[str, ...]:
-    """A note where a class is called as programs call what is missing."""
+    """A note on classes whose names programs use for missing values (nan, NULL)."""
     odd = sorted(label.strip() for label in numbers if _MISSING.fullmatch(label.strip()))
     return (f"read as names of classes: {name_some(odd)}; an unknown label is an empty cell or -1",) if odd else ()
 
@@ -279,7 +279,7 @@ def _located(rows: list[_Row], file: Path, root: Path, *, follow_links: bool) ->
 
 
 def _once(rows: list[_Row], paths: list[str], file: Path) -> tuple[list[_Row], list[str]]:
-    """Every path once; a path that stands twice must have one split and one label."""
+    """Each path once; a path that occurs twice must have one split and one label."""
     first: dict[str, _Row] = {}
     kept_rows, kept_paths, in_two, two_labels = [], [], [], []
     for row, path in zip(rows, paths, strict=True):

@@ -96,7 +96,7 @@ def apply_overrides(dataset: Dataset, task: TaskConfig, given: GivenNames | None
 
 
 class NamesMissing(DataError):
-    """Images without labels, and nobody said of which classes they may be."""
+    """Raised for images without labels where no class names were given."""
 
 
 def names_missing(got: str, where: Path | str, otherwise: str = "") -> NamesMissing:
@@ -125,7 +125,7 @@ def renaming(classes: Sequence[str], given: GivenNames | None) -> tuple[str, ...
 
 
 def spelled_alike(names: Iterable[str]) -> list[str]:
-    """Names that only their spelling tells apart, one text a class; equal letters are shown by their codes."""
+    """Names that only their spelling tells apart, one text per class; equal letters are shown by their codes."""
     by_spelling: dict[str, list[str]] = {}
     for name in names:
         by_spelling.setdefault(spelling(name), []).append(name)

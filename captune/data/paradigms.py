@@ -111,12 +111,12 @@ class Task:
 
     @property
     def estimated_class_size(self) -> int:
-        """Pool images a pseudolabelled class, were they equally many; at least 1."""
+        """Pool images per class that may be pseudolabelled, if all were equally frequent; at least 1."""
         return max(1, len(self.pool) // max(1, int(self.pseudolabelled_K.sum())))
 
 
 def without_images(task: Task, unreadable: IntArray) -> Task:
-    """The task without some images, whatever they are in it."""
+    """The task without some images, whatever their roles."""
 
     def kept(images: IntArray) -> IntArray:
         return _frozen(images[~np.isin(images, unreadable)])
@@ -282,7 +282,7 @@ def _unsealed(labelled: IntArray, pool: IntArray, labels_M: IntArray, config: Ta
 
 
 def _given_labels(roles: Roles, labels_M: IntArray, config: TaskConfig) -> IntArray:
-    """Labels as the paradigm's owner wrote them: with `shot_noise` some of the labelled and validation images' wrong.
+    """The labels that training is given: with `shot_noise`, some of the labelled and validation images' are wrong.
 
     Raises:
         ConfigError: there is no labelled image to be wrong about.

@@ -32,7 +32,7 @@ def fits(store: ImageStore, device: torch.device) -> bool:
 
 
 def resident_pixels(store: ImageStore, preprocessing: Preprocessing, device: torch.device) -> ResidentPixels:
-    """The pixels of a store on a device, one copy a process however many cells and roles look at it."""
+    """The pixels of a store on a device, one copy per process, however many cells and roles use it."""
     key = store.key, preprocessing, str(device)
     pixels = _SHARED.get(key)
     if pixels is None:

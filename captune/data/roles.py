@@ -24,7 +24,7 @@ _VALIDATION_SHARE = 0.2
 
 @dataclass
 class Roles:
-    """Who is who, before the pool is thinned and held out."""
+    """The images of each role, before the pool is thinned and images are held out."""
 
     labelled: IntArray
     pool: IntArray

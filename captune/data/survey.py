@@ -1,4 +1,4 @@
-"""What is on disk, and what of it is broken."""
+"""Which datasets are on disk, and which of their images are broken."""
 
 from __future__ import annotations
 

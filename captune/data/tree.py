@@ -1,4 +1,4 @@
-"""Finding a dataset's files: names in another case, links that leave the tree, names that are no text.
+"""Find a dataset's files, with names in another case, links that leave the tree, names that are not text.
 
 Folders are listed once each and looked up in memory: a million single look-ups on a network file system take an hour.
 """

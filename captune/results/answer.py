@@ -1,4 +1,4 @@
-"""What a study found out, in plain words: what to use, what that gains, how sure it is, what to type next.
+"""A study's answer in plain words: what to use, what that gains, how sure it is, what to type next.
 
 The advice and its reason were made before any test label was read (`captune.decisions`). The words here put beside
 them what the test labels said afterwards; they never change what is advised.

@@ -70,7 +70,7 @@ def recorded_choice(study: StudyRecord) -> Choice:
 
 
 def compared_candidate(study: StudyRecord) -> str | None:
-    """What is put beside zero-shot class by class: what is advised; where that is zero-shot, what would be used."""
+    """The candidate compared with zero-shot by class: what is advised or, if that is zero-shot, what would be used."""
     choice = recorded_choice(study)
     if choice.name != ZERO_SHOT:
         return choice.name

@@ -1,4 +1,4 @@
-"""Directories of studies to records: what every table, figure and page starts from.
+"""Read directories of studies into records, from which every table, figure and page is made.
 
 Nothing here raises for a study that is merely unfinished, torn, copied or edited: what can be said is in the record,
 what cannot is in its notes, one sentence each. Only a path without any journal is an error.
@@ -78,7 +78,7 @@ def _load(directory: Path) -> tuple[StudyRecord, int]:
 
 
 def add_notes(study: StudyRecord, *notes: str) -> None:
-    """Put into a record's notes what it cannot say, after what its reading has found."""
+    """Add to a record's notes what cannot be said of its study, after what its reading has found."""
     found = list(notes)
     schema = study.opened.schema
     if not study.num_openings:

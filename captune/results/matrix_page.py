@@ -178,7 +178,7 @@ def _labels(studies: Sequence[views.Row]) -> dict[str, str]:
 def _transfer_grids(tables: Tables, labels: Mapping[str, str]) -> list[views.Grid]:
     """For each method: whose best configuration (rows) on which cell (columns), as regret in points.
 
-    Of many studies a grid a paradigm: what moves from one paradigm to another is in the table.
+    Of many studies one grid per paradigm; transfers between paradigms are in the table.
     """
     grids = []
     moved = views.rows_of(tables.get("transfer.csv"))

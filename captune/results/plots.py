@@ -194,7 +194,7 @@ def _candidate_label(row: Any) -> str:
 
 
 def plain_text(name: Any) -> str:
-    """A name as matplotlib shall write it: a dollar sign is one, and begins no formula."""
+    """A name for matplotlib, in which a dollar sign begins no formula."""
     return str(name).replace("$", r"\$")
 
 

@@ -57,7 +57,7 @@ def on_border(parameter: Parameter, value: Any) -> bool:
 
 
 def _declared(name: str, spec: Any) -> Parameter | None:
-    """From `Parameter.describe`; None where the recorded text was edited beyond reading."""
+    """A parameter from the text of `Parameter.describe`; None if that was edited and cannot be read."""
     if not isinstance(spec, dict) or spec.get("role") == "fixed":
         return None
     choices = spec.get("choices")

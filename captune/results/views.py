@@ -71,7 +71,7 @@ class GridRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of two dimensions: rows and columns are both things."""
+    """A table in two dimensions, such as classes by classes."""
 
     corner: str
     columns: tuple[str, ...]
