@@ -20,6 +20,7 @@ from captune.errors import ConfigError, ModelError, UsageError
 from captune.records.layout import CHECKPOINT
 from captune.training import context as context_module
 from captune.training.checkpoint import load_checkpoint
+from captune.training.loop import Loop
 from captune.training.trial import TrainingTrial
 from tests.slow import slow_but
 
@@ -138,7 +139,8 @@ def test_grip_grows_its_boards_and_starts_afresh(tmp_path: Path) -> None:
     assert sizes[:2] == [pool // 20 * 10] * 2
     # The walk can leave the last boards short: an image that found its board full is offered only once.
     assert sizes[2] == sizes[3] and 1.9 * sizes[0] < sizes[2] <= pool // 10 * 10
-    rates = [run._loop.learning_rate(step) for step in range(8)]
+    assert isinstance(run.training, Loop)
+    rates = [run.training.learning_rate(step) for step in range(8)]
     assert rates[:4] == rates[4:] and rates[0] == 0
 
 
