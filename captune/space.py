@@ -161,7 +161,7 @@ class Space:
         return self.active({p.name: p.at(unit) for p, unit in zip(self.parameters, place, strict=True)})
 
     def unit(self, values: Mapping[str, Any]) -> list[float]:
-        """A configuration's place in the unit cube; the middle for what is no part of it."""
+        """A configuration's place in the unit cube; 0.5 for parameters that it does not have."""
         return [p.unit(values[p.name]) if p.name in values else 0.5 for p in self.parameters]
 
 

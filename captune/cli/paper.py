@@ -134,7 +134,7 @@ def run_paper_table(
 
 
 def refuse_settings_of_a_search(given: Given, defaults: Mapping[str, Any]) -> None:
-    """The paper's table is no search: what it would drop is refused, the command's own defaults excepted.
+    """Refuse options of a search that the paper's table would ignore, unless they are at the command's defaults.
 
     Raises:
         UsageError: there are such settings.

@@ -135,7 +135,7 @@ class ImageStore:
         return len(self._bytes)
 
     def flat(self) -> npt.NDArray[np.uint8]:
-        """The pixels of all images one behind another, read-only.
+        """The pixels of all images, one after another, read-only.
 
         Raises:
             ValueError: the store keeps JPEGs.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Below this many finished trials a neighbourhood is no neighbourhood.
+# With fewer finished trials, neighbours lie too far apart to say anything of a place.
 _PLATEAU_TRIALS = 20
 RACE_AFTER = 3
 _RACE_LEVEL = 0.95

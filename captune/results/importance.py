@@ -91,7 +91,7 @@ def optuna_study(study: StudyRecord, *, most: int | None = None) -> optuna.Study
 
     parameters = searched_parameters(study)
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a study that nobody opened is no news
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # this study is only a container, so nobody need be told of it
     in_optuna = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     optuna.logging.set_verbosity(verbosity)
     kept = [trial for trial in study.of_phase(Phase.SEARCH) if trial.scored]

@@ -34,7 +34,7 @@ from captune.training.scoring import gain_errors, judged_images, selection_score
 SAVE_SECONDS = 1.0
 # Enough for a score to steer the scheduler; the final score uses every held-out image.
 _EPOCH_HOLDOUT = 512
-# Of fewer images it is no wonder if all are of one class.
+# Fewer images may all be of one class by chance.
 _FEWEST_TO_COLLAPSE = 8
 
 

@@ -267,7 +267,7 @@ class StudyCallback(Callback):
         self._on_step = on_step
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune writes its settings to a file that nobody reads; a progress view is no part of them.
+        # Tune writes its settings to a file that nobody reads; the progress view is left out of it.
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
