@@ -254,7 +254,7 @@ def open_adapted(
             "a checkpoint must hold class features",
             got="none, as in the file a trial goes on from",
             where=path,
-            next_step=f"Give the {CHECKPOINT} of a finished run or adaptation.",
+            next_step=f"Give the {CHECKPOINT} of a finished study or adaptation.",
         )
     frozen = recorded_backbone(meta, backbone, pretrained, device, path, images=images)
     if frozen is not None and frozen.embed_dim != known[0].shape[1]:

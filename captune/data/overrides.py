@@ -105,7 +105,7 @@ def names_missing(got: str, where: Path | str, otherwise: str = "") -> NamesMiss
         "images without labels must come with the names of the classes",
         got=got,
         where=where,
-        next_step=f'Add --class-names "ring,bar,cup", or a file with one name a line.{otherwise}',
+        next_step=f'Add --class-names "ring,bar,cup", or a file with one name per line.{otherwise}',
     )
 
 
@@ -143,7 +143,7 @@ def read_class_names(given: str | None) -> GivenNames | None:
 
     Args:
         given: names parted by commas, or a file: YAML (.yaml, .yml, .json) that holds a list, or a mapping with
-            `class_names` (a list, or old name → new name) and `template`; any other file: one name a line.
+            `class_names` (a list, or old name → new name) and `template`; any other file: one name per line.
 
     Raises:
         ConfigError: not such a file, names that are not text, empty or equal.
@@ -180,7 +180,7 @@ def _text(file: Path) -> str:
             "a file of class names must be readable",
             got=error.strerror,
             where=file,
-            next_step='Give names as --class-names "ring,bar,cup", or a file with one name a line.',
+            next_step='Give names as --class-names "ring,bar,cup", or a file with one name per line.',
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError("a file of class names must be UTF-8 text", got=f"byte {error.start}", where=file) from None

@@ -51,7 +51,7 @@ def load_descriptions(dataset_or_path: str | Path) -> dict[str, list[str]]:
             "a descriptions file must map each class name to a list of sentences",
             got="nothing" if not loaded else f"a {type(loaded).__name__}",
             where=path,
-            next_step="Write `class name:` and under it one `- sentence` a line.",
+            next_step="Write `class name:` and under it one `- sentence` per line.",
         )
     problems: list[str] = []
     seen: dict[str, Any] = {}

@@ -137,7 +137,7 @@ def _main_rows(study: StudyRecord) -> list[dict[str, Any]]:
         return []
     num_settings = len(searched_parameters(study))
     few = num_trials < TRIALS_A_SETTING * max(1, num_settings)
-    note = f"{num_trials} trials for {num_settings} settings are too few, a setting needs {TRIALS_A_SETTING}"
+    note = f"{num_trials} trials for {num_settings} settings are too few: each setting needs {TRIALS_A_SETTING}"
     rows = []
     for method in ("PED-ANOVA", "fANOVA"):
         most = FANOVA_TRIALS if method == "fANOVA" else None

@@ -53,7 +53,7 @@ def _check_gpu(gpus_per_trial: float) -> None:
     if not torch.cuda.is_available():
         raise UsageError(
             "--gpus-per-trial needs a GPU that PyTorch can use",
-            got=f"{gpus_per_trial:g} a trial, and PyTorch {torch.__version__} sees none on this machine",
+            got=f"{gpus_per_trial:g} per trial, and PyTorch {torch.__version__} sees none on this machine",
             next_step="Leave it out to train on the CPU; `captune doctor` says why a GPU is not seen.",
         )
 

@@ -297,7 +297,7 @@ def _check_closable(record: StudyRecord) -> None:
         "at least one trial of a study must finish",
         got=f"{len(record.trials)} that all failed: {reasons[0] if reasons else 'no reason recorded'}",
         where=record.directory,
-        next_step="Mend that and continue with --resume; tracebacks are in journal.jsonl.",
+        next_step="Fix that and continue with --resume; tracebacks are in journal.jsonl.",
     )
 
 

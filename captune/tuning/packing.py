@@ -108,8 +108,8 @@ def allot(
         raise UsageError(
             "a trial must ask for one GPU at most, or a part of one",
             got=f"--gpus-per-trial {gpus:g}: a trial trains on one, the others would lie idle",
-            next_step="Leave it out for one GPU per trial. A backbone too large for one: --micro-batch 8 keeps "
-            "the batch and its gradients at a part of the memory, --precision bf16 saves more.",
+            next_step="Leave it out for one GPU per trial. If a backbone is too large for one, "
+            "--micro-batch 8 lowers the memory of a step with the same gradients, and --precision bf16 saves more.",
         )
     if gpus is None:
         gpus = min(1.0, sum(node.gpus for node in nodes))
