@@ -334,7 +334,7 @@ class Chosen(Event):
         config_id, config: the best configuration, whatever the advice.
         reason: for the advice.
         candidates: what was compared, with mean selection scores.
-        sentence: the advice in plain words, with what to expect; null where a criterion with labels chose.
+        sentence: the advice in plain words, with what to expect; null where the criterion chose.
         weights: share of each candidate in the ensemble that was considered; empty likewise.
         expected: of that ensemble against zero-shot in points of accuracy: `gain`, the ends `low` and `high` of the
             80 % interval, and the chance `risk` of being worse.
