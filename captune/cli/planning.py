@@ -15,6 +15,7 @@ from captune.algorithms import method_named
 from captune.algorithms.automatic import AUTO
 from captune.config import TrialConfig
 from captune.cost.trial import TrialCost, cards, estimate_trial_cost, num_confirmations
+from captune.data.catalog import default_backbone
 from captune.durations import duration
 from captune.seeding import derive_seed
 from captune.space import Parameter, Space
@@ -32,10 +33,11 @@ def show_plan(plan: Plan, console: Console) -> None:
     """A study as it would be run: cell, search, and the ranges beside the first configurations."""
     info, study = plan.info, plan.study
     task = study.task
+    backbone, weights = default_backbone(task)
     console.print(Text.assemble((info.name, "bold"), f" → {plan.directory}"), soft_wrap=True)
     console.print(
         f"{info.num_classes} classes, pool {info.num_pool}, test {info.num_test}; "
-        f"backbone {task.backbone or 'the dataset’s'}, weights {task.pretrained or 'its own'}, "
+        f"backbone {backbone}, weights {weights or 'its own'}, "
         f"tuning {info.base.tuning}, {info.base.epochs} epochs.\n"
         f"Selects by {info.criterion} ({info.criterion_help}) on {info.num_scored} images; "
         f"reports {info.metric_name}.\n"

@@ -56,17 +56,19 @@ def _show_all(what: list[str] | None, console: Console) -> None:
             "a study must have begun below this folder", got=f"no folder '{_USUAL}'", where=Path.cwd(),
             next_step="Name the directory of one, or begin one: captune demo.",
         )  # fmt: skip
-    for name in what or [_USUAL]:
-        if not re.fullmatch(r"auto|[a-z]+://.+|[^/]+:\d+", name):
-            _show_directories(studies_in([Path(name)]), console)
-        else:
-            # Imported here: only a live cluster needs Ray.
-            from captune.tuning.cluster import connected
-            from captune.tuning.telemetry import published_standings
+    names = what or [_USUAL]
+    addresses = [name for name in names if re.fullmatch(r"auto|[a-z]+://.+|[^/]+:\d+", name)]
+    places = [Path(name) for name in names if name not in addresses]
+    if places:
+        _show_directories(studies_in(places), console)
+    for address in addresses:
+        # Imported here: only a live cluster needs Ray.
+        from captune.tuning.cluster import connected
+        from captune.tuning.telemetry import published_standings
 
-            with connected(name, threads=1):
-                standings = published_standings()
-            _show(standings, console)
+        with connected(address, threads=1):
+            standings = published_standings()
+        _show(standings, console)
 
 
 def _show_directories(directories: list[Path], console: Console) -> None:
@@ -75,18 +77,19 @@ def _show_directories(directories: list[Path], console: Console) -> None:
         now, record = read_standing(directory)
         if directory.name != now.cell:  # two studies of one cell are told apart by their directories
             now = replace(now, cell=f"{directory.name} ({now.cell})")
-        standings.append(now)
         holder = read_lock(directory)
         heard = duration(max(0.0, time.time() - record.last_time))
         if holder is not None and is_alive(holder):
             said = f"run by process {holder['pid']} on {holder['host']}, last event {heard} ago"
         elif not record.num_openings:
             said = f"ended before it began; begin with: captune resume {directory}"
-        elif standings[-1].phase == "done":
+        elif now.phase == "done":
             said = f"finished {heard} ago"
         else:
             said = f"stopped {heard} ago; go on with: captune resume {directory}"
-        console.print(f"{standings[-1].cell}: {said}", highlight=False, soft_wrap=True)
+            now = replace(now, phase=f"{now.phase}, stopped")
+        standings.append(now)
+        console.print(f"{now.cell}: {said}", highlight=False, soft_wrap=True)
     _show(standings, console)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from captune.cli.main import main
 from captune.cli.status import read_standing
 from captune.cli.studies import failures_told
 from captune.records import ENSEMBLE, Event, Journal, Phase, State, StudyRecord, Trial
@@ -57,6 +58,22 @@ def test_an_ensemble_that_closing_averages_is_no_trial_that_was_run(tmp_path: Pa
         journal.append(Finished(key=ENSEMBLE, state=State.COMPLETE, score=0.5))
     after = read_standing(directory)[0]
     assert (after.done, after.planned) == (before.done, before.planned)
+
+
+def test_several_studies_stand_in_one_table_and_one_that_nobody_runs_is_called_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = info()
+    space = load_space(space_path(tmp_path), facts.base)
+    names = ("first", "second")
+    for name in names:
+        OpenStudy(tmp_path / name, study(trials=3), facts, space, durable=False).close()
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        main(["status", *(str(tmp_path / name) for name in names)])
+    said = capsys.readouterr().err
+    assert caught.value.code == 0 and said.count("zero-shot") == 1
+    assert said.count("go on with: captune resume") == 2 and said.count("stopped") == 4
 
 
 def test_the_lines_at_the_end_say_how_many_trials_failed_and_why(tmp_path: Path) -> None:
