@@ -71,7 +71,7 @@ def test_several_studies_stand_in_one_table_and_one_that_nobody_runs_is_called_s
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
         main(["status", *(str(tmp_path / name) for name in names)])
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert caught.value.code == 0 and said.count("zero-shot") == 1
     assert said.count("go on with: captune resume") == 2 and said.count("stopped") == 4
 
