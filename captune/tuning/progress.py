@@ -29,8 +29,6 @@ _PHASES = {
 
 _WIDE = 110
 """Columns from which a terminal shows every count."""
-_SHORT_NAME = 28
-"""Letters of a study's name that a narrower terminal shows on one line."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +199,7 @@ def standings_table(standings: Sequence[Standing], *, width: int = _WIDE) -> Tab
 
 
 def _narrow(table: Table, standings: Sequence[Standing]) -> Table:
-    # A phase breaks between its words before a study's name is cut.
-    longest = max((len(now.cell) for now in standings), default=0)
-    table.add_column("study", overflow="fold", min_width=min(longest, _SHORT_NAME))
+    table.add_column("study", overflow="fold")
     table.add_column("phase", overflow="fold", min_width=10)
     for heading in ("trials", "best", "zero-shot", "left"):
         table.add_column(heading, justify="right", no_wrap=True)
