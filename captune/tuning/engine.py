@@ -13,6 +13,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 
 from captune import interruption
 from captune.errors import CaptuneError, StudyError
+from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster
 from captune.tuning.packing import Allotment
@@ -94,7 +95,8 @@ def run_cells(
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
         ),
     )
-    with interruption.noted(planner.interrupt), _quiet():
+    taken = ray_internals.workers_taken_as_they_are() if cluster.local else contextlib.nullcontext()
+    with interruption.noted(planner.interrupt), _quiet(), taken:
         interruption.check()
         try:
             tuner.fit()

@@ -19,6 +19,7 @@ import ray._private.ray_constants
 import ray._private.services
 import ray._private.utils
 from ray.experimental import internal_kv
+from ray.tune.execution import class_cache
 
 # Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
 # on, it knows it by its network address, and GCS, raylet, agents and metrics listen on every interface.
@@ -169,6 +170,29 @@ def workers_ready(modules: Sequence[str], niceness: int) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def workers_taken_as_they_are() -> Iterator[None]:
+    """Tune's actors in the block ask for no environment of their own, so that workers that Ray started ahead fit.
+
+    For a cluster of one's own, whose workers have the driver's variables already. Replaces
+    `ray.tune.execution.class_cache._ActorClassCache.get`, which asks for some of those variables again. Without it the
+    workers that were started ahead stay idle, and others are started and import the same once more.
+    """
+    cache: Any = class_cache._ActorClassCache
+    before = cache.get
+
+    def get(self: Any, trainable_cls: Any) -> Any:
+        if trainable_cls not in self._cache:
+            self._cache[trainable_cls] = ray.remote(trainable_cls)
+        return self._cache[trainable_cls]
+
+    cache.get = get
+    try:
+        yield
+    finally:
+        cache.get = before
 
 
 def dashboard_address() -> str | None:
