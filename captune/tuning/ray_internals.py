@@ -19,7 +19,6 @@ import ray._private.ray_constants
 import ray._private.services
 import ray._private.utils
 from ray.experimental import internal_kv
-from ray.tune.execution import class_cache
 
 # Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
 # on, it knows it by its network address, and GCS, raylet, agents and metrics listen on every interface.
@@ -180,6 +179,8 @@ def workers_taken_as_they_are() -> Iterator[None]:
     `ray.tune.execution.class_cache._ActorClassCache.get`, which asks for some of those variables again. Without it the
     workers that were started ahead stay idle, and others are started and import the same once more.
     """
+    from ray.tune.execution import class_cache  # with Tune, which who only looks at a cluster does not need
+
     cache: Any = class_cache._ActorClassCache
     before = cache.get
 
