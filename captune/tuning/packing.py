@@ -127,7 +127,7 @@ def allot(
         there = f"{best.cpus:g}, {best.gpus:g}" + (f" and {best.memory_bytes / _GB:.1f} GB" if memory_bytes else "")
         raise UsageError(
             "a trial must fit into a node of the cluster",
-            got=f"{asked} a trial, where the largest has {there}",
+            got=f"{asked} per trial, where the largest has {there}",
             next_step="Lower --cpus-per-trial, --gpus-per-trial or --memory-per-trial.",
         )
     at_once = 1 if deterministic else concurrency or room

@@ -55,9 +55,9 @@ def test_a_deterministic_study_runs_one_at_a_time() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"cpus": 4}, "4 CPUs, 0 GPUs a trial, where the largest has 2, 0"),
+        ({"cpus": 4}, "4 CPUs, 0 GPUs per trial, where the largest has 2, 0"),
         ({"gpus": 0.5}, "1 CPUs, 0.5 GPUs a trial"),
-        ({"memory_bytes": 9 * GB}, "1 CPUs, 0 GPUs and 9.0 GB a trial, where the largest has 2, 0 and 4.0 GB"),
+        ({"memory_bytes": 9 * GB}, "1 CPUs, 0 GPUs and 9.0 GB per trial, where the largest has 2, 0 and 4.0 GB"),
     ],
 )
 def test_a_trial_that_does_not_fit_is_refused(asked: dict[str, float], said: str) -> None:
