@@ -141,7 +141,7 @@ class Mirror:
             ended = False
             while not ended:
                 orders, ended = self._next_orders()
-                # With a hundred trials there are a hundred reports a second, and each write costs milliseconds.
+                # With a hundred trials there are a hundred reports per second, and each write costs milliseconds.
                 for together, some in itertools.groupby(orders, lambda order: order[0] == "report"):
                     if together:
                         self._report([arguments for _, arguments in some])
