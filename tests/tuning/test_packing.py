@@ -56,7 +56,7 @@ def test_a_deterministic_study_runs_one_at_a_time() -> None:
     ("asked", "said"),
     [
         ({"cpus": 4}, "4 CPUs, 0 GPUs per trial, where the largest has 2, 0"),
-        ({"gpus": 0.5}, "1 CPUs, 0.5 GPUs a trial"),
+        ({"gpus": 0.5}, "1 CPUs, 0.5 GPUs per trial"),
         ({"memory_bytes": 9 * GB}, "1 CPUs, 0 GPUs and 9.0 GB per trial, where the largest has 2, 0 and 4.0 GB"),
     ],
 )
