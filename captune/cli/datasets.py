@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 
 from captune.cli import options
-from captune.cli.console import plain_console
+from captune.cli.console import plain_console, say
 from captune.config import TaskConfig
 from captune.data.catalog import DATASETS, load_dataset
 from captune.data.catalog import data_root as default_data_root
@@ -89,7 +89,7 @@ def _list(console: Console, root: Path | None, protocol: str) -> int:
             text = status.row.how_to_get
             if status.row.key in DOWNLOADS:
                 text += f" Or: captune datasets --download {status.row.key}"
-        console.print(f"{status.row.key}: {text}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{status.row.key}: {text}")
     console.print(
         "Your own: folder:DIR (class folders, or images alone with --class-names), csv:FILE (path, label, split), "
         "features:FILE.npz.",
@@ -151,13 +151,8 @@ def _check(console: Console, task: TaskConfig) -> int:
         broken = broken_images(dataset, progress=lambda done, _total: bar.update(item, completed=done))
     for path, reason in broken:
         console.print(f"{printable(path)}: {reason}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{task.dataset}: {len(dataset.paths) - len(broken)} of {len(dataset.paths)} images readable, "
-        f"{len(broken)} broken",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    read = len(dataset.paths) - len(broken)
+    say(console, f"{task.dataset}: {read} of {len(dataset.paths)} images readable, {len(broken)} broken")
     return 1 if broken else 0
 
 

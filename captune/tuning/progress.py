@@ -188,7 +188,8 @@ def standings_table(standings: Sequence[Standing], *, width: int = _WIDE) -> Tab
     table.add_column("study", overflow="fold")
     table.add_column("phase", overflow="fold", min_width=10)
     for heading in ("trials", "running", "stopped", "failed", "best", "zero-shot", "default", "left"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        # As wide as a score, so that nothing jumps when the first one comes.
+        table.add_column(heading, justify="right", no_wrap=True, min_width=6 if heading == "best" else None)
     for now in standings:
         left = "" if now.seconds_left is None else duration(now.seconds_left)
         table.add_row(
@@ -202,7 +203,8 @@ def _narrow(table: Table, standings: Sequence[Standing]) -> Table:
     table.add_column("study", overflow="fold")
     table.add_column("phase", overflow="fold", min_width=10)
     for heading in ("trials", "best", "zero-shot", "left"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        # As wide as a score, so that nothing jumps when the first one comes.
+        table.add_column(heading, justify="right", no_wrap=True, min_width=6 if heading == "best" else None)
     for now in standings:
         phase = f"{now.phase}, {now.failed} failed" if now.failed else now.phase
         left = "" if now.seconds_left is None else duration(now.seconds_left)
