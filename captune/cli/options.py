@@ -116,7 +116,7 @@ def with_options(
             given = Given()
             for name, group in owners.items():
                 value = values.pop(name)
-                if name in opposites and values.pop(f"no_{name}"):
+                if name in opposites and values.pop(f"no_{name}", False):
                     value = _turned_off(name, value)
                 value = (defaults or {}).get(name) if value is None else value
                 if value is not None:
