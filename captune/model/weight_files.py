@@ -72,19 +72,21 @@ class WeightFile:
 
 
 def read_weights(path: Path) -> WeightFile:
-    """Tensors of a .safetensors, .bin, .pt or .pth file or of a .index.json and its parts; nothing in them is run.
+    """Tensors of a file of safetensors or PyTorch, whatever it is called, or of a .index.json and its parts; nothing in
+    them is run.
 
     Raises:
         ModelError: a damaged file, one that holds more than tensors and plain values or no CLIP, NaN or infinities.
     """
     _refuse_what_is_no_weight_file(path)
-    script = not path.name.endswith(INDEX_SUFFIX) and path.suffix != ".safetensors" and is_torchscript(path)
+    script = not path.name.endswith(INDEX_SUFFIX) and not _is_safetensors(path) and is_torchscript(path)
     content = _opened(path, script=script)
     notes: list[str] = []
     tensors = _unwrapped(content, path, notes)
     _refuse_views_larger_than_their_storage(tensors, path)
     _refuse_parts_of_a_model(tensors, path)
     tensors = _without_prefix(tensors, path, notes)
+    _refuse_quantised(tensors, path)
     _refuse_not_finite(tensors, path)
     if script:
         return WeightFile(tensors, "torchscript", notes=notes)
@@ -113,7 +115,7 @@ def _refuse_what_is_no_weight_file(path: Path) -> None:
         )
     if not head:
         raise ModelError("a weight file must be whole", got="an empty file", where=path, next_step="Fetch it again.")
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt") and not head.startswith((b"PK", b"\x80")):
+    if not path.name.endswith(INDEX_SUFFIX) and not _is_safetensors(path) and not head.startswith((b"PK", b"\x80")):
         kind = next((kind for start, kind in _OTHER_KINDS.items() if head.startswith(start)), None)
         raise ModelError(
             "a weight file must hold tensors as PyTorch saves them",
@@ -121,6 +123,15 @@ def _refuse_what_is_no_weight_file(path: Path) -> None:
             where=path,
             next_step="Is it the right file? Weights are .safetensors, .pt, .pth or .bin files of many megabytes.",
         )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By what the file holds, the length of a JSON header and the header; by its name where that is damaged."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
+        return True
+    return path.suffix == ".safetensors" and not head.startswith((b"PK\3\4", b"\x80"))
 
 
 def _is_text(head: bytes) -> bool:
@@ -136,7 +147,7 @@ def _opened(path: Path, *, script: bool) -> Any:
             warnings.simplefilter("ignore")
             if path.name.endswith(INDEX_SUFFIX):
                 return _parts(path)
-            if path.suffix == ".safetensors":
+            if _is_safetensors(path):
                 return dict(safetensors.torch.load_file(path))
             return read_torchscript(path) if script else torch.load(path, map_location="cpu", weights_only=True)
     except ModelError:
@@ -153,7 +164,7 @@ def _opened(path: Path, *, script: bool) -> Any:
 
 def _objects_in(path: Path) -> list[str]:
     """The names in a PyTorch file that would have to be run to read it; empty if that is not what is wrong with it."""
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         return []
     try:
         if zipfile.is_zipfile(path):
@@ -307,6 +318,25 @@ def _refuse_views_larger_than_their_storage(tensors: dict[str, Tensor], path: Pa
             )
 
 
+def _refuse_quantised(tensors: dict[str, Tensor], path: Path) -> None:
+    """Whole numbers and 8-bit floats mean something only with scales, which are not read."""
+    wrong = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.dim() > 1
+        and not name.endswith(("position_ids", "attn_mask"))
+        and (not tensor.is_floating_point() or tensor.element_size() < 2)
+    }
+    if wrong:
+        kinds = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in wrong.values()}))
+        raise ModelError(
+            "weights must be floating-point numbers of 16 bits or more",
+            got=f"{kinds} in {len(wrong)} of {len(tensors)} tensors: {_some(list(wrong))}",
+            where=path,
+            next_step="Such a file is quantised: take the one it was made from.",
+        )
+
+
 def _refuse_not_finite(tensors: dict[str, Tensor], path: Path) -> None:
     wrong = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if wrong:
@@ -332,4 +362,6 @@ def _some(names: list[str], most: int = 3) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
+    if lines and "weights_only" in lines[0]:  # torch's advice to load the file unsafely
+        return "a pickle that is no plain tensors"
     return (lines[0] if lines else type(error).__name__)[:200]

@@ -240,6 +240,28 @@ def test_tensors_that_are_not_finite_are_named(tmp_path: Path) -> None:
             assert "NaN or infinity in 1 of 98 tensors: visual.conv1.weight" in refused(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused_by_name(tmp_path: Path, kind: torch.dtype) -> None:
+    state = tiny_state()
+    name = "visual.conv1.weight"
+    safetensors.torch.save_file(state | {name: state[name].to(kind)}, tmp_path / "w.safetensors")
+    said = refused(tmp_path / "w.safetensors")
+    assert f"but got {str(kind).removeprefix('torch.')} in 1 of 98 tensors: {name}" in said
+
+
+@pytest.mark.parametrize("name", ["w", "w.pt", "w.bin", "w.safetensors", "w.weights"])
+@pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])
+def test_the_kind_of_a_weight_file_is_known_by_what_it_holds(tmp_path: Path, name: str, save: Any) -> None:
+    save(tiny_state(), str(tmp_path / name))
+    assert read_weights(tmp_path / name).state.keys() == tiny_state().keys()
+
+
+def test_no_message_passes_on_an_advice_to_load_a_file_unsafely(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(b"\x80\x02K\x01.")
+    (tmp_path / "w").write_bytes(b"\x0e\0\0\0 something else")
+    assert "weights_only" not in refused(tmp_path / "w.pt") + refused(tmp_path / "w")
+
+
 def with_scale(path: Path, value: float) -> Path:
     safetensors.torch.save_file(tiny_state() | {"logit_scale": torch.tensor(value)}, path)
     return path
