@@ -102,13 +102,17 @@ def decode_file(path: str | Path, preprocessing: Preprocessing, reading: Reading
         with image:
             return resize_image(image, preprocessing, reading)
     except Image.DecompressionBombError:
-        raise Unreadable(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from None
+        raise Unreadable(f"more than {_most_million_pixels()} million pixels") from None
     except UnidentifiedImageError:
         raise Unreadable(_what_else(Path(path))) from None
     except Unreadable:
         raise
     except Exception as error:  # for a damaged file, decoders raise many kinds of exceptions
         raise Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
+
+
+def _most_million_pixels() -> int:
+    return round(2 * (Image.MAX_IMAGE_PIXELS or 0) / 10**6)
 
 
 def _decode_huge(path: str | Path, preprocessing: Preprocessing) -> Pixels:
@@ -119,7 +123,10 @@ def _decode_huge(path: str | Path, preprocessing: Preprocessing) -> Pixels:
         file.seek(0)
         with JpegImagePlugin.JpegImageFile(file) as image:
             if "progressive" in image.info:  # a progressive JPEG: its decoder keeps all coefficients in memory
-                raise Image.DecompressionBombError
+                raise Unreadable(
+                    f"a progressive JPEG of {image.width * image.height // 10**6} million pixels, which cannot be "
+                    f"decoded small (at most {_most_million_pixels()}): save it smaller, or not progressive"
+                )
             _draft(image, preprocessing)
             if image.width * image.height * len(image.getbands()) > _MAX_BYTES:
                 raise Image.DecompressionBombError

@@ -149,7 +149,10 @@ def _opened(path: Path, *, script: bool) -> Any:
                 return _parts(path)
             if _is_safetensors(path):
                 return dict(safetensors.torch.load_file(path))
-            return read_torchscript(path) if script else torch.load(path, map_location="cpu", weights_only=True)
+            if script:
+                return read_torchscript(path)
+            with path.open("rb") as file:  # by its path torch would go by its name
+                return torch.load(file, map_location="cpu", weights_only=True)
     except ModelError:
         raise
     except Exception as error:  # torch and safetensors raise a dozen kinds; each means that the file cannot be read

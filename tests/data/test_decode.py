@@ -178,6 +178,18 @@ def test_the_resize_differs_from_pillows_by_a_grey_level_here_and_there(tmp_path
     assert np.abs(seen - plain).max() <= 1 and (seen != plain).mean() < 0.02
 
 
+def test_a_progressive_jpeg_too_large_to_decode_small_is_refused_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, progressive in (("progressive", True), ("baseline", False)):
+        Image.new("RGB", (2500, 1000), "red").save(tmp_path / f"{name}.jpg", progressive=progressive)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)
+    preprocessing = Preprocessing(64, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(Unreadable, match=r"progressive JPEG of 2 million pixels.*at most 1\).*not progressive"):
+        decode_file(tmp_path / "progressive.jpg", preprocessing)
+    assert decode_file(tmp_path / "baseline.jpg", preprocessing).shape[0] == 64
+
+
 @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 20}])
 def test_the_fast_decoder_of_jpegs_gives_pillows_pixels(
     tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
