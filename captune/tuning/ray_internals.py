@@ -20,6 +20,8 @@ import ray._private.services
 import ray._private.utils
 from ray.experimental import internal_kv
 
+from captune.tuning.environment import variables
+
 # Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
 # on, it knows it by its network address, and GCS, raylet, agents and metrics listen on every interface.
 NETWORK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -162,13 +164,8 @@ def workers_ready(modules: Sequence[str], niceness: int) -> Iterator[None]:
     dozen processes of the dashboard at 19 take most of two cores from two of them.
     """
     values = {_NICENESS: str(niceness)} | ({_PRELOAD: ",".join(modules)} if modules else {})
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
+    with variables({name: value for name, value in values.items() if name not in os.environ}):
         yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
