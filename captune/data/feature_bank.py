@@ -154,9 +154,19 @@ def read_feature_file(file: Path, key: str, template: str) -> Dataset:
 
 
 def _features(values: npt.NDArray[np.generic], where: str) -> Features:
-    if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating) or 0 in values.shape:
+    if values.ndim != 2 or 0 in values.shape:
         raise DataError(
-            "features must be rows of numbers, at least one", got=f"{values.dtype} {values.shape}", where=where
+            "features must be a table (N, D): a row per image or class, a column per dimension, at least one of each",
+            got=f"the shape {values.shape}",
+            where=where,
+        )
+    if not np.issubdtype(values.dtype, np.floating):
+        # Whole numbers are features that were rounded or scaled, and nobody but their maker knows by what.
+        raise DataError(
+            "features must be floating-point numbers",
+            got=str(values.dtype),
+            where=where,
+            next_step="Save them as the model returned them, before they were rounded: features.astype('float32').",
         )
     with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
         features = values.astype(np.float32)

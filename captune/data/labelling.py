@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from captune.data.dataset import Dataset, IntArray
 from captune.data.tree import printable
 from captune.errors import UsageError
 
+_LONGEST_NAME = 255
+"""Bytes that file systems take in one name."""
+_LONGEST_SUFFIX = 16
 COLUMNS = ("image", "class", "probability", "second_class", "second_probability", "margin")
 
 
@@ -105,7 +109,7 @@ def sort_into_folders(
     """
     check_empty(directory)
     folders = _folder_names(sorted({prediction.label for prediction in found}))
-    taken: set[str] = set()
+    taken: dict[str, FreeNames] = defaultdict(FreeNames)
     count = 0
     for prediction in found:
         if prediction.probability < min_confidence:
@@ -114,7 +118,7 @@ def sort_into_folders(
         target = directory / folders[prediction.label]
         try:
             target.mkdir(parents=True, exist_ok=True)
-            place = _free_name(target, source, taken)
+            place = target / taken[prediction.label].take(source.stem, source.suffix)
             if link:
                 place.symlink_to(source)
             else:
@@ -139,23 +143,42 @@ def check_empty(directory: Path) -> None:
 
 def _folder_names(labels: Sequence[str]) -> dict[str, str]:
     """Class → a folder name that every file system takes; classes stay apart."""
+    names = FreeNames()
     folders: dict[str, str] = {}
     for label in labels:
-        name = re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", label).strip().rstrip(".") or "_"
-        name = f"_{name[1:]}" if name.startswith(".") else name
-        used = {folder.casefold() for folder in folders.values()}
-        candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, len(labels) + 2))
-        folders[label] = next(each for each in candidates if each.casefold() not in used)
+        name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", label).strip().rstrip(".") or "_"
+        folders[label] = names.take(f"_{name[1:]}" if name.startswith(".") else name)
     return folders
 
 
-def _free_name(folder: Path, source: Path, taken: set[str]) -> Path:
-    """The image's own name; a second image of that name gets a number."""
-    number = 1
-    while True:
-        name = source.name if number == 1 else f"{source.stem}-{number}{source.suffix}"
-        key = os.path.normcase(str(folder / name)).casefold()
-        if key not in taken:
-            taken.add(key)
-            return folder / name
-        number += 1
+class FreeNames:
+    """Names in one folder, each taken once, whatever its case; a name that is taken gets a number."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._tried: dict[str, int] = {}
+
+    def take(self, stem: str, suffix: str = "") -> str:
+        """A free name: `stem` and `suffix`, with a number between them if need be, cut to what a file system takes."""
+        if len(os.fsencode(suffix)) > _LONGEST_SUFFIX:
+            stem, suffix = stem + suffix, ""
+        wanted = (stem + suffix).casefold()
+        # Counting from 2 again for each of 10,000 equal names would take 50 million tries.
+        number = self._tried.get(wanted, 1)
+        while True:
+            mark = "" if number == 1 else f"-{number}"
+            name = _cut(stem, _LONGEST_NAME - len(os.fsencode(mark + suffix))) + mark + suffix
+            number += 1
+            if name.casefold() not in self._taken:
+                break
+        self._tried[wanted] = number
+        self._taken.add(name.casefold())
+        return name
+
+
+def _cut(text: str, num_bytes: int) -> str:
+    """As many whole characters of a text as fit into some bytes."""
+    data = os.fsencode(text)
+    if len(data) <= num_bytes:
+        return text
+    return data[:num_bytes].decode("utf-8", "ignore").rstrip()

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,10 @@ def read_manifest(
     names, numbers = _classes(rows, given, file)
     notes = (*_counted(rows, names, numbers), *_odd(numbers), *renaming(names, given))
     paths = _located(rows, file, (root or file.parent).absolute(), follow_links=follow_links)
+    listed = len(rows)
     rows, paths = _once(rows, paths, file)
+    if len(rows) < listed:
+        notes = (*notes, f"{listed - len(rows)} of {listed} rows name an image that an earlier row names: read once")
     splits: dict[str, Items] = {split: [] for split in SPLITS}
     for row, path in zip(rows, paths, strict=True):
         splits[row.split].append((path, numbers.get(row.label, UNKNOWN)))
@@ -173,9 +177,10 @@ def _places(header: Sequence[str], columns: Columns, file: Path, *, labels: bool
 
 
 def _row(cells: list[str], line: int, places: dict[str, int | None], width: int, file: Path) -> _Row:
-    where = f"{file}: line {line}"
     if len(cells) != width:
-        raise DataError(f"every line must have {width} cells, as the header", got=len(cells), where=where)
+        raise DataError(
+            f"every line must have {width} cells, as the header", got=len(cells), where=f"{file}: line {line}"
+        )
 
     def cell(what: str) -> str:
         at = places[what]
@@ -183,10 +188,10 @@ def _row(cells: list[str], line: int, places: dict[str, int | None], width: int,
 
     split = cell("split").strip().lower() or "train"
     if split not in SPLIT_NAMES:
-        raise DataError("split must be train, val or test", got=f"'{split}'", where=where)
+        raise DataError("split must be train, val or test", got=f"'{split}'", where=f"{file}: line {line}")
     path = cell("image").strip()
     if not path or "\0" in path:
-        raise DataError("path must be given", got="nothing" if not path else "a NUL byte", where=where)
+        raise DataError("path must be given", got="nothing" if not path else "a NUL byte", where=f"{file}: line {line}")
     return _Row(line, path, cell("label"), SPLIT_NAMES[split])
 
 
@@ -241,22 +246,38 @@ def _numbers_in_order(label: str) -> tuple[int, int, str]:
 
 
 def _located(rows: list[_Row], file: Path, root: Path, *, follow_links: bool) -> list[str]:
-    base, real_root = str(file.parent.absolute()), os.path.realpath(root)
-    real_base = os.path.realpath(base)
-    paths: list[str] = []
+    """The absolute path of each row; a path is looked up once, however many rows name it."""
+    base = str(file.parent.absolute())
+    around, real_around = (base, str(root)), (os.path.realpath(base), os.path.realpath(root))
+    real_folders: dict[str, str] = {}
+
+    def leads_out(path: str, *, link: bool) -> bool:
+        if not any(lies_in(path, each) for each in around):
+            return True
+        if follow_links:
+            return False
+        folder, name = os.path.split(path)
+        # Resolving each path anew would look at every folder above it again: seconds for a list of 100,000.
+        if folder not in real_folders:
+            real_folders[folder] = os.path.realpath(folder)
+        real = os.path.realpath(path) if link else os.path.join(real_folders[folder], name)  # noqa: PTH118
+        return not any(lies_in(real, each) for each in real_around)
+
+    found: dict[str, str] = {}
     missing: list[str] = []
     outside: list[str] = []
     special: list[str] = []
-    for row in rows:
-        path = os.path.normpath(os.path.join(base, row.path))  # noqa: PTH118 - a Path a row costs seconds
-        if not os.path.exists(path) and "\\" in row.path:  # noqa: PTH110
-            path = os.path.normpath(os.path.join(base, row.path.replace("\\", "/")))  # noqa: PTH118
-        paths.append(path)
-        if not os.path.isfile(path):  # noqa: PTH113
-            (special if os.path.exists(path) else missing).append(row.path)  # noqa: PTH110
-        elif not any(lies_in(path, around) for around in (base, str(root))) or not (
-            follow_links or any(lies_in(os.path.realpath(path), around) for around in (real_base, real_root))
-        ):
+    for written in dict.fromkeys(row.path for row in rows):
+        path, kind = _looked_up(base, written)
+        if kind is None and "\\" in written:
+            path, kind = _looked_up(base, written.replace("\\", "/"))
+        found[written] = path
+        link = kind is not None and stat.S_ISLNK(kind)
+        if kind is None or (link and not os.path.exists(path)):  # noqa: PTH110
+            missing.append(written)
+        elif not (stat.S_ISREG(kind) or (link and os.path.isfile(path))):  # noqa: PTH113
+            special.append(written)
+        elif leads_out(path, link=link):
             outside.append(path)
     if missing:
         raise DataError(
@@ -275,7 +296,16 @@ def _located(rows: list[_Row], file: Path, root: Path, *, follow_links: bool) ->
             where=printable(root),
             next_step=f"Say --data-root {printable(common)} if they are meant (for links: --follow-links).",
         )
-    return paths
+    return [found[row.path] for row in rows]
+
+
+def _looked_up(base: str, written: str) -> tuple[str, int | None]:
+    """An absolute path, and what lies there: the mode of the file or of the link itself, None if nothing does."""
+    path = os.path.normpath(os.path.join(base, written))  # noqa: PTH118 - a Path a row costs seconds
+    try:
+        return path, os.lstat(path).st_mode
+    except (OSError, ValueError):
+        return path, None
 
 
 def _once(rows: list[_Row], paths: list[str], file: Path) -> tuple[list[_Row], list[str]]:

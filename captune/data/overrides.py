@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,8 +143,9 @@ def read_class_names(given: str | None) -> GivenNames | None:
     """What `--class-names` says; None without it.
 
     Args:
-        given: names parted by commas, or a file: YAML (.yaml, .yml, .json) that holds a list, or a mapping with
-            `class_names` (a list, or old name → new name) and `template`; any other file: one name per line.
+        given: names parted by commas, or a file, also one with a comma in its name: YAML (.yaml, .yml, .json) that
+            holds a list, or a mapping with `class_names` (a list, or old name → new name) and `template`; any other
+            file: one name per line.
 
     Raises:
         ConfigError: not such a file, names that are not text, empty or equal.
@@ -151,9 +153,17 @@ def read_class_names(given: str | None) -> GivenNames | None:
     """
     if given is None:
         return None
-    if "," in given and not os.path.isabs(given):  # noqa: PTH117 - names are no path
+    # A file whose name holds a comma is meant if it is there; os.path takes texts longer than any path.
+    if "," in given and not os.path.isabs(given) and not os.path.isfile(given):  # noqa: PTH113, PTH117
         return GivenNames(checked_names(given.split(","), "--class-names"), None, None, "--class-names")
     file = Path(given)
+    if not file.suffix and file.name == given and not os.path.exists(given):  # noqa: PTH110 - a word, not a path
+        raise ConfigError(
+            "class names must be at least two, parted by commas, or a file that is there",
+            got=f"'{given}': no comma, and no file of that name",
+            where="--class-names",
+            next_step=f'Name what else the images may show, as "{given},other", or a file with one name per line.',
+        )
     text = _text(file)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     is_yaml = file.suffix.lower() in _YAML or (bool(lines) and all(line.startswith("- ") for line in lines))
@@ -217,7 +227,7 @@ def checked_names(given: list[Any], where: str) -> tuple[str, ...]:
     if odd:
         raise ConfigError("class names must be text", got=f"{odd[0]}", where=where, next_step="Put it in quotes.")
     result = tuple(str(name).strip() for name in given)
-    twice = sorted({name for name in result if result.count(name) > 1})
+    twice = sorted(name for name, count in Counter(result).items() if count > 1)
     if not result or "" in result or twice:
         raise ConfigError(
             "class names must be different and not empty",

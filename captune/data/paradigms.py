@@ -169,7 +169,7 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
                 f"the {name} must hold images",
                 got="none",
                 where=f"{config.dataset}, {config.paradigm}",
-                next_step=_EMPTY_HELP.get(config.paradigm) if name == "pool" else "Add a test split.",
+                next_step=_EMPTY_HELP[config.paradigm] if name == "pool" else "Add a test split.",
             )
     holdout = np.empty(0, np.int64)
     if role == Role.SCORE and config.paradigm != "trzsl":
@@ -222,6 +222,9 @@ def _size_notes(num_pool: int, num_scored: int) -> list[str]:
 
 
 _EMPTY_HELP = {
+    "ul": "ul adapts to training images: mark some as train, or use --paradigm tft, which adapts to the test images.",
+    "tft": "tft adapts to test images: add images, mark some as test, or use --paradigm ul, which adapts to the "
+    "training images.",
     "ssl": "Ask for fewer --shots, so that training images are left unlabelled.",
     "trzsl": "No training image is of an unseen class: another --split-seed draws other classes.",
 }

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from captune.cli.main import main
+from captune.data import labelling
 from captune.data.labelling import Prediction, predictions, sort_into_folders
 from captune.errors import UsageError
 
@@ -85,6 +86,47 @@ def test_equal_file_names_and_odd_class_names_stay_apart(tmp_path: Path) -> None
         sort_into_folders(found, place)
     assert sort_into_folders(found, tmp_path / "linked", link=True) == (4, 0)
     assert all(path.is_symlink() and path.exists() for path in (tmp_path / "linked").rglob("*.jpg"))
+
+
+def test_names_longer_than_a_file_system_takes_are_cut_and_stay_apart(tmp_path: Path) -> None:
+    classes = ["é" * 200 + "a", "é" * 200 + "b"]
+    found = []
+    for number, folder in enumerate("abcd"):
+        image = tmp_path / folder / ("x" * 251 + ".jpg")
+        image.parent.mkdir()
+        image.write_text(folder)
+        found.append(Prediction(str(image), classes[number // 2], 0.9, None, None))
+    place = tmp_path / "out"
+    assert sort_into_folders(found, place) == (4, 0)
+    copies = sorted(place.rglob("*.jpg"))
+    assert sorted(copy.read_text() for copy in copies) == ["a", "b", "c", "d"]
+    assert [len(list(folder.iterdir())) for folder in sorted(place.iterdir())] == [2, 2]
+    assert max(len(part.encode()) for copy in copies for part in copy.relative_to(place).parts) <= 255
+
+
+def test_thousands_of_equal_file_names_are_counted_on_not_tried_from_the_first(tmp_path: Path) -> None:
+    tried = {}
+    for count in (200, 400):
+        names = _CountedNames()
+        assert len({names.take("1", ".jpg") for _ in range(count)}) == count
+        tried[count] = names.looked_up
+    assert tried == {200: 200, 400: 400}
+
+
+class _CountedNames(labelling.FreeNames):
+    """Counts how often a name is looked up among those taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = self
+
+        class Counted(set[str]):
+            def __contains__(self, name: object) -> bool:
+                names.looked_up += 1
+                return super().__contains__(name)
+
+        self.looked_up = 0
+        self._taken = Counted()
 
 
 def test_ties_go_to_the_first_class() -> None:

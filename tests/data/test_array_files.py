@@ -108,7 +108,7 @@ def test_encrypted_odd_and_packed_parts_are_refused(tmp_path: Path) -> None:
         ({"image_features": np.full((4, 2), 1e30)}, "length between 1e-12 and 1e"),
         ({"image_features": np.zeros((4, 2))}, "must not be zero"),
         ({"image_features": np.full((4, 2), np.nan)}, "finite"),
-        ({"image_features": np.ones((4, 2), np.complex64)}, "rows of numbers"),
+        ({"image_features": np.ones((4, 2), np.complex64)}, "floating-point numbers"),
         ({"labels": np.array([0, 1, 2**64 - 1, 0], np.uint64)}, "18446744073709551615"),
         ({"labels": np.array([0, 1, -2, 0])}, "must lie between -1"),
         ({"split": np.array([1, 2, 3, 4])}, "split must be text"),

@@ -358,7 +358,8 @@ def test_unknown_labels_are_pooled_and_never_labelled(tmp_path: Path) -> None:
     [
         ([0] * 9, [], [0] * 3, 1, "ul", "report", "at least two classes, but got 1"),
         ([0, 1] * 4, [], [0, 1], 3, "ul", "report", "every class must have an image, but got 1 without: class2"),
-        ([], [0, 1], [0, 1], 2, "ul", "report", "the pool must hold images, but got none"),
+        ([], [0, 1], [0, 1], 2, "ul", "report", r"the pool must hold images, but got none(.|\n)*mark some as train"),
+        ([0, 1] * 2, [], [], 2, "tft", "report", r"the pool must hold images, but got none(.|\n)*mark some as test"),
         ([0, 1] * 4, [0, 1], [], 2, "ul", "report", "the test split must hold images, but got none"),
         ([0, 1, 1, 1], [], [0, 1], 2, "ssl", "report", r"2 labelled training images .* 1 with fewer: class0"),
         ([0, 1] * 2, [], [0, 1], 2, "ssl", "report", r"the pool must hold images.*fewer --shots"),
