@@ -191,10 +191,11 @@ def open_study(path: str | Path) -> Study:
 def load(
     path: str | Path, *, backbone: str | None = None, pretrained: str | None = None, device: str = "auto"
 ) -> AdaptedModel:
-    """Open an adapted model: what `adapt`, `captune adapt` or `captune export` wrote.
+    """Open an adapted model: what `adapt`, `captune adapt`, `captune export` or a finished study wrote.
 
     Args:
-        path: the folder, or the file in it.
+        path: the folder, or the file in it. A study's folder must hold `checkpoint.safetensors`, as it does where the
+            advised model could be saved; else `captune predict` adapts it once, into the folder `adapted` inside.
         backbone: open_clip model name, where the recorded one is called otherwise here.
         pretrained: weights, where the recorded ones lie elsewhere now.
         device: auto, cpu, cuda or cuda:N.

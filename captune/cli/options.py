@@ -1,8 +1,8 @@
 """Options made from the fields of configuration classes, in one place for every command.
 
 An option's help text is the description of its field in captune/config.py, its type that of the field, and the field's
-panel is the heading in `--help`. A field that gets a description there is thereby an option of `run`, `adapt` and
-`compare`. A method's own settings (captune/algorithms/configs.py) are no options: `--set NAME=VALUE` gives them.
+panel is the heading in `--help`. A field that gets a description there is thereby an option: of `run` and `compare`, of
+`adapt` too if it says what is trained on what (TaskConfig, TrialConfig), of `resume` if it says how it runs. A method's own settings (captune/algorithms/configs.py) are no options: `--set NAME=VALUE` gives them.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ class SealedLabels:
     def reveal(self) -> dict[str, IntArray]:
         """The true labels of "pool", "holdout" and "test", in the task's order, -1 where it is unknown.
 
-        For captune.training.evaluation alone, after everything is chosen.
+        For captune.training.evaluation alone: in a study after the choice, in `captune adapt` after training; by the
+        `oracle` criterion earlier, which is for research and stamped.
         """
         return dict(self.__labels)
 

@@ -25,7 +25,7 @@ def chooses_by_criterion(study: StudyRecord) -> bool:
 
 
 def choose(study: StudyRecord, evidence: Evidence | None = None, class_names: Sequence[str] = ()) -> Choice:
-    """The choice of a study whose trials have ended; no sealed label is read.
+    """The choice of a study whose trials have ended; no test label enters it, except by `oracle`.
 
     Args:
         study: its record.

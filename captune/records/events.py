@@ -326,7 +326,7 @@ class DataNotes(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen(Event):
-    """The study has chosen, before any test label was read.
+    """The study has chosen; no test label entered the choice, except with `--select-by oracle`.
 
     Attributes:
         advice: what to do, in words.

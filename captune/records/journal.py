@@ -1,4 +1,4 @@
-"""A study's journal: an append-only file of events, from which everything else can be made again.
+"""A study's journal: an append-only file of events, the truth about what happened.
 
 A line is `<crc32 of the body, 8 hex digits> <JSON body>\\n`. It is written by one `write` and fsynced before anything
 acts on it. After a power cut at most the last line is torn: it is cut off when the journal is opened for writing.

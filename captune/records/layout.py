@@ -6,7 +6,7 @@ captune/results/report.py.
 ```
 runs/digits-ul-cap/
   study.yaml            settings, search space, versions; what `captune resume` reads
-  journal.jsonl         every event, append-only; all other files can be made again from it
+  journal.jsonl         every event, append-only; tables, figures and pages are made again from it and trials/
   optuna.journal        copy of the search for optuna-dashboard
   driver.lock           who runs the study now; .driver.guard protects changes of it
   stop.json             there while `captune stop` waits for the driver to hear it
@@ -18,7 +18,7 @@ runs/digits-ul-cap/
   best_config.yaml      what is advised, for `captune adapt --config`
   checkpoint.safetensors  the same as it was trained here, for `captune predict` and `captune export`
   report.html           the page
-  adapted/              the model adapted with the best configuration, once `captune predict` asked for it
+  adapted/              the model adapted with what is advised, where checkpoint.safetensors could not be written
 ```
 """
 

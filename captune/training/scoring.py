@@ -62,8 +62,8 @@ def selection_scores(
 def gain_errors(context: Context, holdout_NK: Tensor, validation_NK: Tensor) -> dict[str, float]:
     """Standard errors, over the judged images, of gains over zero-shot: {criterion: error}, for `neighbours`.
 
-    Other criteria are means over images, so their error follows from the agreement alone. `neighbours` is not a mean
-    over images and needs the jackknife.
+    `neighbours` needs the jackknife. The other criteria are treated as shares of images, whose error follows from the
+    number alone; for those that are no such shares this is an approximation.
     """
     judged_NK = holdout_NK if len(context.task.holdout) else validation_NK
     if not len(judged_NK):
