@@ -126,8 +126,8 @@ def adapt_seeds(
 ) -> list[dict[str, Any]]:
     """Train one configuration with several seeds, and write checkpoint, predictions, epochs and metrics of each.
 
-    Seeds train side by side where their steps can be taken together (`captune.training.packs`), else one behind
-    another; their numbers are the same. An adaptation that was interrupted goes on from its last epoch.
+    Seeds train side by side where their steps can be taken together (`captune.training.packs`) and memory allows, else
+    one behind another; their numbers are the same. An adaptation that was interrupted goes on from its last epoch.
 
     Args:
         task: the cell.
@@ -149,6 +149,8 @@ def adapt_seeds(
         KeyboardInterrupt: a first Ctrl-C or SIGTERM, after the epoch it came in.
     """
     from captune.training.context import open_context
+    from captune.training.memory import free_memory, is_out_of_memory
+    from captune.training.pack_sizes import MOST_AT_ONCE, most_in_memory
     from captune.training.trial import TrainingTrial
 
     def trial_of(seed: int) -> TrainingTrial:
@@ -159,14 +161,26 @@ def adapt_seeds(
         opened(trial)
         return trial
 
-    together = ALGORITHMS[method].packs and config.tuning == "features" and open_context(task, role, device).packs
-    groups = [list(places)] if together else [[seed] for seed in places]
+    most = 1
+    if len(places) > 1 and ALGORITHMS[method].packs and config.tuning == "features":
+        context = open_context(task, role, device)
+        most = min(MOST_AT_ONCE, most_in_memory(*context.image_features_MD.shape)) if context.packs else 1
+    waiting = list(places)
     frozen: dict[str, Any] | None = None
     reports: list[dict[str, Any]] = []
     failed: dict[int, Exception] = {}
-    for seeds in groups:
+    while waiting:
+        seeds, waiting = waiting[:most], waiting[most:]
         trials = {seed: trial_of(seed) for seed in seeds}
-        failed |= _train(trials, trained)
+        try:
+            failed |= _train(trials, trained)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Not until this block has ended: the error, by its frames, holds what was open.
+            trials, waiting, most = {}, seeds + waiting, 1
+        if not trials:
+            free_memory()
         for seed, trial in trials.items():
             try:
                 report = _finish(trial, task, method, places[seed], notes or [])
@@ -177,8 +191,7 @@ def adapt_seeds(
                 # The frozen model is the same beside every seed.
                 frozen = frozen or _zero_shot(task, role, places[seed] / _WORK, device)
                 report["zero_shot"] = frozen
-            atomic_write(places[seed] / METRICS, json.dumps(report, indent=2) + "\n")
-            shutil.rmtree(places[seed] / _WORK)
+            _hand_over(places[seed], report)
             reports.append(report)
     for seed, reason in failed.items():
         if len(places) > 1 and isinstance(reason, CaptuneError):
@@ -190,22 +203,23 @@ def adapt_seeds(
 def _train(
     trials: dict[int, TrainingTrial], trained: Callable[[TrainingTrial, dict[str, Any]], None]
 ) -> dict[int, Exception]:
-    """Train trials side by side to their ends; those that fail are taken out of `trials`, and what ended them told."""
-    from captune.training.memory import out_of_memory_explained
+    """Train trials side by side to their ends; those that fail are taken out of `trials`, and what ended them told.
+
+    Raises:
+        RuntimeError: memory ran out while several trained together; one alone goes on in micro-batches.
+    """
     from captune.training.trial import run_epochs_together
 
     failed: dict[int, Exception] = {}
     while alive := {seed: trial for seed, trial in trials.items() if not trial.trained}:
         if len(alive) == 1:
-            # One alone goes on in micro-batches where memory runs out.
             ((_, trial),) = alive.items()
             try:
                 records: list[dict[str, Any] | Exception] = [trial.run_epoch()]
             except TrainingFailed as error:
                 records = [error]
         else:
-            with out_of_memory_explained():
-                records = run_epochs_together(list(alive.values()))
+            records = run_epochs_together(list(alive.values()))
         interruption.check()
         for (seed, trial), record in zip(alive.items(), records, strict=True):
             if isinstance(record, Exception):
@@ -217,7 +231,7 @@ def _train(
 
 
 def _finish(trial: TrainingTrial, task: TaskConfig, method: str, out: Path, notes: list[str]) -> dict[str, Any]:
-    """Predict, read the test labels, write all but metrics.json; what that will hold."""
+    """Predict, read the test labels, write predictions and epochs; what metrics.json will hold."""
     from captune.training.evaluation import evaluate_trial
     from captune.training.labelling import write_predictions
 
@@ -226,8 +240,6 @@ def _finish(trial: TrainingTrial, task: TaskConfig, method: str, out: Path, note
     metrics = evaluate_trial(task, role, work)
     write_predictions([work], task, role, out / PREDICTIONS_CSV)
     _write_epochs(work / EPOCHS, out / EPOCHS_CSV)
-    (work / CHECKPOINT).replace(out / CHECKPOINT)
-    (work / CONFIG).replace(out / CONFIG)
     return {
         "dataset": task.dataset,
         "paradigm": task.paradigm,
@@ -242,6 +254,15 @@ def _finish(trial: TrainingTrial, task: TaskConfig, method: str, out: Path, note
         # Some settings follow from the weight file and the class names, such as the activation; the trial records them.
         "notes": list(dict.fromkeys([*notes, *trial.context.notes, *held_out_note(role)])),
     }
+
+
+def _hand_over(out: Path, report: dict[str, Any]) -> None:
+    """Move what a finished trial left to where it belongs, metrics.json last; again after a kill in the middle."""
+    for name in (CHECKPOINT, CONFIG):
+        if (out / _WORK / name).exists():
+            (out / _WORK / name).replace(out / name)
+    atomic_write(out / METRICS, json.dumps(report, indent=2) + "\n")
+    shutil.rmtree(out / _WORK)
 
 
 def held_out_note(role: Role) -> list[str]:

@@ -16,7 +16,7 @@ from captune.adapting import adapt_once, adapt_seeds
 from captune.algorithms import default_config
 from captune.config import TaskConfig, TrialConfig
 from captune.errors import TrainingFailed
-from captune.records.layout import CHECKPOINT, METRICS
+from captune.records.layout import CHECKPOINT, CONFIG, METRICS
 from captune.training import trial as trial_module
 from captune.training.trial import TrainingTrial
 
@@ -54,7 +54,8 @@ def test_seeds_side_by_side_are_each_what_it_is_alone(
     monkeypatch.setattr(trial_module, "run_epochs_together", noted)
     monkeypatch.setattr(adapting, "_zero_shot", measured)
     reports = adapt_seeds(DIGITS, method, config(method), places(tmp_path / "pack", 3, 4, 5))
-    assert together == [3, 3] and len(zero_shots) == 1
+    # A blend's members are a pack of their own.
+    assert together == ([3, 3] if method == "cap" else []) and len(zero_shots) == 1
     assert [report["seed"] for report in reports] == [3, 4, 5]
     for seed, place in places(tmp_path / "alone", 3, 4, 5).items():
         alone = adapt_once(DIGITS, method, config(method), place, seed=seed)
@@ -78,3 +79,81 @@ def test_a_seed_that_fails_is_named_and_the_others_are_written(tmp_path: Path, m
     with pytest.raises(TrainingFailed, match=r"in seed 1, epoch 1 of 2"):
         adapt_seeds(DIGITS, "cap", config("cap"), places(tmp_path, 0, 1, 2))
     assert [(tmp_path / f"seed{seed}" / METRICS).exists() for seed in (0, 1, 2)] == [True, False, True]
+
+
+def test_an_adaptation_that_is_killed_while_the_frozen_model_is_measured_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = adapt_once(DIGITS, "cap", config("cap"), places(tmp_path / "whole", 0)[0])
+    (out,) = places(tmp_path / "killed", 0).values()
+
+    def killed(*_: object) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(adapting, "_zero_shot", killed)
+        adapt_once(DIGITS, "cap", config("cap"), out)
+    assert adapt_once(DIGITS, "cap", config("cap"), out) == whole
+    assert not (out / ".trial").exists()
+
+
+@pytest.mark.parametrize("moved", [1, 2])
+def test_an_adaptation_that_is_killed_while_its_files_are_moved_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    whole = adapt_once(DIGITS, "cap", config("cap"), places(tmp_path / "whole", 0)[0])
+    (out,) = places(tmp_path / "killed", 0).values()
+    replace, done = Path.replace, []
+
+    def killed(path: Path, target: Path) -> Path:
+        if target.parent == out and target.name in (CHECKPOINT, CONFIG):
+            done.append(target)
+            if len(done) == moved:
+                raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        adapt_once(DIGITS, "cap", config("cap"), out)
+    assert adapt_once(DIGITS, "cap", config("cap"), out) == whole
+    assert (out / CHECKPOINT).exists() and (out / CONFIG).exists()
+
+
+def test_where_a_pack_does_not_fit_its_seeds_are_trained_one_behind_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = adapt_seeds(DIGITS, "cap", config("cap"), places(tmp_path / "pack", 0, 1))
+    run_together, sizes = trial_module.run_epochs_together, []
+
+    def cramped(trials: Sequence[TrainingTrial]) -> list[dict[str, Any] | Exception]:
+        sizes.append(len(trials))
+        if len(sizes) == 2:
+            raise RuntimeError("can't allocate memory: you tried to allocate 4 bytes")
+        return run_together(trials)
+
+    monkeypatch.setattr(trial_module, "run_epochs_together", cramped)
+    assert adapt_seeds(DIGITS, "cap", config("cap"), places(tmp_path / "cramped", 0, 1)) == want
+    assert sizes == [2, 2]
+
+
+def test_no_more_seeds_are_open_at_once_than_memory_is_taken_to_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[list[int]] = [[]]
+    finish = adapting._finish
+
+    def finished(trial: TrainingTrial, *arguments: Any) -> dict[str, Any]:
+        if opened[-1]:
+            opened.append([])
+        return finish(trial, *arguments)
+
+    monkeypatch.setattr(adapting, "_finish", finished)
+    monkeypatch.setattr("captune.training.pack_sizes._BYTES_OF_FEATURES", 2.5 * 4 * 1797 * 64)
+    adapt_seeds(
+        DIGITS,
+        "cap",
+        config("cap"),
+        places(tmp_path, 0, 1, 2, 3, 4),
+        opened=lambda trial: opened[-1].append(trial.seed),
+    )
+    assert [group for group in opened if group] == [[0, 1], [2, 3], [4]]

@@ -138,7 +138,6 @@ ALGORITHMS: dict[str, Method] = {
         ),
         Method(
             "blend", "the mean of what several methods say (an ensemble of unlike members)", BlendConfig, "blend:Blend",
-            packs=True,
         ),
         Method(
             "balanced", "zero-shot with half a Sinkhorn step toward a balanced pool", BalancedConfig,

@@ -2,7 +2,8 @@
 
 An option's help text is the description of its field in captune/config.py, its type that of the field, and the field's
 panel is the heading in `--help`. A field that gets a description there is thereby an option: of `run` and `compare`, of
-`adapt` too if it says what is trained on what (TaskConfig, TrialConfig), of `resume` if it says how it runs. A method's own settings (captune/algorithms/configs.py) are no options: `--set NAME=VALUE` gives them.
+`adapt` too if it says what is trained on what (TaskConfig, TrialConfig), of `resume` if it says how it runs
+(MachineConfig). A method's own settings (captune/algorithms/configs.py) are no options: `--set NAME=VALUE` gives them.
 """
 
 from __future__ import annotations

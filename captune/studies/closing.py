@@ -238,7 +238,7 @@ def record_choice(record: StudyRecord, write: Write) -> None:
 
 
 def choice_of(record: StudyRecord) -> Choice:
-    """What a study whose trials have ended chooses: from predictions, or by its criterion; `oracle` alone has read test labels."""
+    """What an ended study chooses: from predictions, or by its criterion; of these only `oracle` uses test labels."""
     trials = candidate_trials(record)
     paths = {name: [trial_directory(record.directory, trial.key) for trial in group] for name, group in trials.items()}
     if chooses_by_criterion(record):

@@ -22,11 +22,9 @@ from captune.training.checkpoint import prefixed, without_prefix
 from captune.training.context import Context
 from captune.training.memory import is_out_of_memory
 from captune.training.optim import Sgd, warmup_cosine
+from captune.training.pack_sizes import MOST_AT_ONCE, SIZE_ON_A_GPU
 from captune.training.packs import LearnedStack, PackedSteps, StepOfAll
 from captune.training.step import Batch, GraphStep, batches_of, step_of
-
-# Measured (analysis/measurements/packs.md): beyond, a step gains little, and what it holds at once grows.
-_MOST_PACKED = 16
 
 
 class Algorithm(Protocol):
@@ -123,7 +121,7 @@ class Loop:
         self.epoch = 0
         classifier = algorithm.classifier
         parameters = [] if classifier is None else list(classifier.parameters())
-        self._device = parameters[0].device if parameters else torch.device("cpu")
+        self.device = parameters[0].device if parameters else torch.device("cpu")
         self._step = step_of(algorithm, parameters, recorded=recorded)
         self._optimizer = (
             Sgd(
@@ -189,8 +187,8 @@ class Loop:
 
     def take_steps(self) -> Tensor:
         """The epoch's steps, one by one by autograd; the sum of their losses."""
-        total = torch.zeros((), device=self._device)
-        for step, batch in enumerate(batches_of(self.algorithm, self.config.steps_per_epoch, self._device)):
+        total = torch.zeros((), device=self.device)
+        for step, batch in enumerate(batches_of(self.algorithm, self.config.steps_per_epoch, self.device)):
             self.approach(step)
             loss, seen = self._step(batch)
             self.optimizer.step()  # parameters without a gradient stay as they are
@@ -289,8 +287,9 @@ def _train_loops(loops: Sequence[Loop]) -> list[dict[str, float] | Exception]:
                 loop = loops[together[0]]
                 outcomes[together[0]] = loop.end_epoch(loop.take_steps())
             continue
-        for start in range(0, len(together), _MOST_PACKED):
-            numbers = together[start : start + _MOST_PACKED]
+        most = SIZE_ON_A_GPU if loops[together[0]].device.type == "cuda" else MOST_AT_ONCE
+        for start in range(0, len(together), most):
+            numbers = together[start : start + most]
             totals_P = _take_steps_together([loops[number] for number in numbers])
             for number, total in zip(numbers, totals_P, strict=True):
                 with _noted(outcomes, number):

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from captune.training.optim import Sgd
+from captune.training.pack_sizes import SIZE_ON_A_GPU
 from captune.training.step import Batch
 
 _T = TypeVar("_T")
-# On a GPU a product of more matrices at once may round otherwise. Packs are filled up to a multiple of this, so that a
-# trial's numbers do not depend on how many others stand beside it.
-FILLED_TO = 8
 
 
 class PackedSteps(Protocol):
@@ -104,7 +102,7 @@ class LearnedStack:
 
     def filled(self, each: Sequence[_T]) -> list[_T]:
         """What the rows of the stack have: that of each model, and of the last one again where rows are filled up."""
-        missing = -len(each) % FILLED_TO if self.device.type == "cuda" else 0
+        missing = SIZE_ON_A_GPU - len(each) if self.device.type == "cuda" else 0
         return [*each, *[each[-1]] * missing]
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from captune.errors import UsageError
+from captune.training.pack_sizes import most_in_memory
 
 # What a trial on frozen features needs, process and libraries included (captune/tuning/README.md says how measured).
 TRIAL_BYTES = 1_250_000_000
@@ -17,8 +18,6 @@ _GB = 1e9
 MOST_PACKED = 8
 # Random trials before a sampler's model takes over. With Optuna's ten, a study of twelve would hardly search.
 STARTUP_TRIALS = 6
-# A trial keeps its own copy of the features; together they stay a fraction of what any trial is taken to need.
-_PACK_BYTES = 250e6
 _LARGEST_WIDTH = 1024
 USUAL_TRIALS, USUAL_SEEDS = 48, 6
 """Search trials and confirmation seeds of a study whose trials are packed: on digits about a third more time than 12
@@ -141,8 +140,7 @@ def most_packed(num_images: int, width: int | None) -> int:
         num_images: of the dataset.
         width: of its features; None where no model is opened yet to tell.
     """
-    bytes_a_trial = 4 * max(1, num_images) * (width or _LARGEST_WIDTH)
-    return int(min(MOST_PACKED, max(1, _PACK_BYTES // bytes_a_trial)))
+    return min(MOST_PACKED, most_in_memory(num_images, width or _LARGEST_WIDTH))
 
 
 def block_size(num_trials: int, most: int, *, workers: int = 2, rounds: int = 1) -> int:

@@ -195,15 +195,15 @@ def trials(asked: Asked) -> Iterator[Target]:
     method, config, role = configuration(task, config=_BLEND)
 
     def adapted(most: int) -> float:
-        usual, loop._MOST_PACKED = loop._MOST_PACKED, most
+        usual, loop.MOST_AT_ONCE = loop.MOST_AT_ONCE, most
         try:
             with tempfile.TemporaryDirectory(prefix="captune-targets-") as folder:
                 check_out(Path(folder))
                 return cpu_and_wall(lambda: adapt_once(task, method, config, Path(folder), role=role))[0]
         finally:
-            loop._MOST_PACKED = usual
+            loop.MOST_AT_ONCE = usual
 
-    times = _in_turn({"alone": lambda: adapted(1), "packs": lambda: adapted(loop._MOST_PACKED)}, asked.long_repeats)
+    times = _in_turn({"alone": lambda: adapted(1), "packs": lambda: adapted(loop.MOST_AT_ONCE)}, asked.long_repeats)
     yield Target(
         "`adapt` of an ensemble of 15 models", "–", f"{times['alone']:.1f} CPU s", f"{times['packs']:.1f} CPU s",
         asked.long_repeats, "each by hand, alone",

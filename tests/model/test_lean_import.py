@@ -30,8 +30,18 @@ assert not left_out, left_out
 backbone = load_backbone("convnext_base", "random")
 assert type(backbone.model.visual).__name__ == "TimmModel" and "timm" in sys.modules, "timm comes when it is asked for"
 
-import open_clip
+doubled = torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(1))
+assert doubled.item() == 2 and "torch._dynamo" in sys.modules, "the compiler comes when it is asked for"
+"""
+
+
+_TEXT_TOWER = """
+from captune import own_process
+
+own_process.declare()
+import torch
 from captune.model import use_transformers
+import open_clip
 
 assert open_clip.hf_model.transformers is None
 use_transformers()
@@ -44,10 +54,14 @@ assert open_clip.model.HFTextEncoder is not open_clip.hf_model.HFTextEncoder, "t
 shape = {"pooler_type": "mean_pooler", "proj_type": "linear"}
 text = open_clip.model.HFTextEncoder("bert", output_dim=4, config=config, pretrained=False, **shape)
 assert text(torch.ones(2, 5, dtype=torch.long)).shape == (2, 4), "which finds transformers and its poolers"
-
-doubled = torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(1))
-assert doubled.item() == 2 and "torch._dynamo" in sys.modules, "the compiler comes when it is asked for"
 """
+
+
+@pytest.mark.slow
+def test_transformers_comes_when_a_model_asks_for_it() -> None:
+    pytest.importorskip("transformers", reason="an optional package of open_clip's")
+    done = subprocess.run([sys.executable, "-c", _TEXT_TOWER], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
