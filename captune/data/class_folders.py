@@ -191,23 +191,40 @@ def _labelled_splits(
                 where=f"{where}/{by_split[split]}",
                 next_step="Move the images into the folder of their class, or elsewhere.",
             )
-        there = {spelling(name): name for name in found}
-        if len(there) != len(found) or there.keys() != {spelling(name) for name in names}:
-            alone = [f"{name} in train" for name in names if spelling(name) not in there]
-            alone += [f"{name} in {split}" for key, name in there.items() if key not in {*map(spelling, names)}]
-            raise DataError(
-                "all splits must have the same classes",
-                got=f"{len(names)} in train and {len(found)} in {split}; in one alone: "
-                f"{name_some(alone or spelled_alike(found))}",
-                where=where,
-                next_step="Rename the folders so that they agree. A class without images in a split has an empty "
-                "folder there; a folder that is no class is left out by --pass-over.",
-            )
-        files = {name: tree.images(*folder, there[spelling(name)]) for name in names}
+        there = _same_classes(names, found, by_split["train"], by_split[split], where)
+        files = {name: tree.images(*folder, there[name]) for name in names}
         if split == "train":
             _refuse_empty(files, f"{where}/{by_split[split]}")
         splits[split] = [(path, label) for label, name in enumerate(names) for path in files[name]]
     return splits, notes
+
+
+def _same_classes(names: list[str], found: list[str], train: str, split: str, where: str) -> dict[str, str]:
+    """Class folder of train → the folder of that class in another split, which may spell it otherwise."""
+    if set(found) == set(names):
+        return {name: name for name in names}  # `--class-names` may yet tell `A` and `a` apart
+    alike = [f"{pair} in {folder}" for folder, held in ((train, names), (split, found)) for pair in spelled_alike(held)]
+    if alike:
+        raise DataError(
+            "folders of one class must be spelled in one way",
+            got=name_some(alike),
+            where=where,
+            next_step=f"Put the images of one class into one folder. If these are different classes, {train} and "
+            f"{split} must have the same folders, spelled the same, and --class-names must tell them apart.",
+        )
+    by_spelling = {spelling(name): name for name in found}
+    own = {spelling(name) for name in names}
+    if by_spelling.keys() != own:
+        alone = [f"{name} in {train}" for name in names if spelling(name) not in by_spelling]
+        alone += [f"{name} in {split}" for key, name in by_spelling.items() if key not in own]
+        raise DataError(
+            "all splits must have the same classes",
+            got=f"{len(names)} in {train} and {len(found)} in {split}; in one alone: {name_some(alone)}",
+            where=where,
+            next_step="Rename the folders so that they agree. A class without images in a split has an empty folder "
+            "there; a folder that is no class is left out by --pass-over.",
+        )
+    return {name: by_spelling[spelling(name)] for name in names}
 
 
 def _refuse_others(tree: Tree, parts: list[str], by_split: dict[str, str], where: str) -> None:

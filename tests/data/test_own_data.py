@@ -338,6 +338,25 @@ def test_classes_that_only_their_spelling_tells_apart_are_refused(tmp_path: Path
         _load(_manifest(tmp_path, f"path,label\na.jpg,{CAFE}\nb.jpg,{CAFE_OF_MACOS}\nc.jpg,tea\n"))
 
 
+def test_splits_of_the_same_folders_may_hold_classes_that_names_tell_apart(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        _classes(tmp_path / split, ["A", "a", "b"], 2)
+    dataset = _load(f"folder:{tmp_path}", class_names="capital A,small a,small b")
+    assert dataset.class_names == ("capital A", "small a", "small b")
+    held = zip(dataset.test.paths, dataset.test.labels_N, strict=True)
+    assert {(Path(path).parent.name, int(label)) for path, label in held} == {("A", 0), ("a", 1), ("b", 2)}
+    with pytest.raises(DataError, match=r"different .* but got 'A' and 'a'"):
+        _load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("folder", ["train", "test"])
+def test_a_split_that_spells_a_class_in_two_ways_is_named(tmp_path: Path, folder: str) -> None:
+    for split in ("train", "test"):
+        _classes(tmp_path / split, ["A", "a", "b"] if split == folder else ["a", "b"], 2)
+    with pytest.raises(DataError, match=f"spelled in one way, but got 'A' and 'a' in {folder} "):
+        _load(f"folder:{tmp_path}", class_names="capital A,small a,small b" if folder == "train" else None)
+
+
 def test_one_folder_of_images_is_no_choice_of_classes(tmp_path: Path) -> None:
     _classes(tmp_path, ["photos"], 3)
     with pytest.raises(DataError, match="but got photos alone, which is no choice of classes"):
