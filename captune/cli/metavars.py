@@ -26,13 +26,17 @@ def with_metavars(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def opposites_sentence(function: Callable[..., Any]) -> str | None:
-    """What `--help` says at its end about `--no-…`, by an example of the command's own; None if it has none."""
+    """What `--help` says at its end about `--no-…`, by an example of the command's own; None if it has none.
+
+    Only settings have an opposite, and only a study's file can have turned one on before.
+    """
     signature = inspect.signature(function)
     hidden = next((name for name in signature.parameters if name.startswith("no_")), None)
     if hidden is None:
         return None
     flag = hidden.removeprefix("no_").replace("_", "-")
-    return f"Each flag has an opposite that undoes what a study.yaml or an earlier run said: --no-{flag} for --{flag}."
+    undoes = " that undoes what a study.yaml says" if "study_file" in signature.parameters else ""
+    return f"Each flag that is a setting has an opposite{undoes}: --no-{flag} for --{flag}."
 
 
 def _plain_type(annotation: Any) -> Any:

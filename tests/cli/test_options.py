@@ -13,7 +13,8 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from captune.cli.main import command
+from captune.cli.main import COMMANDS, command
+from captune.cli.metavars import opposites_sentence
 from captune.cli.options import Given, settings, with_options
 from captune.cli.run import StudyFile, _studies
 from captune.config import Config, MachineConfig, Panel, StudyConfig, TaskConfig, TrialConfig
@@ -177,7 +178,17 @@ def test_help_shows_flags_without_a_type(usage: list[Answer]) -> None:
 
 def test_help_shows_one_form_of_what_is_off_and_says_once_that_there_is_another(usage: list[Answer]) -> None:
     _, output, _, _ = usage[0]
-    assert "--no-stress" not in output and output.count("Each flag has an opposite") == 1
+    assert "--no-stress" not in output and output.count("Each flag that is a setting has an opposite") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_speaks_of_a_study_file_and_of_opposites_only_where_they_are(name: str) -> None:
+    function = command(name)
+    said, parameters = opposites_sentence(function) or "", inspect.signature(function).parameters
+    assert ("study.yaml" in said) == (name == "run")
+    shown = {option for option in parameters if f"--no-{option.replace('_', '-')} " in said}
+    assert len(shown) == any(option.startswith("no_") for option in parameters)
+    assert all(f"no_{option}" in parameters and option in fields(*CLASSES) for option in shown)
 
 
 def test_every_flag_that_is_off_can_be_turned_off_where_a_file_says_true(tmp_path: Path) -> None:
