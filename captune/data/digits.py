@@ -49,10 +49,11 @@ def load_digits_arrays() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
 def _table() -> npt.NDArray[np.float64]:
     """Ink and label of each image, (1797, 65), read from scikit-learn's file: importing scikit-learn takes seconds."""
     package = find_spec("sklearn")
-    folder = Path((package and package.origin) or "").parent / "datasets" / "data"
-    if (folder / "digits.csv.gz").exists():
-        with gzip.open(folder / "digits.csv.gz", "rt", encoding="ascii") as file:
-            return np.loadtxt(file, delimiter=",")
+    if package is not None and package.origin:
+        table = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if table.exists():
+            with gzip.open(table, "rt", encoding="ascii") as file:
+                return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits  # a version that keeps the file elsewhere
 
     return np.column_stack(load_digits(return_X_y=True))

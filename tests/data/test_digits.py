@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,6 +34,21 @@ def test_they_are_scikit_learns_whether_read_from_its_file_or_by_itself(monkeypa
     for images_NHW, found_N in (read, load_digits_arrays()):
         np.testing.assert_array_equal(images_NHW.reshape(-1, 64), np.rint(ink_N64 * 255 / 16))
         np.testing.assert_array_equal(found_N, labels_N)
+
+
+def test_a_table_in_the_current_directory_is_not_taken_for_scikit_learns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = load_digits_arrays()
+    (tmp_path / "datasets" / "data").mkdir(parents=True)
+    with gzip.open(tmp_path / "datasets" / "data" / "digits.csv.gz", "wt") as file:
+        file.write("0,0,0,0,0\n")
+    monkeypatch.chdir(tmp_path)
+    # As a package without an __init__.py has none, or one that is not there.
+    for found in (ModuleSpec("sklearn", None), None):
+        monkeypatch.setattr(digits, "find_spec", lambda name, found=found: found)
+        for read, wanted in zip(load_digits_arrays(), expected, strict=True):
+            np.testing.assert_array_equal(read, wanted)
 
 
 def test_ink_sixteen_becomes_full_white_and_paper_black() -> None:
