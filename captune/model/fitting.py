@@ -20,7 +20,7 @@ _LARGEST_SCALE = 1000.0
 _SMALLEST_LOGARITHM = 1.0
 _POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
 # Computed from the architecture, not learned; some versions of the libraries saved them all the same.
-_DERIVED = ("attn_mask", "position_ids")
+_DERIVED = ("attn_mask", "position_ids", "relative_position_index")
 
 
 def fit(
@@ -39,7 +39,8 @@ def fit(
         What was decided on the way, in sentences.
 
     Raises:
-        ModelError: tensors that are missing, left over or of other shapes; a logit scale that cannot be one.
+        ModelError: tensors that are missing, left over or of other shapes; whole numbers for weights; a logit scale
+            that cannot be one.
     """
     state = convert_state_dict(model, dict(state))
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
@@ -59,8 +60,26 @@ def fit(
             where=where,
             next_step=f"Name the architecture they were trained with by --backbone.{shapes}",
         )
+    _refuse_whole_numbers(state, wanted, where)
     model.load_state_dict(state, strict=True)
     return notes
+
+
+def _refuse_whole_numbers(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path) -> None:
+    """Loading would turn them into floats in silence."""
+    whole = [
+        key
+        for key, tensor in wanted.items()
+        if tensor.is_floating_point() and state[key].dim() and not state[key].is_floating_point()
+    ]
+    if whole:
+        kinds = ", ".join(sorted({str(state[key].dtype).removeprefix("torch.") for key in whole}))
+        raise ModelError(
+            "weights must be floating-point numbers",
+            got=f"{kinds} in {len(whole)} of {len(wanted)} tensors: {_some(whole)}",
+            where=where,
+            next_step="They were rounded or stored in a form of their own: take the file they were made from.",
+        )
 
 
 def _problems(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

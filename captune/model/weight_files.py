@@ -322,13 +322,16 @@ def _refuse_views_larger_than_their_storage(tensors: dict[str, Tensor], path: Pa
 
 
 def _refuse_quantised(tensors: dict[str, Tensor], path: Path) -> None:
-    """Whole numbers and 8-bit floats mean something only with scales, which are not read."""
+    """Whole numbers and floats of one byte mean something only with scales, which are not read. Larger whole numbers
+    are mostly indices that older versions of a model saved: `fit` knows which have a place.
+    """
     wrong = {
         name: tensor
         for name, tensor in tensors.items()
         if tensor.dim() > 1
-        and not name.endswith(("position_ids", "attn_mask"))
-        and (not tensor.is_floating_point() or tensor.element_size() < 2)
+        and tensor.itemsize == 1
+        and tensor.dtype != torch.bool
+        and not name.endswith(("_ids", "_index", "_mask"))
     }
     if wrong:
         kinds = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in wrong.values()}))
