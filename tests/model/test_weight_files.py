@@ -249,24 +249,6 @@ def test_quantised_weights_are_refused_by_name(tmp_path: Path, kind: torch.dtype
     assert f"but got {str(kind).removeprefix('torch.')} in 1 of 98 tensors: {name}" in said
 
 
-def test_indices_of_an_older_file_are_no_quantised_weights(tmp_path: Path) -> None:
-    index = torch.arange(49).reshape(7, 7)
-    name = "visual.blocks.0.attn.relative_position_index"
-    safetensors.torch.save_file(tiny_state() | {name: index}, tmp_path / "w.safetensors")
-    torch.testing.assert_close(zero_shot(tmp_path / "w.safetensors"), zero_shot(None), atol=1e-6, rtol=0)
-    safetensors.torch.save_file(tiny_state() | {"visual.table": index}, tmp_path / "other.safetensors")
-    said = refused(tmp_path / "other.safetensors")
-    assert "visual.table has no place" in said and "quantised" not in said
-
-
-@pytest.mark.parametrize("name", ["visual.conv1.weight", "visual.ln_post.bias"])
-def test_whole_numbers_are_not_loaded_as_weights(tmp_path: Path, name: str) -> None:
-    state = tiny_state()
-    safetensors.torch.save_file(state | {name: state[name].long()}, tmp_path / "w.safetensors")
-    said = refused(tmp_path / "w.safetensors")
-    assert f"weights must be floating-point numbers, but got int64 in 1 of 98 tensors: {name}" in said
-
-
 @pytest.mark.parametrize("name", ["w", "w.pt", "w.bin", "w.safetensors", "w.weights"])
 @pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])
 def test_the_kind_of_a_weight_file_is_known_by_what_it_holds(tmp_path: Path, name: str, save: Any) -> None:
