@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "captune"
 # Rooms from the ground up; a room imports from its own and from lower floors only, never from a row-mate.
 FLOORS = [
-    {"errors", "interruption", "own_process", "revision"},
+    {"errors", "interruption", "own_process", "plain_text", "revision"},
     {
         "config",
         "config_base",

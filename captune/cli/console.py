@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from typing import IO
+from collections.abc import Iterable
+from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
+
+from captune.plain_text import visible
+
+
+class _PlainConsole(Console):
+    """Shows every character of a text; none of a name acts on the terminal."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(visible(text), **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        if isinstance(renderable, Text) and (shown := visible(renderable.plain)) != renderable.plain:
+            renderable = renderable.copy()
+            renderable.plain = shown  # as long as before, so that the styles stay where they are
+        return super().render(renderable, options)
 
 
 def plain_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
-    """A console that reads no markup (`[b]`) and no emoji (`:cat:`) in what it prints, also in tables.
+    """A console that reads no markup (`[b]`) and no emoji (`:cat:`) in what it prints, also in tables, and shows
+    the characters of a name that would act on the terminal (escape codes) instead of sending them.
 
     What has a colour is written as `rich.text.Text`, or with the argument `style`.
     """
-    return Console(stderr=stderr, file=file, markup=False, emoji=False)
+    return _PlainConsole(stderr=stderr, file=file, markup=False, emoji=False)
 
 
 def say(console: Console, text: str | Text, *, style: str | None = None) -> None:

@@ -16,6 +16,7 @@ from captune.cli.study_model import Yes, model_at
 from captune.data.labelling import Prediction, check_empty, predictions, predictions_csv, sort_into_folders
 from captune.data.tree import printable
 from captune.errors import DataError, UsageError
+from captune.plain_text import as_unicode, visible
 
 
 @options.with_options("task", only=("backbone", "pretrained"))
@@ -70,7 +71,7 @@ def predict(
         if top is not None:
             for name, best in zip(names, top_k(probs_BK, model.class_names, top), strict=True):
                 listed += [
-                    [printable(name), rank, label, f"{value:.6f}"] for rank, (label, value) in enumerate(best, start=1)
+                    [as_unicode(name), rank, label, f"{value:.6f}"] for rank, (label, value) in enumerate(best, start=1)
                 ]
     if not found:
         raise DataError(
@@ -107,7 +108,7 @@ def _ranked_csv(rows: list[list[object]]) -> str:
 
 def _write(text: str, out: Path | None) -> None:
     if out is None:
-        sys.stdout.write(text)
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
         return
     with out.open("w", newline="", encoding="utf-8") as file:
         file.write(text)

@@ -120,10 +120,11 @@ def _read_dataset(task: TaskConfig, _state: tuple[tuple[str, int, int], ...]) ->
 def _refuse_equal_names(dataset: Dataset) -> None:
     """Refuse equal class names of one's own data; ImageNet's published names contain some."""
     alike = spelled_alike(dataset.class_names)
-    if alike or any(not spelling(name) for name in dataset.class_names):
+    empty = [f"'{name}'" for name in dataset.class_names if not spelling(name)]
+    if alike or empty:
         raise DataError(
             "class names must be different and not empty without case, blanks and `_`",
-            got=name_some(alike) if alike else "an empty name",
+            got=name_some([*alike, *empty]),
             where=dataset.source,
             next_step="Rename the classes there, or give other names by --class-names.",
         )

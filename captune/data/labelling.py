@@ -18,6 +18,7 @@ import numpy.typing as npt
 from captune.data.dataset import Dataset, IntArray
 from captune.data.tree import printable
 from captune.errors import UsageError
+from captune.plain_text import as_unicode
 
 _LONGEST_NAME = 255
 """Bytes that file systems take in one name."""
@@ -46,7 +47,7 @@ class Prediction:
     @property
     def row(self) -> list[str]:
         """Its cells, in the order of `COLUMNS`; the margin is the difference of the two probabilities."""
-        cells = [printable(self.image), self.label, f"{self.probability:.6f}"]
+        cells = [as_unicode(self.image), self.label, f"{self.probability:.6f}"]
         if self.second is None or self.second_probability is None:
             return [*cells, "", "", ""]
         margin = self.probability - self.second_probability

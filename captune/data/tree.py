@@ -11,13 +11,14 @@ from pathlib import Path
 
 from captune.data.file_kinds import BROKEN_LINK, DEVICE, HIDDEN, is_junk_folder, is_special, reason_not_to_read
 from captune.errors import DataError, UsageError
+from captune.plain_text import on_one_line
 
 _JUNK = "folders of the system or of a program"
 
 
 def printable(path: str | Path) -> str:
-    """A file name as text that any terminal takes: bytes that are not UTF-8 become replacement marks."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """A file name as text inside a sentence, which any terminal takes; see `captune.plain_text`."""
+    return on_one_line(str(path))
 
 
 def name_some(names: Sequence[str], count: int = 3) -> str:

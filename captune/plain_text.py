@@ -1,0 +1,46 @@
+"""Names of strangers' files and classes as text that may be shown.
+
+A name may hold every character but `/` and NUL: also those that colour a terminal, clear it, write into its clipboard
+or turn the direction of what follows.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_HALF = re.compile(r"[\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """A text whose characters all show and none acts; ends of lines and tabs stay.
+
+    One character stands for one: `␛` for escape and the like, `�` where Unicode has no picture.
+
+    Example:
+        >>> visible("a\\x1b[2Jb")
+        'a␛[2Jb'
+    """
+    return _ACTING.sub(lambda found: _picture(found[0]), text)
+
+
+def on_one_line(text: str) -> str:
+    """A text as `visible` gives it, with pictures for ends of lines and tabs too: a name inside a sentence.
+
+    Example:
+        >>> on_one_line("new\\nline")
+        'new␊line'
+    """
+    return visible(text).replace("\n", _picture("\n")).replace("\t", _picture("\t"))
+
+
+def as_unicode(text: str) -> str:
+    """The text itself, with `�` for bytes that are not UTF-8 (half surrogates in Python), so that it can be written."""
+    return _HALF.sub("\ufffd", text)
+
+
+def _picture(character: str) -> str:
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else "\ufffd"
