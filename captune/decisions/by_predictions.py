@@ -9,6 +9,7 @@ from captune.decisions.candidates import advised_config, candidate_trials, needs
 from captune.decisions.choice import AdviceWords, Candidate, Choice
 from captune.decisions.evidence import Evidence
 from captune.decisions.presence import absent_in, absent_sentence
+from captune.decisions.scores import Scorer
 from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, TRANSCLIP, ZERO_SHOT, StudyRecord, Trial
 
 _WORDS: dict[str, AdviceWords] = {
@@ -70,19 +71,28 @@ def _label(study: StudyRecord, name: str, group: Sequence[Trial]) -> str:
 
 
 def _reason(study: StudyRecord, said: Advice, evidence: Evidence, labels: dict[str, str]) -> str:
-    num_images = len(evidence.neighbours_Nk)
-    learned, labelled = gain_model_for(evidence), evidence.validation
+    learned = gain_model_for(evidence)
     ranked = sorted(said.scores, key=lambda name: -said.scores[name])
     scores = ", ".join(f"{labels.get(name, name)} {said.scores[name]:+.1f}" for name in ranked)
-    own = "" if labelled is None else f"accuracy on {len(labelled.labels_V)} validation images and, as these are few, "
-    compared = (
-        f"{own}their predictions on {num_images} unlabelled images (agreement with the nearest images and with "
-        "balanced zero-shot, classes merged; against zero-shot)"
-    )
     return (
-        f"Compared by {compared}: {scores}. What the ensemble gains is expected from {learned.worlds} development "
-        f"tasks made of {', '.join(learned.seen)}"
+        f"Compared by {compared_by(evidence)}: {scores}. What the ensemble gains is expected from {learned.worlds} "
+        f"development tasks made of {', '.join(learned.seen)}"
     )
+
+
+def compared_by(evidence: Evidence) -> str:
+    """What the scores of candidates compare, and how much the accuracy on validation images weighs among it."""
+    predictions = (
+        f"their predictions on {len(evidence.neighbours_Nk)} unlabelled images (agreement with the nearest images and "
+        "with balanced zero-shot, classes merged; against zero-shot)"
+    )
+    labelled = evidence.validation
+    if labelled is None or not len(labelled.labels_V):
+        return predictions
+    images, share = f"{len(labelled.labels_V)} validation images", Scorer(evidence).validation_share
+    if not share:
+        return f"{predictions}, not on the {images}, which are all of seen or all of unseen classes"
+    return f"accuracy on {images} (which weighs {100 * share:.4g} %) and {predictions}"
 
 
 def _with_absent(reason: str, evidence: Evidence, class_names: Sequence[str]) -> str:

@@ -94,11 +94,11 @@ class Scorer:
 
     def _validation(self, probs_VK: Tensor | None) -> float:
         labelled = self.evidence.validation
-        return 0.0 if labelled is None or probs_VK is None or not self._share else labelled.accuracy(probs_VK)
+        return 0.0 if labelled is None or probs_VK is None or not self.validation_share else labelled.accuracy(probs_VK)
 
     @cached_property
-    def _share(self) -> float:
-        """How much the validation images count; nothing where they are of seen or of unseen classes only."""
+    def validation_share(self) -> float:
+        """The weight of the validation images, a fraction; 0 where they are of seen or of unseen classes only."""
         labelled = self.evidence.validation
         if labelled is None or math.isnan(labelled.accuracy(labelled.probs[ZERO_SHOT])):
             return 0.0
@@ -122,7 +122,7 @@ class Scorer:
     def _against_zero_shot(self, facts: Mapping[str, float]) -> float:
         zero, score = self.candidate_facts[ZERO_SHOT], 0.0
         for fact, weight in self.model.coefficients.items():
-            share = self._share if fact == "validation" else 1 - self._share
+            share = self.validation_share if fact == "validation" else 1 - self.validation_share
             score += share * weight * (facts[fact] - zero[fact])
         return score
 
