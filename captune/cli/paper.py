@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,13 @@ from captune.algorithms.preset import (
     preset_task,
 )
 from captune.cli.options import COMMAND_LINE, Given, names_in, resolve_paradigm
-from captune.config import TaskConfig, TrialConfig
-from captune.data.catalog import check_dataset_name, load_dataset
-from captune.data.published import SPLIT_SEEDS, is_published_protocol
+from captune.config import OWN, USES_SHOTS, TaskConfig, TrialConfig, read_yaml
+from captune.data.catalog import check_dataset_name, default_backbone, load_dataset
+from captune.data.published import BACKBONES, SPLIT_SEEDS, is_published_model, is_published_protocol
 from captune.data.roles import has_labels
-from captune.errors import CaptuneError, DataError, TrainingFailed, UsageError
-from captune.records.layout import CHECKPOINT, METRICS
+from captune.errors import CaptuneError, CheckpointError, DataError, TrainingFailed, UsageError
+from captune.records import atomic_write
+from captune.records.layout import CHECKPOINT, CONFIG, METRICS, TASK
 
 if TYPE_CHECKING:
     from captune.results.paper_table import Cell
@@ -104,9 +106,9 @@ def run_paper_table(
     cells = [(dataset, kind, name) for dataset in datasets for kind in paradigms for name in fitting[kind]]
     # Impossible combinations, and runs of other settings in the folder, are reported before anything is trained.
     planned = [(cell, *_planned(cell, task_values, trial_values)) for cell in cells]
-    _check_kept(planned, out)
+    _check_kept(cells, task_values, trial_values, out)
     others = {cell for cell, task, _ in planned if not is_published_protocol(task)}
-    departures = _departures(task_values, trial_values, bool(others))
+    departures = _departures(planned, bool(others))
     for line in departures:
         console.print(line, highlight=False, soft_wrap=True)
     failed, notes = _run([cell for cell in cells if cell[0] in tasks], task_values, trial_values, out, console)
@@ -199,8 +201,11 @@ def _found(datasets: list[str], values: dict[str, Any], console: Console) -> tup
     return missing, there
 
 
-# Where things lie, and what is the same mathematics.
-_NO_MATTER = {"data_root", "cache_dir", "kernels", "micro_batch"}
+# Where things lie, what is the same mathematics, and of what concerns people's own images all but how these are read:
+# it says what is let pass, and images that are left out stand in the notes.
+_NO_MATTER = {"data_root", "cache_dir", "kernels", "micro_batch"} | {
+    name for name, info in TaskConfig.model_fields.items() if OWN in info.metadata and name != "pixels"
+}
 
 
 def _planned(
@@ -216,39 +221,75 @@ def _folder(out: Path, cell: Cell, seed: int) -> Path:
     return out / "runs" / "-".join(cell) / f"seed{seed}"
 
 
-def _check_kept(planned: list[_Planned], out: Path) -> None:
-    """Runs in the folder are kept, so they must be of the settings that are asked for.
+def _settings(task: TaskConfig, config: TrialConfig) -> dict[str, Any]:
+    """All settings that make numbers, where none was given what stands for it."""
+    backbone, pretrained = default_backbone(task)
+    values = {
+        **task.model_dump(mode="json"),
+        **config.model_dump(mode="json"),
+        "shots": task.num_shots if task.paradigm in USES_SHOTS else None,
+        "backbone": BACKBONES[0] if is_published_model(backbone, pretrained) else backbone,
+        "pretrained": pretrained,
+        "pixels": "open_clip" if task.pixels == "auto" else task.pixels,
+    }
+    return {name: value for name, value in values.items() if name not in _NO_MATTER}
+
+
+def _check_kept(cells: list[Cell], task_values: dict[str, Any], trial_values: dict[str, Any], out: Path) -> None:
+    """Runs in the folder are kept, so each must be of the settings that are asked for.
 
     Raises:
-        UsageError: they are of others.
+        UsageError: one is of others, or of settings that nothing tells any more.
     """
-    for cell, task, config in planned:
-        folder = _folder(out, cell, TRAINING_SEEDS[0])
-        if not (folder / METRICS).exists():
-            continue
-        from captune.training.checkpoint import load_checkpoint
+    for cell in cells:
+        for split_seed, seed in zip(SPLIT_SEEDS, TRAINING_SEEDS, strict=True):
+            folder = _folder(out, cell, seed)
+            if not (folder / METRICS).exists():
+                continue
+            asked = _settings(*_planned(cell, task_values, trial_values, split_seed))
+            kept = _settings(*_kept(folder, cell))
+            other = [name for name in kept if asked[name] != kept[name]]
+            if other:
+                raise UsageError(
+                    "runs that a folder keeps must be of the settings that are asked for",
+                    got=", ".join(f"{name} {kept[name]} instead of {asked[name]}" for name in other),
+                    where=folder,
+                    next_step="Give another --out, or the settings with which this table was begun.",
+                )
 
+
+def _kept(folder: Path, cell: Cell) -> tuple[TaskConfig, TrialConfig]:
+    """The settings of a run that is there. Earlier versions wrote the cell's into the checkpoint alone."""
+    config_class = method_named(cell[2]).config_class
+    if (folder / TASK).exists():
+        task, config = folder / TASK, folder / CONFIG
+        return TaskConfig.parse(read_yaml(task), where=task), config_class.parse(read_yaml(config), where=config)
+    from captune.training.checkpoint import load_checkpoint
+
+    try:
         meta = load_checkpoint(folder / CHECKPOINT)[1]
-        asked = {**task.model_dump(mode="json"), **config.model_dump(mode="json")}
-        kept = {**meta.get("task", {}), **meta.get("config", {})}
-        other = [name for name in kept if name not in _NO_MATTER and asked.get(name) != kept[name]]
-        if other:
-            raise UsageError(
-                "runs that a folder keeps must be of the settings that are asked for",
-                got=", ".join(f"{name} {kept[name]} instead of {asked.get(name)}" for name in other),
-                where=folder,
-                next_step="Give another --out, or the settings with which this table was begun.",
-            )
+    except CheckpointError as error:
+        raise UsageError(
+            "a run that a folder keeps must say its settings",
+            got=f"no {TASK}, and of {CHECKPOINT}: {error.got}",
+            where=folder,
+            next_step=f"Delete its {METRICS} to train it again, put the checkpoint back, or give another --out.",
+        ) from None
+    return TaskConfig.parse(meta["task"], where=folder), config_class.parse(meta["config"], where=folder)
 
 
-def _departures(task_values: dict[str, Any], trial_values: dict[str, Any], other_protocol: bool) -> list[str]:
+def _departures(planned: list[_Planned], other_protocol: bool) -> list[str]:
     """The settings that differ from the preset's, as a reader of the table must know them."""
+    differ: dict[str, dict[str, None]] = {}
+    for cell, task, config in planned:
+        preset = _settings(*_planned(cell, {}, {}))
+        for name, value in _settings(task, config).items():
+            if value != preset[name]:
+                differ.setdefault(name, {})[str(value)] = None
     lines = []
-    where = {"dataset", "paradigm", "split_seed", *_NO_MATTER}
-    given = {**{name: value for name, value in task_values.items() if name not in where}, **trial_values}
-    if given:
-        settings = ", ".join(f"{name} {value}" for name, value in given.items())
-        lines.append(f"settings given in place of the preset's: {settings}; these are not the published runs")
+    if differ:
+        settings = ", ".join(f"{name} {' or '.join(values)}" for name, values in differ.items())
+        lines.append(f"settings other than the preset's: {settings}; these are not the published runs")
     if other_protocol:
         lines.append(
             "published numbers are left out where the splits, prompts, shots or model are not the published ones"
@@ -263,7 +304,7 @@ def _run(
     out: Path,
     console: Console,
 ) -> tuple[list[str], list[str]]:
-    """Run what is not there yet; what failed, and what a person should know."""
+    """Run what is not there yet; what failed, and what a person should know of all that is there."""
     from captune.training.notes import cell_notes
 
     failed: list[str] = []
@@ -273,16 +314,20 @@ def _run(
         for split_seed, seed in zip(SPLIT_SEEDS, TRAINING_SEEDS, strict=True):
             folder = _folder(out, cell, seed)
             if (folder / METRICS).exists():
+                report = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+                notes += [note for note in report["notes"] if note not in notes]
                 continue
             task, config = _planned(cell, task_values, trial_values, split_seed)
             folder.mkdir(parents=True, exist_ok=True)
+            # Checkpoints hold it too, but are what is deleted where space is short.
+            atomic_write(folder / TASK, task.model_copy(update={"data_root": None, "cache_dir": None}).to_yaml())
             try:
-                notes += [note for note in cell_notes(task) if note not in notes]
-                report = adapt_once(task, name, config, folder, seed=seed, notes=notes)
+                report = adapt_once(task, name, config, folder, seed=seed, notes=list(cell_notes(task)))
             except CaptuneError as error:
                 failed.append(f"{dataset} {paradigm} {name} seed {seed}: {str(error).splitlines()[0]}")
                 console.print(f"failed: {failed[-1]}", highlight=False, soft_wrap=True)
             else:
+                notes += [note for note in report["notes"] if note not in notes]
                 console.print(
                     f"{dataset} {paradigm} {name} seed {seed}: {100 * report['metric']:.2f} %", highlight=False
                 )

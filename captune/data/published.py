@@ -39,7 +39,8 @@ _LONG_TAILED = (
 )
 # method → dataset → accuracy in ssl, ul, trzsl. ViT-B/32 of OpenAI, the paper's splits.
 _PARADIGMS: tuple[Paradigm, ...] = ("ssl", "ul", "trzsl")
-_BACKBONES = ("ViT-B-32", "ViT-B-32-quickgelu")
+BACKBONES = ("ViT-B-32", "ViT-B-32-quickgelu")
+"""Names of the published model; OpenAI's weights make it the same by both."""
 # Seeds of the published splits into seen and unseen classes; one for each training seed.
 SPLIT_SEEDS = (500, 0, 200)
 _TABLE: dict[str, dict[str, tuple[float | None, float | None, float | None]]] = {
@@ -109,6 +110,11 @@ def is_published_protocol(task: TaskConfig) -> bool:
         and task.pixels != "viewer"
     )
     own = task.class_names is None and task.template is None and task.shots in (None, 2)
-    model = task.backbone in (None, *_BACKBONES) and task.pretrained in (None, "openai")
+    model = is_published_model(task.backbone or BACKBONES[0], task.pretrained or "openai")
     seeded = task.paradigm != "trzsl" or task.split_seed in SPLIT_SEEDS
     return plain and own and model and seeded and task.protocol == "paper"
+
+
+def is_published_model(backbone: str, pretrained: str | None) -> bool:
+    """Whether these are OpenAI's weights of ViT-B/32, however the architecture is written."""
+    return backbone.replace("/", "-") in BACKBONES and pretrained == "openai"

@@ -13,10 +13,12 @@ from PIL import Image
 from captune.algorithms import ALGORITHMS, default_config
 from captune.algorithms.preset import PAPER_DATASETS, PAPER_METHODS, PAPER_PARADIGMS, preset_rows, preset_task
 from captune.cli.main import main
+from captune.cli.paper import _departures, _planned
 from captune.config import TaskConfig
 from captune.data import catalog
 from captune.data.digits import load_digits_arrays
 from captune.data.known_datasets import DATASETS
+from captune.data.published import is_published_protocol
 from captune.results.paper_table import cell_text, grid, paper_table
 from tests.data.miniatures import MINIATURES, eurosat_grip
 
@@ -125,14 +127,68 @@ def test_two_datasets_of_the_table_are_run_and_the_missing_ones_named(
     assert table["published"].isna().all() and table["source"].isna().all()
     page = (out / "paper_table.html").read_text()
     assert "Not on disk" in page and "63.7" not in page and "published numbers are left out" in words(page)
-    assert "backbone tiny" in page and "steps_per_epoch 2" in page
-    # A second call finds everything done.
+    assert "backbone tiny" in page and "steps_per_epoch 2" in page and "knows only printed digits" in page
+    # A second call finds everything done, and says the same of it.
     assert captune("compare", "--preset", "paper", "--data-root", miniatures, "--out", out, *asked, *SMALL) == 0
     assert "seed 1:" not in capsys.readouterr().out
+    assert (out / "paper_table.html").read_text() == page
     # With other settings the runs that are kept are not taken for new ones.
     other = ("compare", "--preset", "paper", "--data-root", miniatures, "--out", out, *asked, *SMALL[:-1], "3")
     assert captune(*other) == 2
     assert "batch_size 2 instead of 3" in words(capsys.readouterr().err)
+
+
+def test_every_run_that_is_kept_must_be_of_the_settings_asked_for_and_needs_no_checkpoint_to_tell(
+    miniatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cell = tmp_path / "out", "flowers102-ul-zero_shot"
+    asked = ("--dataset", "flowers102", "--paradigm", "ul", "--methods", "zero_shot", "--backbone", "tiny")
+    command = ("compare", "--preset", "paper", "--data-root", miniatures, "--out", out, *asked)
+    assert captune(*command) == 0
+    # What the first seed leaves where it fails.
+    (out / "runs" / cell / "seed1" / "metrics.json").unlink()
+    capsys.readouterr()
+    assert captune(*command, "--precision", "bf16") == 2
+    said = words(capsys.readouterr().err)
+    assert "precision fp32 instead of bf16" in said and "seed2" in said
+    checkpoints = list(out.rglob("checkpoint.safetensors"))
+    for file in checkpoints:
+        file.unlink()
+    assert len(checkpoints) == 3 and captune(*command) == 0
+    assert captune(*command, "--precision", "bf16") == 2
+    # As an earlier version left it: what a run was made with stands in its checkpoint alone.
+    (out / "runs" / cell / "seed1" / "task.yaml").unlink()
+    assert captune(*command) == 0
+    assert captune(*command, "--precision", "bf16") == 2
+    (out / "runs" / cell / "seed2" / "task.yaml").unlink()
+    capsys.readouterr()
+    assert captune(*command) == 2
+    said = words(capsys.readouterr().err)
+    assert "got no task.yaml, and of checkpoint.safetensors: no such file" in said
+    assert "Delete its metrics.json to train it again" in said
+
+
+PUBLISHED = {"protocol": "paper", "prompt_form": "published", "pretrained": "openai", "pixels": "open_clip"}
+
+
+@pytest.mark.parametrize("backbone", ["ViT-B-32", "ViT-B/32", "ViT-B-32-quickgelu"])
+def test_settings_that_are_the_published_ones_are_no_departures(backbone: str) -> None:
+    given = {**PUBLISHED, "shots": 2, "backbone": backbone, "max_unreadable": 0.5, "follow_links": True}
+    cells = [(dataset, kind, method) for dataset in ("dtd", "fgvc_aircraft") for kind in ("ul", "ssl")
+             for method in ("zero_shot", "grip", "cap")]  # fmt: skip
+    planned = [(cell, *_planned(cell, given, {"epochs": 50, "micro_batch": 8})) for cell in cells]
+    assert all(is_published_protocol(task) for _, task, _ in planned)
+    assert _departures(planned, False) == []
+
+
+def test_only_settings_that_differ_are_named_and_what_follows_from_them() -> None:
+    cells = [("dtd", "ssl", "cap"), ("fgvc_aircraft", "ssl", "cap")]
+    given = {**PUBLISHED, "shots": 4, "backbone": "tiny", "pretrained": None}
+    planned = [(cell, *_planned(cell, given, {"margin_scale": 12.0, "epochs": 3})) for cell in cells]
+    (line,) = _departures(planned, False)
+    # Aircraft's margin scale is published as 14; the embedded model has weights of its own.
+    settings = "shots 4, backbone tiny, pretrained None, tuning features, epochs 3, margin_scale 12.0"
+    assert line == f"settings other than the preset's: {settings}; these are not the published runs"
 
 
 @pytest.mark.slow
