@@ -158,7 +158,11 @@ class Backbone:
 
     @torch.no_grad()
     def encode_images(self, pixels_B3SS: Tensor) -> Tensor:
-        """Normalised features (B, D) fp32 of preprocessed images, by the frozen tower."""
+        """Normalised features (B, D) fp32 of preprocessed images, by the frozen tower.
+
+        Raises:
+            ModelError: features without a direction: weights that are damaged, or too large for the precision.
+        """
         # A graph that is exported must hold for every batch, so it is not split by the size of the one it is made from.
         batches = [pixels_B3SS] if torch.compiler.is_compiling() else torch.split(pixels_B3SS, _BATCH)
         parts = []
@@ -169,11 +173,15 @@ class Backbone:
             else:
                 with self._autocast():
                     parts.append(F.normalize(self.model.encode_image(pixels).float(), dim=-1))
-        return torch.cat(parts) if parts else torch.zeros(0, self.embed_dim, device=self.device)
+        return self._directions(parts, "images")
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Normalised features (K, D) fp32 of texts, by the frozen tower."""
+        """Normalised features (K, D) fp32 of texts, by the frozen tower.
+
+        Raises:
+            ModelError: as `encode_images`.
+        """
         parts = []
         for start in range(0, len(texts), _BATCH):
             tokens_KL = self.tokenize(texts[start : start + _BATCH])
@@ -183,7 +191,23 @@ class Backbone:
                 with self._autocast():
                     features = self.model.encode_text(tokens_KL.to(self.device))
                     parts.append(F.normalize(features.float(), dim=-1))
-        return torch.cat(parts) if parts else torch.zeros(0, self.embed_dim, device=self.device)
+        return self._directions(parts, "texts")
+
+    def _directions(self, parts: list[Tensor], of: str) -> Tensor:
+        """Normalised features in one piece; without a direction, every class would be as likely as every other."""
+        features_ND = torch.cat(parts) if parts else torch.zeros(0, self.embed_dim, device=self.device)
+        if torch.compiler.is_compiling():
+            return features_ND
+        lost = int((~(features_ND.norm(dim=-1) > 0.5)).sum())  # a row has length 1, or is zero or not finite
+        if lost:
+            raise ModelError(
+                f"the features of {of} must be finite and not zero",
+                got=f"{lost} of {len(features_ND)} that are not",
+                where=f"{self.name}, {self.precision}",
+                next_step="The weights are damaged, or their numbers too large"
+                + (": take the file anew." if self.precision == "fp32" else f" for {self.precision}: use fp32."),
+            )
+        return features_ND
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._dtype == torch.float32:

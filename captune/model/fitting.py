@@ -13,12 +13,16 @@ from torch import Tensor, nn
 
 from captune.errors import ModelError
 from captune.model.published import architectures_like
+from captune.plain_text import on_one_line
 
 # CLIP trains the logarithm of its logit scale and bounds it at ln 100 = 4.6; SigLIP's is 4.8.
+_LARGEST_USUAL = 5.5
 _LARGEST_LOGARITHM = 8.0
 _LARGEST_SCALE = 1000.0
 _SMALLEST_LOGARITHM = 1.0
 _POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
+# Share of the tensors up to which those that do not fit are the file's fault and not the architecture's.
+_FEW = 0.1
 # Computed from the architecture, not learned; some versions of the libraries saved them all the same.
 _DERIVED = ("attn_mask", "position_ids", "relative_position_index")
 
@@ -52,25 +56,39 @@ def fit(
         del state[key]
     problems = _problems(state, wanted)
     if problems:
-        like = architectures_like(state)
-        shapes = f" These have its shapes: {', '.join(like)}." if like else f" The file holds {_some(list(state))}."
         raise ModelError(
             f"the weights must fit {name}",
-            got=f"{len(problems)} problems, first: {problems[0]}",
+            got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}, first: {problems[0]}",
             where=where,
-            next_step=f"Name the architecture they were trained with by --backbone.{shapes}",
+            next_step=_what_to_do(state, wanted, len(problems)),
         )
     _refuse_whole_numbers(state, wanted, where)
+    _refuse_too_large(state, wanted, where)
     model.load_state_dict(state, strict=True)
     return notes
 
 
+def _what_to_do(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], num_problems: int) -> str:
+    """The next step: another architecture, or where nearly all fit, another file."""
+    fitting = sum(key in wanted and wanted[key].shape == tensor.shape for key, tensor in state.items())
+    like = architectures_like(state)
+    if not like and num_problems < _FEW * len(wanted):
+        return (
+            f"{fitting} of {len(wanted)} tensors fit, so this is the architecture, and the file was changed or is not "
+            "whole: save the state_dict() of the whole model again, or take the file anew from where it came from."
+        )
+    shapes = f"These have its shapes: {', '.join(like)}." if like else f"The file holds {_some(list(state))}."
+    return f"Name the architecture they were trained with by --backbone. {shapes}"
+
+
 def _refuse_whole_numbers(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path) -> None:
-    """Loading would turn them into floats in silence."""
+    """Loading would turn them into floats in silence, and complex numbers into their real parts."""
     whole = [
         key
         for key, tensor in wanted.items()
-        if tensor.is_floating_point() and state[key].dim() and not state[key].is_floating_point()
+        if tensor.is_floating_point()
+        and not state[key].is_floating_point()
+        and (state[key].dim() or _is_odd(state[key]))
     ]
     if whole:
         kinds = ", ".join(sorted({str(state[key].dtype).removeprefix("torch.") for key in whole}))
@@ -82,14 +100,35 @@ def _refuse_whole_numbers(state: Mapping[str, Tensor], wanted: Mapping[str, Tens
         )
 
 
+def _refuse_too_large(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path) -> None:
+    """Loading would turn 64-bit numbers beyond those of the model into infinity."""
+    large = [
+        key
+        for key, tensor in wanted.items()
+        if state[key].dtype == torch.float64 and not bool(torch.isfinite(state[key].to(tensor.dtype)).all())
+    ]
+    if large:
+        raise ModelError(
+            "weights must be finite in 32 bits",
+            got=f"larger numbers in {len(large)} of {len(wanted)} tensors: {_some(large)}",
+            where=where,
+            next_step="No training gives such numbers: take the file anew from where it came from.",
+        )
+
+
+def _is_odd(tensor: Tensor) -> bool:
+    """Whether the tensor's numbers are no plain numbers: True and False, or complex."""
+    return tensor.dtype == torch.bool or tensor.is_complex()
+
+
 def _problems(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     shapes = [
-        f"{key} has shape {tuple(state[key].shape)}, not {tuple(tensor.shape)}"
+        f"{on_one_line(key)} has shape {tuple(state[key].shape)}, not {tuple(tensor.shape)}"
         for key, tensor in wanted.items()
         if key in state and state[key].shape != tensor.shape
     ]
     missing = [f"{key} is missing" for key in wanted if key not in state]
-    unexpected = [f"{key} has no place" for key in state if key not in wanted]
+    unexpected = [f"{on_one_line(key)} has no place" for key in state if key not in wanted]
     return [*shapes, *missing, *unexpected]
 
 
@@ -103,9 +142,9 @@ def _with_logit_scale(model: nn.Module, state: dict[str, Tensor], where: Path) -
         elif key in state and state[key].numel() == 1:
             state[key] = state[key].reshape(target.shape)
     scale = state.get("logit_scale")
-    if scale is None or scale.numel() != 1:
+    if scale is None or scale.numel() != 1 or _is_odd(scale):
         return []
-    value = float(scale)
+    value = float(scale.detach())
     if _LARGEST_LOGARITHM < value <= _LARGEST_SCALE:
         state["logit_scale"] = torch.full_like(scale, math.log(value), dtype=torch.float32)
         return [
@@ -119,6 +158,11 @@ def _with_logit_scale(model: nn.Module, state: dict[str, Tensor], where: Path) -
             where=where,
             next_step="Save it as CLIP does, or as the scale itself if that is at most 1000.",
         )
+    if value > _LARGEST_USUAL:
+        return [
+            f"{where.name}: logit_scale is {value:.4g}, a scale of {math.exp(value):.3g}, where CLIP's is 100: nearly "
+            "every probability will be 0 or 1. Was it saved as the logarithm?"
+        ]
     if value < _SMALLEST_LOGARITHM:
         return [
             f"{where.name}: logit_scale is {value:.4g}, a scale of {math.exp(value):.3g}, where CLIP's is 100: every "
@@ -177,4 +221,4 @@ def _other_positions(
 
 
 def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(on_one_line, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
