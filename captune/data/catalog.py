@@ -120,7 +120,7 @@ def _read_dataset(task: TaskConfig, _state: tuple[tuple[str, int, int], ...]) ->
 def _refuse_equal_names(dataset: Dataset) -> None:
     """Refuse equal class names of one's own data; ImageNet's published names contain some."""
     alike = spelled_alike(dataset.class_names)
-    empty = [f"'{name}'" for name in dataset.class_names if not spelling(name)]
+    empty = ["a name of nothing but blanks and `_`"] if not all(map(spelling, dataset.class_names)) else []
     if alike or empty:
         raise DataError(
             "class names must be different and not empty without case, blanks and `_`",

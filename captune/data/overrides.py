@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from captune.config import TaskConfig
 from captune.data.dataset import Dataset
-from captune.data.tree import name_some
+from captune.data.tree import name_some, printable
 from captune.errors import ConfigError, DataError, UsageError, did_you_mean
 from captune.plain_yaml import parse_yaml
 
@@ -143,9 +144,8 @@ def read_class_names(given: str | None) -> GivenNames | None:
     """What `--class-names` says; None without it.
 
     Args:
-        given: names parted by commas, or a file, also one with a comma in its name: YAML (.yaml, .yml, .json) that
-            holds a list, or a mapping with `class_names` (a list, or old name → new name) and `template`; any other
-            file: one name per line.
+        given: names parted by commas, or a file: YAML (.yaml, .yml, .json) that holds a list, or a mapping with
+            `class_names` (a list, or old name → new name) and `template`; any other file: one name per line.
 
     Raises:
         ConfigError: not such a file, names that are not text, empty or equal.
@@ -153,17 +153,9 @@ def read_class_names(given: str | None) -> GivenNames | None:
     """
     if given is None:
         return None
-    # A file whose name holds a comma is meant if it is there; os.path takes texts longer than any path.
-    if "," in given and not os.path.isabs(given) and not os.path.isfile(given):  # noqa: PTH113, PTH117
+    if "," in given and not os.path.isabs(given):  # noqa: PTH117 - names are no path
         return GivenNames(checked_names(given.split(","), "--class-names"), None, None, "--class-names")
     file = Path(given)
-    if not file.suffix and file.name == given and not os.path.exists(given):  # noqa: PTH110 - a word, not a path
-        raise ConfigError(
-            "class names must be at least two, parted by commas, or a file that is there",
-            got=f"'{given}': no comma, and no file of that name",
-            where="--class-names",
-            next_step=f'Name what else the images may show, as "{given},other", or a file with one name per line.',
-        )
     text = _text(file)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     is_yaml = file.suffix.lower() in _YAML or (bool(lines) and all(line.startswith("- ") for line in lines))
@@ -186,6 +178,8 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not file.suffix and file.parent.is_dir():  # a word, not a path
+            raise _one_word(file) from None
         raise ConfigError(
             "a file of class names must be readable",
             got=error.strerror,
@@ -194,6 +188,20 @@ def _text(file: Path) -> str:
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError("a file of class names must be UTF-8 text", got=f"byte {error.start}", where=file) from None
+
+
+def _one_word(file: Path) -> ConfigError:
+    """The error for one name, or for names that are parted by something else than commas."""
+    parts = [part.strip() for part in re.split(r"[;|\t\n]", file.name) if part.strip()]
+    name = printable(file.name)
+    return ConfigError(
+        "class names must be at least two, parted by commas, or a file that is there",
+        got=f"'{name}': no comma, and no file of that name in {printable(file.parent)}",
+        where="--class-names",
+        next_step=f'Part them by commas: "{printable(",".join(parts))}".'
+        if len(parts) > 1
+        else f'Name what else the images may show, as "{name},other", or a file with one name per line.',
+    )
 
 
 def _yaml(text: str, file: Path) -> Any:

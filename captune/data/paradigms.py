@@ -170,7 +170,7 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
                 f"the {name} must hold images",
                 got="none",
                 where=f"{config.dataset}, {config.paradigm}",
-                next_step=_EMPTY_HELP[config.paradigm] if name == "pool" else "Add a test split.",
+                next_step=_EMPTY_HELP[config.paradigm] if name == "pool" else _no_test_help(config),
             )
     holdout = np.empty(0, np.int64)
     if role == Role.SCORE and config.paradigm != "trzsl":
@@ -224,11 +224,21 @@ def _size_notes(num_pool: int, num_scored: int) -> list[str]:
 
 _EMPTY_HELP = {
     "ul": "ul adapts to training images: mark some as train, or use --paradigm tft, which adapts to the test images.",
-    "tft": "tft adapts to test images: add images, mark some as test, or use --paradigm ul, which adapts to the "
-    "training images.",
+    "tft": "tft adapts to test images: add images, or mark some as test. Without labels (--labels none, with "
+    "--class-names) it takes all images as they are.",
     "ssl": "Ask for fewer --shots, so that training images are left unlabelled.",
     "trzsl": "No training image is of an unseen class: another --split-seed draws other classes.",
 }
+
+
+def _no_test_help(config: TaskConfig) -> str:
+    """What to do without images to report on."""
+    if not config.dataset.startswith(("folder:", "csv:")):
+        return "Add a test split."
+    return (
+        "Add images (30 % of each class are set aside as test: none of a class of one image), or mark some as test. "
+        "Without labels (--labels none, with --class-names) all images are classified as they are."
+    )
 
 
 def _thinned(pool: IntArray, labels_M: IntArray, classes: IntArray, config: TaskConfig) -> IntArray:

@@ -60,8 +60,8 @@ def prompts_that_fit(backbone: Backbone, class_names: Sequence[str], prompts: Se
     if cut:
         names = _some([f"'{class_names[label]}'" for label in cut])
         notes.append(
-            f"{len(cut)} class names do not fit the {length} tokens that {backbone.name} reads, so their ends are cut "
-            f"off: {names}"
+            ("1 class name does" if len(cut) == 1 else f"{len(cut)} class names do")
+            + f" not fit the {length} tokens that {backbone.name} reads; what is over is cut off: {names}"
         )
     return notes
 

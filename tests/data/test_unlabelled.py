@@ -231,3 +231,12 @@ def test_an_imbalanced_pool_needs_labels(tmp_path: Path) -> None:
     key = _features(tmp_path, [-1] * 10, ["train"] * 6 + ["test"] * 4)
     with pytest.raises(CaptuneError, match="--pool-imbalance must know the label"):
         _task(key, "ul", pool_imbalance=5.0)
+
+
+@pytest.mark.parametrize(("paradigm", "empty"), [("ul", "test split"), ("tft", "pool")])
+def test_what_is_advised_for_classes_of_one_image_works(tmp_path: Path, paradigm: str, empty: str) -> None:
+    folder = f"folder:{_images(tmp_path, 'ring/1.jpg', 'bar/1.jpg')}"
+    with pytest.raises(DataError, match=rf"the {empty} must hold images(.|\n)*--labels none, with --class-names"):
+        _task(folder, paradigm)
+    task = _task(folder, paradigm, labels="none", class_names="ring,bar")
+    assert len(task.pool) == len(task.test) == 2

@@ -33,7 +33,7 @@ def test_a_prompt_that_just_fits_is_not_called_cut() -> None:
 
 def test_a_name_that_is_cut_is_named() -> None:
     (note,) = notes_of(["one", LONG])
-    assert "1 class names do not fit the 16 tokens" in note and LONG in note
+    assert "1 class name does not fit the 16 tokens" in note and LONG in note
 
 
 def test_names_equal_once_cut_are_refused() -> None:
