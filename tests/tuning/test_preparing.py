@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +150,9 @@ def nodes() -> Iterator[LocalNodes]:
     local.shutdown()
 
 
-def photographs(place: Path, each: int) -> TaskConfig:
+def photographs(place: Path, each: int, names: Sequence[str] = ("zero", "one", "two")) -> TaskConfig:
     images_NHW, labels_N = load_digits_arrays()
-    for label, name in enumerate(("zero", "one", "two")):
+    for label, name in enumerate(names):
         (place / name).mkdir(parents=True)
         for number, row in enumerate(np.flatnonzero(labels_N == label)[:each]):
             Image.fromarray(images_NHW[row]).save(place / name / f"{number}.png")
