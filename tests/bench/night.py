@@ -163,7 +163,8 @@ def report(root: Path, told: Told, done: Nodes, wall: float, budget: float, refu
     kinds = Counter(type(event).__name__ for own in events.values() for event in own)
     ends = Counter(event.state.value for own in events.values() for event in own if isinstance(event, Finished))
     chosen_before_last = 0
-    last = max(event.time or 0.0 for own in events.values() for event in own if isinstance(event, Finished))
+    times = [event.time or 0.0 for own in events.values() for event in own if isinstance(event, Finished)]
+    last = max(times, default=0.0)
     for own in events.values():
         chosen_before_last += any(isinstance(event, Chosen) and (event.time or last) < last for event in own)
     sessions = [s for path in directories for s in StudyRecord(path, events[path.name]).usage.sessions()]
