@@ -16,7 +16,6 @@ import socket
 import sys
 import tempfile
 import threading
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,8 +133,17 @@ def connected(
     Raises:
         StudyError: no cluster answers at the address.
     """
-    with ray_environment(), _connection(address, threads, dashboard, dashboard_host, cpus, modules) as cluster:
-        yield cluster
+    with ray_environment():
+        if address is not None:
+            address = _found(address)
+            _check_answers(address)
+        # A process that asks for a token is given up by a cluster that sends none, and its actors with it.
+        is_open = address is not None and ray_internals.asks_for_token(address, _ANSWER_SECONDS) is False
+        with (
+            variables({"RAY_AUTH_MODE": "disabled"} if is_open else {}),
+            _connection(address, threads, dashboard, dashboard_host, cpus, modules) as cluster,
+        ):
+            yield cluster
 
 
 @contextlib.contextmanager
@@ -154,7 +162,6 @@ def _connection(
         "logging_level": logging.ERROR,
         "configure_logging": True,
     }
-    # Sent when joining, too: a cluster without tokens ignores it, one with another token says so.
     ensure_token()
     if address is None:
         options |= {
@@ -169,12 +176,6 @@ def _connection(
         # waits for the agent that sets up environments.
         inherited = workers
     else:
-        address = _found(address)
-        try:
-            _check_answers(address)
-        except BaseException:
-            shutil.rmtree(scraps, ignore_errors=True)
-            raise
         options |= {"address": address, "runtime_env": {"env_vars": workers}}
         inherited = {}
     loopback = address is None or _listens_on_loopback_only(address)
@@ -212,15 +213,15 @@ def _connection(
     try:
         interruption.check()
         known_dashboard = None if address is None else getattr(context, "dashboard_url", None) or None
-        authenticated = address is None or _asks_for_token(known_dashboard)
+        authenticated = os.environ.get("RAY_AUTH_MODE") == "token"
         yield Cluster(
             starts_dashboard=dashboard and address is None,
             known_dashboard=known_dashboard,
             nodes=_nodes(),
             local=address is None,
-            authenticated=authenticated and os.environ.get("RAY_AUTH_MODE") == "token",
+            authenticated=authenticated,
             storage=scraps / "tune",
-            warning=None if authenticated else _OPEN_CLUSTER,
+            warning=None if authenticated or address is None else _OPEN_CLUSTER,
             ending=ending,
         )
     finally:
@@ -336,17 +337,6 @@ def _listens_on_loopback_only(address: str) -> bool:
 def _muted() -> Iterator[None]:
     with Path(os.devnull).open("w") as sink, contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
         yield
-
-
-def _asks_for_token(dashboard_url: str | None) -> bool:
-    """Whether a cluster that runs already is authenticated, as its dashboard says (that page is open to all)."""
-    if dashboard_url is None:
-        return os.environ.get("RAY_AUTH_MODE") == "token"
-    try:
-        with urllib.request.urlopen(f"http://{dashboard_url}/api/authentication_mode", timeout=5) as answer:
-            return '"token"' in answer.read().decode()
-    except OSError:
-        return os.environ.get("RAY_AUTH_MODE") == "token"
 
 
 def _silence() -> None:

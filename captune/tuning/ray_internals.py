@@ -50,6 +50,22 @@ def on_loopback() -> Iterator[None]:
             os.environ[NETWORK_SWITCH] = variable
 
 
+def asks_for_token(address: str, seconds: float) -> bool | None:
+    """Whether the cluster at an address refuses who sends no token; None where that cannot be told.
+
+    Uses the gRPC method `ray.rpc.NodeInfoGcsService/GetClusterId` of Ray's head.
+    """
+    import grpc
+
+    with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            ask(b"", timeout=seconds)
+        except grpc.RpcError as error:
+            return True if error.code() is grpc.StatusCode.UNAUTHENTICATED else None
+        return False
+
+
 @contextlib.contextmanager
 def environment_heard() -> Iterator[None]:
     """Ray as it is started or joined in the block has the environment's RAY_AUTH_MODE and leaves SIGTERM as it says.

@@ -94,7 +94,22 @@ def test_status_reaches_a_cluster_on_loopback_by_its_address_and_not_without_the
     assert "--address must lead to a running Ray cluster" in " ".join(refused.stderr.split())
 
 
-def test_joining_a_cluster_that_asks_for_no_token_is_warned_about() -> None:
+_JOIN = """
+import sys
+from captune.tuning.cluster import connected
+
+class Actor:
+    def answer(self):
+        return "an actor answers"
+
+with connected(sys.argv[1], threads=1) as cluster:
+    import ray
+    print(cluster.authenticated, cluster.warning)
+    print(ray.get(ray.remote(num_cpus=0)(Actor).remote().answer.remote()))
+"""
+
+
+def test_joining_a_cluster_that_asks_for_no_token_is_warned_about_and_its_actors_live() -> None:
     # On loopback, as everything here, and started by Ray's own command.
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     with socket.socket() as free:
@@ -106,15 +121,14 @@ def test_joining_a_cluster_that_asks_for_no_token_is_warned_about() -> None:
         ray = subprocess.Popen([*start, f"--temp-dir={folder}"], env=environment, stdout=subprocess.DEVNULL)
         try:
             wait_for_nodes(port, environment)
-            code = (
-                "import sys; from captune.tuning.cluster import connected\n"
-                "with connected(sys.argv[1], threads=1) as cluster: print(cluster.authenticated, cluster.warning)"
-            )
+            # Whoever joins it need not know that: as captune is started, it would ask for tokens.
+            usual = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
             done = subprocess.run(
-                [sys.executable, "-c", code, f"127.0.0.1:{port}"],
-                env=environment, capture_output=True, text=True, timeout=180, check=False,
+                [sys.executable, "-c", _JOIN, f"127.0.0.1:{port}"],
+                env=usual, capture_output=True, text=True, timeout=180, check=False,
             )  # fmt: skip
             assert done.stdout.startswith("False this cluster asks for no token: whoever reaches its ports can"), done
+            assert done.stdout.endswith("an actor answers\n"), done
         finally:
             below = list(descendants(ray.pid))
             ray.send_signal(signal.SIGTERM)
