@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -74,6 +76,7 @@ class Nodes:
     """What is done to the nodes, and when (seconds of the clock)."""
 
     added: str | None = None
+    process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
     joined: float | None = None
     killed: float | None = None
@@ -87,9 +90,12 @@ def strike(nodes: Any, doomed: Any, root: Path, over: threading.Event, done: Nod
     """
     if not _until(lambda: ended_in(root) >= 4, over):
         return
-    count, done.began = ended_in(root), time.time()
-    done.added = nodes.add_node(wait=False, num_cpus=1).node_id
-    if _until(lambda: done.added in alive(nodes), over):
+    count, before, done.began = ended_in(root), alive(nodes), time.time()
+    # By Ray's own command, as on a real cluster: Ray starts no node in a thread that is not the main one.
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={nodes.address}", "--num-cpus=1"]
+    done.process = subprocess.Popen([*command, "--block", "--disable-usage-stats"], stdout=subprocess.DEVNULL)
+    if _until(lambda: bool(alive(nodes) - before), over):
+        (done.added,) = alive(nodes) - before
         done.joined = time.time()
         done.told.append(f"a node added after {count} trials joined within {done.joined - done.began:.0f} s")
     if _until(lambda: ended_in(root) >= max(6, count), over):
@@ -151,6 +157,9 @@ def main() -> None:
             done.told.append(f"{workers_on(nodes, done.added)} workers trained on the added one")
         report(root, told, done, wall, asked.budget, refused)
         ray.shutdown()
+        if done.process is not None:
+            done.process.terminate()
+            done.process.wait(timeout=60)
         nodes.shutdown()
         shutil.rmtree(root, ignore_errors=True)
 
