@@ -158,11 +158,7 @@ class Backbone:
 
     @torch.no_grad()
     def encode_images(self, pixels_B3SS: Tensor) -> Tensor:
-        """Normalised features (B, D) fp32 of preprocessed images, by the frozen tower.
-
-        Raises:
-            ModelError: features without a direction: weights that are damaged, or too large for the precision.
-        """
+        """Normalised features (B, D) fp32 of preprocessed images, by the frozen tower."""
         # A graph that is exported must hold for every batch, so it is not split by the size of the one it is made from.
         batches = [pixels_B3SS] if torch.compiler.is_compiling() else torch.split(pixels_B3SS, _BATCH)
         parts = []
@@ -173,15 +169,11 @@ class Backbone:
             else:
                 with self._autocast():
                     parts.append(F.normalize(self.model.encode_image(pixels).float(), dim=-1))
-        return self._directions(parts, "images")
+        return torch.cat(parts) if parts else torch.zeros(0, self.embed_dim, device=self.device)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Normalised features (K, D) fp32 of texts, by the frozen tower.
-
-        Raises:
-            ModelError: as `encode_images`.
-        """
+        """Normalised features (K, D) fp32 of texts, by the frozen tower."""
         parts = []
         for start in range(0, len(texts), _BATCH):
             tokens_KL = self.tokenize(texts[start : start + _BATCH])
@@ -191,13 +183,20 @@ class Backbone:
                 with self._autocast():
                     features = self.model.encode_text(tokens_KL.to(self.device))
                     parts.append(F.normalize(features.float(), dim=-1))
-        return self._directions(parts, "texts")
+        return torch.cat(parts) if parts else torch.zeros(0, self.embed_dim, device=self.device)
 
-    def _directions(self, parts: list[Tensor], of: str) -> Tensor:
-        """Normalised features in one piece; without a direction, every class would be as likely as every other."""
-        features_ND = torch.cat(parts) if parts else torch.zeros(0, self.embed_dim, device=self.device)
-        if torch.compiler.is_compiling():
-            return features_ND
+    def with_directions(self, features_ND: Tensor, of: str) -> Tensor:
+        """The same features, checked: without a direction, every class would be as likely as every other.
+
+        It waits for the device, so it is asked where features are made for all trials, not within a step.
+
+        Args:
+            features_ND: normalised, as `encode_images` and `encode_texts` give them.
+            of: what they are of, for the message.
+
+        Raises:
+            ModelError: features without a direction: weights that are damaged, or too large for the precision.
+        """
         lost = int((~(features_ND.norm(dim=-1) > 0.5)).sum())  # a row has length 1, or is zero or not finite
         if lost:
             raise ModelError(

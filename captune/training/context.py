@@ -178,7 +178,7 @@ def _text_features(backbone: Backbone, task: Task, config: TaskConfig, notes: li
     """Class-prompt features (K, D) of the frozen tower; what the weights and prompts tell is put into `notes`."""
     prompts = class_prompts(task.class_names, task.template, config.prompt_form)
     notes += [*backbone.notes, *prompts_that_fit(backbone, task.class_names, prompts)]
-    return backbone.encode_texts(prompts)
+    return backbone.with_directions(backbone.encode_texts(prompts), "texts")
 
 
 def _unreadable_note(unreadable: dict[str, str]) -> list[str]:
@@ -195,7 +195,7 @@ def _bank(
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
     def encode(indices: IntArray) -> np.ndarray:
-        return backbone.encode_images(views.weak(indices)).cpu().numpy()
+        return backbone.with_directions(backbone.encode_images(views.weak(indices)), "images").cpu().numpy()
 
     key = f"{store.key}-{backbone.fingerprint}-{backbone.precision}"
     return FeatureBank.open_or_build(
