@@ -27,9 +27,10 @@ from captune.cost.measure import machine
 from captune.records import Role
 from captune.training.context import open_context
 from captune.training.loop import Loop, train_together
+from captune.training.pack_sizes import MOST_AT_ONCE, SIZE_ON_A_GPU
 from captune.training.trial import limit_threads
 
-SIZES = (1, 2, 4, 8, 16, 32)
+SIZES = (1, 2, 4, 8, 16)
 _STEPS = 50
 
 
@@ -155,6 +156,9 @@ def main() -> None:
     asked = parser.parse_args()
     limit_threads(1)
     sizes = tuple(int(size) for size in asked.sizes.split(","))
+    most = SIZE_ON_A_GPU if asked.device == "cuda" else MOST_AT_ONCE
+    if max(sizes) > most:
+        parser.error(f"at most {most} trials are taken together on this device: larger packs are cut")
     cells = {"digits": "digits"}
     if asked.features is not None:
         cells[asked.features.stem] = f"features:{asked.features}"
