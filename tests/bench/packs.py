@@ -152,11 +152,11 @@ def main() -> None:
     parser.add_argument("--features", type=Path, help="a file of features with many classes")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
+    parser.add_argument("--sizes", help="default: powers of two up to what training takes together")
     asked = parser.parse_args()
     limit_threads(1)
-    sizes = tuple(int(size) for size in asked.sizes.split(","))
     most = SIZE_ON_A_GPU if asked.device == "cuda" else MOST_AT_ONCE
+    sizes = tuple(map(int, asked.sizes.split(","))) if asked.sizes else tuple(size for size in SIZES if size <= most)
     if max(sizes) > most:
         parser.error(f"at most {most} trials are taken together on this device: larger packs are cut")
     cells = {"digits": "digits"}
