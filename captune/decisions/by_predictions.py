@@ -66,8 +66,10 @@ def _words(said: Advice, name: str) -> AdviceWords:
 
 
 def _label(study: StudyRecord, name: str, group: Sequence[Trial]) -> str:
-    """How a sentence calls a candidate: `grip (c3)`, `balanced`."""
-    return name.replace("_", "-") if group[0].config_id is None else f"{group[0].method or study.method} ({name})"
+    """How a sentence calls a candidate: `grip (c3)`, `zero-shot`, else as `--method` does: `text_mixture`."""
+    if group[0].config_id is not None:
+        return f"{group[0].method or study.method} ({name})"
+    return "zero-shot" if name == ZERO_SHOT else name
 
 
 def _reason(study: StudyRecord, said: Advice, evidence: Evidence, labels: dict[str, str]) -> str:

@@ -7,7 +7,6 @@ is asked for once, and written down before it is used.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,8 +38,6 @@ STRESSES: dict[str, dict[str, Any]] = {
 }
 _STRESS_SEEDS = 3
 WARM_STARTS = 3
-# One in this many screened configurations is promoted to a full trial.
-PROMOTE_ONE_OF = 8
 
 
 @dataclass(frozen=True)
@@ -166,6 +163,18 @@ class Agenda:
         """Whether every search trial has ended."""
         return self._search.all_ended(at_least=self.num_trials)
 
+    @property
+    def num_confirmations(self) -> int:
+        """Confirmation trials to be run; before the search has ended, of its best and its first configuration."""
+        seeds, top = self._study.confirm_seeds, self._study.confirm_top
+        if not self.search_done:
+            number = seeds * (min(top + 1, self.num_trials) if top else 0)
+        else:
+            rounds = list(self._confirm_rounds())
+            number = sum(index == 0 or self._draws(c) for indices, each in rounds for index in indices for c in each)
+            number += (seeds - rounds[-1][0].stop) * len(rounds[0][1])  # a race that has not been decided
+        return number * (2 if self._info.both_roles else 1)
+
     def has_more(self) -> bool:
         """Whether anything is still to be planned, now or once running trials have ended."""
         if len(self._search.trials) < self.num_trials:
@@ -226,26 +235,12 @@ class Agenda:
         if self._screening is not None:
             if not self._screening.all_ended():
                 return None
-            promoted = self._promoted(self._screening, number - 1 - len(warm_starts))
+            promoted = self._screening.promoted(number - 1 - len(warm_starts))
             if promoted is not None:
-                plan = replace(plan, origin="screen", promoted_from=promoted[0])
-                return Proposal(plan, base, space.fixed, space.source).with_values(promoted[1])
+                key, place = promoted
+                plan = replace(plan, origin="screen", promoted_from=key)
+                return Proposal(plan, base, space.fixed, space.source).with_values(self._space.at(place))
         return Proposal(replace(plan, origin="sampler"), base, space.fixed, space.source, methods)
-
-    def _promoted(self, screening: Search, rank: int) -> tuple[str, dict[str, Any]] | None:
-        """The screened configuration of this rank, by key, at its place in the search's own space; None past the last.
-
-        The first configuration is left out: the search begins with it anyway.
-        """
-        places: dict[tuple[float, ...], str] = {}
-        for trial in screening.ranked():
-            if not trial.starts_search:
-                places.setdefault(tuple(screening.space.unit(trial.params)), trial.key)
-        chosen = list(places.items())[: math.ceil(len(screening.trials) / PROMOTE_ONE_OF)]
-        if rank >= len(chosen):
-            return None
-        place, key = chosen[rank]
-        return key, self._space.at(place)
 
     def _after_search(self) -> Planned | None:
         if not self.search_done or (self.ended is not None and not self.ended.confirm):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from captune.config import StudyConfig
-from captune.decisions.confirming import Scored
 from captune.decisions.criteria import ENSV, ORACLE
 from captune.records import Epoch, Event, Journal, Phase, Role, State, StudyRecord, Trial
 from captune.records.events import (
@@ -275,9 +274,10 @@ class Cell:
         """Whether every search trial has ended."""
         return self._agenda.search_done
 
-    def scored(self) -> list[Scored]:
-        """The finished search trials with their scores and places."""
-        return self._search.scored()
+    @property
+    def num_confirmations(self) -> int:
+        """Confirmation trials to be run; while a race between seeds is on, at most."""
+        return self._agenda.num_confirmations
 
     def num_confirmed_with(self, trial: Trial) -> int:
         """Confirmations of a trial's role that are done at once, itself among them."""

@@ -16,7 +16,7 @@ from captune.durations import duration
 from captune.records import ENSEMBLE, ZERO_SHOT, Event, Phase, State, Trial
 from captune.records.events import Crashed, Finished, PhaseBegun, Preempted
 from captune.tuning.cell import Cell
-from captune.tuning.time_left import num_confirmations, seconds_left
+from captune.tuning.time_left import seconds_left
 
 _PHASES = {
     Phase.REFERENCE: "references",
@@ -56,7 +56,7 @@ def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
     scores = [trial.score_at_end for trial in cell.search if trial.scored and trial.score_at_end is not None]
     # A study that is read from disk knows only how many there are.
     references = len(cell.info.references) or cell.record.opened.num_references or 0
-    expected = references + cell.num_screened + cell.num_trials + num_confirmations(cell)
+    expected = references + cell.num_screened + cell.num_trials + cell.num_confirmations
     return Standing(
         cell=cell.name,
         phase=_phase(cell),

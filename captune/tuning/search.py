@@ -5,6 +5,7 @@ A study has one, and with `--screen` a second, cheaper one before it: scores of 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from captune.conditions import METHOD
@@ -17,6 +18,9 @@ from captune.tuning.votes import Votes
 
 if TYPE_CHECKING:
     from captune.tuning.samplers import Sampler
+
+# One in this many screened configurations is promoted to a full trial.
+PROMOTE_ONE_OF = 8
 
 
 class Search:
@@ -89,6 +93,18 @@ class Search:
         """The finished trials, best first; ties go to the lower number."""
         best_first = sorted(self.scored(), key=lambda trial: (-trial.score, trial.number))
         return [self.trials[trial.number] for trial in best_first]
+
+    def promoted(self, rank: int) -> tuple[str, tuple[float, ...]] | None:
+        """Key and place of the configuration of this rank that a screen hands on to the search; None past the last.
+
+        The first configuration is left out: the search begins with it anyway.
+        """
+        places: dict[tuple[float, ...], str] = {}
+        for trial in self.ranked():
+            if not trial.starts_search:
+                places.setdefault(tuple(self.space.unit(trial.params)), trial.key)
+        chosen = list(places.items())[: math.ceil(len(self.trials) / PROMOTE_ONE_OF)]
+        return (chosen[rank][1], chosen[rank][0]) if rank < len(chosen) else None
 
     def settled_scores(self) -> dict[str, float]:
         """Scores that changed after the end of a trial: the vote of all, by key."""

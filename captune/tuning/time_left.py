@@ -9,13 +9,6 @@ from captune.records import Phase, Trial
 from captune.tuning.cell import Cell
 
 
-def num_confirmations(cell: Cell) -> int:
-    """Confirmation trials at most: the best, the first configuration, each over all fresh seeds."""
-    study = cell.study
-    confirmed = min(study.confirm_top + 1, cell.num_trials) if study.confirm_top else 0
-    return confirmed * study.confirm_seeds * (2 if cell.info.both_roles else 1)
-
-
 def seconds_left(cell: Cell, *, concurrency: int = 1) -> float | None:
     """Seconds until a study ends, `concurrency` trials at a time; None until an epoch of each kind left was measured.
 
@@ -53,7 +46,7 @@ def seconds_to_close(cell: Cell) -> tuple[float, float]:
     base = cell.info.base.model_dump()
     confirmed = sum(trial.phase == Phase.CONFIRM for trial in trials)
     whole = max((_budget(trial) for trial in cell.search), default=_epochs(base)) * rates.get(_tuning(base), 0.0)
-    seconds += [whole] * max(num_confirmations(cell) - confirmed, 0)
+    seconds += [whole] * max(cell.num_confirmations - confirmed, 0)
     return sum(seconds), max(seconds, default=0.0)
 
 
@@ -66,7 +59,7 @@ def _to_be_planned(cell: Cell) -> list[tuple[Phase, int, dict[str, Any]]]:
     counts = [
         (Phase.SCREEN, cell.num_screened - screened, screen_base),
         (Phase.SEARCH, cell.num_trials - len(cell.search), base),
-        (Phase.CONFIRM, num_confirmations(cell) - confirmed if not cell.finished else 0, base),
+        (Phase.CONFIRM, cell.num_confirmations - confirmed if not cell.finished else 0, base),
     ]
     return [(phase, max(count, 0), config) for phase, count, config in counts]
 

@@ -83,7 +83,10 @@ def test_a_study_over_methods_that_goes_on_is_the_one_that_was_never_stopped(
     kinds = [line["event"] for line in journal_lines(whole / JOURNAL)]
     cut = [at for at, kind in enumerate(kinds) if kind == "finished"][after] + 1
     (directory / JOURNAL).write_bytes(b"".join(lines[:cut]))
-    run_trials(plan_to_continue(directory), resume=True).close()
+    opened = run_trials(plan_to_continue(directory), resume=True)
+    opened.close()
+    # A method without training is confirmed with one seed, and is counted so.
+    assert opened.cell.num_confirmations == sum(plan["phase"] == "confirm" for plan in planned(whole)) == 7
     ours = [plan for plan in planned(directory) if plan["key"] != "ensemble"]
     assert ours == [plan for plan in planned(whole) if plan["key"] != "ensemble"]
 

@@ -13,7 +13,7 @@ from captune.records import JOURNAL, Journal, State
 from captune.records.events import Chosen, SealOpened, StudyOpened
 from captune.tuning.cell import Cell
 from tests.journals import journal_lines
-from tests.tuning.fakes import info, study
+from tests.tuning.fakes import FakeTrial, info, study
 from tests.tuning.simulate import Killed, advance, drive, epochs, make_cell, outcomes
 
 
@@ -219,6 +219,23 @@ def test_racing_spares_clear_losers_the_remaining_seeds(tmp_path: Path) -> None:
     assert set(runs.values()) <= {3, 5} and 3 in runs.values()
 
 
+@pytest.mark.parametrize("settings", [{"confirm_top": 3, "confirm_seeds": 5}, {"confirm_top": 1, "confirm_seeds": 2}])
+def test_the_count_of_confirmations_to_come_is_right_from_the_searchs_end_on(
+    tmp_path: Path, settings: dict[str, int]
+) -> None:
+    cell = make_cell(tmp_path, study(trials=12, **settings))
+    counts = []
+    while (trial := cell.next_trial()) is not None:
+        worker = FakeTrial(cell.spec(trial, threads=1))
+        while not advance(cell, trial.key, worker):
+            continue
+        if cell.search_done:
+            counts.append(cell.num_confirmations)
+    assert counts[-1] == sum(end["phase"] == "confirm" for end in outcomes(tmp_path))
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(counts)) == (2 if settings["confirm_seeds"] == 5 else 1), "only a race takes some away"
+
+
 def test_the_choice_is_stressed_on_harder_pools(tmp_path: Path) -> None:
     drive(make_cell(tmp_path, study(trials=3, confirm_top=1, confirm_seeds=1, stress=True)))
     stressed = [end for end in outcomes(tmp_path) if end["phase"] == "stress"]
@@ -254,7 +271,6 @@ def test_a_chained_cell_starts_from_the_best_of_the_one_before(tmp_path: Path) -
     second.after = first
     while (run := second.next_trial()) is not None:
         worker_done = False
-        from tests.tuning.fakes import FakeTrial
 
         worker = FakeTrial(second.spec(run, threads=1))
         while not worker_done:
@@ -298,8 +314,6 @@ def test_ensv_scores_candidates_by_the_vote_of_all_and_resumes_alike(tmp_path: P
     import numpy as np
     import safetensors.numpy
 
-    from tests.tuning.fakes import FakeTrial
-
     predictions = {"zero_shot": [0, 0, 1, 1], "balanced": [0, 1, 1, 1], "t0000": [0, 0, 1, 0], "t0001": [1, 1, 1, 1]}
 
     def run_all(cell: Cell, count: int = 9) -> None:
@@ -322,6 +336,6 @@ def test_ensv_scores_candidates_by_the_vote_of_all_and_resumes_alike(tmp_path: P
             run_all(cell, count)
         scores.append([end["score"] for end in outcomes(directory)])
         # Votes of all four: image 0: class 0 (3 of 4), 1: a tie, class 0; 2: class 1; 3: class 1 (3 of 4).
-        assert [trial.score for trial in cell.scored()] == [0.75, 0.5]
+        assert [trial.score for trial in cell._search.scored()] == [0.75, 0.5]
     # Each at its moment: alone 1; then ties to class 0 against [0,1,1,1]; then with t0000; then with all.
     assert scores[0] == scores[1] == [1.0, 0.75, 0.75, 0.5]
