@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from captune.decisions import statistics
-from captune.decisions.choice import AdviceWords, Candidate, Choice
+from captune.decisions.choice_record import AdviceWords, Candidate, Choice
 from captune.decisions.criteria import (
     AGREE_BALANCED,
     AGREE_SMOOTH,

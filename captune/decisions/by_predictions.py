@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from captune.decisions.advice import Advice, advise, gain_model_for
 from captune.decisions.candidates import advised_config, candidate_trials, needs_ensemble
-from captune.decisions.choice import AdviceWords, Candidate, Choice
+from captune.decisions.choice_record import AdviceWords, Candidate, Choice
 from captune.decisions.evidence import Evidence
 from captune.decisions.presence import absent_in, absent_sentence
 from captune.decisions.scores import Scorer

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from captune.decisions.by_criterion import adapted_groups, known
-from captune.decisions.choice import Choice
+from captune.decisions.choice_record import Choice
 from captune.records import ENSEMBLE, REFERENCES, Role, State, StudyRecord, Trial
 from captune.records.enums import PART, WHOLE
 from captune.records.events import Chosen

@@ -1,6 +1,7 @@
 """Where a study's choice is made: from what its candidates predict, else by its criterion.
 
-The two rules have a module each, `by_predictions` and `by_criterion`; both return a `captune.decisions.choice.Choice`.
+The two rules have a module each, `by_predictions` and `by_criterion`; both return a
+`captune.decisions.choice_record.Choice`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from captune.decisions.by_criterion import choose_by_criterion
 from captune.decisions.candidates import advised_config, advised_shares
-from captune.decisions.choice import Choice
+from captune.decisions.choice_record import Choice
 from captune.decisions.criteria import ORACLE
 from captune.records import StudyRecord
 

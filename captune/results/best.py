@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from captune.decisions import statistics
-from captune.decisions.choice import AdviceWords, Candidate, Choice
+from captune.decisions.choice_record import AdviceWords, Candidate, Choice
 from captune.decisions.choosing import choose
 from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, Role, StudyRecord, Trial
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from captune.decisions import statistics
 from captune.decisions.by_criterion import comparison_criterion, score_under
-from captune.decisions.choice import Choice
+from captune.decisions.choice_record import Choice
 from captune.decisions.criteria import ORACLE
 from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, State, StudyRecord
 from captune.results.answer import answer_of

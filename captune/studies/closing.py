@@ -28,7 +28,7 @@ from captune.decisions.candidates import (
     needs_ensemble,
     reported_role,
 )
-from captune.decisions.choice import Choice
+from captune.decisions.choice_record import Choice
 from captune.decisions.choosing import choose, chooses_by_criterion
 from captune.decisions.criteria import ENSV, ORACLE
 from captune.errors import StudyError
