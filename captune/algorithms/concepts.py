@@ -14,7 +14,7 @@ from captune.equations.alignment import choose_description, choose_descriptions_
 from captune.equations.mismatch import MismatchReport, detect_mismatch
 from captune.equations.pseudolabels import Leaderboard
 from captune.errors import ConfigError
-from captune.model.concepts import class_key, load_descriptions, match_descriptions
+from captune.model.class_descriptions import class_key, load_descriptions, match_descriptions
 from captune.seeding import derive_seed
 from captune.training.context import Context
 

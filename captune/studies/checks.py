@@ -42,7 +42,7 @@ def check_before_ray(
         check_storage(storage)
     for file in dict.fromkeys(plan.study.task.descriptions for plan in plans):
         if file is not None:
-            from captune.model.concepts import load_descriptions
+            from captune.model.class_descriptions import load_descriptions
 
             load_descriptions(file)
 

@@ -10,7 +10,7 @@ import pytest
 
 from captune.data.digits import CLASS_NAMES as DIGITS
 from captune.errors import ConfigError
-from captune.model.concepts import (
+from captune.model.class_descriptions import (
     DESCRIPTIONS_DIR,
     class_key,
     described_datasets,
