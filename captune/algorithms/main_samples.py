@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captune.algorithms.concepts import align_concepts
+from captune.algorithms.concept_alignment import align_concepts
 from captune.algorithms.configs import CapConfig
 from captune.data.paradigms import IntArray, Labelled
 from captune.equations.pseudolabels import Leaderboard, grow_leaderboard, leaderboard_size, top_k_leaderboard

@@ -63,7 +63,7 @@ def mismatch(
         options.check_writable(out)
     console = plain_console()
     with console.status("Loading PyTorch"):
-        from captune.algorithms.concepts import class_descriptions
+        from captune.algorithms.concept_alignment import class_descriptions
         from captune.algorithms.presence import absent_names
         from captune.decisions.presence import absent_sentence
         from captune.training.context import open_context
@@ -94,7 +94,7 @@ def mismatch(
 
 
 def _rows(context: Context, threshold: int | None, absent: set[int]) -> list[dict[str, Any]]:
-    from captune.algorithms.concepts import class_descriptions, mismatch_report
+    from captune.algorithms.concept_alignment import class_descriptions, mismatch_report
     from captune.equations.alignment import choose_description
 
     report = mismatch_report(context, threshold)

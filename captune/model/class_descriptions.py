@@ -37,7 +37,7 @@ def load_descriptions(dataset_or_path: str | Path) -> dict[str, list[str]]:
     Raises:
         ConfigError: the file is missing or is not YAML; a class appears twice, has no sentence, or one that is empty,
             or repeated. All errors of a file are told at once, each with its key. Whether a sentence fits a text
-            tower is asked where there is one (`captune.algorithms.concepts.class_descriptions`).
+            tower is asked where there is one (`captune.algorithms.concept_alignment.class_descriptions`).
     """
     if isinstance(dataset_or_path, Path) or dataset_or_path.endswith((".yaml", ".yml")):
         path = Path(dataset_or_path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from captune.algorithms.concepts import mismatch_report
+from captune.algorithms.concept_alignment import mismatch_report
 from captune.config import TaskConfig, read_yaml
 from captune.data.catalog import load_dataset
 from captune.data.duplicates import NEARLY

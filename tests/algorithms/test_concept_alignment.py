@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from captune.algorithms.concepts import _chosen_descriptions, class_descriptions, mismatch_report
+from captune.algorithms.concept_alignment import _chosen_descriptions, class_descriptions, mismatch_report
 from captune.config import TaskConfig
 from captune.errors import ConfigError
 from captune.model.backbone import load_backbone
