@@ -12,7 +12,7 @@ from captune.decisions.neighbours import nearest_images
 from captune.decisions.presence import Absent, absent_classes, absent_sentence
 from captune.seeding import torch_generator
 from captune.training.context import Context
-from captune.training.evidence import knowledge_of
+from captune.training.pool_evidence import knowledge_of
 
 _MOST_IMAGES = 4000
 

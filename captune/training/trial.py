@@ -24,10 +24,10 @@ from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, PREDICTIONS, RESU
 from captune.seeding import torch_generator
 from captune.training.checkpoint import load_checkpoint, save_checkpoint
 from captune.training.context import Context, open_context
-from captune.training.evidence import POOL_PROBS, evidence_images
 from captune.training.loop import AlgorithmSpec, Loop, final_tensors, train_together
 from captune.training.memory import free_memory, is_out_of_memory, out_of_memory_explained
 from captune.training.parts import num_parameters, training_of
+from captune.training.pool_evidence import POOL_PROBS, evidence_images
 from captune.training.scoring import gain_errors, judged_images, selection_scores
 
 # A checkpoint costs some ten milliseconds, a tenth of a short epoch on frozen features: those share one.

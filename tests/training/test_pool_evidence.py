@@ -13,7 +13,7 @@ from captune.config import TaskConfig
 from captune.decisions.evidence import Knowledge
 from captune.records import Role
 from captune.training.context import open_context
-from captune.training.evidence import HOLDOUT_PROBS, POOL_PROBS, evidence_images, knowledge_of, pool_evidence
+from captune.training.pool_evidence import HOLDOUT_PROBS, POOL_PROBS, evidence_images, knowledge_of, pool_evidence
 from captune.training.trial import PREDICTIONS
 
 NUM_CLASSES, WIDTH = 30, 64
