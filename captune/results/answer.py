@@ -16,7 +16,7 @@ from captune.decisions import statistics
 from captune.records import ENSEMBLE, REFERENCES, ZERO_SHOT, StudyRecord
 from captune.records.layout import CHECKPOINT
 from captune.results.best import metrics_by_seed, recorded_choice, reference_metric
-from captune.results.findings import findings_of
+from captune.results.findings_tables import findings_of
 from captune.results.formats import in_words, percent
 
 _USE = {

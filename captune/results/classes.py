@@ -10,7 +10,7 @@ import pandas as pd
 from captune.decisions import statistics
 from captune.records import ZERO_SHOT, StudyRecord, Trial, number_or_none
 from captune.results.best import compared_candidate, report_trials
-from captune.results.findings import class_name, findings_of
+from captune.results.findings_tables import class_name, findings_of
 
 _CONTEXT = ("study", "dataset", "paradigm", "method", "candidate")
 _CLASS_COLUMNS = (*_CONTEXT, "class", "mismatched", "recall_before", "recall_after", "recall_change",

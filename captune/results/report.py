@@ -26,7 +26,7 @@ from captune.results.classes import classes_table, pairs_table
 from captune.results.comparisons import ALL_CELLS, comparisons_table, ranks_table
 from captune.results.curves import curves_table
 from captune.results.data_dictionary import columns_table, datapackage
-from captune.results.findings import confusion_table, jpegs_of, pictures_table, reliability_table
+from captune.results.findings_tables import confusion_table, jpegs_of, pictures_table, reliability_table
 from captune.results.importance import importance_table, marginals_table
 from captune.results.load import load_studies, load_study
 from captune.results.matrix_page import render_matrix

@@ -25,7 +25,7 @@ from captune.data.thumbnails import SIDE, has_pictures, thumbnail
 from captune.records import Role
 from captune.records.layout import FINDINGS, trial_directory
 from captune.results.classes import classes_table
-from captune.results.findings import confusion_table, jpegs_of, pictures_table, reliability_table
+from captune.results.findings_tables import confusion_table, jpegs_of, pictures_table, reliability_table
 from captune.results.galleries import confusion_grids
 from captune.results.load import load_study
 from captune.results.report import report_study
