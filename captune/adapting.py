@@ -233,7 +233,7 @@ def _train(
 def _finish(trial: TrainingTrial, task: TaskConfig, method: str, out: Path, notes: list[str]) -> dict[str, Any]:
     """Predict, read the test labels, write predictions and epochs; what metrics.json will hold."""
     from captune.training.evaluation import evaluate_trial
-    from captune.training.labelling import write_predictions
+    from captune.training.trial_predictions import write_predictions
 
     work, role = trial.directory, trial.role
     outcome = trial.finish()

@@ -56,9 +56,9 @@ from captune.studies.seal import record_seal_opened, record_test_metrics
 from captune.training.context import open_context
 from captune.training.ensemble import write_ensemble, write_ensemble_checkpoint
 from captune.training.evaluation import oracle_score
-from captune.training.labelling import write_predictions
 from captune.training.near_duplicates import near_duplicates
 from captune.training.pool_evidence import pool_evidence
+from captune.training.trial_predictions import write_predictions
 from captune.tuning.votes import Votes
 
 Write = Callable[[Event], object]
