@@ -12,11 +12,11 @@ from rich.console import Console
 from captune.cli.console import plain_console, say
 from captune.cli.options import Given, with_options
 from captune.errors import UsageError
+from captune.tuning.allotment import Node, allot
 from captune.tuning.cluster import Cluster, connected, ensure_token
 from captune.tuning.environment import ray_environment
 from captune.tuning.machine import BROKEN, FINE, Finding, examine
 from captune.tuning.nodes import examine_nodes
-from captune.tuning.packing import Node, allot
 
 _MARKS = {FINE: "  ", BROKEN: "✗ "}
 

@@ -22,7 +22,7 @@ from captune.space import Parameter, Space
 from captune.studies.planning import Plan
 from captune.studies.running import Settings
 from captune.training.trial import limit_threads
-from captune.tuning.packing import search_block
+from captune.tuning.allotment import search_block
 from captune.tuning.samplers import Sampler
 from captune.tuning.specs import CellInfo
 

@@ -21,9 +21,9 @@ from captune.records.events import Chosen
 from captune.records.layout import BEST_CONFIG, CHECKPOINT, PAGE, PREDICTIONS_CSV
 from captune.studies.planning import Plan
 from captune.studies.running import Settings, Watcher, run_studies
+from captune.tuning.allotment import Allotment
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, token_file
-from captune.tuning.packing import Allotment
 from captune.tuning.progress import Progress, standing
 
 INTERRUPTED = 130

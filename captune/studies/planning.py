@@ -16,9 +16,9 @@ from captune.errors import ConfigError
 from captune.records import JOURNAL, Phase, StudyRecord, read_journal
 from captune.space import Space, load_space, space_file
 from captune.tuning.agenda import WARM_STARTS
+from captune.tuning.allotment import USUAL_SEEDS, USUAL_TRIALS
 from captune.tuning.describe import describe_cell
 from captune.tuning.header import read_study
-from captune.tuning.packing import USUAL_SEEDS, USUAL_TRIALS
 from captune.tuning.specs import CellInfo
 from captune.tuning.study import with_storage
 

@@ -18,6 +18,7 @@ from captune.records.layout import REPORT
 from captune.studies.checks import check_before_ray, fetch_weights_here
 from captune.studies.closing_in_background import BackgroundClosing
 from captune.studies.planning import Plan
+from captune.tuning.allotment import Allotment, allot
 from captune.tuning.budget import Budget
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster, connected
@@ -25,7 +26,6 @@ from captune.tuning.engine import run_cells
 from captune.tuning.gpus import machine_has_gpus
 from captune.tuning.loggers import check_loggers
 from captune.tuning.nodes import check_gpus, check_nodes
-from captune.tuning.packing import Allotment, allot
 from captune.tuning.preparing import Preparation
 from captune.tuning.samplers import check_sampler
 from captune.tuning.silence import Silence

@@ -26,9 +26,9 @@ import ray
 from captune import interruption, own_process
 from captune.errors import StudyError, UsageError
 from captune.tuning import ray_internals
+from captune.tuning.allotment import Node
 from captune.tuning.environment import ray_environment, variables, worker_variables
 from captune.tuning.lock import is_running
-from captune.tuning.packing import Node
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"

@@ -18,7 +18,7 @@ from captune.decisions.criteria import CRITERIA, resolve_criterion
 from captune.errors import UsageError
 from captune.records import REFERENCES, Role
 from captune.training.notes import cell_notes
-from captune.tuning.packing import most_packed
+from captune.tuning.allotment import most_packed
 from captune.tuning.specs import CellInfo
 
 # Frozen features learn faster than prompts: after as many epochs they have long been overfitted, and rank nothing.

@@ -14,9 +14,9 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from captune import interruption
 from captune.errors import CaptuneError, StudyError
 from captune.tuning import ray_internals
+from captune.tuning.allotment import Allotment
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster
-from captune.tuning.packing import Allotment
 from captune.tuning.planner import Planner, StopOnInterrupt, StudyCallback, StudyScheduler
 from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import SPEC, OpenTrial, StudyTrainable, open_trial_anywhere

@@ -5,8 +5,8 @@ from __future__ import annotations
 from captune.algorithms import ALGORITHMS
 from captune.records import Phase, Trial
 from captune.records.events import Planned
+from captune.tuning.allotment import block_size, search_block
 from captune.tuning.cell import Cell
-from captune.tuning.packing import block_size, search_block
 
 
 def next_pack(cell: Cell, *, packed: bool = True, workers: int = 2) -> list[Trial]:

@@ -21,9 +21,9 @@ from captune.data.build_once import Work, work_done
 from captune.data.catalog import images_of
 from captune.errors import CaptuneError
 from captune.records.events import Prepared
+from captune.tuning.allotment import Allotment, Node
 from captune.tuning.cell import Cell
 from captune.tuning.nodes import node_name, show_gpus_of_this_node
-from captune.tuning.packing import Allotment, Node
 
 _EVERY_SECONDS = 0.25
 _WAITING = "preparing images"

@@ -22,7 +22,7 @@ from captune.records import State
 from captune.seeding import derive_seed
 from captune.space import Parameter, Space
 from captune.tuning import optuna_internals
-from captune.tuning.packing import STARTUP_TRIALS
+from captune.tuning.allotment import STARTUP_TRIALS
 
 OPTUNA_STATES = {State.COMPLETE: TrialState.COMPLETE, State.PRUNED: TrialState.PRUNED, State.FAILED: TrialState.FAIL}
 # These keep state of their own, so they are rebuilt by asking again; the others by showing them the finished trials.

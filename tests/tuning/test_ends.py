@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from captune.tuning.allotment import Allotment
 from captune.tuning.cluster import connected
 from captune.tuning.engine import run_cells
-from captune.tuning.packing import Allotment
 from captune.tuning.stopping import StopRequests, request_stop
 from tests.tuning.fakes import FakeTrial
 from tests.tuning.test_engine import new_cell

@@ -18,12 +18,12 @@ from ray.cluster_utils import Cluster as LocalNodes
 from captune.errors import StudyError, UsageError
 from captune.records import JOURNAL
 from captune.tuning import cluster as cluster_module
+from captune.tuning.allotment import Allotment
 from captune.tuning.cluster import connected
 from captune.tuning.engine import run_cells
 from captune.tuning.gpus import judge
 from captune.tuning.machine import BROKEN
 from captune.tuning.nodes import check_gpus, examine_nodes
-from captune.tuning.packing import Allotment
 from tests.journals import journal_lines
 from tests.tuning.test_engine import new_cell
 

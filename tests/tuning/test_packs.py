@@ -16,8 +16,8 @@ from captune.records import JOURNAL, Phase, Role, State, Trial
 from captune.records.layout import TRIAL_LOCK
 from captune.studies.planning import plan_study
 from captune.training import trial as trial_module
+from captune.tuning.allotment import block_size, most_packed
 from captune.tuning.cell import Cell
-from captune.tuning.packing import block_size, most_packed
 from captune.tuning.packs import next_pack
 from captune.tuning.planner import Planner
 from captune.tuning.specs import TrialSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from captune.errors import UsageError
-from captune.tuning.packing import TRIAL_BYTES, Node, allot
+from captune.tuning.allotment import TRIAL_BYTES, Node, allot
 
 GB = 1e9
 
