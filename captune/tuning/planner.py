@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 from captune.errors import StudyError
 from captune.tuning import ray_internals
 from captune.tuning.cell import Cell
-from captune.tuning.packs import next_pack
+from captune.tuning.pack_members import next_pack
 from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import PAYLOAD, SPEC
 
