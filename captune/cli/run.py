@@ -114,7 +114,7 @@ def run(
     what = " ".join(_cell_of(studies[0])) if len(studies) == 1 else f"{len(studies)} studies"
     console.print(f"{what}: loading PyTorch and Ray", highlight=False, soft_wrap=True)
     with console.status("Loading PyTorch and Ray"):
-        from captune.cli.planning import show_cost, show_matrix, show_plan
+        from captune.cli.dry_run import show_cost, show_matrix, show_plan
         from captune.cli.studies import execute
         from captune.studies.checks import check_before_ray
         from captune.studies.planning import Plan, plan_study

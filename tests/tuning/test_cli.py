@@ -9,9 +9,9 @@ import pytest
 import typer
 from rich.console import Console
 
+from captune.cli.dry_run import first_configurations
 from captune.cli.main import main
 from captune.cli.options import Given
-from captune.cli.planning import first_configurations
 from captune.cli.run import StudyFile, _datasets, _matrix, _studies
 from captune.cli.status import read_standing
 from captune.cli.studies import execute
