@@ -63,8 +63,8 @@ def mismatch(
         options.check_writable(out)
     console = plain_console()
     with console.status("Loading PyTorch"):
+        from captune.algorithms.absent_names import absent_names
         from captune.algorithms.concept_alignment import class_descriptions
-        from captune.algorithms.presence import absent_names
         from captune.decisions.presence import absent_sentence
         from captune.training.context import open_context
         from captune.training.notes import cell_notes

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captune.algorithms.presence import absent_names, names_absent
+from captune.algorithms.absent_names import absent_names, names_absent
 from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
 from captune.decisions.evidence import Evidence, Knowledge
