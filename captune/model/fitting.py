@@ -12,7 +12,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from torch import Tensor, nn
 
 from captune.errors import ModelError
-from captune.model.published import architectures_like
+from captune.model.published_weights import architectures_like
 from captune.plain_text import on_one_line
 
 # CLIP trains the logarithm of its logit scale and bounds it at ln 100 = 4.6; SigLIP's is 4.8.

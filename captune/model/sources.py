@@ -21,7 +21,7 @@ import open_clip
 
 from captune.errors import UsageError, did_you_mean
 from captune.model.configuration import CONFIG_FILE
-from captune.model.published import of_hub_name, published_preprocessing, tags_named_in
+from captune.model.published_weights import of_hub_name, published_preprocessing, tags_named_in
 
 TINY = "tiny"
 TINY_DIR = Path(__file__).parent / "assets" / "tiny"

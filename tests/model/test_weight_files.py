@@ -302,7 +302,7 @@ def test_the_right_architecture_is_named(tmp_path: Path) -> None:
             **{f"transformer.resblocks.{number}.ln_1.bias": torch.empty(512) for number in range(12)},
             **{f"visual.transformer.resblocks.{number}.ln_1.bias": torch.empty(768) for number in range(12)},
         }
-    from captune.model.published import architectures_like
+    from captune.model.published_weights import architectures_like
 
     assert architectures_like(shapes) == ["ViT-B-16"]
     assert architectures_like({}) == []
@@ -371,7 +371,7 @@ def test_names_of_the_hub_lead_to_open_clips(name: str, model: str, tag: str) ->
 def test_every_name_of_the_hub_stands_in_open_clips_table() -> None:
     import open_clip
 
-    from captune.model.published import _HUB_NAMES
+    from captune.model.published_weights import _HUB_NAMES
 
     for model, tag in _HUB_NAMES.values():
         assert open_clip.get_pretrained_cfg(model, tag), (model, tag)
