@@ -24,7 +24,7 @@ from captune.algorithms.preset import (
 from captune.cli.options import COMMAND_LINE, Given, names_in, resolve_paradigm
 from captune.config import OWN, USES_SHOTS, TaskConfig, TrialConfig, read_yaml
 from captune.data.catalog import check_dataset_name, default_backbone, load_dataset
-from captune.data.published import BACKBONES, SPLIT_SEEDS, is_published_model, is_published_protocol
+from captune.data.published_accuracies import BACKBONES, SPLIT_SEEDS, is_published_model, is_published_protocol
 from captune.data.roles import has_labels
 from captune.errors import CaptuneError, CheckpointError, DataError, TrainingFailed, UsageError
 from captune.records import atomic_write

@@ -22,7 +22,7 @@ from captune.data.known_datasets import DATASETS, DatasetRow
 from captune.data.listing import Layout, Listing
 from captune.data.manifests import Columns, read_manifest
 from captune.data.overrides import GivenNames, apply_overrides, read_class_names, spelled_alike, spelling
-from captune.data.published import published_results
+from captune.data.published_accuracies import published_results
 from captune.data.tree import name_some, printable
 from captune.errors import DataError, UsageError, did_you_mean, did_you_mean_path
 

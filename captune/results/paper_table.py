@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from captune.data.published import published
+from captune.data.published_accuracies import published
 from captune.records import atomic_write
 from captune.results import views
 from captune.results.rendering import render

@@ -18,7 +18,7 @@ from captune.config import TaskConfig
 from captune.data import catalog
 from captune.data.digits import load_digits_arrays
 from captune.data.known_datasets import DATASETS
-from captune.data.published import is_published_protocol
+from captune.data.published_accuracies import is_published_protocol
 from captune.results.paper_table import cell_text, grid, paper_table
 from tests.data.miniatures import MINIATURES, eurosat_grip
 

@@ -12,7 +12,7 @@ from captune.config import TaskConfig, TrialConfig
 from captune.data import catalog
 from captune.data.catalog import DATASETS, cache_directory, data_root, default_backbone, default_settings, load_dataset
 from captune.data.paradigms import build_task
-from captune.data.published import published, published_results
+from captune.data.published_accuracies import published, published_results
 from captune.records import Role
 
 
