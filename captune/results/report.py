@@ -33,7 +33,7 @@ from captune.results.matrix_page import render_matrix
 from captune.results.overview import notes_table, studies_table
 from captune.results.page import render_study
 from captune.results.robustness import robustness_table
-from captune.results.selection import criteria_table, selection_table
+from captune.results.selection_tables import criteria_table, selection_table
 from captune.results.tables import ORACLE_STAMP, confirm_table, epochs_table, stamped, trials_table, write_csv
 from captune.results.transfer import transfer_table
 

@@ -28,7 +28,7 @@ from captune.records.lines import event_from_json
 from captune.results.classes import classes_table, pairs_table
 from captune.results.load import load_study
 from captune.results.report import tables_of
-from captune.results.selection import selection_table
+from captune.results.selection_tables import selection_table
 from captune.results.tables import STRESS_COLUMNS, confirm_table, csv_text, epochs_table, trials_table
 from captune.tuning.header import read_study
 from tests.journals import journal_lines

@@ -19,7 +19,7 @@ from captune.results.curves import curves_table
 from captune.results.importance import importance_table, marginals_table
 from captune.results.load import load_studies, load_study
 from captune.results.robustness import robustness_table
-from captune.results.selection import criteria_table, selection_table
+from captune.results.selection_tables import criteria_table, selection_table
 from captune.results.transfer import BEST_ON_AVERAGE, transfer_table
 
 
