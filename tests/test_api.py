@@ -17,7 +17,7 @@ import captune
 from captune import api
 from captune.data.digits import load_digits_arrays
 from captune.errors import CaptuneError, DataError, UsageError
-from tests.tuning.test_study import run_study
+from tests.tuning.test_open_study import run_study
 
 ROOT = Path(__file__).parent.parent
 

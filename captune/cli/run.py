@@ -121,7 +121,7 @@ def run(
         from captune.studies.running import Settings
         from captune.tuning.describe import cell_name
         from captune.tuning.header import space_from
-        from captune.tuning.study import with_storage
+        from captune.tuning.open_study import with_storage
     plans: list[Plan] = []
     for study in studies:
         study = with_storage(study, None)  # a recorded address lacks its password, which must be given anew

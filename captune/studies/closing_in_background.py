@@ -11,7 +11,7 @@ from captune.errors import StudyError
 from captune.records import StudyRecord
 from captune.tuning.budget import CLOSING_SECONDS
 from captune.tuning.nodes import Answer, start_here
-from captune.tuning.study import OpenStudy
+from captune.tuning.open_study import OpenStudy
 
 Closed = tuple[StudyRecord, list[Path]]
 _EVERY_SECONDS = 1.0

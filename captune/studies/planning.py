@@ -19,8 +19,8 @@ from captune.tuning.agenda import WARM_STARTS
 from captune.tuning.allotment import USUAL_SEEDS, USUAL_TRIALS
 from captune.tuning.describe import describe_cell
 from captune.tuning.header import read_study
+from captune.tuning.open_study import with_storage
 from captune.tuning.specs import CellInfo
-from captune.tuning.study import with_storage
 
 
 @dataclass(frozen=True)

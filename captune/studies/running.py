@@ -26,13 +26,13 @@ from captune.tuning.engine import run_cells
 from captune.tuning.gpus import machine_has_gpus
 from captune.tuning.loggers import check_loggers
 from captune.tuning.nodes import check_gpus, check_nodes
+from captune.tuning.open_study import OpenStudy
 from captune.tuning.preparing import Preparation
 from captune.tuning.samplers import check_sampler
 from captune.tuning.silence import Silence
 from captune.tuning.specs import TrialSpec
 from captune.tuning.starting import Alongside, DashboardComesUp, modules_of_trials, run_references_here
 from captune.tuning.stopping import StopRequests
-from captune.tuning.study import OpenStudy
 from captune.tuning.telemetry import logger_callbacks, telemetry
 from captune.tuning.trainable import OpenTrial
 

@@ -24,9 +24,9 @@ from captune.records import Phase, StudyRecord, Trial
 from captune.studies import closing
 from captune.studies.planning import plan_study
 from captune.training.trial import limit_threads
+from captune.tuning.open_study import OpenStudy
 from captune.tuning.pack_members import next_pack
 from captune.tuning.specs import TrialSpec
-from captune.tuning.study import OpenStudy
 from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable, open_trial_anywhere
 
 

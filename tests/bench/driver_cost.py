@@ -33,11 +33,11 @@ from captune.studies.planning import Plan
 from captune.studies.running import Settings, Watcher, run_studies
 from captune.tuning.cell import Cell
 from captune.tuning.engine import gathering_seconds
+from captune.tuning.open_study import OpenStudy
 from captune.tuning.planner import Planner, StudyScheduler
 from captune.tuning.progress import Progress
 from captune.tuning.specs import TrialSpec
 from captune.tuning.stopping import request_stop
-from captune.tuning.study import OpenStudy
 from captune.tuning.telemetry import TensorBoard
 from captune.tuning.trainable import PAYLOAD
 from tests.tuning.fakes import FakeTrial, info, space_path, study

@@ -17,7 +17,7 @@ from pathlib import Path
 from captune.records import JOURNAL, Epoch, Journal, Phase, State, read_journal
 from captune.records.events import Finished, PhaseBegun, Planned, Started
 from captune.space import load_space
-from captune.tuning.study import OpenStudy, study_header
+from captune.tuning.open_study import OpenStudy, study_header
 from tests.tuning.fakes import info, space_path, study
 
 NUM_EPOCHS = 4

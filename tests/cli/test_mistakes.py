@@ -17,7 +17,7 @@ from captune.config import StudyConfig, TaskConfig
 from captune.errors import StudyError, UsageError, did_you_mean, did_you_mean_path
 from captune.studies.checks import check_storage
 from captune.studies.planning import plan_study
-from captune.tuning.study import OpenStudy
+from captune.tuning.open_study import OpenStudy
 
 RUN = ("run", "--dry-run", "--paradigm", "ul")
 DIGITS = (*RUN, "--dataset", "digits")

@@ -14,8 +14,8 @@ from captune.records import ENSEMBLE, Event, Journal, Phase, State, StudyRecord,
 from captune.records.events import Finished, Planned
 from captune.records.layout import JOURNAL
 from captune.space import load_space
+from captune.tuning.open_study import OpenStudy
 from captune.tuning.progress import Standing, standing
-from captune.tuning.study import OpenStudy
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import drive
 

@@ -22,8 +22,8 @@ from captune.cli.mismatch import _sentence
 from captune.config import StudyConfig, TaskConfig
 from captune.records.layout import ADAPTED, BEST_CONFIG
 from captune.studies.planning import plan_study
+from captune.tuning.open_study import OpenStudy
 from captune.tuning.progress import Standing, standings_table
-from captune.tuning.study import OpenStudy
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -20,7 +20,7 @@ from captune.model.backbone import load_backbone
 from captune.results.load import load_study
 from captune.studies.planning import plan_study
 from captune.training.checkpoint import load_checkpoint, save_checkpoint
-from captune.tuning.study import OpenStudy
+from captune.tuning.open_study import OpenStudy
 
 QUICK = ["--epochs", "1", "--steps-per-epoch", "2", "--batch-size", "4"]
 TINY = ["--backbone", "tiny"]

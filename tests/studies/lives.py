@@ -9,9 +9,9 @@ from typing import Any
 from captune.config import StudyConfig, TaskConfig
 from captune.studies import closing
 from captune.studies.planning import Plan, plan_study
+from captune.tuning.open_study import OpenStudy
 from captune.tuning.pack_members import next_pack
 from captune.tuning.specs import TrialSpec
-from captune.tuning.study import OpenStudy
 from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable, open_trial_anywhere
 
 QUICK = {"epochs": 2, "steps_per_epoch": 2, "tuning": "features"}

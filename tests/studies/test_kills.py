@@ -28,7 +28,7 @@ from captune.studies.planning import Plan, plan_study
 from captune.tuning.lock import is_running
 from tests.journals import journal_lines
 from tests.studies.lives import run_trials, search, settings
-from tests.tuning.test_study import open_study, run_study
+from tests.tuning.test_open_study import open_study, run_study
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a copy of the process")
 _WALL_CLOCK = {

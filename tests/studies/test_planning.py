@@ -11,7 +11,7 @@ from captune.config import StudyConfig, TaskConfig
 from captune.data.catalog import TINY, TINY_WIDTH
 from captune.model.backbone import load_backbone
 from captune.studies.planning import plan_study, plan_to_continue
-from captune.tuning.study import OpenStudy
+from captune.tuning.open_study import OpenStudy
 
 DIGITS = TaskConfig(dataset="digits", paradigm="ul")
 

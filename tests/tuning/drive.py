@@ -15,7 +15,7 @@ from pathlib import Path
 from captune.space import load_space
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
-from captune.tuning.study import OpenStudy
+from captune.tuning.open_study import OpenStudy
 from tests.tuning.fakes import FakeTrial, info, space_path, study
 
 

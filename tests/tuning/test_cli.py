@@ -23,7 +23,7 @@ from captune.studies.running import Settings
 from captune.tuning.cell import Cell
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import drive, outcomes
-from tests.tuning.test_study import open_study, run_study
+from tests.tuning.test_open_study import open_study, run_study
 
 DIGITS = ["run", "--dataset", "digits", "--paradigm", "ul"]
 

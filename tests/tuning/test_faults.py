@@ -27,7 +27,7 @@ from tests.journals import journal_lines
 from tests.tuning.fakes import study
 from tests.tuning.processes import assert_gone, descendants, kill
 from tests.tuning.simulate import drive, epochs, make_cell, outcomes
-from tests.tuning.test_study import assert_mirrors
+from tests.tuning.test_open_study import assert_mirrors
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
 

@@ -20,7 +20,7 @@ from captune.records import JOURNAL
 from captune.records.layout import LOCK
 from captune.tuning import lock as lock_module
 from captune.tuning.lock import STALE_SECONDS, DriverLock, is_alive, read_lock
-from tests.tuning.test_study import open_study
+from tests.tuning.test_open_study import open_study
 
 # The lock
 

@@ -14,7 +14,7 @@ from captune.records.events import Finished
 from captune.space import load_space
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
-from captune.tuning.study import OpenStudy
+from captune.tuning.open_study import OpenStudy
 from tests.journals import journal_lines
 from tests.tuning.fakes import info, open_fake, space_path, study
 

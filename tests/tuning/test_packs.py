@@ -18,10 +18,10 @@ from captune.studies.planning import plan_study
 from captune.training import trial as trial_module
 from captune.tuning.allotment import block_size, most_packed
 from captune.tuning.cell import Cell
+from captune.tuning.open_study import OpenStudy
 from captune.tuning.pack_members import next_pack
 from captune.tuning.planner import Planner
 from captune.tuning.specs import TrialSpec
-from captune.tuning.study import OpenStudy
 from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable, open_trial_anywhere
 from tests.journals import journal_lines
 from tests.studies.lives import run_trials, settings

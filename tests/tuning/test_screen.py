@@ -23,9 +23,9 @@ from captune.tuning.cell import Cell
 from captune.tuning.describe import describe_cell
 from captune.tuning.header import read_study
 from captune.tuning.mirror import KEY, open_storage
+from captune.tuning.open_study import OpenStudy
 from captune.tuning.progress import standing
 from captune.tuning.specs import CellInfo
-from captune.tuning.study import OpenStudy
 from tests.journals import journal_lines
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import Killed, drive, outcomes

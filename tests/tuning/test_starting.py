@@ -20,9 +20,9 @@ from captune.records import Phase, State
 from captune.studies.planning import plan_study
 from captune.tuning import cluster, ray_internals, starting
 from captune.tuning.environment import variables
+from captune.tuning.open_study import OpenStudy
 from captune.tuning.preparing import Preparation
 from captune.tuning.starting import Alongside, DashboardComesUp, modules_of_trials, run_references_here
-from captune.tuning.study import OpenStudy
 from tests.journals import journal_lines
 from tests.studies.lives import run_trials, settings
 from tests.tuning.fakes import study

@@ -31,7 +31,7 @@ from tests.tuning.fakes import FakeTrial
 from tests.tuning.simulate import drive, make_cell, outcomes
 from tests.tuning.simulate import epochs as scores_of_epochs
 from tests.tuning.test_engine import new_cell
-from tests.tuning.test_study import open_study
+from tests.tuning.test_open_study import open_study
 
 # optuna-dashboard
 
