@@ -14,7 +14,7 @@ from rich.text import Text
 from captune.algorithms import method_named
 from captune.algorithms.automatic import AUTO
 from captune.config import TrialConfig
-from captune.cost.trial import TrialCost, cards, estimate_trial_cost, num_confirmations
+from captune.cost.estimate import TrialCost, cards, estimate_trial_cost, num_confirmations
 from captune.data.catalog import default_backbone
 from captune.durations import duration
 from captune.seeding import derive_seed

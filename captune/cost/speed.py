@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from captune.algorithms import default_config
 from captune.config import StudyConfig, TaskConfig
+from captune.cost.estimate import TrialCost, estimate_trial_cost
 from captune.cost.measure import MatrixRate, machine, matrix_rate, versions, why_too_noisy
 from captune.cost.photographs import class_names, write_photographs
-from captune.cost.trial import TrialCost, estimate_trial_cost
 from captune.errors import UsageError
 from captune.training.context import resolve_device
 

@@ -14,9 +14,9 @@ from PIL import Image
 from captune.algorithms import ALGORITHMS, default_config
 from captune.algorithms.packed_cap import PackedCap
 from captune.config import StudyConfig, TaskConfig
-from captune.cost import trial as trial_module
+from captune.cost import estimate as estimate_module
+from captune.cost.estimate import TrialCost, estimate_trial_cost
 from captune.cost.sample import sampled_context
-from captune.cost.trial import TrialCost, estimate_trial_cost
 from captune.errors import RecordError, UsageError
 from captune.records import JOURNAL, Journal
 from captune.training.loop import Loop
@@ -62,7 +62,7 @@ def test_the_memory_of_the_epoch_that_records_the_steps_counts(monkeypatch: pyte
         work()
         return next(peaks)
 
-    monkeypatch.setattr(trial_module, "peak_bytes_of", peak_bytes_of)
+    monkeypatch.setattr(estimate_module, "peak_bytes_of", peak_bytes_of)
     config = default_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
     assert estimate_trial_cost(task(), config, "cap").memory_bytes == 3_000_000_000
 
@@ -77,7 +77,7 @@ def test_an_estimate_runs_the_kernels_that_were_asked_for(
         asked.append(recorded)
         return Loop(*args, recorded=recorded)
 
-    monkeypatch.setattr(trial_module, "Loop", loop)
+    monkeypatch.setattr(estimate_module, "Loop", loop)
     config = default_config("cap", task()).with_values({"tuning": "features", "epochs": 2, "steps_per_epoch": 2})
     estimate_trial_cost(task(kernels=kernels), config, "cap")
     assert asked == [recorded]
