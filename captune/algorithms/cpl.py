@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captune.algorithms.configs import CplConfig
 from captune.algorithms.grip import Grip
-from captune.equations.candidates import balanced_selection, candidate_sets
+from captune.equations.candidate_labels import balanced_selection, candidate_sets
 from captune.training.context import Context
 
 

@@ -25,7 +25,7 @@ from captune.algorithms.configs import LearnerConfig
 from captune.algorithms.packed_learner import PackedLearner
 from captune.data.paradigms import IntArray
 from captune.data.views import Feed, upload
-from captune.equations.candidates import partial_label_loss
+from captune.equations.candidate_labels import partial_label_loss
 from captune.metrics import balance
 from captune.seeding import torch_generator
 from captune.training.context import Context

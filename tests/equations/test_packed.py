@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captune.equations.alignment import alignment_loss, class_prototypes, ema_update
-from captune.equations.candidates import partial_label_loss
+from captune.equations.candidate_labels import partial_label_loss
 from captune.equations.objective import margin_cross_entropy
 from captune.equations.packed import (
     AdapterTensors,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captune.equations.candidates import balanced_selection, candidate_sets, partial_label_loss
+from captune.equations.candidate_labels import balanced_selection, candidate_sets, partial_label_loss
 from tests.reference import pseudolabelling as reference
 
 
