@@ -9,8 +9,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import cosines, precise, unit
+from captune.equations.shapes import check_shapes, require
 
 
 def choose_description(description_features_nD: Tensor, centre_D: Tensor) -> int:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captune.equations.checks import require
 from captune.equations.mixture_parts import class_means, mixture_inputs, shrunk
+from captune.equations.shapes import require
 
 _MOST_IMAGES = 1e4
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import precise
+from captune.equations.shapes import check_shapes, require
 
 
 def candidate_sets(probs_NK: Tensor, *, intra_quantile: float, inter_quantile: float) -> Tensor:

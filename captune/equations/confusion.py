@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import cosines, precise
+from captune.equations.shapes import check_shapes, require
 
 
 def class_similarity(text_KD: Tensor, prototypes_KD: Tensor) -> Tensor:

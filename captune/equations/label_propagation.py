@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import unit
+from captune.equations.shapes import check_shapes, require
 
 _CHUNK = 2048
 _SMALLEST_CHANGE = 1e-10

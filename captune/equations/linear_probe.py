@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import unit
+from captune.equations.shapes import check_shapes, require
 
 
 def text_penalties(probs_MK: Tensor, labels_M: Tensor) -> Tensor:

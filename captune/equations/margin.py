@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import precise
+from captune.equations.shapes import check_shapes, require
 
 FORMS = ("published", "paper")
 

@@ -14,8 +14,8 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import cosines, unit
+from captune.equations.shapes import check_shapes, require
 
 Floats = NDArray[np.floating]
 Cluster = Callable[[Tensor, int], tuple[Tensor, Tensor]]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import unit
+from captune.equations.shapes import check_shapes, require
 
 _SMALLEST = 1e-9
 

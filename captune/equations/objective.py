@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import precise
+from captune.equations.shapes import check_shapes, require
 
 
 def margin_cross_entropy(

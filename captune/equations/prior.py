@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import precise
+from captune.equations.shapes import check_shapes, require
 
 # Shares below this are raised to it before a logarithm: a class of prior 0 gets a very low bias, not minus infinity.
 SMALLEST_SHARE = 1e-12

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
+from captune.equations.shapes import check_shapes, require
 
 Board = list[tuple[int, float]]
 Leaderboard = dict[int, Board]

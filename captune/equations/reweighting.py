@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
+from captune.equations.shapes import check_shapes, require
 
 
 def class_weights(

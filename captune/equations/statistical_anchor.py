@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captune.equations.checks import require
 from captune.equations.mixture_parts import class_means, mixture_inputs, shrunk
+from captune.equations.shapes import require
 
 # Images added to every class's share of the pool: a class without any keeps a small one.
 _PSEUDOCOUNT = 0.1

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import unit
+from captune.equations.shapes import check_shapes, require
 
 FORMS = ("published", "paper")
 # Of the likelihood against the text and the neighbours, and its inverse for labelled images.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captune.equations.checks import check_shapes, require
 from captune.equations.cosine import cosines, unit
+from captune.equations.shapes import check_shapes, require
 
 
 def test_sizes_are_returned_by_letter_and_none_is_passed_over() -> None:
