@@ -71,7 +71,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL, *, fractions: bool
     spread, centre = standard_deviation(values), mean(values)
     if spread is None or centre is None:
         return None
-    half = float(scipy.stats.t.ppf((1 + level) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
+    half = student_quantile((1 + level) / 2, len(values) - 1) * spread / math.sqrt(len(values))
     if fractions and min(values) >= 0 and max(values) <= 1:
         return Interval(max(0.0, centre - half), min(1.0, centre + half))
     return Interval(centre - half, centre + half)
@@ -95,12 +95,12 @@ def proportion_interval(share: float, number: int, level: float = LEVEL) -> Inte
 
 def student_quantile(level: float, freedom: int) -> float:
     """The one-sided quantile of Student's t."""
-    return float(scipy.stats.t.ppf(level, freedom))
+    return float(scipy.special.stdtrit(freedom, level))
 
 
 def normal_quantile(level: float) -> float:
     """The one-sided quantile of the standard normal."""
-    return float(scipy.stats.norm.ppf(level))
+    return float(scipy.special.ndtri(level))
 
 
 def pooled_deviation(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
@@ -222,8 +222,8 @@ def rope_posterior(strata: Sequence[Sequence[float]], effect: float = MINIMUM_EF
     if sum(variances) == 0:
         return RopePosterior(float(centre > effect), float(abs(centre) <= effect), float(centre < -effect))
     freedom = sum(variances) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, strata, strict=True))
-    posterior = scipy.stats.t(freedom, loc=centre, scale=math.sqrt(sum(variances)) / len(strata))
-    worse, better = float(posterior.cdf(-effect)), float(posterior.sf(effect))
+    scale = math.sqrt(sum(variances)) / len(strata)
+    worse, better = (float(scipy.special.stdtr(freedom, (side * centre - effect) / scale)) for side in (-1, 1))
     return RopePosterior(better, max(0.0, 1 - better - worse), worse)
 
 
