@@ -17,6 +17,7 @@ import captune
 from captune import api
 from captune.data.digits import load_digits_arrays
 from captune.errors import CaptuneError, DataError, UsageError
+from tests.slow import in_one_test
 from tests.tuning.test_open_study import run_study
 
 ROOT = Path(__file__).parent.parent
@@ -115,7 +116,7 @@ def test_settings_of_the_method_and_of_the_cell_are_told_apart(model: captune.Ad
     assert model.meta["config"]["balance_strength"] == 1.0
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("arguments", "said"),
     [
         ({}, "either images or dataset must be given, but got neither"),

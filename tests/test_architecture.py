@@ -102,6 +102,26 @@ def test_third_parties_stay_in_their_rooms() -> None:
     assert not wrong
 
 
+def test_private_names_of_ray_and_optuna_stand_in_two_modules_only() -> None:
+    found = set()
+    for path in MODULES:
+        for node in nodes_of(path):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif (
+                isinstance(node, ast.Attribute)
+                and node.attr in ("_storage", "_study_id", "_trial_id")
+                and not ast.unparse(node.value).startswith(("self", "cls"))
+            ):
+                names = [f"optuna.{node.attr}"]
+            if any(name.split(".")[0] in ("ray", "optuna") and "._" in name for name in names):
+                found.add(str(path.relative_to(PACKAGE)))
+    assert found == {"tuning/ray_internals.py", "tuning/optuna_internals.py"}
+
+
 def test_only_evaluation_opens_the_seal() -> None:
     openers = {
         str(path.relative_to(PACKAGE))

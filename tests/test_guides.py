@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.slow import in_one_test
 from tests.tools.site import GUIDES, ROOT
 
 NOT_RUN = {
@@ -70,7 +71,7 @@ def as_typed_here(line: str) -> str:
     return line.replace("captune ", f"{sys.executable} -m captune ", 1)
 
 
-@pytest.mark.parametrize("page", GUIDES.values())
+@in_one_test("page", GUIDES.values())
 def test_every_line_is_run_or_has_a_reason_not_to_be(page: str) -> None:
     for language, text in blocks(page):
         assert language in ("bash", "python", "text", "yaml"), f"{page}: a block without a language: {text[:40]}"

@@ -12,6 +12,7 @@ import pytest
 import typer.main
 
 from captune.cli.main import COMMANDS, _register, app
+from tests.slow import in_one_test
 from tests.tools.site import API, GUIDES, ROOT, build, pages, targets
 
 PAGES = [page for page in pages() if page != Path("README.md")]
@@ -38,7 +39,7 @@ def known() -> dict[str, set[str]]:
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@in_one_test("page", PAGES)
 def test_commands_and_options_exist(page: Path, known: dict[str, set[str]]) -> None:
     for line in commands(page):
         words = shlex.split(line)
@@ -49,7 +50,7 @@ def test_commands_and_options_exist(page: Path, known: dict[str, set[str]]) -> N
         assert options - {"--debug", "--help"} <= known[words[1]], line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@in_one_test("page", PAGES)
 def test_links_lead_to_files(page: Path) -> None:
     assert [target for target in targets(page) if not ((ROOT / page).parent / target).exists()] == []
 

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from captune.errors import ConfigError
 from captune.plain_yaml import dump_yaml, parse_yaml
+from tests.slow import in_one_test
 
 
 def parsed(text: str, **options: bool) -> Any:
     return parse_yaml(text, where="file.yaml", what="a file", **options)
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("text", "value"),
     [
         ("1e-4", 1e-4), ("1E5", 1e5), ("-3e+2", -300.0), (".5", 0.5), ("5.", 5.0), ("-.5e3", -500.0), ("1.0e-4", 1e-4),
@@ -30,7 +31,7 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
     assert got == value and type(got) is type(value)
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("text", "says"),
     [
         ("a: 1\nb: 2\na: 3\n", "line 3: 'a' again, first in line 1"),
@@ -79,14 +80,12 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(plain)
 def test_what_is_written_is_read_back_unchanged(values: Any) -> None:
     assert parsed(dump_yaml({"values": values}))["values"] == values
 
 
-@pytest.mark.parametrize(
-    "text", ["1e-4", "1e5", ".5e3", "yes", "010", "12:30", "2024-01-01", "true", "~", "", "# no comment"]
-)
+@in_one_test("text", ["1e-4", "1e5", ".5e3", "yes", "010", "12:30", "2024-01-01", "true", "~", "", "# no comment"])
 def test_text_that_looks_like_something_else_is_quoted(text: str) -> None:
     assert parsed(dump_yaml({"key": text})) == {"key": text}

@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from captune.cli.main import COMMANDS, _register, app
+from tests.slow import in_one_test
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +32,7 @@ def test_the_readme_shows_commands() -> None:
     assert len(LINES) > 5
 
 
-@pytest.mark.parametrize("line", LINES)
+@in_one_test("line", LINES)
 def test_commands_and_options_of_the_readme_exist(line: str, known: dict[str, set[str]]) -> None:
     _, command, *words = shlex.split(line)
     assert command in known

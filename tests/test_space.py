@@ -13,6 +13,7 @@ from captune.config import TaskConfig, TrialConfig
 from captune.errors import ConfigError, UsageError
 from captune.space import Parameter, Space, load_space, shipped_space, space_file
 from captune.tuning.header import space_from
+from tests.slow import in_one_test
 
 BASE = TrialConfig.parse({"epochs": 10})
 
@@ -58,7 +59,7 @@ def test_fixed_parameters_and_those_of_the_command_line_are_not_searched(tmp_pat
     assert space.fixed == {"momentum": 0.5}
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("text", "said"),
     [
         ("  learning_rate: {type: float, low: 0.1, high: 0.01}", "low <= high must hold, but got (low=0.1, high=0.01)"),
@@ -112,8 +113,8 @@ def contains(parameter: Parameter, value: object) -> bool:
     return isinstance(value, (int, float)) and parameter.low <= value <= parameter.high
 
 
-@pytest.mark.parametrize("method", [name for name in ALGORITHMS if shipped_space(name) is not None])
-@pytest.mark.parametrize("paradigm", ["ul", "trzsl"])
+@in_one_test("method", [name for name in ALGORITHMS if shipped_space(name) is not None])
+@in_one_test("paradigm", ["ul", "trzsl"])
 def test_every_shipped_space_is_valid_and_holds_the_methods_own_configuration(method: str, paradigm: str) -> None:
     base = default_config(method, TaskConfig.parse({"dataset": "digits", "paradigm": paradigm}))
     space = load_space(space_file(None, method), base, class_size=40)

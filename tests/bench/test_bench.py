@@ -34,6 +34,7 @@ def report() -> dict[str, Any]:
         return run_bench(OPTIONS)
 
 
+@pytest.mark.slow
 def test_the_report_is_json_and_says_on_what_it_was_measured(report: dict[str, Any]) -> None:
     report = json.loads(json.dumps(report))
     assert report["machine"]["cores"] >= 1 and report["machine"]["cpu"]
@@ -42,6 +43,7 @@ def test_the_report_is_json_and_says_on_what_it_was_measured(report: dict[str, A
     assert [(row["classes"], row["precision"]) for row in report["steps"]] == [(3, "fp32"), (3, "bf16")]
 
 
+@pytest.mark.slow
 def test_the_fast_step_is_measured_on_what_the_plain_one_is(report: dict[str, Any]) -> None:
     exact = report["steps"][0]
     assert exact["fast_loss"] == pytest.approx(exact["plain_loss"], rel=1e-5)
@@ -50,6 +52,7 @@ def test_the_fast_step_is_measured_on_what_the_plain_one_is(report: dict[str, An
     assert report["encoding"][0]["smallest_cosine"] > 1 - 1e-6
 
 
+@pytest.mark.slow
 def test_ratios_are_those_of_the_clocks(report: dict[str, Any]) -> None:
     for row in report["steps"]:
         assert row["ratio"] == pytest.approx(row["plain_seconds"]["cpu_min"] / row["fast_seconds"]["cpu_min"])
@@ -57,6 +60,7 @@ def test_ratios_are_those_of_the_clocks(report: dict[str, Any]) -> None:
         assert 0 < row["views_share"] < 1
 
 
+@pytest.mark.slow
 def test_the_overhead_of_a_trial_has_a_row_of_its_own(report: dict[str, Any]) -> None:
     line = table_lines({**report, "overhead": {"median": 0.12, "first": 0.3, "num_trials": 8}})[-1]
     assert (line.what, line.result, line.met) == (
@@ -65,6 +69,7 @@ def test_the_overhead_of_a_trial_has_a_row_of_its_own(report: dict[str, Any]) ->
     assert line.fast == "the first 300 ms" and line.target == "≤ 100 ms"
 
 
+@pytest.mark.slow
 def test_the_table_promises_only_what_this_hardware_was_promised(report: dict[str, Any]) -> None:
     step = {**report["steps"][1], "classes": 100, "ratio": 9.0, "too_noisy": None}
     without = {**report["machine"], "cpu_features": ["avx512_bf16"]}
@@ -79,6 +84,7 @@ def test_the_table_promises_only_what_this_hardware_was_promised(report: dict[st
     assert table_lines({**other, "steps": [{**step, "ratio": 19.0}]})[0].met is True
 
 
+@pytest.mark.slow
 def test_advice_counts_a_trial_at_the_papers_budget(report: dict[str, Any]) -> None:
     step = {**report["steps"][0], "fast_seconds": {"min": 1.44}, "too_noisy": None}
     # 2,500 steps of 1.44 s are 3,600 s.

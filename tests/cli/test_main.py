@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from captune.cli.main import COMMANDS, app, command, main
+from tests.slow import in_one_test
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@in_one_test("name", COMMANDS)
 def test_the_list_says_of_a_command_what_its_own_help_says(name: str) -> None:
     assert (inspect.getdoc(command(name)) or "").splitlines()[0] == COMMANDS[name]
 

@@ -12,11 +12,12 @@ from rich.table import Table
 
 from captune.cli.console import labelled, plain_console
 from captune.cli.main import main
+from tests.slow import in_one_test
 
 ODD = ["zero[/b]", "[red]one", ":cat: two", "exp[lr=0.1]", "[link=x]", "back\\[slash"]
 
 
-@pytest.mark.parametrize("name", ODD)
+@in_one_test("name", ODD)
 def test_a_name_is_printed_as_it_is(name: str) -> None:
     file = io.StringIO()
     console = plain_console(file=file)

@@ -21,6 +21,7 @@ from captune.data.known_datasets import DATASETS
 from captune.data.published_accuracies import is_published_protocol
 from captune.results.paper_table import cell_text, grid, paper_table
 from tests.data.miniatures import MINIATURES, eurosat_grip
+from tests.slow import in_one_test
 
 LAYOUTS = {"flowers102": 1, "resisc45": 0, "dtd": 1, "cub200": 0, "fgvc_aircraft": 2}
 
@@ -80,7 +81,7 @@ def test_settings_of_a_search_are_refused_where_nothing_is_searched(capsys: pyte
     assert "--concurrency, --split-seed, --trials" in words(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("dataset", PAPER_DATASETS)
+@in_one_test("dataset", PAPER_DATASETS)
 def test_the_table_says_what_the_configuration_holds(dataset: str) -> None:
     task = TaskConfig.parse(preset_task(dataset, {"dataset": dataset, "paradigm": "trzsl"}))
     assert (task.protocol, task.prompt_form, task.split_seed) == ("paper", "published", 500)
@@ -98,7 +99,7 @@ def test_the_table_says_what_the_configuration_holds(dataset: str) -> None:
     assert held == (k, tau, margin, ratio)
 
 
-@pytest.mark.parametrize("method", ALGORITHMS)
+@in_one_test("method", ALGORITHMS)
 def test_every_method_takes_the_preset(method: str) -> None:
     task = TaskConfig.parse({"dataset": "dtd", "paradigm": "ul"})
     default_config(method, task, None, "paper")

@@ -15,6 +15,7 @@ import pytest
 from captune.data.array_files import read_npz
 from captune.data.feature_bank import read_feature_file
 from captune.errors import ConfigError, DataError
+from tests.slow import in_one_test
 
 
 def header(shape: str, descr: str = "'<f4'", fortran: bool = False) -> bytes:
@@ -49,7 +50,7 @@ def test_plain_arrays_are_read_as_numpy_reads_them(tmp_path: Path, save: Any) ->
             assert np.array_equal(read[name], expected[name]) and read[name].dtype == expected[name].dtype
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("content", "says"),
     [
         (header("(1000000000000, 8)") + b"1234", r"data are not that"),
@@ -101,7 +102,7 @@ def test_encrypted_odd_and_packed_parts_are_refused(tmp_path: Path) -> None:
         read_npz(tmp_path)
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("change", "says"),
     [
         ({"image_features": np.full((4, 2), 1e-30)}, "length between 1e-12 and 1e"),

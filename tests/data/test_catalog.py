@@ -14,13 +14,14 @@ from captune.data.catalog import DATASETS, cache_directory, data_root, default_b
 from captune.data.paradigms import build_task
 from captune.data.published_accuracies import published, published_results
 from captune.records import Role
+from tests.slow import in_one_test
 
 
 def _task(dataset: str = "digits", **values: object) -> TaskConfig:
     return TaskConfig.parse({"dataset": dataset, "paradigm": "ul", **values})
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("values", "expected"),
     [
         ({"dataset": "digits"}, ("tiny", None)),

@@ -132,8 +132,16 @@ def test_missing_files_of_a_list_are_counted_and_named(own_mini: tuple[str, Path
     assert sum(Path(path).name in str(caught.value) for path in gone) >= 3
 
 
-@pytest.mark.parametrize("mini", _CASES, indirect=True)
-@pytest.mark.parametrize("paradigm", list(PARADIGMS))
+@pytest.mark.parametrize(
+    ("mini", "paradigm"),
+    # By default a paradigm per folder shape, each in turn.
+    [
+        pytest.param(case, paradigm, marks=() if number % len(PARADIGMS) == place else pytest.mark.slow)
+        for number, case in enumerate(_CASES)
+        for place, paradigm in enumerate(PARADIGMS)
+    ],
+    indirect=["mini"],
+)
 def test_every_paradigm_can_be_built_on_every_dataset(mini: tuple[str, Path, Miniature], paradigm: str) -> None:
     key, root, _ = mini
     config = TaskConfig(dataset=key, paradigm=paradigm, data_root=root, shots=1 if paradigm == "ssl" else None)

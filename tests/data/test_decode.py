@@ -25,6 +25,7 @@ from captune.errors import DataError
 from captune.preprocessing import Preprocessing
 from captune.training.context import open_context
 from tests.data.miniatures import write_image
+from tests.slow import in_one_test
 
 _SMALL = Preprocessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _USUAL = Preprocessing(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -42,8 +43,8 @@ def _seen(image: Image.Image, tmp_path: Path, name: str, **options: object) -> n
     return decode_file(tmp_path / name, _SMALL).astype(int)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["1.png", "1.jpg", "1.tif", "1.webp"])
+@in_one_test("orientation", range(1, 9))
+@in_one_test("name", ["1.png", "1.jpg", "1.tif", "1.webp"])
 def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, name: str) -> None:
     turns = {2: (0,), 3: (3,), 4: (1,), 5: (5,), 6: (2,), 7: (6,), 8: (4,)}  # what undoes each orientation
     lying = _picture()
@@ -72,7 +73,7 @@ def test_open_clips_reading_leaves_photos_as_they_are_stored(tmp_path: Path) -> 
     assert load_dataset(TaskConfig.parse({"dataset": "digits", "paradigm": "ul"})).reading == "open_clip"
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("grey", "name"),
     [
         (np.uint16(257), "1.png"), (np.uint16(257), "1.tif"), (np.float32(1 / 255), "1.tif"), (np.float32(1), "1.tif"),

@@ -18,6 +18,7 @@ from captune.data.loose_images import image_files
 from captune.errors import DataError, UsageError
 from captune.preprocessing import Preprocessing
 from tests.data.miniatures import write_image
+from tests.slow import in_one_test
 
 _SMALL = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -39,7 +40,7 @@ def _encoded(kind: str, **options: object) -> bytes:
     return data.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"])
+@in_one_test("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"])
 def test_images_are_known_by_content_whatever_they_are_called(tmp_path: Path, kind: str) -> None:
     folder = _two_classes(tmp_path)
     for name in ("no suffix", "odd.suffix", "wrong.jpg"):
@@ -150,9 +151,9 @@ _ROWS = [
 ]
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@in_one_test("delimiter", [",", ";", "\t"])
+@in_one_test("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@in_one_test("end", ["\n", "\r\n", "\r"])
 def test_lists_are_read_as_spreadsheets_write_them(tmp_path: Path, delimiter: str, encoding: str, end: str) -> None:
     for path, _, _ in _ROWS:
         write_image(tmp_path / path)
@@ -174,7 +175,7 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
         _load(f"csv:{tmp_path / 'l.csv'}", **{**named, "label_column": "specie"})
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("text", "message"),
     [
         ("path,label\ni/1.jpg,Cat\ni/2.jpg,cat \ni/3.jpg,dog\n", "spelled in one way, but got 'Cat' and 'cat '"),
@@ -205,7 +206,7 @@ def test_a_root_around_the_list_holds_its_images(tmp_path: Path) -> None:
     assert _load(f"csv:{tmp_path / 'lists' / 'l.csv'}", data_root=tmp_path).num_images == 2
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     "item",
     ['["a", -1, "x"]', '["a", 2000000000, "x"]', '["a", Infinity, "x"]', '["a", NaN, "x"]', '["a", true, "x"]',
      '["\\ud800", 0, "x"]', '["a", 0, "\\udfff"]', '["a\\u0000", 0, "x"]', '["a", "0", "x"]', '[["a"], 0, "x"]', "7"],

@@ -14,6 +14,7 @@ from captune.data.catalog import load_dataset
 from captune.data.dataset import Dataset
 from captune.errors import CaptuneError, ConfigError, DataError, UsageError
 from tests.data.miniatures import write_image
+from tests.slow import in_one_test
 
 
 def _load(dataset: str, **values: object) -> Dataset:
@@ -160,7 +161,7 @@ def test_manifest_without_splits_is_cut_by_class(tmp_path: Path) -> None:
     assert dataset.class_names == ("cat", "dog")
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("text", "message"),
     [
         ("path,class\na.jpg,x\n", "columns path, label and optionally split, but got path, class"),
@@ -187,7 +188,7 @@ def test_missing_manifest_is_refused(tmp_path: Path) -> None:
 # ---- split files
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("content", "message"),
     [
         (b"{not json", "split file must be JSON"),
@@ -241,7 +242,7 @@ def test_class_names_and_template_can_be_given(tmp_path: Path) -> None:
     assert dataset.class_names[1:4] == ("one", "a two", "three") and dataset.template == "{}!"
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("values", "message"),
     [
         (["a"], "10 names in label order, but got 1 names"),

@@ -11,6 +11,7 @@ from captune.config import TaskConfig
 from captune.data.catalog import load_dataset
 from captune.data.dataset import Dataset
 from captune.errors import DataError, UsageError
+from tests.slow import in_one_test
 
 
 def _load(dataset: str) -> Dataset:
@@ -69,7 +70,7 @@ _ZERO = _arrays()["image_features"].copy()
 _ZERO[3] = 0
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("name", "value", "message"),
     [
         ("image_features", None, "no image_features"),

@@ -17,6 +17,7 @@ from captune.data.catalog import load_dataset
 from captune.data.draws import draw_shots, exponential_pool, seen_classes
 from captune.data.paradigms import Labelled, Role, SealedLabels, Task, build_task
 from captune.errors import ConfigError, DataError
+from tests.slow import in_one_test
 
 _ROLES = ("score", "report")
 
@@ -105,7 +106,7 @@ def test_seen_classes_are_the_published_draw(seed: int, seen: list[int]) -> None
     assert seen_classes(10, seed).tolist() == seen
 
 
-@pytest.mark.parametrize(("num_classes", "num_seen"), [(102, 63), (45, 27), (100, 62), (10, 6), (47, 29), (200, 124)])
+@in_one_test(("num_classes", "num_seen"), [(102, 63), (45, 27), (100, 62), (10, 6), (47, 29), (200, 124)])
 def test_as_many_classes_are_seen_as_published(num_classes: int, num_seen: int) -> None:
     seen = seen_classes(num_classes, 500)
     assert len(set(seen.tolist())) == num_seen and seen.max() < num_classes
@@ -151,8 +152,8 @@ def test_paper_protocol_pools_train_and_val(ten: str) -> None:
     assert sorted(everything) == list(range(260))
 
 
-@pytest.mark.parametrize("paradigm", list(PARADIGMS))
-@pytest.mark.parametrize("role", _ROLES)
+@in_one_test("paradigm", list(PARADIGMS))
+@in_one_test("role", _ROLES)
 def test_no_image_is_both_labelled_and_unlabelled(ten: str, paradigm: str, role: str) -> None:
     task, sealed = _build(ten, paradigm, role)
     labelled = {*task.labelled.indices_N.tolist(), *task.validation.indices_N.tolist()}
@@ -165,8 +166,8 @@ def test_no_image_is_both_labelled_and_unlabelled(ten: str, paradigm: str, role:
         assert np.array_equal(truth[name], labels_M[getattr(task, name)])
 
 
-@pytest.mark.parametrize("paradigm", list(PARADIGMS))
-@pytest.mark.parametrize("role", _ROLES)
+@in_one_test("paradigm", list(PARADIGMS))
+@in_one_test("role", _ROLES)
 def test_task_is_the_same_whatever_the_sealed_labels_are(tmp_path: Path, paradigm: str, role: str) -> None:
     """Everything a task holds is the same when every label it seals is replaced by garbage."""
     splits = {"train": _even(10, 20), "val": _even(10, 6), "test": _even(10, 5)}
@@ -197,8 +198,8 @@ def test_task_is_the_same_whatever_the_sealed_labels_are(tmp_path: Path, paradig
                 assert np.array_equal(one, two), field.name
 
 
-@pytest.mark.parametrize("paradigm", list(PARADIGMS))
-@pytest.mark.parametrize("role", _ROLES)
+@in_one_test("paradigm", list(PARADIGMS))
+@in_one_test("role", _ROLES)
 def test_task_reaches_no_array_as_long_as_its_sealed_labels(tmp_path: Path, paradigm: str, role: str) -> None:
     # Sizes are chosen so that no owned array has the length of a sealed one by chance.
     dataset = _features(tmp_path, _even(10, 23), _even(10, 7), _even(10, 11), 10)
@@ -285,8 +286,8 @@ def test_pool_and_test_hold_a_share_of_the_classes_whose_names_are_all_asked_for
     assert set(fewer["pool"]) <= set(held) and len(np.unique(one["pool"])) == 2
 
 
-@pytest.mark.parametrize("role", ["score", "report"])
-@pytest.mark.parametrize("paradigm", list(PARADIGMS))
+@in_one_test("role", ["score", "report"])
+@in_one_test("paradigm", list(PARADIGMS))
 def test_an_open_sets_unknown_classes_stay_in_the_pool_without_a_name_or_a_label(
     ten: str, paradigm: str, role: Role
 ) -> None:
@@ -353,7 +354,7 @@ def test_unknown_labels_are_pooled_and_never_labelled(tmp_path: Path) -> None:
         _build(dataset, "ul", pool_imbalance=2.0)
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("train", "val", "test", "num_classes", "paradigm", "role", "message"),
     [
         ([0] * 9, [], [0] * 3, 1, "ul", "report", "at least two classes, but got 1"),

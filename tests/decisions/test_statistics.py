@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from captune.decisions import statistics as s
+from tests.slow import in_one_test
 
 values = some.lists(some.floats(0, 1, allow_subnormal=False), min_size=2, max_size=12)
 
@@ -174,7 +175,7 @@ def test_rope_posterior_of_two_equal_strata_is_twice_as_sure() -> None:
     assert s.rope_posterior([[0.01, 0.02], [0.03]]) is None, "a stratum of one value has unknown noise"
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("differences", "words"),
     [
         ([0.05, 0.06, 0.055], "first better"),

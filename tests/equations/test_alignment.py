@@ -16,6 +16,7 @@ from captune.equations.alignment import (
     nearest_images,
 )
 from tests.reference import losses as reference
+from tests.slow import in_one_test
 
 
 def features(seed: int, rows: int, width: int = 8) -> torch.Tensor:
@@ -28,8 +29,8 @@ def test_loss_by_hand() -> None:
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0, 10.0])
-@pytest.mark.parametrize("absent", [[], [2], [0, 3, 4]])
+@in_one_test("temperature", [0.01, 0.07, 1.0, 10.0])
+@in_one_test("absent", [[], [2], [0, 3, 4]])
 def test_loss_equals_the_loops(absent: list[int], temperature: float) -> None:
     text, prototypes = features(0, 5), features(1, 5)
     present = torch.ones(5, dtype=torch.bool)
@@ -58,9 +59,9 @@ def test_one_class_or_none_gives_zero_with_finite_gradients(present: list[bool])
     assert torch.isfinite(text.grad).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("temperature", [1e-4, 1e-2, 1.0, 1e3])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@in_one_test("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@in_one_test("temperature", [1e-4, 1e-2, 1.0, 1e3])
+@in_one_test("scale", [1e-6, 1.0, 1e6])
 def test_loss_and_gradients_are_finite_over_decades(scale: float, temperature: float, dtype: torch.dtype) -> None:
     text = (features(0, 5) * scale).to(dtype).requires_grad_()
     loss = alignment_loss(text, features(1, 5).to(dtype), temperature=temperature)

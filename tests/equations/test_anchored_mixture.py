@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captune.equations.anchored_mixture import AnchoredMixture, fit_anchored_mixture
 from tests.reference import anchored as reference
+from tests.slow import in_one_test
 
 SCALE = 6.0
 
@@ -27,9 +28,9 @@ def logits(mixture: AnchoredMixture, features: Tensor) -> Tensor:
     return features @ mixture.weights_KD.double().T + mixture.bias_K.double()
 
 
-@pytest.mark.parametrize("num_labelled", [0, 2])
-@pytest.mark.parametrize("closed", [False, True])
-@pytest.mark.parametrize(("kappa", "pool_prior", "num_steps"), [(None, True, 3), (5.0, False, 2), (None, True, 1)])
+@in_one_test("num_labelled", [0, 2])
+@in_one_test("closed", [False, True])
+@in_one_test(("kappa", "pool_prior", "num_steps"), [(None, True, 3), (5.0, False, 2), (None, True, 1)])
 def test_the_fit_equals_the_loops(
     num_labelled: int, closed: bool, kappa: float | None, pool_prior: bool, num_steps: int
 ) -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from captune.equations.candidate_labels import balanced_selection, candidate_sets, partial_label_loss
 from tests.reference import pseudolabelling as reference
+from tests.slow import in_one_test
 
 
 def pool(seed: int, num_images: int = 40, num_classes: int = 5) -> torch.Tensor:
@@ -15,8 +16,8 @@ def pool(seed: int, num_images: int = 40, num_classes: int = 5) -> torch.Tensor:
     return (2 * torch.randn(num_images, num_classes, generator=generator)).softmax(1)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.0), (0.75, 0.6), (0.5, 0.9), (1.0, 1.0)])
+@in_one_test("seed", range(3))
+@in_one_test(("alpha", "beta"), [(0.0, 0.0), (0.75, 0.6), (0.5, 0.9), (1.0, 1.0)])
 def test_sets_and_selection_equal_the_loops(seed: int, alpha: float, beta: float) -> None:
     probs = pool(seed)
     sets = candidate_sets(probs, intra_quantile=alpha, inter_quantile=beta)

@@ -8,6 +8,7 @@ import torch
 from captune.equations.confusion import class_similarity
 from captune.equations.margin import calibrated_margin
 from tests.reference import losses as reference
+from tests.slow import in_one_test
 
 FORMS = ["published", "paper"]
 
@@ -39,9 +40,9 @@ def test_seen_classes_count_as_fully_predicted() -> None:
     torch.testing.assert_close(margin, torch.tensor([[0.0, 0, 0], [0, 0, 0], [0.9, 1.8, 4.5]]))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("with_seen", [False, True])
-@pytest.mark.parametrize("seed", range(5))
+@in_one_test("form", FORMS)
+@in_one_test("with_seen", [False, True])
+@in_one_test("seed", range(5))
 def test_both_forms_equal_the_loops(seed: int, with_seen: bool, form: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     counts = torch.randint(0, 40, (9,), generator=generator).float()
@@ -81,8 +82,8 @@ def test_identical_classes_are_a_constant_row_in_spite_of_rounding(form: str) ->
     assert margin.abs().max() == 0
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("factor", [1e-30, 1e-6, 1.0, 1e6, 1e30])
+@in_one_test("form", FORMS)
+@in_one_test("factor", [1e-30, 1e-6, 1.0, 1e6, 1e30])
 def test_margin_depends_on_shares_not_on_the_size_of_counts(factor: float, form: str) -> None:
     counts = torch.tensor([4.0, 2.0, 1.0, 0.0])
     margin = calibrated_margin(similarity(4), counts * factor, scale=12, form=form)
@@ -105,7 +106,7 @@ def test_low_precision_similarity_is_computed_in_float32() -> None:
     torch.testing.assert_close(margin, calibrated_margin(s.bfloat16().float(), counts, scale=12))
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("arguments", "message"),
     [
         ({"form": "thesis"}, "form in"),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from captune.equations.objective import count_confident, margin_cross_entropy, self_training_loss
 from tests.reference import losses as reference
+from tests.slow import in_one_test
 
 
 def random_case(seed: int, batch: int = 12, num_classes: int = 6, scale: float = 4.0) -> dict[str, torch.Tensor]:
@@ -43,8 +44,8 @@ def test_zero_margin_is_cross_entropy(seed: int) -> None:
     torch.testing.assert_close(loss, F.cross_entropy(case["strong"], case["labels"]))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("seed", range(4))
+@in_one_test("weighted", [False, True])
+@in_one_test("seed", range(4))
 def test_margin_loss_equals_the_loops(seed: int, weighted: bool) -> None:
     case = random_case(seed)
     weights = case["weights"][case["labels"]] if weighted else None
@@ -58,9 +59,9 @@ def test_margin_loss_equals_the_loops(seed: int, weighted: bool) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.85, 0.99, 1.0])
-@pytest.mark.parametrize("seed", range(3))
+@in_one_test("weighted", [False, True])
+@in_one_test("threshold", [0.0, 0.5, 0.85, 0.99, 1.0])
+@in_one_test("seed", range(3))
 def test_self_training_equals_the_loops(seed: int, threshold: float, weighted: bool) -> None:
     case = random_case(seed)
     weights = case["weights"] if weighted else None
@@ -123,8 +124,8 @@ def test_empty_batches_give_zero() -> None:
     assert self_training_loss(empty, empty, torch.zeros(3, 3), threshold=0.5)[0].item() == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e2, 1e3])
+@in_one_test("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@in_one_test("scale", [1e-6, 1e-3, 1.0, 1e2, 1e3])
 def test_losses_and_gradients_are_finite_over_decades(scale: float, dtype: torch.dtype) -> None:
     case = random_case(0)
     weak, strong = ((case[name] * scale).to(dtype) for name in ("weak", "strong"))

@@ -15,6 +15,7 @@ from captune.equations.prior import (
     sinkhorn_bias,
 )
 from tests.reference import priors as reference
+from tests.slow import in_one_test
 
 
 def pool(seed: int, num_images: int = 60, num_classes: int = 5, scale: float = 3.0) -> torch.Tensor:
@@ -22,8 +23,8 @@ def pool(seed: int, num_images: int = 60, num_classes: int = 5, scale: float = 3
     return scale * torch.randn(num_images, num_classes, generator=generator) + torch.arange(num_classes)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-@pytest.mark.parametrize("prior", [None, [0.1, 0.3, 0.2, 0.25, 0.15]])
+@in_one_test("scale", [1e-3, 1.0, 30.0])
+@in_one_test("prior", [None, [0.1, 0.3, 0.2, 0.25, 0.15]])
 def test_sinkhorn_meets_its_prior(prior: list[float] | None, scale: float) -> None:
     logits = pool(0, scale=scale)
     prior_K = None if prior is None else torch.tensor(prior)
@@ -70,9 +71,9 @@ def test_logit_adjustment_equals_its_formula() -> None:
     torch.testing.assert_close(logit_adjustment_bias(logits), expected)
 
 
-@pytest.mark.parametrize("train", [None, [0.1, 0.3, 0.2, 0.25, 0.15]])
-@pytest.mark.parametrize("pseudocount", [0.0, 2.0])
-@pytest.mark.parametrize("num_steps", [0, 1, 25])
+@in_one_test("train", [None, [0.1, 0.3, 0.2, 0.25, 0.15]])
+@in_one_test("pseudocount", [0.0, 2.0])
+@in_one_test("num_steps", [0, 1, 25])
 def test_em_steps_equal_the_loops(num_steps: int, pseudocount: float, train: list[float] | None) -> None:
     probs = pool(4).softmax(dim=1)
     train_K = None if train is None else torch.tensor(train)
@@ -128,8 +129,8 @@ def test_results_permute_with_the_classes(function: str) -> None:
     torch.testing.assert_close(run(logits[:, order]), run(logits)[order], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e2, 1e4])
+@in_one_test("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@in_one_test("scale", [1e-6, 1.0, 1e2, 1e4])
 def test_results_are_finite_over_decades(scale: float, dtype: torch.dtype) -> None:
     logits = (pool(7) * scale).to(dtype)
     empty_class = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0])
@@ -142,7 +143,7 @@ def test_results_are_finite_over_decades(scale: float, dtype: torch.dtype) -> No
         assert torch.isfinite(result).all()
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("call", "message"),
     [
         (lambda: sinkhorn_bias(torch.zeros(0, 3)), "1 <= N"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from captune.equations.pseudolabels import grow_leaderboard, leaderboard_size, top_k_leaderboard
 from tests.reference.leaderboards import exclusive_boards, grown_boards, published_boards
+from tests.slow import in_one_test
 
 
 def random_scores(seed: int, num_images: int, num_classes: int, levels: int | None) -> torch.Tensor:
@@ -66,18 +67,18 @@ def test_grips_walk_compares_with_the_last_image_while_a_board_has_not_been_sort
     assert boards["published"][1] == []
 
 
-@pytest.mark.parametrize("levels", [None, 6, 40])
-@pytest.mark.parametrize("k", [1, 3, 16])
-@pytest.mark.parametrize("seed", range(4))
+@in_one_test("levels", [None, 6, 40])
+@in_one_test("k", [1, 3, 16])
+@in_one_test("seed", range(4))
 def test_published_rule_equals_the_plain_walk(seed: int, k: int, levels: int | None) -> None:
     probs = random_scores(seed, 150, 11, levels)
     assert top_k_leaderboard(probs, k) == published_boards(probs.tolist(), k)
     assert top_k_leaderboard(probs, k, rule="grip") == published_boards(probs.tolist(), k, appended=True)
 
 
-@pytest.mark.parametrize("levels", [None, 6, 40])
-@pytest.mark.parametrize("k", [1, 4, 16])
-@pytest.mark.parametrize("seed", range(3))
+@in_one_test("levels", [None, 6, 40])
+@in_one_test("k", [1, 4, 16])
+@in_one_test("seed", range(3))
 def test_exclusive_rule_equals_the_plain_search(seed: int, k: int, levels: int | None) -> None:
     probs = random_scores(seed, 90, 9, levels)
     assert top_k_leaderboard(probs, k, rule="exclusive") == exclusive_boards(probs.tolist(), k)
@@ -153,9 +154,9 @@ def test_an_image_won_by_a_class_without_a_board_is_offered_to_every_board() -> 
     assert {label: [image for image, _ in board] for label, board in boards.items()} == {1: [0], 2: []}
 
 
-@pytest.mark.parametrize("levels", [None, 6])
-@pytest.mark.parametrize("k", [1, 4, 16])
-@pytest.mark.parametrize("seed", range(3))
+@in_one_test("levels", [None, 6])
+@in_one_test("k", [1, 4, 16])
+@in_one_test("seed", range(3))
 def test_boards_of_some_classes_under_the_argmax_of_all_equal_the_loops(seed: int, k: int, levels: int | None) -> None:
     probs = random_scores(seed, 120, 9, levels)
     some = [1, 6, 7]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from captune.equations.reweighting import class_weights
 from tests.reference import losses as reference
+from tests.slow import in_one_test
 
 
 def test_full_strength_by_hand() -> None:
@@ -35,8 +36,8 @@ def test_seen_classes_weigh_one_and_do_not_enter_the_mean() -> None:
     torch.testing.assert_close(weights, torch.tensor([1.0, 0.4, 1.6]))
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, 3.0])
-@pytest.mark.parametrize("with_prior", [False, True])
+@in_one_test("strength", [0.0, 0.3, 1.0, 3.0])
+@in_one_test("with_prior", [False, True])
 def test_weights_equal_the_loops(with_prior: bool, strength: float) -> None:
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(0, 60, (8,), generator=generator)

@@ -12,6 +12,7 @@ from torch import Tensor
 from captune.equations.statistical_anchor import AnchoredGaussians, fit_anchored_gaussians
 from tests.equations.test_anchored_mixture import clouds
 from tests.reference import anchored_gaussians as reference
+from tests.slow import in_one_test
 
 SCALE = 6.0
 REAL = Path(__file__).parents[3] / "shared" / "data" / "features"
@@ -21,9 +22,9 @@ def logits(mixture: AnchoredGaussians, features: Tensor) -> Tensor:
     return features @ mixture.weights_KD.to(features.dtype).T + mixture.bias_K.to(features.dtype)
 
 
-@pytest.mark.parametrize("num_labelled", [0, 2])
-@pytest.mark.parametrize("closed", [False, True])
-@pytest.mark.parametrize(("kappa", "nu", "num_steps"), [(8.0, 1.0, 3), (1.0, 0.0, 1), (2.0, 5.0, 2)])
+@in_one_test("num_labelled", [0, 2])
+@in_one_test("closed", [False, True])
+@in_one_test(("kappa", "nu", "num_steps"), [(8.0, 1.0, 3), (1.0, 0.0, 1), (2.0, 5.0, 2)])
 def test_the_fit_equals_the_loops(num_labelled: int, closed: bool, kappa: float, nu: float, num_steps: int) -> None:
     features, _, texts = clouds((7, 5, 3))
     labelled = [(features[row].numpy() + 0.02, label) for row, label in ((0, 0), (13, 2))][:num_labelled]

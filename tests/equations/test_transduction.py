@@ -10,6 +10,7 @@ import torch
 
 from captune.equations.transduction import fit_text_guided_mixture
 from tests.reference import mixtures as reference
+from tests.slow import in_one_test
 
 
 def clouds(seed: int, per_class: int = 6, width: int = 4, noise: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,9 +38,9 @@ def real_features(name: str, shots: int) -> tuple[torch.Tensor, ...]:
     return features[tested], 100 * features[tested] @ text.T, labels[tested], features[rows], labels[rows]
 
 
-@pytest.mark.parametrize("form", ["published", "paper"])
-@pytest.mark.parametrize("num_labelled", [0, 2])
-@pytest.mark.parametrize(("num_steps", "num_neighbors", "text_strength"), [(0, 3, 1.0), (1, 0, 0.5), (4, 3, 2.0)])
+@in_one_test("form", ["published", "paper"])
+@in_one_test("num_labelled", [0, 2])
+@in_one_test(("num_steps", "num_neighbors", "text_strength"), [(0, 3, 1.0), (1, 0, 0.5), (4, 3, 2.0)])
 def test_block_updates_equal_the_loops(
     num_steps: int, num_neighbors: int, text_strength: float, num_labelled: int, form: str
 ) -> None:

@@ -21,6 +21,7 @@ from captune.model import sources
 from captune.model.backbone import Backbone, load_backbone, save_backbone
 from captune.model.sources import find_source
 from tests.model.families import SIZE, backbone, build, pixels
+from tests.slow import in_one_test
 
 CONFIG = {
     "embed_dim": 24,
@@ -197,7 +198,7 @@ def test_activation_changes_features_so_the_rule_matters(tmp_path: Path) -> None
     assert float((plain.encode_images(pixels()) - quick.encode_images(pixels())).abs().max()) > 1e-5
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("name", "tag", "quick"),
     [
         ("ViT-B-32", "openai", True),

@@ -17,6 +17,7 @@ from captune.model.class_descriptions import (
     load_descriptions,
     match_descriptions,
 )
+from tests.slow import in_one_test
 
 NUM_CLASSES = {
     "caltech101": 100,
@@ -58,20 +59,20 @@ def test_every_file_of_the_folder_is_a_dataset_we_promise():
     assert described_datasets() == sorted(NUM_CLASSES)
 
 
-@pytest.mark.parametrize("dataset", NUM_CLASSES)
+@in_one_test("dataset", NUM_CLASSES)
 def test_each_class_of_a_described_dataset_has_five_or_more_descriptions(dataset: str):
     classes = _distinct(dataset)
     assert len(classes) == NUM_CLASSES[dataset]
     assert [name for sentences, name in classes.items() if len(sentences) < 5] == []
 
 
-@pytest.mark.parametrize("dataset", NUM_CLASSES)
+@in_one_test("dataset", NUM_CLASSES)
 def test_no_sentence_describes_two_classes(dataset: str):
     sentences = [sentence.casefold() for group in _distinct(dataset) for sentence in group]
     assert len(sentences) == len(set(sentences))
 
 
-@pytest.mark.parametrize("dataset", NUM_CLASSES)
+@in_one_test("dataset", NUM_CLASSES)
 def test_a_description_is_one_whole_sentence_and_no_bare_prompt(dataset: str):
     for group, name in _distinct(dataset).items():
         for sentence in group:
@@ -127,7 +128,7 @@ def test_both_layouts_of_eurosat_get_the_same_sentences():
     assert first == second
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("dataset", "names"),
     [
         ("flowers102", ["globe-flower", "globe flower"]),
@@ -177,7 +178,7 @@ def test_a_user_file_is_read_by_path_or_by_its_ending(tmp_path: Path):
     assert (described, missing) == ({0: ["An oak leaf has lobes."]}, [])
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("text", "message"),
     [
         ("", "must map each class name"),

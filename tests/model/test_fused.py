@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tests.model.families import backbone, tokenizer
+from tests.slow import slow_but
 
 pytest.importorskip("triton", reason="Triton does not come with torch on this platform")
 from captune.model.attention import packed_attention
@@ -16,7 +19,7 @@ from captune.model.fused import Rows, add_norm
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles the kernels, for tensors of its own")
 
 
-@pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residual", slow_but(lambda kind: kind == torch.float32, [torch.float32, torch.bfloat16]))
 @pytest.mark.parametrize(
     ("added", "overwrite", "bias", "width"),
     [
@@ -68,7 +71,10 @@ def test_the_kernel_is_add_overwrite_and_norm(
 @pytest.mark.parametrize(
     ("length", "causal", "dtype"),
     [
-        *((length, causal, torch.float32) for length in (5, 16, 52, 64) for causal in (False, True)),
+        *slow_but(
+            lambda length, causal, _: causal == (length in (16, 52)),
+            itertools.product((5, 16, 52, 64), (False, True), (torch.float32,)),
+        ),
         (52, True, torch.float16),  # the interpreter multiplies no bf16
     ],
 )

@@ -12,6 +12,7 @@ from captune.model.classifier import build_classifier
 from captune.model.prompts import ImagePrompts, MultimodalPrompts, TextPrompts, build_prompts, class_tokens
 from captune.seeding import torch_generator
 from tests.model.families import END, REFUSED, backbone, tokenizer
+from tests.slow import in_one_test
 
 
 def generator() -> torch.Generator:
@@ -37,7 +38,7 @@ def test_image_vectors_are_linear_projections_of_the_text_vectors() -> None:
         torch.testing.assert_close(image_JnW[layer], by_hand)
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("kind", "depth", "expected"),
     [
         ("multimodal", 9, [3, 4]),

@@ -18,6 +18,7 @@ from captune.errors import ModelError
 from captune.model.torchscript import is_torchscript, read_torchscript
 from captune.model.weight_files import read_weights
 from tests.model.torchscript_payload import Payload
+from tests.slow import in_one_test
 
 
 class _Inner(nn.Module):
@@ -139,7 +140,7 @@ def storage_pickle(numel: int, size: bytes, stride: bytes, offset: bytes = b"K\x
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("attack", "says"),
     [
         (storage_pickle(6, b"(K\x02K\x03t", b"(K\x03K\x01t"), None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from captune.model.backbone import load_backbone
 from captune.model.blocks import LeanOptions
 from tests.model.families import REFUSED, SUPPORTED, backbone, build, pixels, tokenizer
 from tests.reference.maple import maple_image, maple_text
+from tests.slow import slow_but
 
 TEXTS = ["ab cat.", "ab dog.", "ab elephant.", "ab ox."]
 LOOPS = [LeanOptions(attention=attention) for attention in ("sdpa", "matmul")]
@@ -36,8 +38,10 @@ def test_without_prompts_features_are_open_clips_own(family: dict[str, Any]) -> 
 
 
 @supported
-@pytest.mark.parametrize("options", LOOPS, ids=lambda options: options.attention)
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize(
+    ("options", "depth"),
+    slow_but(lambda options, depth: (options.attention == "sdpa") == (depth == 3), itertools.product(LOOPS, (1, 3))),
+)
 def test_prompted_towers_are_maple(family: dict[str, Any], options: LeanOptions, depth: int) -> None:
     model = backbone(family, options=options)
     assert model.text_tower is not None and model.image_tower is not None

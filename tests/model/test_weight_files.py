@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from captune.errors import ModelError, UsageError
 from captune.model.backbone import load_backbone
 from captune.model.sources import TINY_DIR, find_source
 from captune.model.weight_files import read_weights
+from tests.slow import in_one_test
 
 ARCHITECTURE = f"local-dir:{TINY_DIR}"
 
@@ -90,6 +92,12 @@ def hugging_face_folder(folder: Path, activation: str = "gelu", name: str = "mod
     return folder
 
 
+@cache
+def embedded() -> Tensor:
+    """What `zero_shot` gives for the embedded weights."""
+    return zero_shot(None)
+
+
 def zero_shot(pretrained: Path | None) -> Tensor:
     """Probabilities of three class names for four fixed images."""
     model = load_backbone(ARCHITECTURE, None if pretrained is None else str(pretrained), device="cpu")
@@ -102,7 +110,7 @@ def zero_shot(pretrained: Path | None) -> Tensor:
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_the_form_of_transformers_gives_the_same_probabilities(tmp_path: Path, name: str) -> None:
     folder = hugging_face_folder(tmp_path / "hf", name=name)
-    torch.testing.assert_close(zero_shot(folder), zero_shot(None), atol=1e-6, rtol=0)
+    torch.testing.assert_close(zero_shot(folder), embedded(), atol=1e-6, rtol=0)
     assert any("CLIPModel with GELU" in note for note in load_backbone(ARCHITECTURE, str(folder), device="cpu").notes)
 
 
@@ -137,7 +145,7 @@ def test_transformers_itself_gives_the_same_probabilities(tmp_path: Path, activa
 
 def test_the_activation_of_transformers_is_that_of_its_configuration(tmp_path: Path) -> None:
     quick = hugging_face_folder(tmp_path / "quick", "quick_gelu")
-    assert float((zero_shot(quick) - zero_shot(None)).abs().max()) > 1e-4
+    assert float((zero_shot(quick) - embedded()).abs().max()) > 1e-4
     hugging_face_folder(tmp_path / "odd", "gelu_new")
     with pytest.raises(ModelError, match="both towers must have GELU, or both QuickGELU, but got gelu_new"):
         zero_shot(tmp_path / "odd")
@@ -191,7 +199,7 @@ def test_wrappers_and_prefixes_come_off(tmp_path: Path, content: dict[str, Any],
     assert set(weights.state) == set(tiny_state())
     assert (note or "") in " ".join(weights.notes)
     assert bool(weights.notes) == (note is not None)
-    torch.testing.assert_close(zero_shot(tmp_path / "w.pt"), zero_shot(None), atol=1e-6, rtol=0)
+    torch.testing.assert_close(zero_shot(tmp_path / "w.pt"), embedded(), atol=1e-6, rtol=0)
 
 
 def test_parts_named_by_an_index_are_one_model(tmp_path: Path) -> None:
@@ -202,7 +210,7 @@ def test_parts_named_by_an_index_are_one_model(tmp_path: Path) -> None:
         safetensors.torch.save_file({name: state[name] for name in part}, tmp_path / file)
     index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    torch.testing.assert_close(zero_shot(tmp_path), zero_shot(None), atol=1e-6, rtol=0)
+    torch.testing.assert_close(zero_shot(tmp_path), embedded(), atol=1e-6, rtol=0)
     index["weight_map"][names[0]] = "../elsewhere.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match="does not lie beside the index"):
@@ -228,7 +236,7 @@ def test_numpy_scalars_are_named_and_the_line_that_saves_anew_works(
     monkeypatch.chdir(tmp_path)
     exec(program, {})
     (saved,) = tmp_path.glob("*-tensors.pt")
-    torch.testing.assert_close(zero_shot(saved), zero_shot(None), atol=1e-6, rtol=0)
+    torch.testing.assert_close(zero_shot(saved), embedded(), atol=1e-6, rtol=0)
 
 
 def test_tensors_that_are_not_finite_are_named(tmp_path: Path) -> None:
@@ -269,7 +277,7 @@ def with_scale(path: Path, value: float) -> Path:
 
 def test_an_exponentiated_logit_scale_is_taken_as_that_and_said(tmp_path: Path) -> None:
     path = with_scale(tmp_path / "w.safetensors", math.exp(float(tiny_state()["logit_scale"])))
-    torch.testing.assert_close(zero_shot(path), zero_shot(None), atol=1e-5, rtol=0)
+    torch.testing.assert_close(zero_shot(path), embedded(), atol=1e-5, rtol=0)
     assert any("logit_scale is 13.97" in note for note in load_backbone(ARCHITECTURE, str(path), device="cpu").notes)
     assert "logit_scale must be the logarithm" in refused(with_scale(tmp_path / "w.safetensors", 1e5))
     low = load_backbone(ARCHITECTURE, str(with_scale(tmp_path / "w.safetensors", 0.01)), device="cpu")
@@ -322,7 +330,7 @@ def test_what_was_learned_beside_a_clip_is_named(tmp_path: Path, names: list[str
     assert f"whole CLIP, but got a {kind} file" in refused(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("content", "says"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 605143316\n", "git lfs pull"),
@@ -331,7 +339,7 @@ def test_what_was_learned_beside_a_clip_is_named(tmp_path: Path, names: list[str
         (b"PK\x03\x04 cut short", "whole and hold nothing but tensors"),
     ],
 )
-@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
+@in_one_test("suffix", [".safetensors", ".bin", ".pt"])
 def test_what_is_no_weight_file_is_named(tmp_path: Path, content: bytes, says: str, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content)

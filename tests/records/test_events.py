@@ -33,6 +33,7 @@ from captune.results.tables import STRESS_COLUMNS, confirm_table, csv_text, epoc
 from captune.tuning.header import read_study
 from tests.journals import journal_lines
 from tests.records.event_table import README, with_table
+from tests.slow import in_one_test
 
 OLD = Path(__file__).parent / "fixtures" / "captune-0.1"
 STUDIES = sorted(path.name for path in OLD.iterdir())
@@ -109,7 +110,7 @@ def test_the_opened_seal_and_giving_up_were_phases_once() -> None:
     assert event_from_json(line) == GivenUp(reason="no data", time=1.0)
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     "line",
     [
         {"event": "planned", "key": "t0000", "phase": "dreaming"},

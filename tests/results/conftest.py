@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from real import real_study
 from synthetic import whole_study
 
-from captune.results import report
+from captune.results import plots, report
 from captune.results.load import StudyRecord, load_study
 from tests.once import once
 
@@ -26,6 +27,14 @@ def study_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A closed real study; not to be written into."""
     return once(tmp_path_factory, "real", lambda folder: real_study(folder / "digits-ul-cap")) / "digits-ul-cap"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_pictures() -> Iterator[None]:
+    """Figures of few pixels, for a PNG takes as long as it has pixels; nothing else of a figure follows from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "DPI", 40)
+        yield
 
 
 @pytest.fixture

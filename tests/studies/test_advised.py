@@ -20,6 +20,7 @@ from captune.decisions import by_predictions
 from captune.decisions.advice import Advice, advise
 from captune.decisions.evidence import Evidence
 from captune.records import TEXT_MIXTURE, Phase, Role, StudyRecord
+from captune.results import report
 from captune.results.load import load_study
 from captune.studies.closing import close_study
 from captune.studies.planning import plan_study
@@ -47,6 +48,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Closed:
         limit_threads(1)
         directory = tmp_path_factory.mktemp(paradigm) / "study"
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "_figures", lambda studies, tables: {})  # only tables and files of words are read
             if paradigm == "tft":
                 patch.setattr(by_predictions, "advise", advise_a_reference)
             run_trials(plan_study(settings(paradigm, confirm_seeds=2, stress=paradigm == "ul"), directory)).close()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from captune.config import StudyConfig, TaskConfig
 from captune.data.catalog import TINY, TINY_WIDTH
 from captune.model.backbone import load_backbone
 from captune.studies.planning import plan_study, plan_to_continue
 from captune.tuning.open_study import OpenStudy
+from tests.slow import in_one_test
 
 DIGITS = TaskConfig(dataset="digits", paradigm="ul")
 
@@ -21,7 +20,7 @@ def budget(directory: Path, task: TaskConfig = DIGITS, **said: Any) -> tuple[int
     return study.trials, study.confirm_seeds
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("said", "found"),
     [
         ({}, (48, 6)),

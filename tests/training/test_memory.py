@@ -22,6 +22,7 @@ from captune.training.context import Context
 from captune.training.loop import Algorithm
 from captune.training.memory import free_memory, is_out_of_memory
 from captune.training.trial import TrainingTrial
+from tests.slow import in_one_test
 
 # Steps by autograd: those written by hand (test_packs.py) never call `loss`, where `Cramped` runs out.
 TASK = TaskConfig.parse({"dataset": "digits", "paradigm": "ul", "kernels": "plain"})
@@ -108,7 +109,7 @@ def test_a_trial_that_does_not_fit_in_micro_batches_either_fails_with_advice(tmp
     assert cramped.micro_batches == [None, 8], "once"
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("message", "memory"),
     [
         (FULL, True),

@@ -24,8 +24,9 @@ from captune.training.context import open_context
 from captune.training.loop import Loop
 from captune.training.trial import TrainingTrial, run_epochs_together
 from captune.tuning.samplers import Sampler
+from tests.slow import in_one_test
 
-SHORT: dict[str, Any] = {"tuning": "features", "epochs": 4, "steps_per_epoch": 6}
+SHORT: dict[str, Any] = {"tuning": "features", "epochs": 4, "steps_per_epoch": 4}
 CAPS: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.02},
     {"learning_rate": 0.1, "alignment_weight": 0.4, "margin_scale": 4.0, "reweighting_strength": 0.7},
@@ -254,7 +255,7 @@ def test_where_memory_runs_out_a_trial_goes_on_in_micro_batches_and_a_pack_is_gi
         run_epochs_together(open_trials(tmp_path / "pack", "cap", CAPS[:2]))
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     "odd",
     [
         {"tuning": "prompts"}, {"batching": "published"}, {"micro_batch": 8}, {"shared_adapter": True},

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import faulthandler
 import inspect
 import os
 import signal
-from pathlib import Path
 
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from ray.tune.execution.tune_controller import TuneController
 
-import captune
 from captune.tuning import optuna_internals, ray_internals
 from captune.tuning.environment import RAY_VARIABLES, ray_environment
-
-PACKAGE = Path(captune.__file__).parent
-HOMES = {"tuning/ray_internals.py", "tuning/optuna_internals.py"}
-
-
-def test_private_names_of_ray_and_optuna_stand_in_two_modules_only() -> None:
-    found = set()
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.Attribute) and not ast.unparse(node.value).startswith(("self", "cls")):
-                names = [f"optuna.{node.attr}"] if node.attr in ("_storage", "_study_id", "_trial_id") else []
-            if any(name.split(".")[0] in ("ray", "optuna") and "._" in name for name in names):
-                found.add(str(path.relative_to(PACKAGE)))
-    assert found == HOMES
 
 
 def test_on_loopback_changes_what_ray_read_and_puts_it_back(monkeypatch) -> None:

@@ -24,6 +24,7 @@ from captune.tuning.planner import Planner
 from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable, open_trial_anywhere
 from tests.journals import journal_lines
+from tests.slow import in_one_test
 from tests.studies.lives import run_trials, settings
 from tests.tuning.fakes import FakeTrial, info
 from tests.tuning.simulate import make_cell
@@ -47,7 +48,7 @@ def end(cell: Cell, pack: list[Trial], score: float = 0.5) -> None:
         cell.deliver(trial.key, {"outcome": {"score": score, "scores": {}}})
 
 
-@pytest.mark.parametrize(
+@in_one_test(
     ("trials", "most", "size"), [(12, 8, 6), (100, 8, 8), (24, 8, 6), (3, 8, 2), (1, 8, 1), (5, 1, 1), (17, 8, 5)]
 )
 def test_blocks_are_even_and_as_many_for_each_worker(trials: int, most: int, size: int) -> None:

@@ -70,6 +70,7 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
         server.wait()
 
 
+@pytest.mark.slow
 def test_optuna_dashboard_shows_the_study_with_its_states_values_and_curves(tmp_path: Path, dashboard: str) -> None:
     (summary,) = ask(f"{dashboard}/api/studies")["study_summaries"]
     assert summary["study_name"].startswith("fake-ul-fake-")
