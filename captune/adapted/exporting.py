@@ -62,7 +62,7 @@ def export_adapted(
 
     Raises:
         UsageError: `out` holds something already or is a file, no such form, or an extra that is not installed.
-        CheckpointError: the model cannot be said in this form, or its backbone is not known.
+        CheckpointError: the model cannot be written in this form, or its backbone is not known.
     """
     form = form or default_form(model)
     if form not in FORMS:

@@ -52,8 +52,8 @@ class AdaptedModel:
         learned_share: share of what was learned in the logits (1 but for `cap_mixture`).
         frozen_KD: class weights on the frozen image features that are added, where the image side is adapted too.
         meta: the checkpoint's header.
-        members: of a blend, its members (whose part of the fields above is then unused), each with the number of its
-            group: seeds of one member make a group.
+        members: of a blend, its models, each with the number of the member that it is a seed of; the fields above are
+            then unused.
         graph: of `zlap`, the graph that answers for images.
         source: the file it was opened from.
     """
@@ -120,7 +120,7 @@ class AdaptedModel:
         """Class weights (K, D): logits of frozen image features v are `logit_scale * v @ class_weights.T + bias_K`.
 
         Raises:
-            CheckpointError: the image side is adapted too, so that no class weights say it all.
+            CheckpointError: the image side is adapted too, so that class weights are not the whole model.
         """
         if not self.is_linear:
             raise CheckpointError(
@@ -136,12 +136,12 @@ class AdaptedModel:
         Args:
             out: a new or empty folder.
             format: class-weights, bundle, open_clip, onnx or hf (`captune.adapted.exporting.FORMS`); if None,
-                class-weights where they say it all, else bundle.
+                class-weights where nothing else was learned, else bundle.
             licence: an SPDX identifier for the model card (hf).
 
         Raises:
             UsageError: `out` holds something already or is a file; no such format; an extra that is not installed.
-            CheckpointError: a form this model has no expression in.
+            CheckpointError: the model cannot be written in this form.
         """
         from captune.adapted.exporting import export_adapted
 
@@ -281,7 +281,7 @@ def _from_members(
     """A blend: from the checkpoint of one, or from its exported sets of class weights.
 
     Averaged logits of linear members are folded into one set: softmax(Σ a_m·log softmax(z_m)) = softmax(Σ a_m·z_m),
-    since what a softmax takes off is the same for all classes of an image. Averaged probabilities cannot be.
+    since log softmax subtracts the same number from all classes of an image. Averaged probabilities cannot be folded.
     """
     device = torch.device("cpu") if backbone is None else backbone.device
     names, scale = tuple(meta["class_names"]), float(meta["logit_scale"])
@@ -310,7 +310,7 @@ def _from_members(
 
 
 def member_shares(model: AdaptedModel) -> list[float]:
-    """The share of each member of a blend in its average, adding up to 1; seeds of one member share its weight."""
+    """The share of each model of a blend in its average, adding up to 1; seeds of one member share its weight."""
     members = BlendConfig.parse(model.meta["config"]).members
     total = sum(member.weight for member in members)
     sizes = [sum(group == at for group, _ in model.members) for at in range(len(members))]

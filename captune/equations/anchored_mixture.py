@@ -1,8 +1,9 @@
-"""A Gaussian mixture over frozen features in which the class texts count as some images: how many, the data say (ours).
+"""A Gaussian mixture over frozen features in which each class text counts as kappa images (ours).
 
-The text classifier s·v·t_k is the linear discriminant of Gaussians with a shared covariance Sigma around the means
-m_k = c + s·Sigma·(t_k - t̄). So text and images estimate the same quantity, and a class's mean can start at its text and
-move to its images as these become many. A class with hardly an image keeps its text classifier.
+kappa is estimated from the data. The text classifier s·v·t_k is the linear discriminant of Gaussians with a shared
+covariance Sigma around the means m_k = c + s·Sigma·(t_k - t̄). So text and images estimate the same quantity: a class's
+mean starts at its text and moves towards its images the more of them there are. A class with hardly any image keeps its
+text classifier.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The weighted mean of what several models say."""
+"""The weighted mean of several models' probabilities or logits."""
 
 from __future__ import annotations
 

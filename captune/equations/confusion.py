@@ -32,7 +32,7 @@ def class_similarity(text_KD: Tensor, prototypes_KD: Tensor) -> Tensor:
 
 
 def soft_confusion(probs_BK: Tensor, labels_B: Tensor, num_classes: int) -> Tensor:
-    """S from the model's own predictions: whom a prediction of class i gives probability to.
+    """S from the model's own predictions: the probability that images predicted as class i give to the other classes.
 
     `confusion_sums` over all images, then `confusion_to_similarity`. Ours (`confusion: matrix`), README.md section 7.
 
@@ -72,7 +72,8 @@ def confusion_to_similarity(sums_KK: Tensor, counts_K: Tensor) -> Tensor:
     2. symmetrise: (C + Cᵀ)/2;
     3. zero the diagonal: a class is not confused with itself, and the loss ignores its margin;
     4. divide each row by its maximum: the likeliest mix-up of every class counts 1. This undoes the symmetry of step 2
-       on purpose: step 2 lets a class that is never predicted learn from where its probability leaks to.
+       on purpose: step 2 gives a class that is never predicted a row: the probability it has where other classes are
+       predicted.
 
     Returns:
         [K, K] in [0, 1]; a row without any confusion is 0, which makes its margin 0.

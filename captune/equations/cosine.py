@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or as it is when it is float64; bfloat16 and float16 lose nothing on the way."""
+    """The tensor in float32, or unchanged if it is float64; from bfloat16 and float16 the conversion is exact."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -20,7 +20,7 @@ def unit(features_ND: Tensor) -> Tensor:
 def cosines(left_ND: Tensor, right_MD: Tensor) -> Tensor:
     """Cosines of every row of one set with every row of another, [N, M], each in [-1, 1] up to rounding.
 
-    Autocast is switched off around the product: a cosine times a logit scale of 100 does not survive bfloat16.
+    Autocast is switched off for the product: bfloat16 is too coarse for cosines that a logit scale of 100 multiplies.
     """
     with torch.autocast(left_ND.device.type, enabled=False):
         return unit(left_ND) @ unit(right_MD).mT

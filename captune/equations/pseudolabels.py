@@ -58,8 +58,8 @@ def top_k_leaderboard(
         class_ids: the class behind each of the K columns (default: 0..K-1). Fewer ids than columns are read as the
             columns that may be pseudolabelled: all others are ignored, also for the argmax.
         eligible_N: bool, False for images that may not be chosen (labelled, held out).
-        others_win: keep the columns without a board for the argmax. An image whose argmax is one of them is then no
-            board's own: "published" offers it to every board, "exclusive" uses it to fill boards that stay short.
+        others_win: keep the columns without a board for the argmax. An image whose argmax is one of them then belongs
+            to no board: "published" offers it to every board, "exclusive" uses it to fill boards that stay short.
 
     Returns:
         {class id: [(image index, score), ...]} with a key for every class, in column order.
@@ -135,10 +135,9 @@ def grow_leaderboard(
 
     Candidates are predictions of classes that have a board, whose image is on no board now, by falling (confidence,
     image index). Predictions of other classes (TRZSL's seen ones) are passed over: they open no board and claim no
-    image. With "class_order"
-    the classes pick one after the other and an image claimed by an earlier class is not offered to a later one; with
-    "confidence" it goes to the class that was surest of it (the first one on a tie). A new board is its first k
-    candidates, topped up to k from the old board, whose entries keep their order and confidence.
+    image. With "class_order" the classes pick one after the other, and an image claimed by an earlier class is not
+    offered to a later one; with "confidence" it goes to the class that was surest of it (the first one on a tie). A new
+    board is its first k candidates, topped up to k from the old board, whose entries keep their order and confidence.
 
     Args:
         old: the boards now.

@@ -1,4 +1,4 @@
-"""What every function of this package checks on entry.
+"""Checks of arguments, with which every function of this package begins.
 
 A tensor's name carries its shape (`logits_BK`: batch by classes), so the name is also the check: letters that occur
 twice must have one size. Only shapes are looked at, never values, so nothing here waits for the device.

@@ -1,10 +1,10 @@
 """Models: frozen CLIPs, what is learned beside them, class prompts and descriptions.
 
-In captune's own processes (`captune.own_process`) open_clip is imported here without three things that cost every
-process some 200 MB and seconds, and that most never use: timm and transformers, which open_clip does without until a
-model with one of their towers is asked for (`use_timm`, `use_transformers`), and torch's compiler, of which torchvision
-asks a single question. A stand-in answers it; whoever wants anything else of the compiler, then or later, gets the real
-one. In a process of somebody else's nothing is left out.
+In captune's own processes (`captune.own_process`) open_clip is imported here without three packages that cost every
+process about 200 MB and seconds, and that most never use. timm and transformers are imported when a model with one of
+their towers is asked for (`use_timm`, `use_transformers`). torchvision asks torch's compiler a single question when it
+is imported: a stand-in module answers it, and is replaced by the compiler itself as soon as anything else is asked of
+it. In other people's processes nothing is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LEFT_OUT = ("timm", "transformers")
 
 
 class _StandIn(ModuleType):
-    """A module that makes room for the real one as soon as it is asked for what it does not have."""
+    """A placeholder: asked for an attribute that it lacks, it is replaced by the real module."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -65,7 +65,7 @@ def use_transformers() -> None:
 
 
 def _use(module_name: str, package: str) -> None:
-    # A class that was imported from the module before finds the package too: a module that is reloaded keeps its names.
+    # Reloading keeps the module object, so classes that were imported from it before find the package too.
     module: Any = import_module(module_name)
     if getattr(module, package) is None:
         reload(module)

@@ -103,7 +103,7 @@ class Backbone:
 
     @property
     def view_dtype(self) -> torch.dtype:
-        """What images are best made in: the towers' own kind on a GPU, where they would be cast anyway, else fp32."""
+        """The dtype to make images in: the towers' own on a GPU, which would cast them anyway, else fp32."""
         return self._dtype if self.device.type == "cuda" and self.image_tower is not None else torch.float32
 
     @property
@@ -144,7 +144,7 @@ class Backbone:
     def cut_texts(self, texts: Sequence[str]) -> list[int]:
         """Which texts are longer than the text tower's context, so that their ends are cut off (indices, rising).
 
-        Told by the tokens themselves: with one place more, a text that was cut has another token in the last place.
+        A text was cut if its tokens change when the context has one place more.
         """
         if not texts:
             return []
@@ -159,7 +159,7 @@ class Backbone:
     @torch.no_grad()
     def encode_images(self, pixels_B3SS: Tensor) -> Tensor:
         """Normalised features (B, D) fp32 of preprocessed images, by the frozen tower."""
-        # A graph that is exported must hold for every batch, so it is not split by the size of the one it is made from.
+        # An exported graph must hold for every batch size, so the batch it is traced with is not split.
         batches = [pixels_B3SS] if torch.compiler.is_compiling() else torch.split(pixels_B3SS, _BATCH)
         parts = []
         for pixels in batches:
@@ -186,9 +186,9 @@ class Backbone:
         return torch.cat(parts) if parts else torch.zeros(0, self.embed_dim, device=self.device)
 
     def with_directions(self, features_ND: Tensor, of: str) -> Tensor:
-        """The same features, checked: without a direction, every class would be as likely as every other.
+        """The same features, checked: without a direction, every class would be equally likely.
 
-        It waits for the device, so it is asked where features are made for all trials, not within a step.
+        The check waits for the device, so it is done where features are computed for all trials, not within a step.
 
         Args:
             features_ND: normalised, as `encode_images` and `encode_texts` give them.

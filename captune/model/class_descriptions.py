@@ -1,8 +1,8 @@
-"""Descriptions of classes: what one sees, in sentences that can stand where a class name fails.
+"""Class descriptions: sentences on what a class looks like, for classes whose name alone does not find their images.
 
-Concept alignment (the paper's section on concept mismatch) gives a class that detection flags a description in place of
-its name when its main samples are chosen. Ours lie in `descriptions/`, one YAML file per dataset; a user's own file has
-the same grammar, which `descriptions/README.md` explains.
+Where detection flags a class as mismatched, concept alignment chooses its main samples by a description instead of by
+its name. Our descriptions are in `descriptions/`, one YAML file per dataset; a user's own file has the same grammar,
+which `descriptions/README.md` explains.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def load_descriptions(dataset_or_path: str | Path) -> dict[str, list[str]]:
 
     Raises:
         ConfigError: the file is missing or is not YAML; a class appears twice, has no sentence, or one that is empty,
-            or repeated. All errors of a file are told at once, each with its key. Whether a sentence fits a text
-            tower is asked where there is one (`captune.algorithms.concept_alignment.class_descriptions`).
+            or repeated. All errors of a file are reported at once, each with its key. Whether a sentence fits the text
+            tower is checked later (`captune.algorithms.concept_alignment.class_descriptions`).
     """
     if isinstance(dataset_or_path, Path) or dataset_or_path.endswith((".yaml", ".yml")):
         path = Path(dataset_or_path)
@@ -80,8 +80,8 @@ def match_descriptions(
 ) -> tuple[dict[int, list[str]], list[str]]:
     """Give each class of a dataset its descriptions.
 
-    Names match whatever their case, and whether spaces, underscores, hyphens or slashes part their words: data sets
-    are copied around with all of them. A second name of a class that matched (a YAML alias, `*anchor`) is no error.
+    Names match regardless of case, and whether spaces, underscores, hyphens or slashes separate their words: copies of
+    a dataset differ in these. A second name of a class that matched (a YAML alias, `*anchor`) is no error.
 
     Args:
         descriptions: class name → sentences, from `load_descriptions`.

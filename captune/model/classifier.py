@@ -1,7 +1,7 @@
 """Images and class names to features: what is learned beside a frozen backbone (MaPLe prompts and adapters).
 
 Prompt tuning learns prompts in the towers; frozen-feature tuning learns a residual on the text features. Both learn
-adapters. The backbone is held, not registered: a classifier's parameters are what is learned, nothing else.
+adapters. The backbone is no registered submodule, so a classifier's parameters are exactly what is learned.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from captune.seeding import torch_generator
 
 
 class Classifier(nn.Module):
-    """Features of images and classes, and their adapters; logits are s · v·tᵀ, made by who needs them.
+    """Features of images and classes, and their adapters; the caller computes logits as s · v·tᵀ.
 
     Attributes:
         class_names: K names in label order.
@@ -54,7 +54,8 @@ class Classifier(nn.Module):
             backbone: the frozen model.
             prompts: for prompt tuning.
             plan: the class prompts' tokens, where the text tower is prompted.
-            frozen_text_KD: normalised text features, where it is not; with a residual if there are no prompts.
+            frozen_text_KD: normalised text features, where the text tower is not prompted; without any prompts a
+                residual on them is learned.
         """
         super().__init__()
         self.class_names = tuple(class_names)

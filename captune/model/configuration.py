@@ -1,4 +1,4 @@
-"""The configuration of an architecture: where it is read, and what one from elsewhere may not ask for."""
+"""Read the configuration of an architecture, and refuse what a downloaded one must not ask for."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read_configuration(name: str) -> dict[str, Any]:
 
 
 def _refuse_requests(config: Any, where: str) -> None:
-    """A configuration from elsewhere describes towers; it neither runs code nor opens files of this machine."""
+    """Refuse a downloaded configuration that would run code or open files of this machine."""
     parts = [config.get(part, {}) if isinstance(config, dict) else None for part in ("vision_cfg", "text_cfg")]
     if not all(isinstance(part, dict) for part in parts):
         raise ModelError(

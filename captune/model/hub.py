@@ -15,7 +15,7 @@ _SECONDS = 5.0
 
 @contextlib.contextmanager
 def offline_if_unreachable() -> Iterator[None]:
-    """Within it, the Hub's client uses its cache alone if the Hub cannot be reached; what is cached still opens."""
+    """Within the block, where the Hub cannot be reached, its client uses its cache: what is cached still opens."""
     if constants.HF_HUB_OFFLINE or _reachable(constants.ENDPOINT):
         yield
         return
@@ -27,7 +27,7 @@ def offline_if_unreachable() -> Iterator[None]:
 
 
 def _reachable(address: str) -> bool:
-    """Whether the host takes a connection; with a proxy that is the proxy's business, so the answer is yes."""
+    """Whether the host takes a connection; True behind a proxy, which makes the connection itself."""
     if getproxies():
         return True
     parts = urlsplit(address)

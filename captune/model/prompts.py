@@ -1,7 +1,7 @@
 """Learned prompts: vectors that stand among the tokens of the frozen towers (MaPLe, Khattak et al., CVPR 2023).
 
-See Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023. J layers are prompted, fewer in a tower that has
-fewer; row j of what these modules return is what stands in the input of layer j, J×n×W.
+See Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023. J layers are prompted, or all layers of a tower
+that has fewer. These modules return (J, n, W): row j is inserted into the input of layer j.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def build_prompts(
 def class_tokens(backbone: Backbone, prompts: list[str], prefix: str, num_context: int) -> tuple[Tensor, Tensor]:
     """Token ids with room for the context, and the embeddings it starts from.
 
-    Positions 1…n are the ones replaced. Where the words before the name are fewer than n, places are put in behind the
-    start token, so that the context takes all of those words and never the name.
+    Positions 1…n are replaced. Where fewer than n words stand before the name, places are inserted behind the start
+    token, so that the context replaces all of those words and never the name.
 
     Args:
         backbone: whose tokenizer and token embeddings are used.
@@ -141,8 +141,8 @@ def class_tokens(backbone: Backbone, prompts: list[str], prefix: str, num_contex
         num_context: n.
 
     Returns:
-        Token ids (K, L), and context_nW fp32: the embeddings that are replaced; for places that were put in, those of
-        "a photo of a", over and over.
+        Token ids (K, L), and context_nW fp32: the embeddings that are replaced; for inserted places those of
+        "a photo of a", repeated.
     """
     tokens_KL = backbone.tokenize(prompts)
     text = backbone.text_tower

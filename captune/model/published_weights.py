@@ -68,8 +68,8 @@ def tags_named_in(architecture: str, words: str) -> list[str]:
 def published_preprocessing(architecture: str, words: str) -> tuple[dict[str, Any], str | None]:
     """The preprocessing that weights of an architecture take, and a note where the table does not settle it.
 
-    All published tags of nearly every architecture agree. Where they do not, a tag named in `words` decides, else
-    OpenAI's is taken and said.
+    For nearly every architecture all published tags agree. Where they do not, a tag named in `words` decides; without
+    one OpenAI's preprocessing is used and a note says so.
 
     Args:
         architecture: open_clip's name.

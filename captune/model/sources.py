@@ -226,7 +226,7 @@ def _with_tag(source: Source, name: str, tag: str) -> Source:
 
 
 def _decide_activation(source: Source, name: str) -> None:
-    """Rule 4 of the module's head, as far as names tell; the content has its say when it is read."""
+    """Rule 4 of the module's docstring, as far as names decide it; `weights` applies the rest once the file is read."""
     file = source.file
     assert file is not None  # for the type checker
     if source.folder is not None or source.quick_gelu or source.name.endswith(QUICK_SUFFIX):

@@ -61,7 +61,7 @@ class WeightFile:
         form: how the file was made.
         quick_gelu: what the files beside it say of the activation; None where nothing does.
         preprocessing: what they say of the images, as open_clip's preprocess_cfg.
-        notes: what was taken and what was left alone, in sentences.
+        notes: what was used and what was ignored, in sentences.
     """
 
     state: dict[str, Tensor]
@@ -126,7 +126,7 @@ def _refuse_what_is_no_weight_file(path: Path) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By what the file holds, the length of a JSON header and the header; by its name where that is damaged."""
+    """Decided by the file's content (the length of a JSON header, then the header); by its name if that is damaged."""
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
@@ -307,7 +307,7 @@ def _shared_prefix(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _refuse_views_larger_than_their_storage(tensors: dict[str, Tensor], path: Path) -> None:
-    """A few bytes can be declared a tensor of any size (stride 0); whatever reads it would take that much memory."""
+    """With stride 0 a few bytes can be declared a tensor of any size, and reading it would take that much memory."""
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise ModelError(

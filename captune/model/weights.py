@@ -125,7 +125,7 @@ def _open_local(source: Source) -> nn.Module:
 
 
 def _decide_by_content(source: Source, weights: WeightFile, *, released: bool) -> None:
-    """Rule 4 of the module's head, as far as the file and those beside it tell."""
+    """Rule 4 of the docstring of `sources`, as far as the file and those beside it decide it."""
     file = source.file
     assert file is not None  # for the type checker
     if weights.preprocessing:

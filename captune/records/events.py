@@ -97,7 +97,7 @@ class WarmStarts(Event):
 class Prepared(Event):
     """A node has decoded and encoded images of the study's dataset; trials of all studies on that node share them.
 
-    It stands in the journal of one study, the one they were made for, and only where there was something to do.
+    Written to the journal of the one study they were made for, and only if something had to be made.
 
     Attributes:
         node: which one.

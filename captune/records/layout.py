@@ -1,6 +1,6 @@
-"""Where everything lies in a study's directory, and how it is called.
+"""The files of a study's directory and their names.
 
-The names of files stand here alone, except for the tables and figures of a report, which are listed in
+The names of files are defined here alone, except for the tables and figures of a report, which are listed in
 captune/results/report.py.
 
 ```
@@ -13,8 +13,8 @@ runs/digits-ul-cap/
   tensorboard/KEY/      curves of a trial
   trials/KEY/           config.yaml epochs.jsonl resume.safetensors checkpoint.safetensors predictions.safetensors .lock
   *.csv *.png *.svg     tables and figures; columns.csv and datapackage.json say what every column means
-  predictions.csv       what the advised model says of every test image
-  findings.json         what the closed study found on pool and test images, with small pictures, for the report
+  predictions.csv       the advised model's prediction for every test image
+  findings.json         what changed on pool and test images, with small pictures, for the report
   best_config.yaml      what is advised, for `captune adapt --config`
   checkpoint.safetensors  the same as it was trained here, for `captune predict` and `captune export`
   report.html           the page

@@ -1,7 +1,7 @@
 """A study as its journal tells it: the one place where events become a state.
 
-The driver applies each event as it writes it, a resumed driver applies those on disk, and the tables and figures are
-made of the same state; so all of them agree on what a study is.
+A driver applies each event as it writes it, a resumed driver applies the events on disk, and tables and figures are
+made from the same state. So all of them agree on what a study is.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class StudyRecord:
         unplanned: keys of trials whose plan is missing from the journal.
         others: lines that this captune does not know.
         last_time: time of the last event (Unix seconds).
-        notes: what cannot be said, in sentences (filled in by `captune.results.load`).
+        notes: sentences on what the record does not support (filled in by `captune.results.load`).
     """
 
     def __init__(self, directory: Path, events: Iterable[Event] = ()) -> None:

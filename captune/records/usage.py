@@ -12,7 +12,7 @@ from captune.records.events import Crashed, Finished, Preempted, Started, StudyO
 
 
 class Usage:
-    """What one study has used, from its events in their order."""
+    """Time and GPU hours of one study, from its events in order."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self._closed: list[tuple[float, float]] = []

@@ -1,7 +1,7 @@
 """The steps that close a study once its last trial has ended.
 
-The journal is read once. A step is done if the journal does not hold its result yet. The same list therefore closes a
-study that was killed while it was closed, and a continued study, where it does again what the new trials changed.
+The journal is read once. A step runs if the journal does not hold its result yet. So the same list also closes a study
+that was killed while it was being closed, and one that was continued: it repeats the steps that new trials affect.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _write_ensemble(
     weights: dict[str, float] | None,
     config: dict[str, Any],
 ) -> None:
-    """Average trials of a role into a reference of its own, unless that was done since they ended.
+    """Average trials of a role into a reference of its own, unless its average is newer than all of them.
 
     Args:
         record, write: the study.

@@ -1,7 +1,7 @@
-"""findings.json: what a closed study found on its pool and test images, for the report, with small pictures.
+"""findings.json: what the chosen candidate changes on pool and test images, with small pictures, for the report.
 
-Made of stored predictions when the study is closed, so that a report needs neither the dataset nor PyTorch. What the
-pool is taken for needs no label; what is said of test images is written only once test labels may be read.
+Made from stored predictions when the study is closed, so that a report needs neither the dataset nor PyTorch. Changes
+in the pool need no label; findings on test images are written only once test labels may be read.
 """
 
 from __future__ import annotations

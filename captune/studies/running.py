@@ -57,7 +57,7 @@ class Settings(MachineConfig):
 
 
 class Watcher:
-    """Is told how studies go on. This one says nothing; a subclass overrides what it wants to show."""
+    """Is told how studies proceed. This class ignores it all; a subclass overrides what it wants to show."""
 
     def note(self, text: str) -> None:
         """Something a person should know before reading numbers."""

@@ -41,7 +41,7 @@ class Context:
         logit_scale: s = exp(logit_scale) of the loaded CLIP.
         device: where training runs.
         fast_steps: whether steps may be recorded as CUDA graphs or taken in packs (off with `kernels: plain`).
-        notes: what the weights and class names themselves tell, and a person should know.
+        notes: what a person should know about the weights and the class names, in sentences.
         unreadable: file → reason of the images that are left out of the task.
     """
 
@@ -175,7 +175,7 @@ def _backbone(config: TaskConfig, device: torch.device, options: LeanOptions | N
 
 
 def _text_features(backbone: Backbone, task: Task, config: TaskConfig, notes: list[str]) -> Tensor:
-    """Class-prompt features (K, D) of the frozen tower; what the weights and prompts tell is put into `notes`."""
+    """Class-prompt features (K, D) of the frozen tower; notes on weights and prompts are added to `notes`."""
     prompts = class_prompts(task.class_names, task.template, config.prompt_form)
     notes += [*backbone.notes, *prompts_that_fit(backbone, task.class_names, prompts)]
     return backbone.with_directions(backbone.encode_texts(prompts), "texts")

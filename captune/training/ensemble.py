@@ -30,8 +30,9 @@ def write_ensemble(
     criterion: str,
     weights: Sequence[float] | None = None,
 ) -> dict[str, Any] | None:
-    """Average the stored probabilities of finished trials into a directory of predictions; no label is read but those
-    the selection score may see.
+    """Average the stored probabilities of finished trials into a directory of predictions.
+
+    Reads no labels except those the selection score may see.
 
     Args:
         config: the cell.

@@ -42,7 +42,7 @@ class Loops:
         return [loop for loop in self._loops if loop.epoch < loop.num_epochs]
 
     def figures(self, each: Sequence[dict[str, float]]) -> dict[str, float]:
-        """The means of the figures that all parts have that trained."""
+        """The mean of each figure that every part that trained reports."""
         names = [name for name in each[0] if all(name in own for own in each)]
         return {name: sum(own[name] for own in each) / len(each) for name in names}
 

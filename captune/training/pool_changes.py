@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from captune.config import TaskConfig
-from captune.data.paradigms import IntArray, Task
+from captune.data.paradigms import IntArray
 from captune.records import Role
 from captune.records.layout import PREDICTIONS
 from captune.training.context import open_context
@@ -59,7 +59,7 @@ class PoolChanges:
 
 
 def pool_changes(config: TaskConfig, zero_shot: Path, candidate: Sequence[Path]) -> PoolChanges | None:
-    """What the pool is taken for by zero-shot and by a candidate.
+    """Predictions of zero-shot and of a candidate on the pool's held-out images.
 
     Args:
         config: the cell.
@@ -70,25 +70,16 @@ def pool_changes(config: TaskConfig, zero_shot: Path, candidate: Sequence[Path])
         None where one of them left no predictions of these images.
     """
     task = open_context(config, Role.SCORE).task
-    for name, images in _stored_sets(task):
-        tables = [_stored(path, name, (len(images), task.num_classes)) for path in (zero_shot, *candidate)]
-        if len(images) and len(tables) > 1 and all(table is not None for table in tables):
-            first, *others = (table for table in tables if table is not None)
-            after_NK = torch.stack(others).mean(0)
-            probability_N, after_N = after_NK.max(-1)
-            before_N = first.argmax(-1).numpy()
-            return PoolChanges(images, before_N, after_N.numpy(), probability_N.numpy(), task.num_classes)
-    return None
-
-
-def _stored_sets(task: Task) -> list[tuple[str, IntArray]]:
-    """What trials store probabilities of, by name, the larger set first."""
-    return [("holdout_probs", task.holdout)]
-
-
-def _stored(directory: Path, name: str, shape: tuple[int, int]) -> torch.Tensor | None:
-    path = directory / PREDICTIONS
-    if not path.exists():
+    images, num_classes = task.holdout, task.num_classes
+    tables = [_holdout_probs(path, (len(images), num_classes)) for path in (zero_shot, *candidate)]
+    known = [table for table in tables if table is not None]
+    if not len(images) or len(tables) < 2 or len(known) < len(tables):
         return None
-    table = safetensors.torch.load_file(path)
-    return table[name].float() if name in table and tuple(table[name].shape) == shape else None
+    probability_N, after_N = torch.stack(known[1:]).mean(0).max(-1)
+    return PoolChanges(images, known[0].argmax(-1).numpy(), after_N.numpy(), probability_N.numpy(), num_classes)
+
+
+def _holdout_probs(directory: Path, shape: tuple[int, int]) -> torch.Tensor | None:
+    path = directory / PREDICTIONS
+    probs = safetensors.torch.load_file(path).get("holdout_probs") if path.exists() else None
+    return probs.float() if probs is not None and tuple(probs.shape) == shape else None

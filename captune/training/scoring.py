@@ -63,7 +63,7 @@ def gain_errors(context: Context, holdout_NK: Tensor, validation_NK: Tensor) -> 
     """Standard errors, over the judged images, of gains over zero-shot: {criterion: error}, for `neighbours`.
 
     `neighbours` needs the jackknife. The other criteria are treated as shares of images, whose error follows from the
-    number alone; for those that are no such shares this is an approximation.
+    number of images alone; for criteria that are no such shares this is an approximation.
     """
     judged_NK = holdout_NK if len(context.task.holdout) else validation_NK
     if not len(judged_NK):

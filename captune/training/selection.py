@@ -1,9 +1,9 @@
-"""What a search may see: scores on labelled validation images where the paradigm has them, and label-free criteria.
+"""Selection criteria: scores on labelled validation images where the paradigm has them, and label-free ones.
 
 Every label-free criterion is computed from probabilities at CLIP's own logit scale on pool images held out of
 training (trzsl, whose pool is not held out: on the validation images). Higher is better for all of them. `infomax`,
-`entropy`, `bnm`, `corr-c` and `snd` reward sharpening and pick disasters on real features: they are diagnostics and can
-never be a default.
+`entropy`, `bnm`, `corr-c` and `snd` reward sharp predictions and select very bad models on real features: they are
+diagnostics and can never be a default.
 """
 
 from __future__ import annotations
