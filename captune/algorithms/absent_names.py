@@ -9,7 +9,7 @@ from captune.algorithms.anchored import Anchored
 from captune.algorithms.configs import AnchoredConfig
 from captune.decisions.evidence import NUM_NEIGHBOURS
 from captune.decisions.neighbours import nearest_images
-from captune.decisions.presence import Absent, absent_classes, absent_sentence
+from captune.decisions.presence import Absent, absent_classes
 from captune.seeding import torch_generator
 from captune.training.context import Context
 from captune.training.pool_evidence import knowledge_of
@@ -37,8 +37,3 @@ def absent_names(context: Context) -> list[Absent]:
         return []
     mixture = Anchored(context, AnchoredConfig.parse({}), 0)
     return absent_classes(zero_shot_NK.cpu(), mixture.predict(pool).cpu(), neighbours_Nk.cpu())
-
-
-def names_absent(context: Context) -> str | None:
-    """What to tell a person of names that seem absent, with the evidence; None where none does."""
-    return absent_sentence(absent_names(context), context.task.class_names)

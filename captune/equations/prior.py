@@ -1,4 +1,4 @@
-"""Class priors: biases that balance the predictions on a pool, and the pool's own prior by EM.
+"""Class biases that balance the predictions on a pool.
 
 All of them work on log-probabilities, since logits at CLIP's scale of 100 leave many classes below what float32 can
 hold.
@@ -93,72 +93,6 @@ def logit_adjustment_bias(logits_NK: Tensor, strength: float = 0.5) -> Tensor:
     require(sizes["N"] >= 1, "1 <= N", N=sizes["N"])
     log_mass_K = precise(logits_NK.detach()).log_softmax(dim=1).logsumexp(dim=0)
     return -strength * (log_mass_K - math.log(sizes["N"]))
-
-
-def em_prior(
-    probs_NK: Tensor,
-    train_prior_K: Tensor | None = None,
-    *,
-    num_steps: int = 1000,
-    tol: float = 1e-6,
-    pseudocount: float = 0.0,
-) -> Tensor:
-    """The pool's class prior by expectation maximisation, from a classifier made for another prior.
-
-    E: q_ik ∝ p_ik·π_k/π°_k;  M: π_k = (Σ_i q_ik + α)/(N + K·α). See Saerens, Latinne & Decaestecker, "Adjusting the
-    outputs of a classifier to new a priori probabilities", Neural Computation 14 (2002), Eq. 2.9; α > 0 is MAP-EM with
-    a Dirichlet prior, which keeps rare classes from dying where p is overconfident.
-
-    Args:
-        probs_NK: probabilities p of the pool.
-        train_prior_K: π°, the prior behind p, positive, normalised here (default uniform, as zero-shot prompts imply).
-        num_steps: most steps.
-        tol: stop once no share moves by more than this.
-        pseudocount: α, images added to every class.
-
-    Returns:
-        π [K], a probability vector; starts at π°.
-
-    Raises:
-        ValueError: shapes do not fit, the pool is empty, or a value is out of range.
-    """
-    sizes = check_shapes(probs_NK=probs_NK, train_prior_K=train_prior_K)
-    require(sizes["N"] >= 1, "1 <= N", N=sizes["N"])
-    require(num_steps >= 0, "0 <= num_steps", num_steps=num_steps)
-    require(pseudocount >= 0, "0 <= pseudocount", pseudocount=pseudocount)
-    log_probs_NK = precise(probs_NK.detach()).log()
-    train_K = _prior(train_prior_K, log_probs_NK).clamp(min=SMALLEST_SHARE)
-    prior_K = train_K
-    for _ in range(num_steps):
-        posterior_NK = (log_probs_NK + (prior_K / train_K).log()).softmax(dim=1)
-        # A row without any probability left on a living class says nothing.
-        mass_K = posterior_NK.nan_to_num(0.0).sum(dim=0) + pseudocount
-        new_K = mass_K / mass_K.sum().clamp(min=SMALLEST_SHARE)
-        moved = float((new_K - prior_K).abs().max())
-        prior_K = new_K
-        if moved <= tol:
-            break
-    return prior_K
-
-
-def prior_bias(prior_K: Tensor, train_prior_K: Tensor | None = None, *, strength: float = 1.0) -> Tensor:
-    """strength·log(π_k/π°_k): added to logits it makes a classifier for prior π° one for prior π (Saerens et al., Eq.
-    2.4).
-
-    Args:
-        prior_K: π, at least 0, normalised here.
-        train_prior_K: π° (default uniform).
-        strength: 1 is Bayes' rule.
-
-    Returns:
-        b [K] in logits, finite.
-
-    Raises:
-        ValueError: shapes do not fit or a share is negative.
-    """
-    check_shapes(prior_K=prior_K, train_prior_K=train_prior_K)
-    wanted_K = _prior(prior_K, prior_K).clamp(min=SMALLEST_SHARE)
-    return strength * (wanted_K.log() - _prior(train_prior_K, prior_K[None]).clamp(min=SMALLEST_SHARE).log())
 
 
 def _prior(prior_K: Tensor | None, like: Tensor) -> Tensor:

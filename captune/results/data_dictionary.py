@@ -144,8 +144,3 @@ def _of_an_epoch(name: str) -> Meaning:
 def _known() -> dict[str, dict[str, Meaning]]:
     tables = parse_yaml(_SOURCE.read_text(encoding="utf-8"), where=_SOURCE, what="columns")
     return {table: {name: Meaning(*said) for name, said in columns.items()} for table, columns in tables.items()}
-
-
-def described_tables() -> dict[str, tuple[str, ...]]:
-    """The tables that columns.yaml lists, with their own columns."""
-    return {table: tuple(columns) for table, columns in _known().items() if table != "common"}

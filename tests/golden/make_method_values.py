@@ -59,7 +59,6 @@ def main() -> None:
             "alignment_loss": losses.alignment(text, prototypes, 0.1),
             "soft_confusion": losses.confusion(probs, labels, NUM_CLASSES),
             "sinkhorn_bias": priors.sinkhorn_bias(weak, uniform, 20),
-            "em_prior": priors.em_prior(probs, uniform, 20, 0.0),
             "published_boards": boards(leaderboards.published_boards(scores, 4)),
             "exclusive_boards": boards(leaderboards.exclusive_boards(scores, 4)),
         },

@@ -1,4 +1,4 @@
-"""Biases and priors by loops over lists."""
+"""Biases by loops over lists."""
 
 from __future__ import annotations
 
@@ -15,15 +15,3 @@ def sinkhorn_bias(logits: Matrix, prior: Sequence[float], num_steps: int) -> lis
         for k, share in enumerate(prior):
             bias[k] += 0.5 * (math.log(len(logits) * share) - math.log(sum(row[k] for row in probs)))
     return [b - sum(bias) / len(bias) for b in bias]
-
-
-def em_prior(probs: Matrix, train: Sequence[float], num_steps: int, pseudocount: float) -> list[float]:
-    prior = list(train)
-    for _ in range(num_steps):
-        mass = [pseudocount] * len(prior)
-        for row in probs:
-            terms = [p * a / b for p, a, b in zip(row, prior, train, strict=True)]
-            for k, term in enumerate(terms):
-                mass[k] += term / sum(terms)
-        prior = [m / sum(mass) for m in mass]
-    return prior
