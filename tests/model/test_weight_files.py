@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from captune.errors import ModelError, UsageError
+from captune.model import backbone
 from captune.model.backbone import load_backbone
 from captune.model.sources import TINY_DIR, find_source
 from captune.model.weight_files import read_weights
@@ -27,16 +28,12 @@ ARCHITECTURE = f"local-dir:{TINY_DIR}"
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """No backbone is remembered from one test to the next."""
-    from captune.model import backbone as module
-
-    monkeypatch.setattr("captune.model.backbone._load", module._load.__wrapped__)
+    monkeypatch.setattr(backbone, "_load", backbone._load.__wrapped__)
 
 
 def tiny_state() -> dict[str, Tensor]:
-    return {
-        name: tensor.float()
-        for name, tensor in safetensors.torch.load_file(next(TINY_DIR.glob("*.safetensors"))).items()
-    }
+    stored = safetensors.torch.load_file(next(TINY_DIR.glob("*.safetensors")))
+    return {name: tensor.float() for name, tensor in stored.items()}
 
 
 def as_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -92,12 +89,6 @@ def hugging_face_folder(folder: Path, activation: str = "gelu", name: str = "mod
     return folder
 
 
-@cache
-def embedded() -> Tensor:
-    """What `zero_shot` gives for the embedded weights."""
-    return zero_shot(None)
-
-
 def zero_shot(pretrained: Path | None) -> Tensor:
     """Probabilities of three class names for four fixed images."""
     model = load_backbone(ARCHITECTURE, None if pretrained is None else str(pretrained), device="cpu")
@@ -105,6 +96,9 @@ def zero_shot(pretrained: Path | None) -> Tensor:
     images_BD = model.encode_images(torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0)))
     texts_KD = model.encode_texts(["a photo of a one.", "a photo of a two.", "a photo of a seven."])
     return (model.logit_scale * images_BD @ texts_KD.T).softmax(-1)
+
+
+embedded = cache(lambda: zero_shot(None))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
