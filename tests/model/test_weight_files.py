@@ -335,8 +335,7 @@ def test_what_was_learned_beside_a_clip_is_named(tmp_path: Path, names: list[str
 )
 @in_one_test("suffix", [".safetensors", ".bin", ".pt"])
 def test_what_is_no_weight_file_is_named(tmp_path: Path, content: bytes, says: str, suffix: str) -> None:
-    path = tmp_path / f"model{suffix}"
-    path.write_bytes(content)
+    (path := tmp_path / f"model{suffix}").write_bytes(content)
     assert says in refused(path)
 
 
