@@ -30,7 +30,7 @@ def task(**values: Any) -> TaskConfig:
 
 
 def test_the_estimate_is_near_what_a_trial_takes(tmp_path: Path) -> None:
-    config = default_config("cap", task()).with_values({"tuning": "features", "epochs": 8, "steps_per_epoch": 40})
+    config = default_config("cap", task()).with_values({"tuning": "features", "epochs": 6, "steps_per_epoch": 20})
     run = TrainingTrial.open(task(), config, algorithm=ALGORITHMS["cap"], seed=0, directory=tmp_path / "warm")
     run.run_epoch()
     estimates = [estimate_trial_cost(task(), config, "cap").trial_seconds]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -13,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from real import real_study
 from synthetic import whole_study
 
-from captune.results import plots, report
+from captune.results import plots, report, surrogate
 from captune.results.load import StudyRecord, load_study
 from tests.once import once
 
@@ -34,6 +36,16 @@ def small_pictures() -> Iterator[None]:
     """Figures of few pixels, for a PNG takes as long as it has pixels; nothing else of a figure follows from it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "DPI", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_trees() -> Iterator[None]:
+    """Forests of a few trees, for tests of files and words: how good a forest is has tests of its own."""
+    few = functools.partial(optuna.importance.FanovaImportanceEvaluator, n_trees=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optuna.importance, "FanovaImportanceEvaluator", few)
+        patch.setattr(surrogate, "NUM_TREES", 10)
         yield
 
 

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from synthetic import whole_study
 
-from captune.results import report, surrogate
+from captune.results import report
 from captune.results.formats import points
 from captune.results.report import report_studies, report_study
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def together(tmp_path_factory: pytest.TempPathFactory, few_trees: None) -> Path:
     """Two datasets in two paradigms, of which one study has its own page."""
     root = tmp_path_factory.mktemp("matrix")
     studies = [
@@ -26,7 +26,6 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_figures", lambda runs, tables: {})  # only grids, links and words are looked at
-        patch.setattr(surrogate, "NUM_TREES", 10)
         report_study(studies[0])
         report_studies([root / "runs"], root / "out")
     return root / "out"

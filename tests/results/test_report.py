@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 from captune.algorithms import member_config
 from captune.algorithms.configs import BlendConfig
 from captune.errors import StudyError, UsageError
-from captune.results import surrogate
 from captune.results.best import metrics_by_seed
 from captune.results.formats import duration
 from captune.results.load import load_study
@@ -38,7 +37,7 @@ def reported(real_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def simulated(tmp_path_factory: pytest.TempPathFactory, few_trees: None) -> Path:
     """A study that adapts: three seeds, gains beyond doubt, stress trials."""
     directory = whole_study(tmp_path_factory.mktemp("runs") / "digits-ul-cap")
     report_study(directory)
@@ -333,8 +332,7 @@ def test_study_in_which_everything_failed_is_reported(tmp_path: Path) -> None:
     assert "Many trials failed" in page and "Keep zero-shot" in page
 
 
-def test_several_studies_make_one_report_and_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surrogate, "NUM_TREES", 10)
+def test_several_studies_make_one_report_and_stay_as_they_are(tmp_path: Path, few_trees: None) -> None:
     runs = []
     for index, (paradigm, method) in enumerate([("ul", "cap"), ("tft", "cap"), ("ul", "fpl")]):
         runs.append(whole_study(tmp_path / f"digits-{paradigm}-{method}", seed=index, paradigm=paradigm, method=method))

@@ -76,7 +76,7 @@ def test_a_trial_writes_what_the_records_need(tmp_path: Path, paradigm: str) -> 
 
 @pytest.fixture(scope="module", params=["features", "prompts"])
 def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
-    trial = config(**{**STATEFUL, "tuning": request.param, "batch_size": 16})
+    trial = config(**{**STATEFUL, "tuning": request.param, "batch_size": 8})
     directory = tmp_path_factory.mktemp("whole")
     return trial, directory, train(open_trial(directory, trial))
 

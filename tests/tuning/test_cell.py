@@ -13,6 +13,7 @@ from captune.records import JOURNAL, Journal, State
 from captune.records.events import Chosen, SealOpened, StudyOpened
 from captune.tuning.cell import Cell
 from tests.journals import journal_lines
+from tests.slow import slow_but
 from tests.tuning.fakes import FakeTrial, info, study
 from tests.tuning.simulate import Killed, advance, drive, epochs, make_cell, outcomes
 
@@ -80,9 +81,10 @@ def test_no_trial_stops_without_a_scheduler(tmp_path: Path) -> None:
     assert {end["state"] for end in outcomes(tmp_path)} == {State.COMPLETE}
 
 
-def test_a_kill_after_any_report_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", slow_but(lambda first: first == 1, [1, 6]))
+def test_a_kill_after_any_report_changes_nothing(uninterrupted: Path, tmp_path: Path, first: int) -> None:
     expected, expected_epochs = outcomes(uninterrupted), epochs(uninterrupted)
-    for kill_after in range(1, len(expected_epochs) + 4, 5):
+    for kill_after in range(first, len(expected_epochs) + 4, 10):
         directory = tmp_path / f"killed{kill_after}"
         directory.mkdir()
         with contextlib.suppress(Killed):

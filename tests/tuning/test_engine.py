@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from captune.records import JOURNAL, Journal, State
 from captune.records.event import Event
@@ -34,8 +36,22 @@ pytestmark = pytest.mark.timeout(300)  # a busy machine takes minutes to start R
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with connected(None, threads=1, dashboard=False, cpus=2) as ready:
+    with connected(None, threads=1, dashboard=False, cpus=2, modules=["fractions", "captune.seeding"]) as ready:
         yield ready
+        ready.ending.begin()
+        ready.ending.begin()
+    assert not ray.is_initialized()
+    assert "RAY_preload_python_modules" not in os.environ and "RAY_worker_niceness" not in os.environ
+
+
+def _looks() -> tuple[bool, int]:
+    return "fractions" in sys.modules and "captune.seeding" in sys.modules, os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_a_cluster_of_ones_own_has_workers_that_are_ready_and_nice(cluster: Cluster) -> None:
+    look: Any = ray.remote(_looks)
+    imported, niceness = ray.get(look.remote())
+    assert imported and niceness == os.getpriority(os.PRIO_PROCESS, 0) + 3
 
 
 def new_cell(directory: Path, name: str = "fake-ul-fake", **settings: Any) -> Cell:
@@ -101,12 +117,21 @@ def test_as_many_processes_as_trials_at_once_serve_a_whole_study(cluster: Cluste
     assert len(used) == 2
 
 
-def test_cells_share_the_cluster_fairly(cluster: Cluster, tmp_path: Path) -> None:
-    cells = [new_cell(tmp_path / name, name, trials=4, confirm_top=0) for name in ("a", "b", "c")]
-    assert run_cells(cells, cluster, Allotment(2), open_trial=partial(FakeTrial, pause=0.02))
-    assert all(len(outcomes(tmp_path / name)) == 6 for name in ("a", "b", "c"))
-    ends = [journal_lines(tmp_path / name / JOURNAL)[-1]["time"] for name in ("a", "b", "c")]
-    starts = [journal_lines(tmp_path / name / JOURNAL)[0]["time"] for name in ("a", "b", "c")]
+@pytest.fixture(scope="module")
+def three(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[Cell]:
+    """Three studies that ran together, told to other shells and to TensorBoard; a trial of each fails."""
+    root = tmp_path_factory.mktemp("three")
+    cells = [new_cell(root / name, name, trials=4, confirm_top=0) for name in ("a", "b", "c")]
+    with telemetry(cells, loggers=("tensorboard",)) as on_step:
+        open_trial = partial(FakeTrial, pause=0.02, fail="t0001")
+        assert run_cells(cells, cluster, Allotment(2), open_trial=open_trial, on_step=on_step)
+    return cells
+
+
+def test_cells_share_the_cluster_fairly(three: list[Cell]) -> None:
+    assert all(len(outcomes(cell.directory)) == 6 for cell in three)
+    ends = [journal_lines(cell.directory / JOURNAL)[-1]["time"] for cell in three]
+    starts = [journal_lines(cell.directory / JOURNAL)[0]["time"] for cell in three]
     assert max(starts) < min(ends), "no cell waits for another's end"
 
 
@@ -151,10 +176,8 @@ def test_a_trial_that_always_dies_fails_and_the_study_goes_on(cluster: Cluster, 
     assert ends["t0002"]["state"] == State.COMPLETE
 
 
-def test_failures_are_recorded_with_their_reason_and_traceback(cluster: Cluster, tmp_path: Path) -> None:
-    cell = new_cell(tmp_path, trials=3, confirm_top=0)
-    assert run_cells([cell], cluster, Allotment(2), open_trial=partial(FakeTrial, fail="t0001"))
-    (failed,) = [end for end in outcomes(tmp_path) if end["state"] == State.FAILED]
+def test_failures_are_recorded_with_their_reason_and_traceback(three: list[Cell]) -> None:
+    (failed,) = [end for end in outcomes(three[0].directory) if end["state"] == State.FAILED]
     assert failed["reason"] == "the loss must stay finite, but got nan."
     assert "TrainingFailed" in failed["traceback"] and "run_epoch" in failed["traceback"]
 
@@ -187,14 +210,12 @@ def interrupt_when(cell: Cell, condition: Callable[[Event], bool]) -> None:
     cell.listeners.append(listen)
 
 
-def test_the_standing_is_published_for_other_shells(cluster: Cluster, tmp_path: Path) -> None:
-    cell = new_cell(tmp_path, "published-ul-fake", trials=2, confirm_top=0)
-    with telemetry([cell], loggers=("tensorboard",)) as on_step:
-        assert run_cells([cell], cluster, Allotment(2), open_trial=open_fake, on_step=on_step)
-    (found,) = [how for how in published_standings() if how.cell == "published-ul-fake"]
-    assert found == standing(cell)
-    assert found.phase == "done" and found.done == 4 and found.zero_shot == 0.7
-    assert list((tmp_path / "tensorboard" / "t0000").glob("events.out.*"))
+def test_the_standing_is_published_for_other_shells(three: list[Cell]) -> None:
+    for cell in three:
+        (found,) = [how for how in published_standings() if how.cell == cell.name]
+        assert found == standing(cell)
+        assert found.phase == "done" and found.done == 6 and found.failed == 1 and found.zero_shot == 0.7
+        assert list((cell.directory / "tensorboard" / "t0000").glob("events.out.*"))
 
 
 def test_every_node_is_asked_whether_it_sees_the_study(cluster: Cluster, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -228,20 +227,3 @@ def test_workers_import_what_trials_need_where_each_of_them_will_have_one(
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(starting, "machine_has_gpus", lambda: True)
     assert modules_of_trials([cell], concurrency=None, cpus_per_trial=None) == []
-
-
-def _looks() -> tuple[bool, int]:
-    return "fractions" in sys.modules and "captune.seeding" in sys.modules, os.getpriority(os.PRIO_PROCESS, 0)
-
-
-def test_a_cluster_of_ones_own_has_workers_that_are_ready_and_ends_beside_other_work() -> None:
-    with cluster.connected(
-        None, threads=1, dashboard=False, cpus=1, modules=["fractions", "captune.seeding"]
-    ) as connected:
-        look: Any = ray.remote(_looks)
-        imported, niceness = ray.get(look.remote())
-        assert imported and niceness == os.getpriority(os.PRIO_PROCESS, 0) + 3
-        connected.ending.begin()
-        connected.ending.begin()
-    assert not ray.is_initialized()
-    assert "RAY_preload_python_modules" not in os.environ and "RAY_worker_niceness" not in os.environ

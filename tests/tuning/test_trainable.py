@@ -45,12 +45,12 @@ def test_short_epochs_are_reported_together_up_to_each_rung_and_the_last_with_th
 
 
 def test_long_epochs_are_reported_one_by_one(tmp_path: Path) -> None:
-    found = reports(actor(tmp_path, epochs=4, pause=1.1))
+    found = reports(actor(tmp_path, epochs=4, pause=0.11, report_seconds=0.1))
     assert [[row["epoch"] for row in report["rows"]] for report in found] == [[1], [2], [3], [4]]
 
 
 def test_where_many_trials_run_each_gathers_its_epochs_for_longer(tmp_path: Path) -> None:
-    found = reports(actor(tmp_path, epochs=4, pause=1.1, report_seconds=60.0))
+    found = reports(actor(tmp_path, epochs=4, pause=0.11, report_seconds=60.0))
     assert [[row["epoch"] for row in report["rows"]] for report in found] == [[1], [2], [3, 4]], "rungs come at once"
 
 
