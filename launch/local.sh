@@ -10,18 +10,19 @@
 # A single study needs none of this: `captune run` starts and stops a private cluster by itself. This one is reached without
 # local.sh as well: captune run --address 127.0.0.1:6379 …
 #
-# Settings (environment): CAPTUNE_RAY_PORT 6379, CAPTUNE_DASHBOARD_PORT 8265, CAPTUNE_CLIENT_PORT (Ray's client server;
-# default: a free one), CAPTUNE_CPUS and CAPTUNE_GPUS (what Ray may use; default all), CAPTUNE_STEADY_SECONDS (how long the
-# node must have stayed up before "up" is said; 5), CAPTUNE_STATE (~/.captune/local), RAY_AUTH_TOKEN_PATH (~/.ray/auth_token).
+# Settings (environment): CAPTUNE_RAY_PORT 6379, CAPTUNE_DASHBOARD_PORT (8265 or, where that is taken, a free one),
+# CAPTUNE_CLIENT_PORT (Ray's client server; 10001, likewise), CAPTUNE_CPUS and CAPTUNE_GPUS (what Ray may use; default
+# all), CAPTUNE_STEADY_SECONDS (how long the node must have stayed up before "up" is said; 5), CAPTUNE_STATE
+# (~/.captune/local), RAY_AUTH_TOKEN_PATH (~/.ray/auth_token). Several such nodes differ in CAPTUNE_RAY_PORT.
 set -euo pipefail
 
 port=${CAPTUNE_RAY_PORT:-6379}
-dashboard_port=${CAPTUNE_DASHBOARD_PORT:-8265}
 steady_seconds=${CAPTUNE_STEADY_SECONDS:-5}
 state=${CAPTUNE_STATE:-$HOME/.captune/local}
 address=127.0.0.1:$port
-pid_file=$state/ray.pid
-log_file=$state/ray.log
+# Of each port one: two nodes on a machine know nothing of each other.
+pid_file=$state/ray-$port.pid
+log_file=$state/ray-$port.log
 
 export RAY_AUTH_MODE=token
 # On Linux Ray turns 127.0.0.1 into the machine's network address, and GCS, raylet and metrics then listen on all
@@ -64,20 +65,20 @@ listening() {
 }
 
 # Ray's client server cannot be switched off, and `ray start --block` ends with it: where its usual port is taken (by the
-# next user's Ray, say) the whole node would be gone a moment after it was up.
-client_port() {
-    if [[ -n ${CAPTUNE_CLIENT_PORT:-} ]]; then
-        echo "$CAPTUNE_CLIENT_PORT"
+# next user's Ray, say) the whole node would be gone a moment after it was up. Nor does it start without its dashboard's.
+free_port() { # as set, usual, first of a hundred others, name of the setting
+    if [[ -n $1 ]]; then
+        echo "$1"
         return
     fi
     local candidate
-    for candidate in 10001 {20101..20199}; do
+    for candidate in "$2" $(seq "$3" $(($3 + 99))); do
         listening "$candidate" || {
             echo "$candidate"
             return
         }
     done
-    die "no free port for Ray's client server: set CAPTUNE_CLIENT_PORT."
+    die "no free port from $3 on: set $4."
 }
 
 up() {
@@ -101,8 +102,9 @@ up() {
     local limits=()
     [[ -n ${CAPTUNE_CPUS:-} ]] && limits+=("--num-cpus=$CAPTUNE_CPUS")
     [[ -n ${CAPTUNE_GPUS:-} ]] && limits+=("--num-gpus=$CAPTUNE_GPUS")
-    local client
-    client=$(client_port)
+    local client dashboard_port
+    client=$(free_port "${CAPTUNE_CLIENT_PORT:-}" 10001 20101 CAPTUNE_CLIENT_PORT)
+    dashboard_port=$(free_port "${CAPTUNE_DASHBOARD_PORT:-}" 8265 20201 CAPTUNE_DASHBOARD_PORT)
     setsid ray start --head --block --disable-usage-stats --port="$port" --node-ip-address=127.0.0.1 \
         --ray-client-server-port="$client" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" \
         ${limits[@]+"${limits[@]}"} >"$log_file" 2>&1 </dev/null &

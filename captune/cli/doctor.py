@@ -15,7 +15,8 @@ from captune.errors import UsageError
 from captune.tuning.allotment import Node, allot
 from captune.tuning.cluster import Cluster, connected, ensure_token
 from captune.tuning.environment import ray_environment
-from captune.tuning.machine import BROKEN, FINE, Finding, examine
+from captune.tuning.gpus import prove_gpus
+from captune.tuning.machine import BROKEN, FINE, Finding, examine, this_node
 from captune.tuning.nodes import examine_nodes
 
 _MARKS = {FINE: "  ", BROKEN: "✗ "}
@@ -39,8 +40,9 @@ def doctor(
     if address is None:
         with ray_environment():
             ensure_token()
-            reports = {"this machine": examine(directories, ports=True)}
-        nodes: tuple[Node, ...] = ()
+            proof = prove_gpus()
+            reports = {"this machine": examine(directories, gpus=proof, ports=True)}
+        nodes = (this_node(proof),)
     else:
         with connected(address, threads=1) as cluster:
             reports = examine_nodes(directories)
@@ -51,10 +53,7 @@ def doctor(
         for finding in findings:
             _show(finding, console)
     broken = sum(finding.state == BROKEN for findings in reports.values() for finding in findings)
-    if address is not None:
-        broken += _show_study(nodes, given, console)
-    elif not broken:
-        console.print("A study here starts a Ray of its own and trains on every CPU and GPU above.", highlight=False)
+    broken += _show_study(nodes, given, console)
     console.print(f"{broken} {'thing' if broken == 1 else 'things'} to fix." if broken else "Nothing to fix.")
     if broken:
         raise typer.Exit(1)
@@ -89,7 +88,8 @@ def _show_study(nodes: tuple[Node, ...], given: Given, console: Console) -> int:
         return 1
     parts = [f"{share.cpus:g} CPU", f"{share.gpus:g} GPU", f"{(share.memory_bytes or 0) / 1e9:.1f} GB"]
     each = ", ".join(part for part in parts if not part.startswith(("0 ", "0.0 ")))
+    own = "" if given.machine.get("address") else " starts a Ray of its own and"
     console.print(
-        f"A study with these options trains {share.concurrency} trials at once, {each} each.", highlight=False
+        f"A study with these options{own} trains {share.concurrency} trials at once, {each} each.", highlight=False
     )
     return 0

@@ -20,7 +20,7 @@ from captune.records import JOURNAL, StudyRecord, read_journal
 from captune.records.layout import STUDY
 from captune.tuning.cell import Cell
 from captune.tuning.header import read_study
-from captune.tuning.lock import is_alive, read_lock
+from captune.tuning.lock import drivers_of
 from captune.tuning.progress import Standing, standing, standings_table
 from captune.tuning.specs import CellInfo
 
@@ -73,14 +73,13 @@ def _show_all(what: list[str] | None, console: Console) -> None:
 
 def _show_directories(directories: list[Path], console: Console) -> None:
     standings = []
-    for directory in directories:
-        now, record = read_standing(directory)
+    for directory, driver in drivers_of(directories).items():
+        now, record = read_standing(directory, running=driver is not None)
         if directory.name != now.cell:  # two studies of one cell are told apart by their directories
             now = replace(now, cell=f"{directory.name} ({now.cell})")
-        holder = read_lock(directory)
         heard = duration(max(0.0, time.time() - record.last_time))
-        if holder is not None and is_alive(holder):
-            said = f"run by process {holder['pid']} on {holder['host']}, last event {heard} ago"
+        if driver is not None:
+            said = f"run by process {driver['pid']} on {driver['host']}, last event {heard} ago"
         elif not record.num_openings:
             said = f"ended before it began; begin with: captune resume {directory}"
         elif now.phase == "done":
@@ -103,8 +102,8 @@ def _base(values: Any) -> TrialConfig:
     return TrialConfig.parse({name: known[name] for name in TrialConfig.model_fields if name in known})
 
 
-def read_standing(directory: Path) -> tuple[Standing, StudyRecord]:
-    """The standing of a study on disk, without its data, and its record."""
+def read_standing(directory: Path, *, running: bool) -> tuple[Standing, StudyRecord]:
+    """The standing of a study on disk, which a driver runs or not, without its data; and its record."""
     study, space = read_study(directory)
     header = read_yaml(directory / STUDY)
     info = CellInfo(
@@ -127,7 +126,6 @@ def read_standing(directory: Path) -> tuple[Standing, StudyRecord]:
     cell = Cell(directory, study, info, space, warm_starts=starts, proposes=False)
     journal = directory / JOURNAL
     cell.replay(read_journal(journal) if journal.exists() else [])
-    holder = read_lock(directory)
-    if holder is not None and is_alive(holder):
+    if running:
         cell.active.update(trial.key for trial in cell.trials.values() if not trial.ended)
     return standing(cell), cell.record

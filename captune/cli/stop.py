@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from captune.cli.console import plain_console
 from captune.cli.places import studies_in
-from captune.tuning.lock import is_alive, read_lock
+from captune.tuning.lock import drivers_of, is_alive, read_lock
 from captune.tuning.stopping import request_stop
 
 _LOOK_SECONDS = 0.5
@@ -27,23 +28,24 @@ def stop(
     Example: captune stop runs/digits-ul-cap
     """
     console = plain_console()
-    for directory in (path.absolute() for path in studies_in(studies)):
-        holder = read_lock(directory)
-        if holder is None or not is_alive(holder):
+    for directory, holder in drivers_of([path.absolute() for path in studies_in(studies)]).items():
+        if holder is None:
             console.print(f"{directory.name}: nobody runs it.", highlight=False, soft_wrap=True)
             continue
-        request_stop(directory)
-        ended = _ends(directory, wait)
+        if read_lock(directory) is not None:  # else it has stopped with the one before
+            request_stop(directory)
+        ended = _ends(directory, holder, wait)
         told = "stopped" if ended else "asked to stop; trials end with the epoch they are in"
         console.print(f"{directory.name} on {holder['host']}: {told}.", highlight=False, soft_wrap=True)
         console.print(f"Continue with: captune resume {directory}", highlight=False, soft_wrap=True)
 
 
-def _ends(directory: Path, seconds: float) -> bool:
+def _ends(directory: Path, holder: dict[str, Any], seconds: float) -> bool:
+    """Whether a driver gives its study back, or dies, within so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        holder = read_lock(directory)
-        if holder is None or not is_alive(holder):
+        now = read_lock(directory)
+        if now is None or now["pid"] != holder["pid"] or (now["host"] == platform.node() and not is_alive(now)):
             return True
         time.sleep(_LOOK_SECONDS)
     return False

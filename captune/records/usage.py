@@ -28,7 +28,7 @@ class Usage:
         now = event.time or self._last
         if isinstance(event, StudyOpened):
             self._end_session()
-            self._began = now
+            self._began = self._last = now  # of this driver's clock, which may be behind the one before
         elif isinstance(event, Started):
             self._stop(event.key, now)
             self._running[event.key] = (now, event.gpus or 0.0)

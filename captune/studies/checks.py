@@ -14,6 +14,7 @@ from captune.errors import UsageError
 from captune.studies.planning import Plan
 from captune.tuning.cluster import check_address
 from captune.tuning.mirror import without_password
+from captune.tuning.packing import refuse_several_gpus
 
 _ANSWER_SECONDS = 4.0
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
@@ -31,9 +32,11 @@ def check_before_ray(
         allow_cpu: whether trials may do without.
 
     Raises:
-        UsageError: a cluster or database that does not answer, or GPUs that this machine does not have.
+        UsageError: a cluster or database that does not answer, more than one GPU for a trial, or one that this machine
+            does not have.
         ConfigError: descriptions that cannot be read.
     """
+    refuse_several_gpus(gpus_per_trial)
     if address is not None:
         check_address(address)
     elif gpus_per_trial and not allow_cpu:

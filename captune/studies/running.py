@@ -253,9 +253,13 @@ def _run_on_ray(
     if settings.address is None and settings.open_trial is None:
         fetch_weights_here(plans)
     threads = max(1, int(settings.cpus_per_trial or 1))
-    preparation = Preparation([] if settings.open_trial is not None else cells)
-    # Where this machine's CPUs train and one dataset is to be prepared, this process does it while Ray starts.
+    preparation = Preparation(
+        [] if settings.open_trial is not None else cells, watcher.warn, patience=settings.trial_timeout
+    )
+    # Where this machine's CPUs train and one dataset is to be prepared, this process does it while Ray starts. Where a
+    # read may hang, a process does it that can be ended.
     alone = settings.address is None and len(preparation.groups) == 1 and not machine_has_gpus()
+    alone = alone and settings.trial_timeout is None
     preparing = Alongside(preparation.prepare_here) if alone else None
     modules = (
         []

@@ -103,13 +103,7 @@ def allot(
         UsageError: a trial asks for more than any node has, or for more than one GPU, which it could not use.
     """
     cpus = cpus or 1.0
-    if gpus is not None and gpus > 1:
-        raise UsageError(
-            "a trial must ask for one GPU at most, or a part of one",
-            got=f"--gpus-per-trial {gpus:g}: a trial trains on one, the others would lie idle",
-            next_step="Leave it out for one GPU per trial. If a backbone is too large for one, "
-            "--micro-batch 8 lowers the memory of a step with the same gradients, and --precision bf16 saves more.",
-        )
+    refuse_several_gpus(gpus)
     if gpus is None:
         gpus = min(1.0, sum(node.gpus for node in nodes))
     if memory_bytes is not None:
@@ -131,6 +125,21 @@ def allot(
         )
     at_once = 1 if deterministic else concurrency or room
     return Allotment(at_once, cpus=cpus, gpus=gpus, memory_bytes=memory)
+
+
+def refuse_several_gpus(gpus: float | None) -> None:
+    """Check that a trial asks for no more than it can use.
+
+    Raises:
+        UsageError: for more than one GPU.
+    """
+    if gpus is not None and gpus > 1:
+        raise UsageError(
+            "a trial must ask for one GPU at most, or a part of one",
+            got=f"--gpus-per-trial {gpus:g}: a trial trains on one, the others would lie idle",
+            next_step="Leave it out for one GPU per trial. If a backbone is too large for one, "
+            "--micro-batch 8 lowers the memory of a step with the same gradients, and --precision bf16 saves more.",
+        )
 
 
 def most_packed(num_images: int, width: int | None) -> int:

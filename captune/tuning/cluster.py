@@ -38,8 +38,9 @@ _ANSWER_SECONDS = 4.0
 # The driver goes first, then workers, far behind them the dozen processes of the dashboard, which import much.
 _WORKER_NICENESS, _DASHBOARD_NICENESS = 3, 19
 # How every gRPC client begins (RFC 9113, section 3.4): the preface and an empty SETTINGS frame; servers answer with
-# theirs.
-_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+# theirs. A server of another protocol answers with other bytes, and Ray would ask it for minutes.
+_SETTINGS = bytes([4])
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0]) + _SETTINGS + bytes(5)
 _OPEN_CLUSTER = (
     "this cluster asks for no token: whoever reaches its ports can run commands on it. "
     "Start its head with RAY_AUTH_MODE=token."
@@ -313,12 +314,12 @@ def _check_answers(address: str) -> None:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
             connection.settimeout(_ANSWER_SECONDS)
             connection.sendall(_HTTP2_GREETING)
-            answered = connection.recv(1)
+            frame = connection.recv(4)
     except TimeoutError:
         raise _no_cluster(f"'{address}': no answer within {_ANSWER_SECONDS:.0f} s") from None
     except OSError as error:
         raise _no_cluster(f"'{address}': {error.strerror or error}") from None
-    if not answered:
+    if frame[3:] != _SETTINGS:  # behind three bytes of its length, the type of the first frame
         raise _no_cluster(f"'{address}': something answers there that is not Ray")
 
 

@@ -14,7 +14,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +110,34 @@ class DriverLock:
 
 
 def _watched(directory: Path) -> dict[str, Any] | None:
-    """The lock as it stands; one of another host that looks stale is looked at for more than a heartbeat first."""
+    """The lock as it stands, or None where it changed while it was watched."""
     holder = read_lock(directory)
-    if holder is not None and holder["host"] != platform.node() and not is_alive(holder):
-        time.sleep(_WATCH_SECONDS)
-        later = read_lock(directory)
-        return holder if later == holder else None
-    return holder
+    changed = holder is not None and _may_beat(holder) and drivers_of([directory])[directory] is not None
+    return None if changed else holder
+
+
+def drivers_of(directories: Sequence[Path]) -> dict[Path, dict[str, Any] | None]:
+    """Who runs each of these studies now, or None.
+
+    The clocks of two hosts may differ by hours: a heartbeat of another host that does not look fresh is watched for
+    longer than the pause between two, those of all directories together.
+    """
+    holders = {directory: read_lock(directory) for directory in directories}
+    found = {at: holder if holder is not None and is_alive(holder) else None for at, holder in holders.items()}
+    doubtful = {at: holder for at, holder in holders.items() if holder is not None and _may_beat(holder)}
+    deadline = time.monotonic() + _WATCH_SECONDS
+    while doubtful and time.monotonic() < deadline:
+        time.sleep(_WATCH_SECONDS / 30)
+        for at, holder in list(doubtful.items()):
+            if (later := read_lock(at)) != holder:
+                found[at] = later
+                del doubtful[at]
+    return found
+
+
+def _may_beat(holder: dict[str, Any]) -> bool:
+    """Whether only watching a lock can tell if its owner runs."""
+    return holder["host"] != platform.node() and not is_alive(holder)
 
 
 def _clock() -> float:
@@ -134,9 +155,12 @@ def read_lock(directory: Path) -> dict[str, Any] | None:
 
 
 def is_alive(holder: dict[str, Any]) -> bool:
-    """Whether a lock's owner still runs: on this host its process is looked for, on another its heartbeat counts."""
+    """Whether a lock's owner still runs: on this host its process is looked for, on another its heartbeat counts.
+
+    A heartbeat of the future counts no more than an old one: that host's clock is ahead, and its driver may be gone.
+    """
     if holder["host"] != platform.node():
-        return time.time() - float(holder.get("heartbeat", 0.0)) < STALE_SECONDS
+        return abs(time.time() - float(holder.get("heartbeat", 0.0))) < STALE_SECONDS
     if holder.get("boot") != _boot_id():
         return False
     started = _process_start(int(holder["pid"]))

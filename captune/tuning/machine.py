@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from captune.tuning.gpus import GpuProof, prove_gpus
+from captune.tuning.packing import Node
 
 FINE, NOTE, BROKEN = "ok", "note", "broken"
 # A trial of a small backbone with its process; below this a study of one trial at a time gets into trouble.
@@ -57,6 +58,11 @@ def examine(
         _disk("image store and features", _cache_root()),
         *(_ports() if ports else ()),
     ]
+
+
+def this_node(gpus: GpuProof) -> Node:
+    """This machine as a node of the Ray that a study starts here."""
+    return Node(os.cpu_count() or 1, len(gpus.devices), _memory_bytes()[1])
 
 
 def _processors() -> Finding:

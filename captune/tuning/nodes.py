@@ -19,6 +19,8 @@ from captune.tuning.gpus import GpuProof, prove_gpus
 from captune.tuning.machine import BROKEN, Finding, examine
 
 T = TypeVar("T")
+# A busy node takes a minute to start a process, and a GPU that hangs is waited for by itself (`captune.tuning.gpus`).
+_ANSWER_SECONDS = 300.0
 
 
 def check_nodes(directories: Sequence[Path], *, here: bool = False) -> None:
@@ -60,6 +62,8 @@ def on_each_node(
 ) -> dict[str, Any]:
     """A function's result on every live node, by the node's name; "does not answer: ..." where it cannot.
 
+    A node on which it hangs, as on a dead mount, is waited for five minutes.
+
     Args:
         ask: runs in a process of Ray's on the node, beside trials: it takes no CPU and no GPU from them.
         arguments: its arguments.
@@ -74,8 +78,14 @@ def on_each_node(
         for node in nodes
     }
     answers = {}
-    for reference, node in pending.items():
-        name = node_name(node)
+    ready, hanging = ray.wait(list(pending), num_returns=len(pending), timeout=_ANSWER_SECONDS)
+    for reference in hanging:
+        ray.cancel(reference, force=True)
+        answers[node_name(pending[reference])] = (
+            f"does not answer within {_ANSWER_SECONDS:.0f} s, as where a mount hangs"
+        )
+    for reference in ready:
+        name = node_name(pending[reference])
         try:
             answers[name] = ray.get(reference)
         except RayError as error:

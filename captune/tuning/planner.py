@@ -40,7 +40,8 @@ class Planner(Searcher):
         packed: whether a worker may train several trials on frozen features together.
         workers: that train at once.
         gpus: its share of them.
-        timeout: seconds after which a trial that has not ended is ended as failed.
+        timeout: seconds after which a trial that has not ended is ended as failed. Trials that train together have the
+            time of all, but no longer than this between two reports.
 
     Attributes:
         while_waiting: called when there is no trial to hand out: where none runs either, Tune asks again and again for
@@ -65,6 +66,7 @@ class Planner(Searcher):
         self._gpus = gpus
         self._timeout = timeout
         self._began: dict[str, float] = {}
+        self._heard: dict[str, float] = {}
         self._packed = packed
         self._workers = workers
         self._trials: dict[str, tuple[Cell, tuple[str, ...]]] = {}
@@ -113,13 +115,14 @@ class Planner(Searcher):
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Take in epochs; whether the worker should stop. It drops by itself those of a pack that have ended."""
         cell, keys = self._trials[trial_id]
+        self._heard[trial_id] = time.monotonic()
         _deliver(cell, result)
         return all(cell.trials[key].ended for key in keys)
 
     def started(self, trial_id: str, node: str | None) -> None:
         """A trial was given to an actor."""
         cell, keys = self._trials[trial_id]
-        self._began[trial_id] = time.monotonic()
+        self._began[trial_id] = self._heard[trial_id] = time.monotonic()
         with cell.together():
             for key in keys:
                 cell.start(key, node, self._gpus / len(keys))
@@ -130,7 +133,8 @@ class Planner(Searcher):
             return {}
         now = time.monotonic()
         seconds = {
-            trial_id: (now - self._began.get(trial_id, now)) / len(keys) for trial_id, (_, keys) in self._trials.items()
+            trial_id: max((now - self._began.get(trial_id, now)) / len(keys), now - self._heard.get(trial_id, now))
+            for trial_id, (_, keys) in self._trials.items()
         }
         return {
             trial_id: StudyError(

@@ -24,6 +24,7 @@ from captune.records.events import Prepared
 from captune.tuning.allotment import Allotment, Node
 from captune.tuning.cell import Cell
 from captune.tuning.nodes import node_name, show_gpus_of_this_node
+from captune.tuning.starting import Alongside
 
 _EVERY_SECONDS = 0.25
 _WAITING = "preparing images"
@@ -36,12 +37,17 @@ class Preparation:
 
     Args:
         cells: opened studies.
+        tell: told of each node that others do without, in words.
+        patience: seconds without a step after which a node is done without.
 
     Attributes:
         groups: the cells that share images and backbone.
     """
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
+    def __init__(
+        self, cells: Sequence[Cell], tell: Callable[[str], None] = lambda _text: None, *, patience: float | None = None
+    ) -> None:
+        self._tell, self._patience = tell, patience
         self.groups: list[list[Cell]] = []
         by_images: dict[TaskConfig, list[Cell]] = {}
         for cell in cells:
@@ -85,7 +91,7 @@ class Preparation:
         maker: Any = ray.remote(num_cpus=0)(NodePreparer)
         for node in nodes:
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            actor: Any = maker.options(scheduling_strategy=where).remote(bool(allotment.gpus))
+            actor: Any = maker.options(scheduling_strategy=where).remote(bool(allotment.gpus), self._patience)
             self._makers.append(actor)
             for number, task in enumerate(tasks):
                 self._pending[actor.prepare.remote(task)] = (number, node_name(node))
@@ -121,7 +127,9 @@ class Preparation:
         refused = {node: made.refused for node, made in answers.items() if made.refused is not None}
         # A lost node runs no trial. It is an error of the cells only if no other node answers.
         if any(made.refused is None for made in answers.values()):
-            refused = {node: why for node, why in refused.items() if not answers[node].silent}
+            for node in [node for node in refused if answers[node].silent]:
+                names = ", ".join(cell.name for cell in group)
+                self._tell(f"{names}: the images are not ready on {node}, which is done without: {refused.pop(node)}")
         for cell in group:
             cell.unprepared = None
             if refused:
@@ -139,7 +147,7 @@ class Made:
         work: images decoded and encoded.
         seconds: that it took.
         refused: why it could not, if it could not.
-        silent: whether that is because it does not answer.
+        silent: whether that is because it does not answer or hangs.
     """
 
     work: Work = field(default_factory=Work)
@@ -153,18 +161,24 @@ class NodePreparer:
 
     Args:
         gpus: whether trials use the node's GPUs.
+        patience: seconds without a step after which a dataset is given up.
     """
 
-    def __init__(self, gpus: bool) -> None:
+    def __init__(self, gpus: bool, patience: float | None = None) -> None:
+        self._patience = patience
         if gpus:
             show_gpus_of_this_node()
 
     def prepare(self, task: dict[str, Any]) -> Made:
         """Prepare this node for a cell."""
+        made: list[Made] = []
+        working = Alongside(lambda look: made.append(prepare_this_process(task, look)), patience=self._patience)
         try:
-            return prepare_this_process(task)
+            with working:
+                pass
+            return made[0]
         except CaptuneError as error:
-            return Made(refused=str(error))
+            return Made(refused=str(error), silent=working.hangs)
         except RuntimeError as error:
             if "out of memory" not in str(error):
                 raise

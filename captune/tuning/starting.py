@@ -38,10 +38,17 @@ class Alongside:
 
     Args:
         work: is given a function that it has to call now and then; that raises once it should stop.
+        patience: seconds without such a call, as on a dead mount, after which it is not waited for any longer.
+
+    Attributes:
+        hangs: whether that has happened.
     """
 
-    def __init__(self, work: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, work: Callable[[Callable[[], None]], None], *, patience: float | None = None) -> None:
         self._work = work
+        self._patience = patience
+        self._looked = time.monotonic()
+        self.hangs = False
         self._error: BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="captune-preparation", daemon=True)
@@ -53,6 +60,7 @@ class Alongside:
             self._error = error
 
     def _look(self) -> None:
+        self._looked = time.monotonic()
         if self._stop.is_set():
             raise StudyError("the preparation of images must come to its end", got="the study is interrupted")
 
@@ -70,12 +78,23 @@ class Alongside:
                 self._thread.join(0.1)
                 if kind is None:
                     interruption.check()
+                    self._check_steps()
         except KeyboardInterrupt:
             self._stop.set()
             self._thread.join()
             raise
         if kind is None and self._error is not None:
             raise self._error
+
+    def _check_steps(self) -> None:
+        silent = time.monotonic() - self._looked
+        if self._patience is not None and silent > self._patience:
+            self.hangs = True
+            raise StudyError(
+                f"the preparation of images must make a step within --trial-timeout ({self._patience:.0f} s)",
+                got=f"none for {silent:.0f} s",
+                next_step="A data directory or a GPU that hangs looks like this. Give more time if it is only slow.",
+            )
 
 
 class DashboardComesUp:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from captune.cli import doctor
 from captune.cli.main import main
 from captune.tuning import machine
 from captune.tuning.gpus import GpuProof, prove_gpus
@@ -45,11 +46,16 @@ def test_this_machine_is_told_and_a_directory_that_is_missing_breaks_it(
 ) -> None:
     monkeypatch.setattr(machine, "_LEAST_MEMORY", 1)
     monkeypatch.setattr(machine, "_LEAST_DISK", 1)
-    monkeypatch.setattr(machine, "prove_gpus", lambda *_: proof)
+    monkeypatch.setattr(doctor, "prove_gpus", lambda: proof)
     code, output = call(capsys, "--shared", str(tmp_path))
     assert code == 0 and "Nothing to fix." in output
     for told in (f"torch: {torch.__version__}", "CPUs:", "memory:", "GB free", "Ray: captune", "token:", str(tmp_path)):
         assert told in output
+    assert "A study with these options starts a Ray of its own and trains" in output
+    code, output = call(capsys, "--gpus-per-trial", "2")
+    assert code == 1 and "a trial must ask for one GPU at most" in output and "1 thing to fix." in output
+    code, output = call(capsys, "--cpus-per-trial", "100000")
+    assert code == 1 and "a trial must fit into a node" in output
     code, output = call(capsys, "--shared", str(tmp_path / "nowhere"))
     assert code == 1 and "1 thing to fix." in output
     assert "nowhere is not there" in output and "on every node" in output

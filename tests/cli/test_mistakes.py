@@ -77,6 +77,9 @@ def test_gpus_that_are_not_there_are_said_before_ray_starts(capsys: pytest.Captu
     code, output = call(capsys, "run", *DIGITS[2:], "--gpus-per-trial", "1", "--out", "study")
     assert code == 2 and "--gpus-per-trial needs a GPU that PyTorch can use" in output and "doctor" in output
     assert not (here / "study").exists()
+    for more in ((), ("--dry-run",), ("--address", "127.0.0.1:1")):
+        code, output = call(capsys, "run", *DIGITS[2:], "--gpus-per-trial", "2", "--out", "study", *more)
+        assert code == 2 and "a trial must ask for one GPU at most" in output
     code, output = call(capsys, *ADAPT, "--device", "cuda:1", "--out", "x")
     assert code == 2 and "must be a GPU that PyTorch can use, but got 'cuda:1'" in output
 

@@ -32,7 +32,7 @@ def test_a_study_on_disk_is_counted_as_its_driver_counts_it_at_every_moment(tmp_
     def alike(_event: Event, _trial: Trial | None) -> None:
         nonlocal seen
         seen += 1
-        live, read = standing(opened.cell), read_standing(directory)[0]
+        live, read = standing(opened.cell), read_standing(directory, running=True)[0]
         # A trial is handed out between its plan and its start; whoever reads the disk cannot tell.
         read = replace(read, running=live.running, seconds_left=live.seconds_left)
         if read != live:
@@ -56,7 +56,7 @@ def test_an_ensemble_that_closing_averages_is_no_trial_that_was_run(tmp_path: Pa
     with Journal(directory / JOURNAL, durable=False) as journal:
         journal.append(Planned(key=ENSEMBLE, phase=Phase.REFERENCE, origin=ENSEMBLE))
         journal.append(Finished(key=ENSEMBLE, state=State.COMPLETE, score=0.5))
-    after = read_standing(directory)[0]
+    after = read_standing(directory, running=False)[0]
     assert (after.done, after.planned) == (before.done, before.planned)
 
 

@@ -52,8 +52,12 @@ def _run(local: StandIns, *arguments: str, **environment: str) -> int:
     return code
 
 
+def _pid_file(home: Path, port: object) -> Path:
+    return home / ".captune" / "local" / f"ray-{port}.pid"
+
+
 def _pid(local: StandIns) -> int:
-    return int((local.home / ".captune" / "local" / "ray.pid").read_text())
+    return int(_pid_file(local.home, local.environment["CAPTUNE_RAY_PORT"]).read_text())
 
 
 def _address(local: StandIns) -> str:
@@ -116,9 +120,9 @@ def test_down_stops_its_own_node_only_and_a_second_down_is_harmless(local: Stand
 def test_a_recycled_process_number_is_not_taken_for_the_node(local: StandIns):
     bystander = subprocess.Popen(["sleep", "60"])
     try:
-        state = local.home / ".captune" / "local"
-        state.mkdir(parents=True)
-        (state / "ray.pid").write_text(f"{bystander.pid}\n")
+        pid_file = _pid_file(local.home, local.environment["CAPTUNE_RAY_PORT"])
+        pid_file.parent.mkdir(parents=True)
+        pid_file.write_text(f"{bystander.pid}\n")
         assert _run(local, "down") == 0
         assert is_alive(bystander.pid)
         assert _run(local, "up") == 0
@@ -171,6 +175,31 @@ def test_the_client_servers_port_is_a_free_one_or_the_one_that_was_set(local: St
     assert _run(local, "down") == 0
     assert _run(local, "up", CAPTUNE_CLIENT_PORT="20777") == 0
     assert "--ray-client-server-port=20777" in _starts(local)[1]
+
+
+def test_two_nodes_on_one_machine_have_ports_of_their_own_and_end_by_themselves(local: StandIns):
+    other = {"CAPTUNE_RAY_PORT": str(_free_port())}
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # then somebody else has it, which is as good
+            taken.bind(("127.0.0.1", 8265))
+            taken.listen()
+        assert _run(local, "up") == 0
+        assert _run(local, "up", **other) == 0
+    first, second = _starts(local)
+    assert not {word for word in [*first, *second] if word == "--dashboard-port=8265"}
+    pids = [
+        int(_pid_file(local.home, port).read_text())
+        for port in (local.environment["CAPTUNE_RAY_PORT"], *other.values())
+    ]
+    try:
+        assert all(map(is_alive, pids))
+        assert _run(local, "up") == 0 and "already up" in local.output()
+        assert _run(local, "down") == 0
+        assert [is_alive(pid) for pid in pids] == [False, True]
+    finally:
+        assert _run(local, "down", **other) == 0
+    assert not is_alive(pids[1])
 
 
 def test_a_node_that_does_not_start_shows_the_end_of_its_log(local: StandIns):
@@ -231,7 +260,7 @@ def test_a_real_node_listens_on_loopback_only_and_refuses_whoever_has_no_token(t
     subprocess.run(["bash", str(SCRIPT), "up"], env=environment, check=True, timeout=120)
     try:
         wait_until(lambda: answer() is not None, seconds=60)
-        group = int((tmp_path / ".captune" / "local" / "ray.pid").read_text())
+        group = int(_pid_file(tmp_path, port).read_text())
         loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
         assert _listening(group)
         assert _listening(group) <= loopback

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -21,6 +22,7 @@ from captune.tuning.cell import Cell
 from captune.tuning.planner import Planner, StudyScheduler
 from captune.tuning.silence import Silence
 from captune.tuning.stopping import StopRequests, request_stop
+from captune.tuning.trainable import PAYLOAD
 from tests.tuning.fakes import FakeTrial, info, study
 from tests.tuning.simulate import advance, drive, make_cell, outcomes
 
@@ -58,6 +60,13 @@ def test_usage_counts_sessions_and_the_gpus_of_trials_over_drivers_that_died() -
     assert usage.sessions(2050.0) == [(100.0, 150.0), (2000.0, 2050.0)]
     # t0000 and t0001 forty seconds each, t0001 forty more by now, on half a GPU.
     assert usage.gpu_seconds(2050.0) == pytest.approx(0.5 * (40 + 40 + 40))
+
+
+def test_a_driver_whose_clock_is_behind_the_one_before_counts_its_own_time() -> None:
+    usage = Usage([StudyOpened(time=5000.0), Started(key="t0000", time=5001.0), StudyOpened(time=1000.0)])
+    usage.apply(Started(key="t0000", time=1010.0))
+    usage.apply(StudyOpened(time=1200.0))
+    assert usage.sessions(1230.0) == [(5000.0, 5001.0), (1000.0, 1010.0), (1200.0, 1230.0)]
 
 
 class Clock:
@@ -225,6 +234,31 @@ def test_a_trial_past_its_time_ends_with_its_reason_and_is_not_tried_again(
     (trial,) = [trial for trial in cell.trials.values() if trial.ended]
     assert trial.state == "FAILED" and "--trial-timeout (60 s)" in str(trial.reason)
     assert trial.key not in cell.waiting
+
+
+def test_a_pack_has_the_time_of_its_trials_but_a_read_that_hangs_in_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = Planner([make_cell(tmp_path, study(trials=2, confirm_top=0))], timeout=60.0)
+    clock = Clock(0.0)
+    monkeypatch.setattr("captune.tuning.planner.time.monotonic", clock)
+    for name in ("tune-1", "tune-2"):
+        planner.suggest(name)
+    cell, (first,) = planner._trials.pop("tune-1")
+    _, (second,) = planner._trials.pop("tune-2")
+    planner._trials["pack"] = (cell, (first, second))
+    planner.started("pack", None)
+    for clock.now in (50.0, 100.0):
+        planner.report("pack", {PAYLOAD: json.dumps({"told": [], "node": "node"})})
+        assert planner.overdue() == {}
+    clock.now = 119.0
+    assert planner.overdue() == {}
+    clock.now = 121.0
+    assert "60 s so far" in str(planner.overdue()["pack"])
+    planner._trials["pack"] = (cell, (first, second, "a", "b", "c"))
+    assert planner.overdue() == {}, "five have five minutes"
+    clock.now = 161.0
+    assert "61 s so far" in str(planner.overdue()["pack"]), "but a minute has passed since the last report"
 
 
 def test_tunes_own_handling_of_a_trial_past_its_time_keeps_the_reason(

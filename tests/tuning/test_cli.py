@@ -214,7 +214,7 @@ def test_a_fork_starts_from_the_best_of_the_study_beside_it(tmp_path: Path) -> N
 
 def test_status_reads_a_study_from_its_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run_study(tmp_path / "done", trials=4, confirm_top=1, confirm_seeds=1)
-    found, _ = read_standing(tmp_path / "done")
+    found, _ = read_standing(tmp_path / "done", running=False)
     assert found.phase == "done" and found.done == found.planned and found.zero_shot == 0.7
     code, output = call(capsys, "status", str(tmp_path / "done"))
     assert code == 0 and "finished" in output

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,4 +153,20 @@ def test_an_address_that_takes_connections_and_says_nothing_is_refused_within_te
         silent.listen()
         said, seconds = refusal(f"127.0.0.1:{silent.getsockname()[1]}")
     assert "no answer within" in said
+    assert seconds < 10
+
+
+@pytest.mark.parametrize("banner", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_an_address_where_another_kind_of_server_answers_is_refused_within_ten_seconds(banner: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(banner)
+
+        threading.Thread(target=answer, daemon=True).start()
+        said, seconds = refusal(f"127.0.0.1:{server.getsockname()[1]}")
+    assert "something answers there that is not Ray" in said
     assert seconds < 10

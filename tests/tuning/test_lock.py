@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from captune.cli.main import main
 from captune.errors import StudyError
 from captune.records import JOURNAL
 from captune.records.layout import LOCK
 from captune.tuning import lock as lock_module
-from captune.tuning.lock import STALE_SECONDS, DriverLock, is_alive, read_lock
+from captune.tuning.lock import STALE_SECONDS, DriverLock, drivers_of, is_alive, read_lock
+from captune.tuning.stopping import StopRequests, request_stop
 from tests.tuning.test_open_study import open_study
 
 # The lock
@@ -46,6 +48,7 @@ def test_a_lock_of_another_host_counts_by_its_heartbeat() -> None:
     holder = {"host": "elsewhere", "pid": 1, "boot": "x", "started": "1"}
     assert is_alive({**holder, "heartbeat": time.time() - STALE_SECONDS / 2})
     assert not is_alive({**holder, "heartbeat": time.time() - STALE_SECONDS - 1})
+    assert not is_alive({**holder, "heartbeat": time.time() + STALE_SECONDS + 9}), "its clock says nothing"
 
 
 def elsewhere(directory: Path, heartbeat: float) -> None:
@@ -53,18 +56,63 @@ def elsewhere(directory: Path, heartbeat: float) -> None:
     (directory / LOCK).write_text(json.dumps(holder))
 
 
+@pytest.mark.parametrize("ahead", [-3600, 3600])
 @pytest.mark.parametrize("beats", [False, True])
-def test_a_lock_of_a_host_whose_clock_is_behind_is_watched_before_it_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: bool
+def test_a_lock_of_a_host_whose_clock_differs_is_watched_before_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: bool, ahead: int
 ) -> None:
     monkeypatch.setattr("captune.tuning.lock._WATCH_SECONDS", 0.5)
-    elsewhere(tmp_path, time.time() - 3600)
+    elsewhere(tmp_path, time.time() + ahead)
     if beats:
-        threading.Timer(0.1, elsewhere, (tmp_path, time.time() - 3590)).start()
+        threading.Timer(0.1, elsewhere, (tmp_path, time.time() + ahead + 10)).start()
         with pytest.raises(StudyError, match="process 1 on elsewhere"):
             DriverLock(tmp_path)
     else:
         DriverLock(tmp_path).release()
+
+
+def test_who_runs_studies_is_seen_across_clocks_and_all_are_watched_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captune.tuning.lock._WATCH_SECONDS", 0.5)
+    names = ("beats", "fresh", "dead", "free")
+    beats, fresh, dead, _ = studies = [tmp_path / name for name in names]
+    for directory in studies:
+        directory.mkdir()
+    elsewhere(beats, time.time() - 3600)
+    elsewhere(fresh, time.time() - 1)
+    elsewhere(dead, time.time() - 3600)
+    threading.Timer(0.1, elsewhere, (beats, time.time() - 3590)).start()
+    began = time.monotonic()
+    found = drivers_of(studies)
+    assert time.monotonic() - began < 2
+    assert [name for name, at in zip(names, studies, strict=True) if found[at] is not None] == ["beats", "fresh"]
+
+
+def test_stop_reaches_a_driver_on_a_host_whose_clock_is_an_hour_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("captune.tuning.lock._WATCH_SECONDS", 10.0)
+    open_study(tmp_path / "run", trials=2).close()
+    requests = StopRequests([tmp_path / "run"])
+
+    def drive() -> None:
+        while not requests.came():
+            elsewhere(tmp_path / "run", time.time() - 3600)
+            time.sleep(0.05)
+        (tmp_path / "run" / LOCK).unlink()
+
+    elsewhere(tmp_path / "run", time.time() - 3600)
+    driver = threading.Thread(target=drive)
+    driver.start()
+    try:
+        with pytest.raises(SystemExit) as caught:
+            main(["stop", str(tmp_path / "run")])
+    finally:
+        request_stop(tmp_path / "run")
+        driver.join()
+    said = capsys.readouterr().out
+    assert caught.value.code == 0 and "run on elsewhere: stopped." in said, said
 
 
 def test_a_driver_that_slept_while_another_took_over_writes_nothing_more(

@@ -132,6 +132,26 @@ def test_a_node_that_does_not_see_the_study_is_named_before_the_first_trial(
     assert not list(tmp_path.glob(".visible*"))
 
 
+def test_a_node_on_which_a_mount_hangs_is_named_before_the_first_trial(
+    nodes: LocalNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = nodes_module._probe_node
+    hanging: list[str] = []
+
+    def probe(directories: list[str], token: str) -> str | None:
+        if ray.get_runtime_context().get_node_id() == hanging[0]:
+            time.sleep(3600)
+        return real(directories, token)
+
+    monkeypatch.setattr(nodes_module, "_probe_node", probe)
+    monkeypatch.setattr(nodes_module, "_ANSWER_SECONDS", 20.0)
+    with connected(nodes.address, threads=1):
+        hanging += [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("node:__internal_head__")]
+        with pytest.raises(StudyError, match=f"{hanging[0][:8]}.: does not answer within 20 s") as caught:
+            check_nodes([tmp_path])
+    assert str(caught.value).count("does not answer") == 1, "the node that answers is not blamed"
+
+
 def test_an_interrupted_study_leaves_a_joined_cluster_running(nodes: LocalNodes, tmp_path: Path) -> None:
     cell = new_cell(tmp_path / "run", trials=6, confirm_top=0)
     interrupt_when(cell, lambda event: isinstance(event, Epoch))

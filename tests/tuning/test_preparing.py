@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from captune.studies.planning import plan_study
 from captune.studies.running import Settings, run_studies
 from captune.tuning import cluster as cluster_module
 from captune.tuning import preparing
-from captune.tuning.preparing import Made, Preparation
+from captune.tuning.preparing import Made, NodePreparer, Preparation
 from captune.tuning.progress import standing
 from tests.tuning.fakes import info, study
 from tests.tuning.simulate import make_cell
@@ -86,8 +87,8 @@ class Node:
     def options(self, **_: Any) -> Node:
         return self
 
-    def remote(self, what: Any) -> Any:
-        if isinstance(what, bool):
+    def remote(self, what: Any, *more: Any) -> Any:
+        if more:
             return self
         self.asked.append(what)
         return f"answer {len(self.asked)}"
@@ -127,6 +128,29 @@ def test_cells_begin_as_their_images_are_ready_and_one_that_cannot_leaves_the_ot
     preparation.look()
     assert cells[0].finished and cells[0].unable, "no node is left that could run it"
     assert not cells[1].finished
+
+
+def test_a_node_on_which_a_read_hangs_is_done_without_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = threading.Event()
+
+    def hang(_task: dict[str, Any], look: Callable[[], None]) -> Made:
+        look()
+        stuck.wait()
+        return Made()
+
+    monkeypatch.setattr(preparing, "prepare_this_process", hang)
+    made = NodePreparer(gpus=False, patience=0.3).prepare({})
+    stuck.set()
+    assert made.silent and "must make a step within --trial-timeout (0 s)" in str(made.refused)
+    (cell,) = cells_of(tmp_path, TaskConfig(dataset="digits", paradigm="ul"))
+    told: list[str] = []
+    preparation = Preparation([cell], told.append)
+    preparation._settle([cell], {"good": Made(), "dead": made})
+    assert cell.unable is None and cell.next_trial() is not None, "the good node trains"
+    (sentence,) = told
+    assert sentence.startswith("cell-0: the images are not ready on dead, which is done without: the preparation")
+    preparation._settle([cell], {"dead": made})
+    assert "dead: the preparation of images must make a step" in str(cell.unable)
 
 
 def test_what_a_late_node_makes_for_its_first_trial_is_counted_too(tmp_path: Path) -> None:
