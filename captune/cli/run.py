@@ -29,6 +29,7 @@ from captune.data.catalog import DATASETS, check_dataset_name, data_root, is_fou
 from captune.decisions.criteria import resolve_criterion
 from captune.errors import ConfigError, UsageError
 from captune.records.layout import STUDY
+from captune.tuning.answering import check_answers
 from captune.tuning.loggers import check_loggers
 
 _PLACE = "The study's directory"
@@ -104,6 +105,7 @@ def run(
     file = StudyFile.read(_one_file(study_file, config))
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
     check_loggers(machine.logger)
+    check_answers(machine.address)
     datasets, missing = _datasets({**(file.values.get("task") or {}), **given.task}, skip_missing)
     if missing:
         console.print(f"Not on disk and left out: {', '.join(missing)}.", highlight=False, soft_wrap=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from captune.data.catalog import TINY, default_backbone
 from captune.errors import UsageError
 from captune.studies.planning import Plan
+from captune.tuning.allotment import refuse_several_gpus
 from captune.tuning.cluster import check_address
 from captune.tuning.mirror import without_password
-from captune.tuning.packing import refuse_several_gpus
 
 _ANSWER_SECONDS = 4.0
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}

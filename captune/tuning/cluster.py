@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -27,6 +26,7 @@ from captune import interruption, own_process
 from captune.errors import StudyError, UsageError
 from captune.tuning import ray_internals
 from captune.tuning.allotment import Node
+from captune.tuning.answering import ANSWER_SECONDS, check_answers, no_cluster
 from captune.tuning.environment import ray_environment, variables, worker_variables
 from captune.tuning.lock import is_running
 
@@ -34,13 +34,8 @@ _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
 _START_SECONDS = 180.0
 _USUAL_START_SECONDS = 15.0
-_ANSWER_SECONDS = 4.0
 # The driver goes first, then workers, far behind them the dozen processes of the dashboard, which import much.
 _WORKER_NICENESS, _DASHBOARD_NICENESS = 3, 19
-# How every gRPC client begins (RFC 9113, section 3.4): the preface and an empty SETTINGS frame; servers answer with
-# theirs. A server of another protocol answers with other bytes, and Ray would ask it for minutes.
-_SETTINGS = bytes([4])
-_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0]) + _SETTINGS + bytes(5)
 _OPEN_CLUSTER = (
     "this cluster asks for no token: whoever reaches its ports can run commands on it. "
     "Start its head with RAY_AUTH_MODE=token."
@@ -137,9 +132,12 @@ def connected(
     with ray_environment():
         if address is not None:
             address = _found(address)
-            _check_answers(address)
+            check_answers(address)
+        head = None if address is None else ray_internals.asked_without_token(address, ANSWER_SECONDS)
+        if head == "no Ray":
+            raise no_cluster(f"'{address}': something answers there that is not Ray")
         # A process that asks for a token is given up by a cluster that sends none, and its actors with it.
-        is_open = address is not None and ray_internals.asks_for_token(address, _ANSWER_SECONDS) is False
+        is_open = head == "open"
         with (
             variables({"RAY_AUTH_MODE": "disabled"} if is_open else {}),
             _connection(address, threads, dashboard, dashboard_host, cpus, modules) as cluster,
@@ -204,7 +202,7 @@ def _connection(
                 got=(str(error).strip().splitlines() or [type(error).__name__])[0],
                 next_step="A machine under heavy load needs longer: try again, or join a cluster by --address.",
             ) from error
-        raise _no_cluster(f"'{address}': {str(error).strip().splitlines()[0]}") from None
+        raise no_cluster(f"'{address}': {str(error).strip().splitlines()[0]}") from None
     except BaseException:
         # Interrupted: the parts of the cluster that had started end with this process.
         shutil.rmtree(scraps, ignore_errors=True)
@@ -279,14 +277,6 @@ def _found(address: str) -> str:
     return ray_internals.address_of_this_machine() or address
 
 
-def _no_cluster(got: str) -> UsageError:
-    return UsageError(
-        "--address must lead to a running Ray cluster",
-        got=got,
-        next_step="Start one with `ray start --head`, or leave --address out to use this machine.",
-    )
-
-
 def check_address(address: str) -> None:
     """Check that a cluster answers at an address, without connecting to it.
 
@@ -295,32 +285,8 @@ def check_address(address: str) -> None:
     """
     found = _found(address)
     if found == "auto":
-        raise _no_cluster("'auto', and none runs on this machine")
-    if "://" not in found and not re.fullmatch(r".+:\d+", found):
-        raise _no_cluster(f"'{address}', which is no HOST:PORT")
-    _check_answers(found)
-
-
-def _check_answers(address: str) -> None:
-    """Check that something at the address speaks gRPC; Ray itself would wait for it for minutes.
-
-    Raises:
-        UsageError: nothing does, within seconds.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # `auto` where no cluster is known, or a scheme of an extension: Ray knows more of it
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
-            connection.settimeout(_ANSWER_SECONDS)
-            connection.sendall(_HTTP2_GREETING)
-            frame = connection.recv(4)
-    except TimeoutError:
-        raise _no_cluster(f"'{address}': no answer within {_ANSWER_SECONDS:.0f} s") from None
-    except OSError as error:
-        raise _no_cluster(f"'{address}': {error.strerror or error}") from None
-    if frame[3:] != _SETTINGS:  # behind three bytes of its length, the type of the first frame
-        raise _no_cluster(f"'{address}': something answers there that is not Ray")
+        raise no_cluster("'auto', and none runs on this machine")
+    check_answers(found)
 
 
 def _listens_on_loopback_only(address: str) -> bool:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from captune.tuning.allotment import Node
 from captune.tuning.gpus import GpuProof, prove_gpus
-from captune.tuning.packing import Node
 
 FINE, NOTE, BROKEN = "ok", "note", "broken"
 # A trial of a small backbone with its process; below this a study of one trial at a time gets into trouble.

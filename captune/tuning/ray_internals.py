@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray._private.ray_constants
@@ -50,20 +50,24 @@ def on_loopback() -> Iterator[None]:
             os.environ[NETWORK_SWITCH] = variable
 
 
-def asks_for_token(address: str, seconds: float) -> bool | None:
-    """Whether the cluster at an address refuses who sends no token; None where that cannot be told.
+def asked_without_token(address: str, seconds: float) -> Literal["open", "token", "no Ray"] | None:
+    """What a head answers who sends no token: that anyone may, that a token is needed, or what no Ray would.
 
-    Uses the gRPC method `ray.rpc.NodeInfoGcsService/GetClusterId` of Ray's head.
+    None where that cannot be told. Uses the gRPC method `ray.rpc.NodeInfoGcsService/GetClusterId` of Ray's head, and
+    `ray.rpc.RayletDriver/ClusterInfo` of its client server (`ray://`).
     """
     import grpc
 
-    with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
-        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+    name = "RayletDriver/ClusterInfo" if address.startswith("ray://") else "NodeInfoGcsService/GetClusterId"
+    with grpc.insecure_channel(address.removeprefix("ray://"), [("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            ask(b"", timeout=seconds)
+            channel.unary_unary(f"/ray.rpc.{name}")(b"", timeout=seconds)
         except grpc.RpcError as error:
-            return True if error.code() is grpc.StatusCode.UNAUTHENTICATED else None
-        return False
+            told: dict[Any, Literal["token", "no Ray"]] = {
+                grpc.StatusCode.UNAUTHENTICATED: "token", grpc.StatusCode.UNIMPLEMENTED: "no Ray"
+            }  # fmt: skip
+            return told.get(error.code())
+        return "open"
 
 
 @contextlib.contextmanager

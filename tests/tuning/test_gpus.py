@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import ray
 import torch
@@ -168,5 +170,16 @@ def test_an_address_where_another_kind_of_server_answers_is_refused_within_ten_s
 
         threading.Thread(target=answer, daemon=True).start()
         said, seconds = refusal(f"127.0.0.1:{server.getsockname()[1]}")
+    assert "something answers there that is not Ray" in said
+    assert seconds < 10
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_grpc_server_that_is_not_ray_is_refused_within_ten_seconds(scheme: str) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    said, seconds = refusal(f"{scheme}127.0.0.1:{port}")
+    server.stop(None)
     assert "something answers there that is not Ray" in said
     assert seconds < 10

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # What leans on them: private names, samplers, Optuna copy, whole studies on a Ray of this machine.
-TESTS = ("test_internals.py", "test_samplers.py", "test_study.py", "test_starting.py", "test_engine.py")
+TESTS = ("test_internals.py", "test_samplers.py", "test_open_study.py", "test_starting.py", "test_engine.py")
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(3600)]
 
