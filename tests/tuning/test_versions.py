@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # What leans on them: private names, samplers, Optuna copy, whole studies on a Ray of this machine.
 TESTS = ("test_internals.py", "test_samplers.py", "test_open_study.py", "test_starting.py", "test_engine.py")
+# Seen wherever tests are collected, not only when this slow one is run.
+assert all(Path(__file__).with_name(name).exists() for name in TESTS), "a test that is run on other versions moved"
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(3600)]
 
