@@ -42,7 +42,7 @@ def doctor(
             ensure_token()
             proof = prove_gpus()
             reports = {"this machine": examine(directories, gpus=proof, ports=True)}
-        nodes = (this_node(proof),)
+        nodes: tuple[Node, ...] = (this_node(proof),)
     else:
         with connected(address, threads=1) as cluster:
             reports = examine_nodes(directories)
