@@ -24,7 +24,6 @@ from captune.data.known_datasets import DATASETS
 from captune.data.names import EUROSAT
 from captune.errors import DataError, UsageError
 from tests.data.miniatures import write_image
-from tests.slow import in_one_test
 
 
 class _Server:
@@ -163,7 +162,7 @@ def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile
     return info
 
 
-@in_one_test(
+@pytest.mark.parametrize(
     "member",
     [
         _member("../evil"),

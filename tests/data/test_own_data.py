@@ -188,7 +188,7 @@ def test_missing_manifest_is_refused(tmp_path: Path) -> None:
 # ---- split files
 
 
-@in_one_test(
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"{not json", "split file must be JSON"),

@@ -166,8 +166,8 @@ def test_no_image_is_both_labelled_and_unlabelled(ten: str, paradigm: str, role:
         assert np.array_equal(truth[name], labels_M[getattr(task, name)])
 
 
-@in_one_test("paradigm", list(PARADIGMS))
-@in_one_test("role", _ROLES)
+@pytest.mark.parametrize("paradigm", list(PARADIGMS))
+@pytest.mark.parametrize("role", _ROLES)
 def test_task_is_the_same_whatever_the_sealed_labels_are(tmp_path: Path, paradigm: str, role: str) -> None:
     """Everything a task holds is the same when every label it seals is replaced by garbage."""
     splits = {"train": _even(10, 20), "val": _even(10, 6), "test": _even(10, 5)}

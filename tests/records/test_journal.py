@@ -16,7 +16,6 @@ from captune.errors import RecordError, StudyError
 from captune.records import JOURNAL, Journal, atomic_write
 from captune.records.events import Other
 from tests.journals import append, journal_lines
-from tests.slow import in_one_test
 
 
 def written(path: Path, count: int) -> list[dict[str, object]]:
@@ -36,7 +35,7 @@ def read_journal_after(path: Path, count: int) -> list[dict[str, object]]:
     return journal_lines(path)
 
 
-@in_one_test("lost", range(1, 40))
+@pytest.mark.parametrize("lost", range(1, 40))
 def test_any_torn_tail_costs_only_the_last_event(tmp_path: Path, lost: int) -> None:
     path = tmp_path / "journal.jsonl"
     events = written(path, 3)
