@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from captune.tuning.open_study import OpenStudy
 
 Closed = tuple[StudyRecord, list[Path]]
 _EVERY_SECONDS = 1.0
+# Each is a process of some 0.8 GB beside those that train, and many studies can end at once.
+AT_ONCE = max(2, min((os.cpu_count() or 2) // 2, 8))
 # Writing the page of several studies reads all their records, which takes seconds, or minutes where there are many.
 # It is therefore renewed at most once a minute, and may take a tenth of the time.
 _PAGE_SECONDS = 60.0
@@ -58,33 +61,40 @@ class BackgroundClosing:
         if time.monotonic() - self._looked < _EVERY_SECONDS:
             return
         self._looked = time.monotonic()
-        for opened in self._studies:
-            if opened.cell.finished and opened.cell.unable is None and not self._begun(opened.directory):
-                # Imported only now, because it needs PyTorch.
-                from captune.studies.closing import close_study
-
-                opened.settle()
-                self._began[opened.directory] = time.monotonic()
-                self._running[opened.directory] = start_here(close_study, opened.directory)
         for directory, answer in list(self._running.items()):
             if answer.ready():
                 self._take(directory, answer)
+        self._begin()
         self._renew_page()
 
-    def left(self) -> tuple[int, float]:
-        """(Reports still to write, the common one too; seconds that the longest took.)"""
+    def seconds_left(self) -> float:
+        """What the reports still to be written will take, the common one too, each as long as the longest so far."""
         done = {*self.records, *self.failures}
-        open_ones = [one for one in self._studies if one.directory not in done and one.cell.unable is None]
+        reports = 1 + sum(one.directory not in done and one.cell.unable is None for one in self._studies)
         now = time.monotonic()
         running = [now - self._began[directory] for directory in self._running]
-        return len(open_ones) + 1, max([*(self._took or [CLOSING_SECONDS]), *running])
+        return max([*(self._took or [CLOSING_SECONDS]), *running]) * max(1, reports / AT_ONCE)
 
-    def wait(self) -> None:
-        """Wait for the studies that are still being closed."""
-        for directory, answer in list(self._running.items()):
-            self._take(directory, answer)
+    def wait(self, *, begin: bool = True) -> None:
+        """Wait for the studies that are being closed; `begin`: and for all others that have ended."""
+        while self._running:
+            directory = next(iter(self._running))
+            self._take(directory, self._running[directory])
+            if begin:
+                self._begin()
         if self._page is not None:
             self._take_page(self._page)
+
+    def _begin(self) -> None:
+        """Start to close what has ended, a few at once."""
+        ended = (one for one in self._studies if one.cell.finished and one.cell.unable is None)
+        for opened in [one for one in ended if not self._begun(one.directory)][: AT_ONCE - len(self._running)]:
+            # Imported only now, because it needs PyTorch.
+            from captune.studies.closing import close_study
+
+            opened.settle()
+            self._began[opened.directory] = time.monotonic()
+            self._running[opened.directory] = start_here(close_study, opened.directory)
 
     def _renew_page(self) -> None:
         if self._page is not None:

@@ -194,7 +194,7 @@ def _run_trials(
         cells = [opened.cell for opened in studies]
         # This process closes a single study itself, since it has nothing else to do.
         background = BackgroundClosing(studies if len(studies) > 1 else [], watcher.closed, _common_report(plans))
-        closings = background.left if len(studies) > 1 else None
+        closings = background.seconds_left if len(studies) > 1 else None
         budget = Budget(cells, seconds=settings.time_budget, gpu_hours=settings.gpu_hours, closings=closings)
         budget.reopen()
         if settings.retry_failed:
@@ -322,7 +322,7 @@ def _run_on_ray(
         )
     if finished:
         watcher.ended(cells)
-    background.wait()
+    background.wait(begin=finished)
     if finished:
         cluster.ending.begin()
     return finished

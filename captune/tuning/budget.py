@@ -28,7 +28,7 @@ class Budget:
         cells: opened studies, which share the budget.
         seconds: on the clock; None: no limit.
         gpu_hours: trials' seconds times their GPUs; None: no limit.
-        closings: how many reports are still to be written, and the seconds that one takes.
+        closings: seconds that choosing, measuring and reporting will still take; None: as for a study each.
         clock: Unix seconds.
     """
 
@@ -38,7 +38,7 @@ class Budget:
         *,
         seconds: float | None = None,
         gpu_hours: float | None = None,
-        closings: Callable[[], tuple[int, float]] | None = None,
+        closings: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._cells = list(cells)
@@ -96,9 +96,7 @@ class Budget:
         total, longest = sum(seconds for seconds, _ in work), max((single for _, single in work), default=0.0)
         wall = _MARGIN * (total / max(concurrency, 1) + longest)
         if reserve:
-            # Studies that end together are closed together, beside what still trains.
-            reports, seconds = self._closings()
-            wall += seconds * max(min(reports, 1), reports / max(concurrency, 1))
+            wall += self._closings()
         if self._seconds is not None and self.spent_seconds + wall >= self._seconds:
             return f"the time budget of {self._seconds:.0f} s"
         used = 3600 * self.spent_gpu_hours + _MARGIN * total * gpus
@@ -106,5 +104,5 @@ class Budget:
             return f"the budget of {self._gpu_seconds / 3600:g} GPU hours"
         return None
 
-    def _all_unfinished(self) -> tuple[int, float]:
-        return sum(not cell.finished for cell in self._cells), CLOSING_SECONDS
+    def _all_unfinished(self) -> float:
+        return CLOSING_SECONDS * sum(not cell.finished for cell in self._cells)

@@ -60,6 +60,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Answer]:
 
     monkeypatch.setattr(module, "start_here", start_here)
     monkeypatch.setattr(module, "_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "AT_ONCE", 2)
     return started
 
 
@@ -120,6 +121,24 @@ def test_the_page_of_all_is_renewed_once_a_minute_at_most_and_only_for_studies_t
     assert after(60.0, studies[3]) == 3
 
 
+def test_only_a_few_are_closed_at_once(answers: dict[Path, Answer], tmp_path: Path) -> None:
+    studies = [Study(tmp_path / str(number)) for number in range(7)]
+    for study in studies:
+        study.cell.finished = True
+    background = BackgroundClosing(studies, lambda *_: None)  # type: ignore[arg-type]
+    background.look()
+    background.look()
+    assert list(answers) == [study.directory for study in studies[:2]]
+    answers[studies[1].directory].ended = True
+    background.look()
+    assert len(answers) == 3 and len(background.records) == 1
+    background.wait(begin=False)
+    assert len(answers) == len(background.records) == 3, "an interrupted study closes no further one"
+    background.look()
+    background.wait()
+    assert list(background.records) == [study.directory for study in (studies[1], studies[0], *studies[2:])]
+
+
 def test_a_study_that_cannot_be_closed_keeps_its_reason_and_stops_no_other(
     answers: dict[Path, Answer], tmp_path: Path
 ) -> None:
@@ -137,17 +156,17 @@ def test_what_closing_takes_is_measured(
 ) -> None:
     first, second = Study(tmp_path / "first"), Study(tmp_path / "second")
     background = BackgroundClosing([first, second], lambda *_: None)  # type: ignore[list-item]
-    assert background.left() == (3, CLOSING_SECONDS), "two studies, and the report of both"
+    assert background.seconds_left() == 1.5 * CLOSING_SECONDS, "two studies and the report of both, two at once"
     now = 100.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     first.cell.finished = True
     background.look()
     now += CLOSING_SECONDS + 12.0
-    assert background.left() == (3, CLOSING_SECONDS + 12.0), "one that is running already takes longer than expected"
+    assert background.seconds_left() == 1.5 * (CLOSING_SECONDS + 12.0), "one that runs already takes longer"
     answers[first.directory].ended = True
     now += 3.0
     background.look()
-    assert background.left() == (2, CLOSING_SECONDS + 15.0)
+    assert background.seconds_left() == CLOSING_SECONDS + 15.0
 
 
 def test_a_page_that_takes_long_is_renewed_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,20 +110,19 @@ def test_a_time_budget_ends_the_search_early_enough_to_confirm_inside_it(tmp_pat
 
 
 def test_the_time_that_reports_take_is_kept_too(tmp_path: Path) -> None:
-    def ends(name: str, closings: tuple[int, float], concurrency: int) -> float:
+    def ends(name: str, closings: float) -> float:
         (tmp_path / name).mkdir()
         cell = make_cell(tmp_path / name, study(trials=200, confirm_top=0, scheduler="none"))
         clock = opened_at(cell)
         budget = Budget([cell], seconds=1000.0, closings=lambda: closings, clock=clock)
         while cell.record.search_ended is None:
             clock.now += 1.0
-            budget.check(concurrency=concurrency, gpus=0.0)
+            budget.check(concurrency=2, gpus=0.0)
         cell.close()
         return budget.spent_seconds
 
-    assert ends("one", (1, 100.0), 8) == pytest.approx(900, abs=2)
-    assert ends("eight", (8, 50.0), 2) == pytest.approx(800, abs=2), "as many are closed at once as trials run"
-    assert ends("none", (0, 50.0), 2) == pytest.approx(1000, abs=2)
+    assert ends("some", 100.0) == pytest.approx(900, abs=2)
+    assert ends("none", 0.0) == pytest.approx(1000, abs=2)
 
 
 def test_a_study_whose_budget_ended_it_is_finished_and_goes_on_with_more_trials_or_more_time(tmp_path: Path) -> None:
