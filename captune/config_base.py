@@ -97,6 +97,9 @@ def _wording(problem: Any) -> str:
     ):
         if problem["type"] == kind:
             return f"must be {words} {limits[key]:g}"
+    for kind, words in (("int", "a whole number"), ("float", "a number")):
+        if problem["type"] in (f"{kind}_parsing", f"{kind}_type", f"{kind}_from_float"):
+            return f"must be {words}"
     return str(problem["msg"])
 
 

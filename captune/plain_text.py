@@ -1,4 +1,4 @@
-"""Names of strangers' files and classes as text that may be shown.
+"""Names of strangers' files and classes as text that may be shown; numbers of things in words.
 
 A name may hold every character but `/` and NUL: also those that colour a terminal, clear it, write into its clipboard
 or turn the direction of what follows.
@@ -37,6 +37,18 @@ def on_one_line(text: str) -> str:
 def as_unicode(text: str) -> str:
     """The text itself, with `�` for bytes that are not UTF-8 (half surrogates in Python), so that it can be written."""
     return _HALF.sub("\ufffd", text)
+
+
+def counted(number: int, what: str) -> str:
+    """How many there are, in words.
+
+    Example:
+        >>> counted(1, "image"), counted(2, "unreadable image"), counted(0, "study")
+        ('1 image', '2 unreadable images', '0 studies')
+    """
+    if number == 1:
+        return f"1 {what}"
+    return f"{number} {what[:-1]}ies" if what.endswith("y") else f"{number} {what}s"
 
 
 def _picture(character: str) -> str:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from captune.cli.console import plain_console, say
-from captune.cli.options import Given, with_options
+from captune.cli.options import COMMAND_LINE, Given, with_options
+from captune.config import MachineConfig
 from captune.errors import UsageError
 from captune.tuning.allotment import Node, allot
 from captune.tuning.cluster import Cluster, connected, ensure_token
@@ -35,16 +36,16 @@ def doctor(
     Example: captune doctor --address auto --shared /shared/runs
     """
     console = plain_console(file=sys.stdout)
+    machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
     directories = [str(path.expanduser().absolute()) for path in shared or ()]
-    address = given.machine.get("address")
-    if address is None:
+    if machine.address is None:
         with ray_environment():
             ensure_token()
             proof = prove_gpus()
             reports = {"this machine": examine(directories, gpus=proof, ports=True)}
         nodes: tuple[Node, ...] = (this_node(proof),)
     else:
-        with connected(address, threads=1) as cluster:
+        with connected(machine.address, threads=1) as cluster:
             reports = examine_nodes(directories)
             nodes = cluster.nodes
             reports["cluster"] = _cluster(cluster)
@@ -53,7 +54,7 @@ def doctor(
         for finding in findings:
             _show(finding, console)
     broken = sum(finding.state == BROKEN for findings in reports.values() for finding in findings)
-    broken += _show_study(nodes, given, console)
+    broken += _show_study(nodes, machine, console)
     console.print(f"{broken} {'thing' if broken == 1 else 'things'} to fix." if broken else "Nothing to fix.")
     if broken:
         raise typer.Exit(1)
@@ -75,12 +76,12 @@ def _cluster(cluster: Cluster) -> list[Finding]:
     return findings
 
 
-def _show_study(nodes: tuple[Node, ...], given: Given, console: Console) -> int:
+def _show_study(nodes: tuple[Node, ...], machine: MachineConfig, console: Console) -> int:
     """What a study would use; 1 where a trial fits nowhere."""
-    memory = given.machine.get("memory_per_trial")
+    memory = machine.memory_per_trial
     try:
         share = allot(
-            nodes, cpus=given.machine.get("cpus_per_trial"), gpus=given.machine.get("gpus_per_trial"),
+            nodes, cpus=machine.cpus_per_trial, gpus=machine.gpus_per_trial,
             memory_bytes=None if memory is None else 1e9 * memory,
         )  # fmt: skip
     except UsageError as error:

@@ -17,6 +17,7 @@ from captune.config import TrialConfig
 from captune.cost.estimate import TrialCost, cards, estimate_trial_cost, num_confirmations
 from captune.data.catalog import default_backbone
 from captune.durations import duration
+from captune.plain_text import counted
 from captune.seeding import derive_seed
 from captune.space import Parameter, Space
 from captune.studies.planning import Plan
@@ -39,10 +40,11 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"{info.num_classes} classes, pool {info.num_pool}, test {info.num_test}; "
         f"backbone {backbone}, weights {weights or 'its own'}, "
         f"tuning {info.base.tuning}, {info.base.epochs} epochs.\n"
-        f"Selects by {info.criterion} ({info.criterion_help}) on {info.num_scored} images; "
+        f"Selects by {info.criterion} ({info.criterion_help}) on {counted(info.num_scored, 'image')}; "
         f"reports {info.metric_name}.\n"
-        f"Search: {study.trials} trials, sampler {study.sampler}, scheduler {study.scheduler}, seed {study.seed}; "
-        f"then {study.confirm_top} configurations and the first over {study.confirm_seeds} seeds each.",
+        f"Search: {counted(study.trials, 'trial')}, sampler {study.sampler}, scheduler {study.scheduler}, "
+        f"seed {study.seed}; "
+        f"then the best {study.confirm_top} and the first over {counted(study.confirm_seeds, 'seed')} each.",
         highlight=False,
     )
     for name, value in study.fixed.items():

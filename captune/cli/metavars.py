@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from typer.models import OptionInfo
 
-_WORDS = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PATH"}
+WORDS = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def with_metavars(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -20,13 +20,13 @@ def with_metavars(function: Callable[..., Any]) -> Callable[..., Any]:
     for annotation in annotations.values():
         for option in (mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, OptionInfo)):
             if option.metavar is None:
-                option.metavar = _WORDS.get(_plain_type(annotation))
+                option.metavar = WORDS.get(_plain_type(annotation))
     function.__annotations__ = annotations
     return function
 
 
 def opposites_sentence(function: Callable[..., Any]) -> str | None:
-    """What `--help` says at its end about `--no-…`, by an example of the command's own; None if it has none.
+    """What `--help` says at its end about `--no-…` and `none`, by examples of the command's own; None if it has none.
 
     Only settings have an opposite, and only a study's file can have turned one on before.
     """
@@ -36,7 +36,8 @@ def opposites_sentence(function: Callable[..., Any]) -> str | None:
         return None
     flag = hidden.removeprefix("no_").replace("_", "-")
     undoes = " that undoes what a study.yaml says" if "study_file" in signature.parameters else ""
-    return f"Each flag that is a setting has an opposite{undoes}: --no-{flag} for --{flag}."
+    none = " The value none does so for an option that needs no value: --shots none." if undoes else ""
+    return f"Each flag that is a setting has an opposite{undoes}: --no-{flag} for --{flag}.{none}"
 
 
 def _plain_type(annotation: Any) -> Any:

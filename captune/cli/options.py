@@ -4,6 +4,8 @@ An option's help text is the description of its field in captune/config.py, its 
 panel is the heading in `--help`. A field that gets a description there is thereby an option: of `run` and `compare`, of
 `adapt` too if it says what is trained on what (TaskConfig, TrialConfig), of `resume` if it says how it runs
 (MachineConfig). A method's own settings (captune/algorithms/configs.py) are no options: `--set NAME=VALUE` gives them.
+
+What a study.yaml says can be undone: a flag by `--no-NAME`, an option that needs no value by `none`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from captune.cli.console import labelled, say
+from captune.cli.metavars import WORDS
 from captune.config import COMMAND_LINE as COMMAND_LINE
 from captune.config import (
     PARADIGM_ALIASES,
@@ -51,11 +54,16 @@ Set = Annotated[
     ),
 ]
 C = TypeVar("C", bound=Config)
+NONE = "none"
+"""What is typed to undo the value of an option that needs none."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What was typed, by the configuration class whose option it is; what was not typed is not there."""
+    """What was typed, by the configuration class whose option it is; what was not typed is not there.
+
+    None is what `none` was typed for: the option's value is as if nobody had given one.
+    """
 
     task: dict[str, Any] = field(default_factory=dict)
     trial: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +105,7 @@ def with_options(
         left_out.update(parameter.name for parameter in own)
         owners: dict[str, str] = {}
         opposites: set[str] = set()
+        undone: dict[str, Callable[[str], str | Path | None]] = {}
         made: list[inspect.Parameter] = []
         for group in groups:
             cls = _GROUPS[group]
@@ -108,7 +117,9 @@ def with_options(
                 default = (defaults or {}).get(name, None if group == "trial" else info.get_default())
                 note = (notes or {}).get(name, "")
                 made.append(_parameter(name, info, panel.name, note, default))
-                if _is_off(info, default):
+                if _takes_none(info):
+                    undone[name] = _path_or_none if _typed(info.annotation)[0] is Path else _text_or_none
+                elif _is_off(info, default):
                     made.append(_opposite(name))
                     opposites.add(name)
 
@@ -121,7 +132,7 @@ def with_options(
                     value = _turned_off(name, value)
                 value = (defaults or {}).get(name) if value is None else value
                 if value is not None:
-                    getattr(given, group)[name] = value
+                    getattr(given, group)[name] = undone[name](value) if name in undone else value
             return function(**values, given=given)
 
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*made, *own]]
@@ -143,12 +154,29 @@ def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any) 
         f"{flag}/--no-{flag[2:]}" if kind is bool and default is True else flag,
         help=f"{text[:1].upper()}{text[1:]}." + (f" Default: {default}." if shown else ""),
         rich_help_panel=panel,
-        metavar="" if kind is bool else "|".join(choices) if choices else "PATH" if kind is Path else None,
+        metavar="|".join(choices) or WORDS[kind],
         show_default=False,
     )
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        # The configuration class turns text into numbers itself; the parser would refuse `none`.
+        annotation=Annotated[(str if _takes_none(info) else kind) | None, option],
     )
+
+
+def _takes_none(info: FieldInfo) -> bool:
+    """Whether `none` undoes the option's value: the setting needs none."""
+    return info.get_default() is None
+
+
+def _text_or_none(value: str) -> str | None:
+    return None if value == NONE else value
+
+
+def _path_or_none(value: str) -> Path | None:
+    return None if value == NONE else Path(value)
 
 
 def _is_off(info: FieldInfo, default: Any) -> bool:

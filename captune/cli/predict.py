@@ -16,7 +16,7 @@ from captune.cli.study_model import Yes, model_at
 from captune.data.labelling import Prediction, check_empty, predictions, predictions_csv, sort_into_folders
 from captune.data.tree import printable
 from captune.errors import DataError, UsageError
-from captune.plain_text import as_unicode, visible
+from captune.plain_text import as_unicode, counted, visible
 
 
 @options.with_options("task", only=("backbone", "pretrained"))
@@ -81,8 +81,8 @@ def predict(
     _write(predictions_csv(found) if top is None else _ranked_csv(listed), out)
     if copy_to is not None:
         sorted_in, left_out = sort_into_folders(found, copy_to, min_confidence=min_confidence, link=link)
-        words = f"{'links to' if link else 'copies of'} {sorted_in} images are sorted by class in {copy_to}"
-        words += f"; {left_out} less probable than {min_confidence:g} are left out" if left_out else ""
+        words = f"{'links to' if link else 'copies of'} {counted(sorted_in, 'image')} sorted by class in {copy_to}"
+        words += f"; {left_out} less probable than {min_confidence:g} left out" if left_out else ""
         console.print(words, highlight=False, soft_wrap=True, markup=False)
     for path, reason in broken:
         console.print(f"not read: {printable(path)}: {reason}", highlight=False, soft_wrap=True, markup=False)

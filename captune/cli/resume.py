@@ -37,7 +37,7 @@ def resume(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Database of the Optuna copy; needed again where its address has a password.",
+            help="Database of the Optuna copy; needed again where its address has a password; none: a file instead.",
             rich_help_panel=MachineConfig.panel,
         ),
     ] = None,

@@ -16,6 +16,7 @@ from rich.text import Text
 from captune.cli.console import labelled
 from captune.cli.options import say_notes
 from captune.decisions.criteria import ORACLE
+from captune.plain_text import counted
 from captune.records import Role, State, StudyRecord, is_against_zero_shot
 from captune.records.events import Chosen
 from captune.records.layout import BEST_CONFIG, CHECKPOINT, PAGE, PREDICTIONS_CSV
@@ -124,7 +125,7 @@ def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> 
     if files:
         where = shown_path(study.directory)
         console.print(f"Files in {where}: {_kinds(files)}", highlight=False)
-        for line in next_steps(study, where):
+        for line in next_steps(study, where, width=console.width):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -167,13 +168,16 @@ def _kinds(files: Sequence[Path]) -> str:
     return ", ".join([*opened, f"{len(tables)} tables (CSV)", f"{len(figures)} figures (PNG, SVG)"])
 
 
-def next_steps(study: StudyRecord, where: Path) -> list[str]:
-    """What to do with a study that has ended, one line each."""
+def next_steps(study: StudyRecord, where: Path, *, width: int) -> list[str]:
+    """What to do with a study that has ended, one line each; two where a line would be wider than the terminal."""
     steps = [(f"open {where / PAGE}", "the same with figures and pictures")]
     if not str(study.task.get("dataset", "")).startswith("features:"):
         steps.append((f"captune predict {where} PHOTOS", "classify new images"))
-    width = max(len(command) for command, _ in steps)
-    return ["Next:", *(f"  {command:<{width}}  {why}" for command, why in steps)]
+    longest = max(len(command) for command, _ in steps)
+    lines = [f"  {command:<{longest}}  {why}" for command, why in steps]
+    if any(len(line) > width for line in lines):
+        lines = [line for command, why in steps for line in (f"  {why}:", f"    {command}")]
+    return ["Next:", *lines]
 
 
 def failures_told(study: StudyRecord) -> list[str]:
@@ -212,8 +216,7 @@ def _say_start(cells: Sequence[Cell], cluster: Cluster, allotment: Allotment, co
     share = f"{allotment.cpus:g} CPU" + (f", {allotment.gpus:g} GPU" if allotment.gpus else "")
     share += f", {allotment.memory_bytes / 1e9:.1f} GB" if allotment.memory_bytes else ""
     console.print(
-        f"{len(cells)} {'study' if len(cells) == 1 else 'studies'} on {where}: {allotment.concurrency} trials at once, "
-        f"{share} each",
+        f"{counted(len(cells), 'study')} on {where}: {counted(allotment.concurrency, 'trial')} at once, {share} each",
         highlight=False,
     )
     if cluster.warning:
@@ -226,7 +229,8 @@ def _say_kept(cells: Sequence[Cell], console: Console) -> None:
     for cell in cells:
         ended = standing(cell).done
         console.print(
-            f"Interrupted. {cell.name}: {ended} finished trials are kept, the others go on from their last epoch.\n"
+            f"Interrupted. {cell.name}: {counted(ended, 'finished trial')} kept, the others go on from their last "
+            "epoch.\n"
             f"Continue with: captune resume {shown_path(cell.directory)}",
             highlight=False,
             soft_wrap=True,

@@ -11,6 +11,7 @@ from captune.data.listing import SPLITS, Items, Listing
 from captune.data.overrides import NO_LABELS, GivenNames, names_missing, renaming, spelled_alike, spelling
 from captune.data.tree import Tree, name_some, printable
 from captune.errors import DataError
+from captune.plain_text import counted
 
 
 def read_folder(
@@ -106,14 +107,14 @@ def _are_classes(folders: Sequence[str], loose: Sequence[str], given: GivenNames
     if folders and loose and (called or not names):
         raise DataError(
             "a folder must hold class folders or images, not both",
-            got=f"{len(loose)} images ({name_some([Path(path).name for path in loose])}) beside the folders "
+            got=f"{counted(len(loose), 'image')} ({name_some([Path(path).name for path in loose])}) beside the folders "
             f"{name_some(folders)}",
             where=where,
             next_step=f"Move the images into the folder of their class, or elsewhere. {NO_LABELS}",
         )
     if not names and len(folders) < 2:
         raise names_missing(
-            f"{len(loose)} images and no names"
+            f"{counted(len(loose), 'image')} and no names"
             if loose
             else f"{name_some(folders) or 'no folder'} alone, which is no choice of classes",
             where,
@@ -181,13 +182,14 @@ def _labelled_splits(
         found, loose = tree.folders(*folder), tree.direct_images(*folder)
         if split != "train" and not found and loose:
             splits[split] = _unknown(loose)
-            nowhere = f"{by_split[split]} holds {len(loose)} images in no class folder"
-            notes = (*notes, f"{nowhere}: their labels are unknown")
+            nowhere = f"{by_split[split]} holds {counted(len(loose), 'image')} in no class folder"
+            notes = (*notes, f"{nowhere}: labels unknown")
             continue
         if loose:
             raise DataError(
                 "a split folder must hold class folders or images, not both",
-                got=f"{len(loose)} images ({name_some([Path(path).name for path in loose])}) beside class folders",
+                got=f"{counted(len(loose), 'image')} beside class folders: "
+                f"{name_some([Path(path).name for path in loose])}",
                 where=f"{where}/{by_split[split]}",
                 next_step="Move the images into the folder of their class, or elsewhere.",
             )
@@ -231,7 +233,7 @@ def _refuse_others(tree: Tree, parts: list[str], by_split: dict[str, str], where
     others = [name for name in tree.folders(*parts) if name not in by_split.values() and tree.images(*parts, name)]
     loose = tree.direct_images(*parts)
     if others or loose:
-        listed = [*(f"the folder '{name}'" for name in others), *([f"{len(loose)} images"] if loose else [])]
+        listed = [*(f"the folder '{name}'" for name in others), *([counted(len(loose), "image")] if loose else [])]
         raise DataError(
             "nothing but split folders must hold images beside train and test",
             got=name_some(listed),

@@ -21,6 +21,7 @@ from captune.data.file_kinds import open_image
 from captune.data.listing import SPLITS, Items, Listing
 from captune.data.tree import name_some, printable
 from captune.errors import DataError
+from captune.plain_text import counted
 from captune.records import atomic_write
 
 NEARLY = 0.99
@@ -160,9 +161,10 @@ def keep_copies_together(
     notes = []
     if groups:
         copies = sum(len(group) - 1 for group in groups)
-        notes.append(f"{copies} of {len(placed)} images are copies of another (the same file or the same bytes)")
+        are = "is a copy" if copies == 1 else "are copies"
+        notes.append(f"{copies} of {len(placed)} images {are} of another (the same file or the same bytes)")
     if unclear:
-        notes.append(f"{len(unclear)} images have two labels, as copies: {name_some(unclear)}")
+        notes.append(f"{counted(len(unclear), 'image')} with two labels, as copies: {name_some(unclear)}")
     if listing.cut:
         side = {at: placed[group[0]][0] for group in across for at in group}
         splits: dict[str, Items] = {split: [] for split in SPLITS}
@@ -172,10 +174,11 @@ def keep_copies_together(
     leaks = [leak for group in across if (leak := _leak([placed[at] for at in group])) is not None]
     pairs, num_test = [pair for pair, _ in leaks], sum(count for _, count in leaks)
     measured = any(label != UNKNOWN for _, label in listing.splits.get("test", []))
+    shared = f"{counted(num_test, 'test image')} {'is' if num_test == 1 else 'are'} in the training images too"
     if pairs and measured and not shared_test:
         if published:
             notes.append(
-                f"{num_test} test images are in the training images too, in the published split itself, so their "
+                f"{shared}, in the published split itself, so their "
                 f"accuracy is partly learned by heart, as in all numbers on it: {name_some(pairs)}"
             )
         elif not allow:
@@ -187,8 +190,7 @@ def keep_copies_together(
             )
         else:
             notes.append(
-                f"--allow-duplicates: {num_test} test images are in the training images too, so their accuracy is "
-                f"partly learned by heart: {name_some(pairs)}"
+                f"--allow-duplicates: {shared}, so their accuracy is partly learned by heart: {name_some(pairs)}"
             )
     return _with(listing, listing.splits, notes)
 

@@ -18,6 +18,7 @@ from captune.data.listing import SPLITS, Items, Listing
 from captune.data.overrides import GivenNames, names_missing, renaming, spelled_alike, spelling
 from captune.data.tree import lies_in, name_some, printable
 from captune.errors import DataError, did_you_mean
+from captune.plain_text import counted
 
 _UNKNOWN_LABELS = ("", "-1")
 _MISSING = re.compile(r"nan|n/?a|<na>|none|null|unknown|unlabell?ed|\?|-\d+(\.\d+)?", re.IGNORECASE)
@@ -230,7 +231,9 @@ def _counted(rows: list[_Row], names: tuple[str, ...], numbers: dict[str, int]) 
     ):
         return ()
     counts = Counter(row.label.strip() for row in rows)
-    pairs = [f"{label.strip()} = {names[at]} ({counts[label.strip()]} images)" for label, at in numbers.items()]
+    pairs = [
+        f"{label.strip()} = {names[at]} ({counted(counts[label.strip()], 'image')})" for label, at in numbers.items()
+    ]
     return (f"labels are numbers that count the class names from 0: {name_some(pairs, 5)}",)
 
 

@@ -23,6 +23,7 @@ from captune.errors import DataError, UsageError, nearest
 from captune.model.backbone import Backbone, load_backbone
 from captune.model.blocks import LeanOptions
 from captune.model.class_prompts import class_prompts, prompts_that_fit
+from captune.plain_text import counted
 from captune.records import Role
 
 _ENCODE_BATCH = 128
@@ -184,7 +185,7 @@ def _text_features(backbone: Backbone, task: Task, config: TaskConfig, notes: li
 def _unreadable_note(unreadable: dict[str, str]) -> list[str]:
     """How many images were left out because they cannot be read, and three of them; nothing where none was."""
     named = [f"{path} ({reason})" for path, reason in unreadable.items()]
-    return [f"{len(named)} unreadable images are left out: {name_some(named)}"] if named else []
+    return [f"{counted(len(named), 'unreadable image')} left out: {name_some(named)}"] if named else []
 
 
 def _bank(

@@ -320,6 +320,8 @@ def write_study(directory: Path, header: StudyOpened) -> None:
 def with_storage(study: StudyConfig, storage: str | None) -> StudyConfig:
     """A recorded study's settings with its database's address, which is recorded without the password.
 
+    `none` as the address: no database, but a file in the study's directory.
+
     Raises:
         UsageError: the password is needed and was not given.
     """
@@ -328,7 +330,7 @@ def with_storage(study: StudyConfig, storage: str | None) -> StudyConfig:
             "--storage must be given again where it has a password", got="none", where=study.storage,
             next_step="Passwords are not recorded.",
         )  # fmt: skip
-    return study if storage is None else study.model_copy(update={"storage": storage})
+    return study if storage is None else study.model_copy(update={"storage": None if storage == "none" else storage})
 
 
 def versions() -> dict[str, str]:

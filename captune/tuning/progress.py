@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from captune.durations import duration
+from captune.plain_text import counted
 from captune.records import ENSEMBLE, ZERO_SHOT, Event, Phase, State, Trial
 from captune.records.events import Crashed, Finished, PhaseBegun, Preempted
 from captune.tuning.cell import Cell
@@ -109,6 +110,8 @@ class Progress:
         self._console = console
         self._concurrency = concurrency
         self._standings: list[Standing] = []
+        self._num_epochs = 0
+        self._began = time.monotonic()
         self._refreshed = 0.0
         for cell in cells:
             cell.listeners.append(self._line(cell))
@@ -133,11 +136,18 @@ class Progress:
         if now - self._refreshed > 0.25:
             self._refreshed = now
             self._standings = [standing(cell, concurrency=self._concurrency) for cell in self._cells]
+            self._num_epochs = sum(trial.num_epochs for cell in self._cells for trial in cell.trials.values())
 
     def _table(self) -> Table:
         table = standings_table(self._standings, width=self._console.width)
-        table.caption, table.caption_justify = self._budget(), "left"
+        table.caption, table.caption_justify = self._moving(), "left"
         return table
+
+    def _moving(self) -> str:
+        """What changes while no trial ends: the time, and the epochs trained."""
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        parts = [f"{minutes}:{seconds:02d} so far", counted(self._num_epochs, "epoch") + " trained", self._budget()]
+        return ", ".join(part for part in parts if part is not None)
 
     def _line(self, cell: Cell) -> Any:
         def write(event: Event, trial: Trial | None) -> None:

@@ -125,6 +125,7 @@ USAGE = [
     (["run", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "neighbors"]], 2, "'neighbours'"),
     (["run", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "val"]], 2, "(ssl)"),
     (["compare", *["--dataset", "digits", "--paradigm", "ul", "--select-by", "neighbors"]], 2, "'neighbours'"),
+    (["run", *["--dataset", "digits", "--paradigm", "ssl", "--shots", "two"]], 2, "--shots: must be a whole number"),
     (["run", "/nowhere/study.yaml"], 2, "must be readable"),
     (["run", *["--dataset", "digits", "--paradigm", "ul", "--stress", "--no-stress"]], 2, "--stress and --no-stress"),
 ]
@@ -206,6 +207,40 @@ def test_every_flag_that_is_off_can_be_turned_off_where_a_file_says_true(tmp_pat
     given = Given(task={"allow_duplicates": False}, study={"stress": False}, trial={"inference_adapters": False})
     [study] = _studies(StudyFile.read(path), given, settings(given.trial, None))
     assert (study.stress, study.task.allow_duplicates, study.fixed) == (False, False, {"inference_adapters": False})
+
+
+def test_none_undoes_what_a_file_says_for_every_option_that_needs_no_value(tmp_path: Path) -> None:
+    optional = {name: cls for cls in CLASSES for name, info in fields(cls).items() if info.get_default() is None}
+    assert optional.keys() >= {"storage", "shots", "time_budget", "gpu_hours", "space", "data_root", "micro_batch"}
+    seen: list[Given] = []
+    command = with_options("task", "study", "trial", "machine")(_keeping(seen))
+    parameters = inspect.signature(command).parameters
+    for name, cls in optional.items():
+        group = {TaskConfig: "task", StudyConfig: "study", TrialConfig: "trial", MachineConfig: "machine"}[cls]
+        command(**(dict.fromkeys(parameters) | {name: "none"}))
+        assert getattr(seen[-1], group) == {name: None}, name
+    command(**(dict.fromkeys(parameters) | {"storage": "none", "shots": "none", "data_root": "none"}))
+    recorded = DIGITS | {"paradigm": "ssl", "shots": 3, "data_root": "/data"}
+    path = header(tmp_path, storage="sqlite:///copy.db", task=recorded)
+    [study] = _studies(StudyFile.read(path), seen[-1], {})
+    assert (study.storage, study.task.shots, study.task.data_root) == (None, None, None)
+    [study] = _studies(StudyFile.read(path), Given(), {})
+    assert (study.storage, study.task.shots) == ("sqlite:///copy.db", 3)
+
+
+def test_options_that_take_none_still_refuse_what_is_no_number_and_help_says_what_they_want(
+    usage: list[Answer],
+) -> None:
+    with pytest.raises(ConfigError, match="--shots: must be a whole number, got 'two'"):
+        TaskConfig.parse({**DIGITS, "shots": "two"}, where="the command line")
+    with pytest.raises(ConfigError, match="--gpu-hours: must be a number, got 'many'"):
+        MachineConfig.parse({"gpu_hours": "many"}, where="the command line")
+    assert TaskConfig.parse({**DIGITS, "shots": "2"}).shots == 2
+    assert MachineConfig.parse({"cpus_per_trial": "0.5"}).cpus_per_trial == 0.5
+    _, output, _, _ = usage[0]
+    said = " ".join(output.replace("│", " ").split())
+    assert "--shots N" in said and "--gpu-hours X" in said and "--data-root PATH" in said
+    assert "The value none does so for an option that needs no value: --shots none." in said
 
 
 def _keeping(seen: list[Given]) -> Any:

@@ -261,7 +261,7 @@ def test_one_unreadable_image_is_left_out_of_a_study_and_counted(tmp_path: Path)
     context = open_context(config, "report")
     assert len(context.task.pool) == len(context.task.test) == 120
     (note,) = [note for note in context.notes if "unreadable" in note]
-    assert note.startswith("1 unreadable images are left out") and "bad.jpg" in note
+    assert note.startswith("1 unreadable image left out") and "bad.jpg" in note
     strict = TaskConfig.parse({**values, "cache_dir": tmp_path / "cache", "max_unreadable": 0.001})
     with pytest.raises(DataError, match=r"1 of 121 broken: .*bad\.jpg.*--max-unreadable"):
         open_context(strict, "report")

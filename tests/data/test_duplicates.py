@@ -79,7 +79,7 @@ def test_copies_across_given_splits_are_refused_by_name_unless_allowed(tmp_path:
     with pytest.raises(DataError, match=r"but got 1 that are: .*again\.jpg = .*train/a/1\.jpg.*--allow-duplicates"):
         _load(f"folder:{tmp_path}")
     dataset = _load(f"folder:{tmp_path}", allow_duplicates=True)
-    assert any("1 test images are in the training images too" in note for note in dataset.notes)
+    assert any("1 test image is in the training images too" in note for note in dataset.notes)
     assert len(_load(f"folder:{tmp_path}", "tft").test) == 5, "tft trains on its test images anyway"
     # Every test image that is a copy counts, also where several are of one training image.
     shutil.copy(tmp_path / "train" / "a" / "1.jpg", tmp_path / "test" / "a" / "a third time.jpg")
@@ -108,11 +108,11 @@ def test_copies_in_a_published_split_are_noted_and_nothing_is_moved(
     after = _load("caltech101", **settings)
     assert (after.train.paths, after.test.paths) == (before.train.paths, before.test.paths)
     (note,) = [note for note in after.notes if "published split" in note]
-    assert note.startswith("1 test images are in the training images too") and str(tested) in note
+    assert note.startswith("1 test image is in the training images too") and str(tested) in note
     assert "learned by heart" in note
     shutil.copy(trained, Path(before.test.paths[-1]))
     catalog._read_dataset.cache_clear()
-    assert any("1 images have two labels, as copies" in note for note in _load("caltech101", **settings).notes)
+    assert any("1 image with two labels, as copies" in note for note in _load("caltech101", **settings).notes)
 
 
 def test_copies_stay_on_one_side_where_captune_cuts_a_catalogue_dataset(tmp_path: Path) -> None:

@@ -299,6 +299,7 @@ def test_a_password_of_a_storage_stays_out_of_the_records_and_is_asked_for_again
     with pytest.raises(UsageError, match="--storage must be given again"):
         with_storage(recorded, None)
     assert with_storage(recorded, address) == study(trials=2, confirm_top=0, storage=address)
+    assert with_storage(recorded, "none") == study(trials=2, confirm_top=0)
     run_study(tmp_path / "run", resume=True, trials=3, confirm_top=0, storage=address)
 
 
