@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from captune.errors import StudyError, did_you_mean_path
+from captune.errors import UsageError, did_you_mean_path
 from captune.records.layout import JOURNAL, PAGE, STUDY
 
 
@@ -18,13 +18,13 @@ def studies_in(places: Sequence[Path], passed_over: list[str] | None = None) -> 
             where it is None, such a path is an error.
 
     Raises:
-        StudyError: a path is not there (the nearest is named), or none of them holds a study.
+        UsageError: a path is not there (the nearest is named), or none of them holds a study.
     """
     found: list[Path] = []
     without: list[Path] = []
     for place in (path.expanduser() for path in places):
         if not place.exists():
-            raise StudyError(
+            raise UsageError(
                 "a study's directory must be there", got="none", where=place, next_step=did_you_mean_path(place)
             )
         inside = _studies_of(place)
@@ -32,7 +32,7 @@ def studies_in(places: Sequence[Path], passed_over: list[str] | None = None) -> 
         if not inside:
             without.append(place)
     if without and (not found or passed_over is None):
-        raise StudyError(
+        raise UsageError(
             f"a study's directory must hold {STUDY}, itself or one below",
             got=f"{_what(without[0])}" + (f" and {len(without) - 1} more without one" if len(without) > 1 else ""),
             where=without[0],

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from captune.adapting import adapt_once, advice_against, check_out, configuration
 from captune.cli.console import labelled, plain_console, say
-from captune.errors import CheckpointError, StudyError, UsageError, did_you_mean_path
+from captune.errors import StudyError, UsageError, did_you_mean_path
 from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, STUDY
 from captune.tuning.header import read_study
 
@@ -28,15 +28,13 @@ def model_at(place: Path, *, yes: bool, device: str) -> Path:
         yes, device: as for `model_of_study`.
 
     Raises:
-        CheckpointError: nothing is there; the nearest path is named.
+        UsageError: nothing is there; the nearest path is named.
         CaptuneError: as `model_of_study`, for a study.
     """
     if (place / STUDY).is_file():
         return model_of_study(place, yes=yes, device=device, console=plain_console(stderr=True))
     if not place.exists():
-        raise CheckpointError(
-            "an adapted model must be there", got="none", where=place, next_step=did_you_mean_path(place)
-        )
+        raise UsageError("an adapted model must be there", got="none", where=place, next_step=did_you_mean_path(place))
     return place
 
 

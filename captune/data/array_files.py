@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from captune.errors import DataError
+from captune.errors import DataError, did_you_mean_path
 
 _MAX_ARRAYS = 64
 _MAX_HEADER = 10_000
@@ -38,7 +38,9 @@ def read_npz(file: Path) -> dict[str, npt.NDArray[np.generic]]:
                 raise _Refused("two parts of one name")
             return found
     except FileNotFoundError:
-        raise DataError("a feature file must be there", got="none", where=file) from None
+        raise DataError(
+            "a feature file must be there", got="none", where=file, next_step=did_you_mean_path(file)
+        ) from None
     except IsADirectoryError:
         raise DataError("a feature file must be an .npz file", got="a folder", where=file) from None
     except _Refused as refused:

@@ -17,7 +17,7 @@ from captune.data.decode import Pixels, Unreadable, decode_array, resize_image
 from captune.data.image_store import decode_many
 from captune.data.tree import Tree, name_some
 from captune.data.views import Normalise, centre_crop
-from captune.errors import DataError, UsageError
+from captune.errors import DataError, UsageError, did_you_mean_path
 from captune.preprocessing import Preprocessing
 
 _BATCH = 64
@@ -50,7 +50,10 @@ def image_files(places: Sequence[Path], notes: list[str] | None = None) -> list[
     """
     missing = [str(place) for place in places if not place.exists()]
     if missing:
-        raise DataError("every image or folder must be there", got=f"{len(missing)} missing: {name_some(missing)}")
+        raise DataError(
+            "every image or folder must be there", got=f"{len(missing)} missing: {name_some(missing)}",
+            next_step=did_you_mean_path(Path(missing[0])),
+        )  # fmt: skip
     special = [str(place) for place in places if not (place.is_file() or place.is_dir())]
     if special:
         raise DataError("every place must be a file or a folder", got=name_some(special))

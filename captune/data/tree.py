@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from captune.data.file_kinds import BROKEN_LINK, DEVICE, HIDDEN, is_junk_folder, is_special, reason_not_to_read
-from captune.errors import DataError, UsageError
+from captune.errors import DataError, UsageError, did_you_mean_path
 from captune.plain_text import on_one_line
 
 _JUNK = "folders of the system or of a program"
@@ -65,7 +65,9 @@ class Tree:
             DataError: no such folder.
         """
         if not base.is_dir():
-            raise DataError("an image folder must be there", got="none", where=printable(base))
+            raise DataError(
+                "an image folder must be there", got="none", where=printable(base), next_step=did_you_mean_path(base)
+            )
         self.base = str(base.absolute())
         self.passed_over: dict[str, list[str]] = {}
         self._skip = frozenset(name.strip("/") for name in skip)

@@ -14,7 +14,7 @@ from PIL import Image
 from captune.cli.main import main
 from captune.cli.places import studies_in
 from captune.config import StudyConfig, TaskConfig
-from captune.errors import StudyError, UsageError, did_you_mean, did_you_mean_path
+from captune.errors import UsageError, did_you_mean, did_you_mean_path
 from captune.studies.checks import check_storage
 from captune.studies.planning import plan_study
 from captune.tuning.open_study import OpenStudy
@@ -152,13 +152,13 @@ def test_paths_of_studies(capsys: pytest.CaptureFixture[str], here: Path) -> Non
     (here / "runs" / "notes.txt").write_text("")
     for command in ("status", "resume", "report", "stop"):
         code, said = call(capsys, command, "runs/digts-ul-cap")
-        assert code == 1 and "Did you mean 'runs/digits-ul-cap'?" in said, command
+        assert code == 2 and "Did you mean 'runs/digits-ul-cap'?" in said, command
     assert studies_in([here / "runs"]) == [first, second]
     assert studies_in([first / "study.yaml", first]) == [first]
     notes: list[str] = []
     assert studies_in(sorted((here / "runs").iterdir()), notes) == [first, second]
     assert len(notes) == 2 and any("a report of several studies" in note for note in notes)
-    with pytest.raises(StudyError, match="a report of several studies, no study"):
+    with pytest.raises(UsageError, match="a report of several studies, no study"):
         studies_in([here / "runs" / "report"], [])
     assert "digits-ul-cap" in call(capsys, "status")[1]
     shutil.rmtree(here / "runs")
