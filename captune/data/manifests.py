@@ -17,7 +17,7 @@ from captune.data.layouts import SPLIT_NAMES, as_words, cut_by_class
 from captune.data.listing import SPLITS, Items, Listing
 from captune.data.overrides import GivenNames, names_missing, renaming, spelled_alike, spelling
 from captune.data.tree import lies_in, name_some, printable
-from captune.errors import DataError, did_you_mean
+from captune.errors import DataError, did_you_mean, did_you_mean_path
 from captune.plain_text import counted
 
 _UNKNOWN_LABELS = ("", "-1")
@@ -108,9 +108,11 @@ def _rows(file: Path, columns: Columns, *, labels: bool) -> list[_Row]:
             _row(cells, reader.line_num, places, len(header), file) for cells in reader if any(map(str.strip, cells))
         ]
     except csv.Error as error:
-        raise DataError("a manifest must be CSV", got=str(error), where=f"{file}: line {reader.line_num}") from None
+        raise DataError(
+            "a list of images must be CSV", got=str(error), where=f"{file}: line {reader.line_num}"
+        ) from None
     if not rows:
-        raise DataError("a manifest must list images", got="a header alone", where=file)
+        raise DataError("a list of images must list images", got="a header alone", where=file)
     return rows
 
 
@@ -118,7 +120,8 @@ def _text(file: Path) -> str:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise DataError("a manifest must be readable", got=error.strerror, where=file) from None
+        near = did_you_mean_path(file)
+        raise DataError("a list of images must be readable", got=error.strerror, where=file, next_step=near) from None
     encoding = "utf-8-sig"
     if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         encoding = "utf-32"
@@ -130,7 +133,7 @@ def _text(file: Path) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(
-            "a manifest must be UTF-8 text",
+            "a list of images must be UTF-8 text",
             got=f"byte {error.start} is not",
             where=file,
             next_step='Save it as UTF-8 (in Excel: "CSV UTF-8").',
@@ -155,16 +158,16 @@ def _places(header: Sequence[str], columns: Columns, file: Path, *, labels: bool
     folded = [name.casefold() for name in header]
     twice = sorted(name for name, count in Counter(folded).items() if count > 1 and name)
     if twice:
-        raise DataError("a manifest's columns must have different names", got=name_some(twice), where=file)
+        raise DataError("a list's columns must have different names", got=name_some(twice), where=file)
     places = {}
     for what, name in (("image", columns.image), ("label", columns.label), ("split", columns.split)):
         named = name != getattr(Columns(), what)
         at = folded.index(name.strip().casefold()) if name.strip().casefold() in folded else None
         if at is None and (what == "image" or named or (what == "label" and labels)):
             raise DataError(
-                f"a manifest must have a column {name}"
+                f"a list of images must have a column {name}"
                 if named
-                else "a manifest must have a header with the columns path, label and optionally split",
+                else "a list of images must have a header with the columns path, label and optionally split",
                 got=", ".join(header) or "an empty file",
                 where=file,
                 next_step=did_you_mean(name, header)
@@ -287,7 +290,7 @@ def _located(rows: list[_Row], file: Path, root: Path, *, follow_links: bool) ->
             "every listed image must be on disk",
             got=f"{len(missing)} missing: {name_some(missing)}",
             where=file,
-            next_step="Paths in the manifest are absolute or relative to it.",
+            next_step="Paths in the list are absolute or relative to it.",
         )
     if special:
         raise DataError("every listed image must be a file", got=f"other things: {name_some(special)}", where=file)

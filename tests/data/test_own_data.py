@@ -181,7 +181,7 @@ def test_bad_manifests_are_refused(tmp_path: Path, text: str | bytes, message: s
 
 
 def test_missing_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="manifest must be readable"):
+    with pytest.raises(DataError, match="a list of images must be readable"):
         _load(f"csv:{tmp_path / 'none.csv'}")
 
 
@@ -348,7 +348,7 @@ def test_a_list_may_be_utf_32(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("path,label\n{a},\u00b2\n{b},y\n", None),
-        ('path,label\n"' + "x" * 140_000 + '",y\n', "a manifest must be CSV, but got field larger"),
+        ('path,label\n"' + "x" * 140_000 + '",y\n', "a list of images must be CSV, but got field larger"),
         ("path,label\n" + "x" * 400 + ".png,y\n", "every listed image must be on disk, but got 1 missing"),
         ("path,label,split\n{a},x,train\n{b},y,train\n{a},x,test\n", "must stand in one split, .* got 1 in two"),
     ],
