@@ -13,6 +13,7 @@ import typer
 
 from captune.cli.console import plain_console
 from captune.config import StudyConfig, TaskConfig
+from captune.durations import duration
 from captune.records import Event, Phase, Trial
 from captune.records.events import PhaseBegun
 
@@ -34,9 +35,13 @@ _PHASES = {
     ),
 }
 _CHOICE = (
-    "The study has chosen, by selection scores alone. Only now were the test labels read, once, to measure everything "
-    "in the table's third column."
+    "The advice was made from what the candidates predict for the unlabelled images. Only then were the test labels "
+    "read, once, to fill the column (sealed test)."
 )
+_YOURS = """A study of your own images (--dry-run says what it would take):
+  captune run --dataset folder:PHOTOS --class-names names.txt --paradigm ul
+Whether this machine is ready for it:
+  captune doctor"""
 
 
 def demo(
@@ -79,12 +84,4 @@ def demo(
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     console.print(f"\n{_CHOICE}", style="bold", highlight=False)
-    console.print(
-        f"That took {time.monotonic() - began:.0f} s. What next:\n"
-        f"  open {out}/report.html                          the same with figures\n"
-        f"  captune predict {out} PHOTOS --yes              adapt with the best settings, and classify your images\n"
-        "  captune run --dataset folder:PHOTOS --class-names names.txt --paradigm ul\n"
-        "                                                  a study of your own images\n"
-        "  captune doctor                                  whether this machine is ready for that",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    console.print(f"That took {duration(time.monotonic() - began)}.\n{_YOURS}", highlight=False, soft_wrap=True)

@@ -105,7 +105,7 @@ def with_options(
         left_out.update(parameter.name for parameter in own)
         owners: dict[str, str] = {}
         opposites: set[str] = set()
-        undone: dict[str, Callable[[str], str | Path | None]] = {}
+        undone: dict[str, type] = {}
         made: list[inspect.Parameter] = []
         for group in groups:
             cls = _GROUPS[group]
@@ -118,7 +118,7 @@ def with_options(
                 note = (notes or {}).get(name, "")
                 made.append(_parameter(name, info, panel.name, note, default))
                 if _takes_none(info):
-                    undone[name] = _path_or_none if _typed(info.annotation)[0] is Path else _text_or_none
+                    undone[name] = _typed(info.annotation)[0]
                 elif _is_off(info, default):
                     made.append(_opposite(name))
                     opposites.add(name)
@@ -132,7 +132,7 @@ def with_options(
                     value = _turned_off(name, value)
                 value = (defaults or {}).get(name) if value is None else value
                 if value is not None:
-                    getattr(given, group)[name] = undone[name](value) if name in undone else value
+                    getattr(given, group)[name] = _value(undone[name], value) if name in undone else value
             return function(**values, given=given)
 
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*made, *own]]
@@ -161,7 +161,7 @@ def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any) 
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        # The configuration class turns text into numbers itself; the parser would refuse `none`.
+        # As text, since the parser would refuse `none` for a number: `_value` reads it.
         annotation=Annotated[(str if _takes_none(info) else kind) | None, option],
     )
 
@@ -171,12 +171,14 @@ def _takes_none(info: FieldInfo) -> bool:
     return info.get_default() is None
 
 
-def _text_or_none(value: str) -> str | None:
-    return None if value == NONE else value
-
-
-def _path_or_none(value: str) -> Path | None:
-    return None if value == NONE else Path(value)
+def _value(kind: type, text: str) -> Any:
+    """What was typed for an option that takes none; a text that is no such value is left to the configuration class."""
+    if text == NONE:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        return text
 
 
 def _is_off(info: FieldInfo, default: Any) -> bool:
