@@ -325,7 +325,10 @@ def _own_dataset(task: TaskConfig, kind: str, place: Path, given: GivenNames | N
         dataset = read_feature_file(place, task.dataset, _PLAIN_TEMPLATE)
         return dataset if labels else _unlabelled(dataset)
     if kind == "folder" and not place.is_dir():
-        raise DataError("folder:DIR must be a folder", got="none" if not place.exists() else "a file", where=place)
+        raise DataError(
+            "folder:DIR must be a folder", got="none" if not place.exists() else "a file", where=place,
+            next_step=None if place.exists() else did_you_mean_path(place),
+        )  # fmt: skip
     if kind == "folder":
         skip = [name.strip() for name in (task.pass_over or "").split(",") if name.strip()]
         root, links = task.data_root, task.follow_links

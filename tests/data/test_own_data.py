@@ -91,7 +91,7 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
         _load(f"folder:{tmp_path / 'file'}")
     (tmp_path / "flat").mkdir()
     write_image(tmp_path / "flat" / "a.jpg")
-    with pytest.raises(DataError, match=r"must come with the names of the classes, but got 1 images and no names"):
+    with pytest.raises(DataError, match=r"must come with the names of the classes, but got 1 image and no names"):
         _load(f"folder:{tmp_path / 'flat'}")
     _classes(tmp_path / "hollow", ["a", "b"], 1)
     (tmp_path / "hollow" / "empty").mkdir()
@@ -322,7 +322,7 @@ def test_numbers_that_count_class_names_are_said_to_count_from_0(tmp_path: Path)
     numbers = "path,label\na.jpg,1\nb.jpg,2\nc.jpg,1\nd.jpg,\n"
     dataset = _load(_manifest(tmp_path, numbers), class_names="ring,bar,cup")
     said = [note for note in dataset.notes if "count the class names" in note]
-    assert said == ["labels are numbers that count the class names from 0: 1 = bar (2 images), 2 = cup (1 images)"]
+    assert said == ["labels are numbers that count the class names from 0: 1 = bar (2 images), 2 = cup (1 image)"]
     assert not any("count the class names" in note for note in _load(_manifest(tmp_path, numbers)).notes)
 
 

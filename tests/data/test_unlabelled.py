@@ -64,7 +64,7 @@ def test_names_come_from_text_and_yaml_files_too(tmp_path: Path) -> None:
 
 
 def test_images_without_names_are_refused_with_what_to_type(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r'1 images and no names.*--class-names "ring,bar,cup"'):
+    with pytest.raises(DataError, match=r'1 image and no names.*--class-names "ring,bar,cup"'):
         _load(f"folder:{_images(tmp_path, '1.jpg')}")
 
 
@@ -97,7 +97,7 @@ def test_names_that_stand_at_another_place_than_their_class_are_refused(tmp_path
 def test_images_beside_class_folders_are_named(tmp_path: Path) -> None:
     folder = _images(tmp_path, "bar/1.jpg", "cup/2.jpg", "loose.jpg")
     for names in ({}, {"class_names": NAMES}):
-        with pytest.raises(DataError, match=r"class folders or images, not both, but got 1 images \(loose.jpg\)"):
+        with pytest.raises(DataError, match=r"class folders or images, not both, but got 1 image \(loose.jpg\)"):
             _load(f"folder:{folder}", **names)
     assert len(_load(f"folder:{folder}", class_names=NAMES, labels="none").paths) == 3
     assert len(_load(f"folder:{folder}", class_names="cat,dog,cow").paths) == 3, "no folder is called like a class"
