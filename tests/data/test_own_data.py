@@ -204,7 +204,7 @@ def test_missing_manifest_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_bad_split_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "eurosat" / "2750").mkdir(parents=True)
+    (tmp_path / "eurosat" / "2750").mkdir(parents=True, exist_ok=True)
     (tmp_path / "eurosat" / "split_zhou_EuroSAT.json").write_bytes(content)
     with pytest.raises(DataError, match=message):
         _load("eurosat", data_root=tmp_path)
