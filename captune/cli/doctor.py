@@ -13,6 +13,7 @@ from captune.cli.console import plain_console, say
 from captune.cli.options import COMMAND_LINE, Given, with_options
 from captune.config import MachineConfig
 from captune.errors import UsageError
+from captune.plain_text import counted
 from captune.tuning.allotment import Node, allot
 from captune.tuning.cluster import Cluster, connected, ensure_token
 from captune.tuning.environment import ray_environment
@@ -89,8 +90,9 @@ def _show_study(nodes: tuple[Node, ...], machine: MachineConfig, console: Consol
         return 1
     parts = [f"{share.cpus:g} CPU", f"{share.gpus:g} GPU", f"{(share.memory_bytes or 0) / 1e9:.1f} GB"]
     each = ", ".join(part for part in parts if not part.startswith(("0 ", "0.0 ")))
-    own = "" if given.machine.get("address") else " starts a Ray of its own and"
+    own = "" if machine.address is not None else " starts a Ray of its own and"
     console.print(
-        f"A study with these options{own} trains {share.concurrency} trials at once, {each} each.", highlight=False
+        f"A study with these options{own} trains {counted(share.concurrency, 'trial')} at once, {each} each.",
+        highlight=False,
     )
     return 0
