@@ -53,14 +53,7 @@ def sinkhorn_bias(
     return bias_K - bias_K.mean()
 
 
-def half_sinkhorn(
-    logits_NK: Tensor,
-    *,
-    strength: float = 0.5,
-    num_steps: int = 1000,
-    tol: float = 1e-4,
-    prior_K: Tensor | None = None,
-) -> Tensor:
+def half_sinkhorn(logits_NK: Tensor, *, strength: float = 0.5) -> Tensor:
     """z + ½·b with b from `sinkhorn_bias`: halfway to a balanced pool, which hedges against pools that are not.
 
     Returns:
@@ -69,8 +62,7 @@ def half_sinkhorn(
     Raises:
         ValueError: as `sinkhorn_bias`.
     """
-    bias_K = sinkhorn_bias(logits_NK, num_steps=num_steps, tol=tol, prior_K=prior_K)
-    return precise(logits_NK) + strength * bias_K
+    return precise(logits_NK) + strength * sinkhorn_bias(logits_NK)
 
 
 def logit_adjustment_bias(logits_NK: Tensor, strength: float = 0.5) -> Tensor:
