@@ -117,6 +117,7 @@ def test_the_real_tokenizer_leaves_of_a_and_the_name_in_place() -> None:
     torch.testing.assert_close(context_nW, model.model.token_embedding.weight[[first, second]])
 
 
+@pytest.mark.slow
 def test_vit_b_32_learns_the_papers_number_of_parameters() -> None:
     model = load_backbone("ViT-B-32", "random")
     classifier = build_classifier(model, ["cat", "dog"], "a photo of a {}.", TrialConfig(), seed=0)

@@ -221,8 +221,8 @@ def test_a_pool_smaller_than_a_batch_is_drawn_again_within_it(tmp_path: Path) ->
 
 
 def test_micro_batches_change_no_number(tmp_path: Path) -> None:
-    plain = open_trial(tmp_path / "plain", config(epochs=1, warmup_epochs=0))
-    small = open_trial(tmp_path / "small", config(epochs=1, warmup_epochs=0, micro_batch=20))
+    plain = open_trial(tmp_path / "plain", config(epochs=1, warmup_epochs=0, batch_size=16))
+    small = open_trial(tmp_path / "small", config(epochs=1, warmup_epochs=0, batch_size=16, micro_batch=6))
     train(plain)
     train(small)
     for name, tensor in learned(tmp_path / "plain").items():
