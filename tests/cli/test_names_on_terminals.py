@@ -6,12 +6,12 @@ import csv
 import io
 import os
 import pty
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.table import Table
 from rich.text import Text
@@ -97,11 +97,17 @@ def test_a_stranger_folder_cannot_write_to_the_terminal_of_predict(tmp_path: Pat
 
 
 def _on_a_terminal(*arguments: object) -> str:
-    """What `captune` sends to a terminal, both of its outputs."""
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "captune", *map(str, arguments)]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
+    """What `captune` sends to a terminal, both of its outputs; run in a copy of this process."""
+    copy, ours = pty.fork()
+    if copy == 0:
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        try:
+            main(list(map(str, arguments)))
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     sent = b""
     try:
         while piece := os.read(ours, 65536):
@@ -109,5 +115,5 @@ def _on_a_terminal(*arguments: object) -> str:
     except OSError:  # Linux ends a terminal that nobody holds any more with an input/output error
         pass
     os.close(ours)
-    process.wait(60)
+    os.waitpid(copy, 0)
     return sent.decode()

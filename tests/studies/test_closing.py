@@ -167,6 +167,7 @@ def test_mismatched_classes_are_recorded_once_and_marked_in_the_table_of_classes
     assert sorted(marked) == sorted(names[label] for label in event["mismatched"])
 
 
+@pytest.mark.slow
 def test_stress_trials_fill_the_columns_of_harder_pools(tmp_path: Path) -> None:
     directory = search(tmp_path / "run", settings("ul", stress=True, trials=2, confirm_top=1))
     table = robustness_table([load_study(directory)])
