@@ -34,6 +34,8 @@ _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
 _START_SECONDS = 180.0
 _USUAL_START_SECONDS = 15.0
+# A node that has just been started registers within this time.
+_NODE_SECONDS = 5
 # The driver goes first, then workers, far behind them the dozen processes of the dashboard, which import much.
 _WORKER_NICENESS, _DASHBOARD_NICENESS = 3, 19
 _OPEN_CLUSTER = (
@@ -188,6 +190,7 @@ def _connection(
             ray_internals.environment_heard(),
             ray_internals.on_loopback() if loopback else contextlib.nullcontext(),
             ray_internals.patient_start(_START_SECONDS),
+            ray_internals.node_found_within(_NODE_SECONDS),
             ray_internals.dashboard_unawaited(_DASHBOARD_NICENESS) if address is None else contextlib.nullcontext(),
             ray_internals.workers_ready(modules, _WORKER_NICENESS) if address is None else contextlib.nullcontext(),
             variables(inherited),
@@ -202,7 +205,10 @@ def _connection(
                 got=(str(error).strip().splitlines() or [type(error).__name__])[0],
                 next_step="A machine under heavy load needs longer: try again, or join a cluster by --address.",
             ) from error
-        raise no_cluster(f"'{address}': {str(error).strip().splitlines()[0]}") from None
+        reason = str(error).strip().splitlines()[0]
+        if "No node info found" in reason:
+            reason = "no live node of it runs on this machine (ray start --address joins one)"
+        raise no_cluster(f"'{address}': {reason}") from None
     except BaseException:
         # Interrupted: the parts of the cluster that had started end with this process.
         shutil.rmtree(scraps, ignore_errors=True)

@@ -7,6 +7,8 @@ not tried. For each: what is used, and what would be lost without it.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import os
 import signal
 import threading
@@ -139,6 +141,24 @@ def patient_start(seconds: float) -> Iterator[None]:
         services.get_node = before
         if variable is None:
             os.environ.pop(_GCS_WAIT, None)
+
+
+@contextlib.contextmanager
+def node_found_within(seconds: int) -> Iterator[None]:
+    """Ray as it joins a cluster in the block looks this long for a node of it on this machine, instead of a minute.
+
+    Replaces `ray._private.services.get_node_to_connect_for_driver` where it has a time to give up after, which the
+    lowest Ray that is allowed has not. Without it a head whose node has died, and a machine that is no node of the
+    cluster, are refused after a minute.
+    """
+    services: Any = ray._private.services
+    before = services.get_node_to_connect_for_driver
+    if "timeout_seconds" in inspect.signature(before).parameters:
+        services.get_node_to_connect_for_driver = functools.partial(before, timeout_seconds=seconds)
+    try:
+        yield
+    finally:
+        services.get_node_to_connect_for_driver = before
 
 
 @contextlib.contextmanager

@@ -28,6 +28,23 @@ def test_on_loopback_changes_what_ray_read_and_puts_it_back(monkeypatch) -> None
     assert os.environ[ray_internals.NETWORK_SWITCH] == "1"
 
 
+def test_a_node_on_this_machine_is_looked_for_as_long_as_the_block_says(monkeypatch) -> None:
+    from ray._private import services
+
+    asked: list[object] = []
+    monkeypatch.setattr(
+        services, "get_node_to_connect_for_driver", lambda _client, timeout_seconds=60: asked.append(timeout_seconds)
+    )
+    with ray_internals.node_found_within(5):
+        services.get_node_to_connect_for_driver(None)
+    services.get_node_to_connect_for_driver(None)
+    assert asked == [5, 60]
+    monkeypatch.setattr(services, "get_node_to_connect_for_driver", lambda _client, _ip: asked.append("old"))
+    with ray_internals.node_found_within(5):
+        services.get_node_to_connect_for_driver(None, None)
+    assert asked[-1] == "old"
+
+
 def test_rays_failure_handler_follows_the_environment_even_where_ray_was_imported_before(monkeypatch) -> None:
     from ray._private import ray_constants
 
