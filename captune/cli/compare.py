@@ -96,10 +96,11 @@ def compare(
         from captune.studies.planning import plan_study
         from captune.studies.running import Settings
         from captune.tuning.describe import cell_name
-    plans = [
-        plan_study(study, out / "runs" / cell_name(study.task.dataset, study.task.paradigm, study.method))
-        for study in studies
-    ]
+    with console.status("Reading what the studies need"):
+        plans = [
+            plan_study(study, out / "runs" / cell_name(study.task.dataset, study.task.paradigm, study.method))
+            for study in studies
+        ]
     lost: CaptuneError | None = None
     try:
         execute(plans, Settings(**machine.model_dump(), resume=resume), console)

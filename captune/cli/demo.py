@@ -55,9 +55,9 @@ def demo(
     console = plain_console(file=sys.stdout)
     console.print(_INTRODUCTION, highlight=False)
     with console.status("Loading PyTorch and Ray"):
-        from captune.cli.studies import Screen
+        from captune.cli.studies import Screen, execute
         from captune.studies.planning import plan_study
-        from captune.studies.running import Settings, run_studies
+        from captune.studies.running import Settings
 
     class Explained(Screen):
         """What `captune run` prints, with a sentence where a phase begins."""
@@ -77,11 +77,9 @@ def demo(
 
     task = TaskConfig.parse({"dataset": "digits", "paradigm": "ul"})
     study = StudyConfig.parse({"task": task.model_dump(), "trials": trials, "confirm_top": 2, "confirm_seeds": 2})
-    plan = plan_study(study, out.expanduser().absolute())
+    with console.status("Reading the images"):
+        plan = plan_study(study, out.expanduser().absolute())
     began = time.monotonic()
-    try:
-        run_studies([plan], Settings.parse({"dashboard": False}), Explained(console))
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    execute([plan], Settings.parse({"dashboard": False}), console, Explained)
     console.print(f"\n{_CHOICE}", style="bold", highlight=False)
     console.print(f"That took {duration(time.monotonic() - began)}.\n{_YOURS}", highlight=False, soft_wrap=True)

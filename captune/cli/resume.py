@@ -55,9 +55,11 @@ def resume(
         from captune.studies.planning import plan_to_continue
         from captune.studies.running import Settings
     passed_over: list[str] = []
-    plans = []
-    for directory in studies_in(studies, passed_over):
-        plans.append(plan_to_continue(directory.absolute(), trials=trials, storage=storage))
+    with console.status("Reading what the studies need"):
+        plans = [
+            plan_to_continue(directory.absolute(), trials=trials, storage=storage)
+            for directory in studies_in(studies, passed_over)
+        ]
     say_notes(console, passed_over)
     execute(
         plans,

@@ -124,17 +124,18 @@ def run(
         from captune.tuning.describe import cell_name
         from captune.tuning.header import space_from
         from captune.tuning.open_study import with_storage
-    plans: list[Plan] = []
-    for study in studies:
-        study = with_storage(study, None)  # a recorded address lacks its password, which must be given anew
-        name = cell_name(study.task.dataset, study.task.paradigm, study.method)
-        plan = plan_study(
-            study, _directory(out, name, len(studies)), fork=fork, warm_starts=_warm_starts(warm_start),
-            space=space_from(file.space, str(file.path)) if file.space and file.same_space(study) else None,
-        )  # fmt: skip
-        if warm_start == "cells" and plans:
-            plan = replace(plan, after=plans[-1].directory.name)
-        plans.append(plan)
+    with console.status("Reading what the studies need"):
+        plans: list[Plan] = []
+        for study in studies:
+            study = with_storage(study, None)  # a recorded address lacks its password, which must be given anew
+            name = cell_name(study.task.dataset, study.task.paradigm, study.method)
+            plan = plan_study(
+                study, _directory(out, name, len(studies)), fork=fork, warm_starts=_warm_starts(warm_start),
+                space=space_from(file.space, str(file.path)) if file.space and file.same_space(study) else None,
+            )  # fmt: skip
+            if warm_start == "cells" and plans:
+                plan = replace(plan, after=plans[-1].directory.name)
+            plans.append(plan)
     how = Settings(**machine.model_dump(), resume=resume)
     if dry_run:
         check_before_ray(plans, address=how.address, gpus_per_trial=how.gpus_per_trial, allow_cpu=how.allow_cpu)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -36,24 +37,24 @@ def shown_path(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def execute(plans: Sequence[Plan], settings: Settings, console: Console) -> None:
-    """Run studies to their end and show their progress and results.
-
-    Raises:
-        typer.Exit: 130 when interrupted, with what is kept and how to go on.
-        StudyError: a study had to be given up.
-    """
-    try:
-        run_studies(plans, settings, Screen(console))
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-
-
 class Screen(Watcher):
     """Prints what happens."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._waiting: bars.Progress | None = None
+        self._watching = False
+
+    def wait_for(self, what: str | None) -> None:
+        """Show on a terminal what is waited for, and for how long; None: nothing any more."""
+        if self._waiting is not None:
+            self._waiting.stop()
+            self._waiting = None
+        if what is not None and self._console.is_terminal:
+            columns = (bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.TimeElapsedColumn())
+            self._waiting = bars.Progress(*columns, console=self._console, transient=True)
+            self._waiting.add_task(what, total=None)
+            self._waiting.start()
 
     def note(self, text: str) -> None:
         """Print it."""
@@ -66,6 +67,7 @@ class Screen(Watcher):
     def started(self, cells: Sequence[Cell], cluster: Cluster, allotment: Allotment) -> None:
         """Say where trials run, how many at once, and where to watch."""
         _say_start(cells, cluster, allotment, self._console)
+        self.wait_for("Preparing images")
 
     def dashboard(self, cluster: Cluster) -> None:
         """Say where it is."""
@@ -80,25 +82,51 @@ class Screen(Watcher):
         self, cells: Sequence[Cell], *, concurrency: int, budget: Callable[[], str | None]
     ) -> Iterator[Callable[[], None]]:
         """Show a live table on a terminal, lines anywhere else."""
+        self.wait_for(None)
         progress = Progress(cells, self._console, concurrency=concurrency, budget=budget)
+        self._watching = True
         with progress.shown():
             yield progress.refresh
+        self._watching = False
 
     def ended(self, cells: Sequence[Cell]) -> None:
         """Say what is waited for: closing a study takes seconds in which nothing else would be shown."""
         self._console.print("All trials have ended. Choosing, measuring on the test, drawing the report …")
+        self.wait_for("Closing the study" if len(cells) == 1 else "Closing the studies")
 
     def interrupted(self, cells: Sequence[Cell]) -> None:
         """Say what is kept and how to go on."""
         _say_kept(cells, self._console)
+        self.wait_for("Ending Ray")
 
     def closed(self, record: StudyRecord, files: Sequence[Path]) -> None:
         """Show the advice and the candidates."""
         show_result(record, files, self._console)
+        if not self._watching:
+            self.wait_for("Ending Ray")
 
     def compared(self, directory: Path, num_studies: int) -> None:
         """Say where the common report is."""
         self._console.print(f"\nAll {num_studies} studies side by side: {directory}", highlight=False, soft_wrap=True)
+
+
+def execute(
+    plans: Sequence[Plan], settings: Settings, console: Console, screen: Callable[[Console], Screen] = Screen
+) -> None:
+    """Run studies to their end and show their progress and results on a screen.
+
+    Raises:
+        typer.Exit: 130 when interrupted, with what is kept and how to go on.
+        StudyError: a study had to be given up.
+    """
+    shown = screen(console)
+    shown.wait_for("Starting Ray")
+    try:
+        run_studies(plans, settings, shown)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        shown.wait_for(None)
 
 
 def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> None:
@@ -135,7 +163,9 @@ def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
     score = (
         "score, zero-shot 0" if learned else "score (unlabelled)" if choice.weights else f"{study.select_by} (search)"
     )
-    for heading in ("candidate", score, f"{_metric_words(study)} (sealed test)", "seeds"):
+    shares = choice.weights if len(choice.weights) > 1 else {}
+    headings = ("candidate", score, *(["share"] if shares else []), f"{_metric_words(study)} (sealed test)", "seeds")
+    for heading in headings:
         table.add_column(heading, overflow="fold")
     rows = sorted(choice.candidates, key=lambda row: -(row["mean_score"] or 0.0))
     for row in rows:
@@ -149,6 +179,7 @@ def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
         table.add_row(
             row["name"] + (f" ({', '.join(said)})" if said else ""),
             f"{row['mean_score']:+.1f}" if learned else _mean_sd(row["mean_score"], row["sd"]),
+            *([f"{100 * shares[row['name']]:.0f} %" if row["name"] in shares else ""] if shares else []),
             _percent(metrics) if study.measurable else "no labels: not measured",
             str(row["num_seeds"]),
         )

@@ -36,6 +36,8 @@ LEAST_GAIN = 1.0
 MOST_RISK = 0.3
 """Most chance of being worse than zero-shot that is still advised."""
 _VALIDATION_IMAGES = 50
+# Members of an ensemble that a sentence names; tables list all.
+_NAMED = 2
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,21 @@ class Advice:
             return f"This backbone does not know these classes: {self.reason}. Use another backbone or other names."
         if self.name == ZERO_SHOT:
             return f"Keep zero-shot: {self.reason}."
-        members = [f"{labels.get(name, name)} {100 * share:.0f} %" for name, share in self.weights.items()]
         first = next(iter(self.weights))
-        what = f"the ensemble ({', '.join(members)})" if self.name == BLEND else labels.get(first, first)
+        what = f"the ensemble of {self._members(labels)}" if self.name == BLEND else labels.get(first, first)
         seen = self.expectation
         return (
-            f"Use {what}: expected {seen.gain:+.1f} points over zero-shot (80 %: {seen.low:+.1f} to {seen.high:+.1f}); "
-            f"chance of being worse than zero-shot {100 * max(0.01, seen.risk):.0f} %."
+            f"Use {what}: expect {seen.gain:+.1f} points over zero-shot (80 % interval {seen.low:+.1f} to "
+            f"{seen.high:+.1f}); the chance of being worse than zero-shot is {100 * max(0.01, seen.risk):.0f} %."
         )
+
+    def _members(self, labels: Mapping[str, str]) -> str:
+        """The members that weigh most, each with its share, and how many there are besides."""
+        ranked = sorted(self.weights, key=lambda name: -self.weights[name])
+        told = [f"{100 * self.weights[name]:.0f} % {labels.get(name, name)}" for name in ranked[:_NAMED]]
+        rest = len(ranked) - len(told)
+        told += [f"{rest} {'other' if rest == 1 else 'others'}"] if rest else []
+        return ", ".join(told[:-1]) + f" and {told[-1]}"
 
 
 def blend(probs: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -78,7 +78,8 @@ def in_words(name: Any) -> str:
 
 def short_name(name: Any) -> str:
     """A candidate as it stands in a table or a figure."""
-    return {"ensemble": "ensemble", "blend": "blend"}.get(plain(name), _NAMES.get(plain(name), plain(name)))
+    text = plain(name)
+    return text if text in ("ensemble", "blend") else _NAMES.get(text, text).removeprefix("the ")
 
 
 def short_datasets(names: Iterable[str]) -> dict[str, str]:

@@ -118,6 +118,8 @@ def _candidates(tables: Tables) -> views.Table:
     note = "The marked row is what is advised. "
     if by_choice:
         columns.append(views.number("score", "choice_score", fixed))
+        if sum(is_known(row["share"]) for row in rows) > 1:
+            columns.append(views.number("share %", "share", percent))
         note += "The score is taken on all unlabelled images and reads no label: it made the choice. "
         if is_against_zero_shot({row["configuration"]: row["choice_score"] for row in rows}):
             note += "Zero-shot has 0; a candidate with one more weighs 2.7 times as much in the ensemble. "

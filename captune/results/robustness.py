@@ -24,7 +24,7 @@ SENSITIVITY_STEP = 0.2
 _COLUMNS = (
     "study", "dataset", "paradigm", "method", "configuration", "candidate_method",
     "config_id", "origin", "advised", "num_seeds",
-    "metric_name", "mean", "sd", "iqm", "worst_seed", "low", "high", "t_low", "t_high", "choice_score",
+    "metric_name", "mean", "sd", "iqm", "worst_seed", "low", "high", "t_low", "t_high", "choice_score", "share",
     "score_mean", "score_sd", "score_low", "score_high",
     "worst_class_recall", "worst_class_recall_worst_seed", "pseudolabel_balance", "prediction_balance", "prediction_cv",
     "ece", "agreement_zero_shot",
@@ -57,7 +57,10 @@ def _study_rows(study: StudyRecord) -> list[dict[str, Any]]:
         groups.setdefault(trial.name, []).append(trial)
     groups |= study.configurations() or _unconfirmed(study)
     rows = [_row(study, name, trials, name == choice.name, surrogate) for name, trials in groups.items()]
-    return [row | {"choice_score": chosen_by.get(row["configuration"])} for row in rows]
+    return [
+        row | {"choice_score": chosen_by.get(row["configuration"]), "share": choice.weights.get(row["configuration"])}
+        for row in rows
+    ]
 
 
 def _unconfirmed(study: StudyRecord) -> dict[str, list[Trial]]:

@@ -247,7 +247,11 @@ def _said_if_slow() -> Iterator[None]:
 
 
 def _say_that_ray_is_slow() -> None:
-    print(f"Waiting for Ray's node to start on this machine, up to {_START_SECONDS:.0f} s …", file=sys.__stderr__)
+    # On a terminal the line may already hold what the command shows of its waiting.
+    begin = "\r" if sys.__stderr__ is not None and sys.__stderr__.isatty() else ""
+    print(
+        f"{begin}Waiting for Ray's node to start on this machine, up to {_START_SECONDS:.0f} s …", file=sys.__stderr__
+    )
 
 
 def _say_that_ray_starts() -> None:
