@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from captune.algorithms import member_config
 from captune.algorithms.configs import BlendConfig
-from captune.errors import StudyError, UsageError
+from captune.errors import UsageError
 from captune.results.best import metrics_by_seed
 from captune.results.formats import duration
 from captune.results.load import load_study
@@ -383,4 +383,4 @@ def test_command_reports_one_study_in_place_and_asks_where_for_several(tmp_path:
     several = CliRunner().invoke(app, [str(copy), str(far.close())])
     assert isinstance(several.exception, UsageError) and "--out" in str(several.exception)
     absent = CliRunner().invoke(app, [str(tmp_path / "absent")])
-    assert isinstance(absent.exception, StudyError)
+    assert isinstance(absent.exception, UsageError)
