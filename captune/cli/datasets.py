@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 
 from captune.cli import options
-from captune.cli.console import plain_console, say
+from captune.cli.console import labelled, plain_console, say
 from captune.config import TaskConfig
 from captune.data.catalog import DATASETS, load_dataset
 from captune.data.catalog import data_root as default_data_root
@@ -78,6 +78,7 @@ def _list(console: Console, root: Path | None, protocol: str) -> int:
         table.add_row(*_cells(status))
     console.print(f"data root: {printable(_root(root))}", highlight=False, markup=False, soft_wrap=True)
     console.print(table)
+    console.print()
     for status in statuses:
         if status.row.key == "digits":
             text = status.row.how_to_get
@@ -89,9 +90,9 @@ def _list(console: Console, root: Path | None, protocol: str) -> int:
             text = status.row.how_to_get
             if status.row.key in DOWNLOADS:
                 text += f" Or: captune datasets --download {status.row.key}"
-        say(console, f"{status.row.key}: {text}")
+        say(console, labelled(status.row.key, text, "bold"))
     console.print(
-        "Your own: folder:DIR (class folders, or images alone with --class-names), csv:FILE (path, label, split), "
+        "\nYour own: folder:DIR (class folders, or images alone with --class-names), csv:FILE (path, label, split), "
         "features:FILE.npz.",
         highlight=False,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,11 +15,12 @@ from captune.config import MachineConfig
 from captune.errors import UsageError
 from captune.plain_text import counted
 from captune.tuning.allotment import Node, allot
-from captune.tuning.cluster import Cluster, connected, ensure_token
 from captune.tuning.environment import ray_environment
 from captune.tuning.gpus import prove_gpus
 from captune.tuning.machine import BROKEN, FINE, Finding, examine, this_node
-from captune.tuning.nodes import examine_nodes
+
+if TYPE_CHECKING:
+    from captune.tuning.cluster import Cluster
 
 _MARKS = {FINE: "  ", BROKEN: "✗ "}
 
@@ -39,17 +40,22 @@ def doctor(
     console = plain_console(file=sys.stdout)
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
     directories = [str(path.expanduser().absolute()) for path in shared or ()]
-    if machine.address is None:
-        with ray_environment():
-            ensure_token()
-            proof = prove_gpus()
-            reports = {"this machine": examine(directories, gpus=proof, ports=True)}
-        nodes: tuple[Node, ...] = (this_node(proof),)
-    else:
-        with connected(machine.address, threads=1) as cluster:
-            reports = examine_nodes(directories)
-            nodes = cluster.nodes
-            reports["cluster"] = _cluster(cluster)
+    with console.status("Looking at PyTorch, GPUs, Ray, disks and memory"):
+        # Ray takes seconds to import.
+        from captune.tuning.cluster import connected, ensure_token
+        from captune.tuning.nodes import examine_nodes
+
+        if machine.address is None:
+            with ray_environment():
+                ensure_token()
+                proof = prove_gpus()
+                reports = {"this machine": examine(directories, gpus=proof, ports=True)}
+            nodes: tuple[Node, ...] = (this_node(proof),)
+        else:
+            with connected(machine.address, threads=1) as cluster:
+                reports = examine_nodes(directories)
+                nodes = cluster.nodes
+                reports["cluster"] = _cluster(cluster)
     for name, findings in reports.items():
         console.print(f"{name}", style="bold", highlight=False, soft_wrap=True)
         for finding in findings:

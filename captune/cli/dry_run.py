@@ -38,7 +38,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(Text.assemble((info.name, "bold"), f" → {plan.directory}"), soft_wrap=True)
     console.print(
         f"{info.num_classes} classes, pool {info.num_pool}, test {info.num_test}; "
-        f"backbone {backbone}, weights {weights or 'its own'}, "
+        f"backbone {backbone}, weights {weights or 'embedded in captune'}, "
         f"tuning {info.base.tuning}, {info.base.epochs} epochs.\n"
         f"Selects by {info.criterion} ({info.criterion_help}) on {counted(info.num_scored, 'image')}; "
         f"reports {info.metric_name}.\n"

@@ -70,10 +70,12 @@ def mismatch(
         from captune.training.notes import cell_notes
     notes = cell_notes(task)
     options.say_notes(console, notes)
-    context = open_context(task, Role.REPORT)
+    with console.status("Encoding the images of the pool"):
+        context = open_context(task, Role.REPORT)
     options.say_notes(console, [note for note in context.notes if note not in notes])
-    absent = absent_names(context)
-    rows = _rows(context, threshold, {one.label for one in absent})
+    with console.status("Matching names with clusters of the pool"):
+        absent = absent_names(context)
+        rows = _rows(context, threshold, {one.label for one in absent})
     _print(console, context, rows)
     say(console, _sentence(rows))
     if (said := absent_sentence(absent, context.task.class_names)) is not None:

@@ -318,6 +318,8 @@ def _advice(context: Context, config: TrialConfig, parts: _Parts, method: str) -
 
 
 def _span(seconds: float) -> str:
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
