@@ -24,9 +24,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 _LONG_FIRST = (
     "tuning/test_engine.py", "results/test_report.py", "studies/test_closing.py", "algorithms/test_methods.py",
     "training/test_packs.py", "studies/test_kills.py", "studies/test_advised.py", "training/test_trial.py",
-    "results/test_matrix_page.py", "tuning/test_cell.py", "tuning/test_watching.py", "cli/test_light_core.py",
+    "results/test_matrix_page.py", "tuning/test_cell.py", "cli/test_light_core.py",
     "cost/test_estimate.py", "data/test_views.py", "data/test_dataset_contract.py", "tuning/test_screen.py",
-    "studies/test_light_start.py", "test_architecture.py", "tuning/test_open_study.py", "bench/test_bench.py",
+    "studies/test_light_start.py", "test_architecture.py", "tuning/test_open_study.py",
     "model/test_towers.py", "tuning/test_packs.py", "tools/test_tiny.py", "cli/test_doctor.py", "tuning/test_gpus.py",
     "model/test_weight_files.py", "algorithms/test_cap_mixture.py", "launch/test_slurm.py",
 )  # fmt: skip

@@ -38,6 +38,10 @@ def criteria_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     Criteria are compared over the same studies only. A criterion that fewer than half of the studies have is left out,
     so that it does not shrink that set for the others.
     """
+    studies = list(studies)
+    nothing = pd.DataFrame(columns=["criterion", "num_studies", *_AVERAGED])
+    if len(studies) < 2:
+        return nothing
     table = selection_table(studies)
     num_studies = table["study"].nunique()
     having = table.groupby("criterion", sort=False)["study"].nunique()
@@ -45,8 +49,8 @@ def criteria_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     table = table[table["criterion"].isin(listed)]
     criteria_of = table.groupby("study", sort=False)["criterion"].nunique()
     common = list(criteria_of[criteria_of == len(listed)].index)
-    if num_studies < 2 or len(common) < 2:
-        return pd.DataFrame(columns=["criterion", "num_studies", *_AVERAGED])
+    if len(common) < 2:
+        return nothing
     groups = table[table["study"].isin(common)].groupby("criterion", sort=False)
     rows = [
         {"criterion": criterion, "num_studies": len(common)}
