@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from captune.cli import options
 from captune.cli.console import plain_console
+from captune.cli.places import shown_path
 from captune.cli.study_model import Yes, model_at
 from captune.data.labelling import Prediction, check_empty, predictions, predictions_csv, sort_into_folders
 from captune.data.tree import printable
 from captune.errors import DataError, UsageError
-from captune.plain_text import as_unicode, counted, visible
+from captune.plain_text import as_unicode, counted
 
 
 @options.with_options("task", only=("backbone", "pretrained"))
@@ -61,24 +63,29 @@ def predict(
     frozen = model.image_backbone
     console = plain_console(stderr=True)
     options.say_notes(console, [*notes, *frozen.notes])
-    listed: list[list[object]] = []
+    listed: list[tuple[str, int, str, float]] = []
     found: list[Prediction] = []
     broken: list[tuple[Path, str]] = []
-    for batch in preprocessed_batches(files, frozen.preprocessing, frozen.device, broken):
-        probs_BK = model.probabilities(batch.pixels_B3SS)
-        names = [str(path) for path in batch.paths]
-        found += predictions(names, probs_BK.cpu().numpy(), model.class_names)
-        if top is not None:
-            for name, best in zip(names, top_k(probs_BK, model.class_names, top), strict=True):
-                listed += [
-                    [as_unicode(name), rank, label, f"{value:.6f}"] for rank, (label, value) in enumerate(best, start=1)
-                ]
+    with console.status("Classifying") as shown:
+        for batch in preprocessed_batches(files, frozen.preprocessing, frozen.device, broken):
+            probs_BK = model.probabilities(batch.pixels_B3SS)
+            names = [str(path) for path in batch.paths]
+            found += predictions(names, probs_BK.cpu().numpy(), model.class_names)
+            if top is not None:
+                for name, best in zip(names, top_k(probs_BK, model.class_names, top), strict=True):
+                    listed += [(name, rank, label, value) for rank, (label, value) in enumerate(best, start=1)]
+            shown.update(f"{len(found)} of {counted(len(files), 'image')} classified")
     if not found:
         raise DataError(
             "at least one image must be readable",
             got=f"{len(broken)} broken files, first {broken[0][0]}: {broken[0][1]}",
         )
-    _write(predictions_csv(found) if top is None else _ranked_csv(listed), out)
+    if out is not None or not sys.stdout.isatty():
+        _write(predictions_csv(found) if top is None else _ranked_csv(listed), out)
+    else:
+        _show(found, listed)
+    if out is not None:
+        console.print(f"{counted(len(found), 'image')} classified: {out}", highlight=False, soft_wrap=True)
     if copy_to is not None:
         sorted_in, left_out = sort_into_folders(found, copy_to, min_confidence=min_confidence, link=link)
         words = f"{'links to' if link else 'copies of'} {counted(sorted_in, 'image')} sorted by class in {copy_to}"
@@ -100,15 +107,41 @@ def _check_apart(copy_to: Path, images: list[Path]) -> None:
         )
 
 
-def _ranked_csv(rows: list[list[object]]) -> str:
+def _ranked_csv(listed: list[tuple[str, int, str, float]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["image", "rank", "class", "probability"], *rows])
+    rows = [(as_unicode(name), rank, label, f"{value:.6f}") for name, rank, label, value in listed]
+    csv.writer(text, lineterminator="\n").writerows([("image", "rank", "class", "probability"), *rows])
     return text.getvalue()
+
+
+def _show(found: list[Prediction], listed: list[tuple[str, int, str, float]]) -> None:
+    """What the CSV says, as a table for a person."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    headings = ("image", "rank", "class", "probability") if listed else ("image", "class", "", "next class", "")
+    for heading in headings:
+        words = heading in ("image", "class", "next class")
+        table.add_column(heading, overflow="fold", justify="left" if words else "right")
+    for name, rank, label, value in listed:
+        table.add_row(_typed(name), str(rank), label, _percent(value))
+    for one in found if not listed else []:
+        second = (one.second or "", "" if one.second_probability is None else _percent(one.second_probability))
+        table.add_row(_typed(one.image), one.label, _percent(one.probability), *second)
+    console = plain_console()
+    console.print(table)
+    console.print("--out FILE.csv writes all digits; so does a pipe.", highlight=False)
+
+
+def _typed(image: str) -> str:
+    return str(shown_path(Path(image)))
+
+
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.1f} %"
 
 
 def _write(text: str, out: Path | None) -> None:
     if out is None:
-        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+        sys.stdout.write(text)
         return
     with out.open("w", newline="", encoding="utf-8") as file:
         file.write(text)

@@ -62,11 +62,11 @@ def report(
                 next_step="Add --out DIR.",
             )
         out = parents.pop() / REPORT
-    if out is None:
-        written = report_study(records[0].directory, images=images)
-    else:
-        written = report_studies(places, out)
-    table = Table("study", "advice", "advised %", "zero-shot %", "gain", "beware", box=None, pad_edge=False)
+    with console.status("Writing tables, figures and the page"):
+        written = report_study(records[0].directory, images=images) if out is None else report_studies(places, out)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("study", "advice", "advised %", "zero-shot %", "gain", "beware"):
+        table.add_column(heading, overflow="fold")
     for _, row in best_configs_table(records).iterrows():
         marks = [words for name, words in _MARKS.items() if row[name]]
         table.add_row(

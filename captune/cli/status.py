@@ -13,6 +13,7 @@ from rich.console import Console
 
 from captune.cli.console import plain_console
 from captune.cli.places import studies_in
+from captune.conditions import METHOD
 from captune.config import TrialConfig, read_yaml
 from captune.durations import duration
 from captune.errors import StudyError
@@ -106,9 +107,11 @@ def read_standing(directory: Path, *, running: bool) -> tuple[Standing, StudyRec
     """The standing of a study on disk, which a driver runs or not, without its data; and its record."""
     study, space = read_study(directory)
     header = read_yaml(directory / STUDY)
+    base = _base(header.get("base"))
+    methods = next((parameter.choices for parameter in space.parameters if parameter.name == METHOD), ())
     info = CellInfo(
         name=str(header.get("cell", directory.name)),
-        base=_base(header.get("base")),
+        base=base,
         screen_base=_base((header.get("screen") or {}).get("base")),
         references=(),
         num_classes=header.get("num_classes", 0),
@@ -121,6 +124,7 @@ def read_standing(directory: Path, *, running: bool) -> tuple[Standing, StudyRec
         criterion=str(header.get("select_by")),
         criterion_help=str(header.get("criterion_help")),
         both_roles=bool(header.get("both_roles")),
+        methods={str(name): base for name in methods},
     )
     starts = header.get("warm_starts") or ()
     cell = Cell(directory, study, info, space, warm_starts=starts, proposes=False)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from captune.cli.console import labelled
 from captune.cli.options import say_notes
+from captune.cli.places import shown_path
 from captune.decisions.criteria import ORACLE
 from captune.plain_text import counted
 from captune.records import Role, State, StudyRecord, is_against_zero_shot
@@ -30,11 +31,6 @@ from captune.tuning.progress import Progress, standing
 
 INTERRUPTED = 130
 _SHOWN_REASONS = 3
-
-
-def shown_path(path: Path) -> Path:
-    """A path as a person would type it: relative where it lies below the working directory."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 class Screen(Watcher):
@@ -220,7 +216,7 @@ def failures_told(study: StudyRecord) -> list[str]:
     lines = [f"{len(failed)} of {len(study.trials)} trials failed:"]
     lines += [f"  {count} × {reason}" for reason, count in reasons.most_common(_SHOWN_REASONS)]
     if len(reasons) > _SHOWN_REASONS:
-        lines.append(f"  and {len(reasons) - _SHOWN_REASONS} other reasons, in trials.csv")
+        lines.append(f"  and {counted(len(reasons) - _SHOWN_REASONS, 'other reason')}, in trials.csv")
     where = shown_path(study.directory)
     return [*lines, f"Once the cause is gone: captune resume {where} --retry-failed"]
 

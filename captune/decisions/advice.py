@@ -245,8 +245,9 @@ def advise(evidence: Evidence, model: GainModel | None = None, scoring: ScoreMod
         return replace(kept, reason="the best ensemble of all methods predicts the same", considered=nothing)
     if expectation.gain < LEAST_GAIN or expectation.risk > MOST_RISK:
         reason = (
-            f"the best ensemble is expected to gain {expectation.gain:+.1f} points (80 %: {expectation.low:+.1f} to "
-            f"{expectation.high:+.1f}), with a chance of {100 * expectation.risk:.0f} % to be worse"
+            f"the best ensemble is expected to gain {expectation.gain:+.1f} points (80 % interval "
+            f"{expectation.low:+.1f} to {expectation.high:+.1f}), with a chance of {100 * expectation.risk:.0f} % "
+            "to be worse"
         )
         return replace(kept, reason=reason)
     return replace(kept, weights=weights, expectation=expectation, reason="expected to gain")

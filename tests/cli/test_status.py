@@ -85,6 +85,6 @@ def test_the_lines_at_the_end_say_how_many_trials_failed_and_why(tmp_path: Path)
         events += [Planned(key=key, phase=Phase.SEARCH), Finished(key=key, state=state, reason=reason)]
     lines = failures_told(StudyRecord(tmp_path, events))
     assert lines[:3] == ["5 of 6 trials failed:", "  2 × out of memory", "  1 × no such file"]
-    assert lines[-2] == "  and 1 other reasons, in trials.csv"
+    assert lines[-2] == "  and 1 other reason, in trials.csv"
     assert lines[-1] == f"Once the cause is gone: captune resume {tmp_path} --retry-failed"
     assert failures_told(StudyRecord(tmp_path, events[-2:])) == []

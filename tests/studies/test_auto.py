@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from captune.algorithms.automatic import PORTFOLIO, auto_configs, methods_for
+from captune.cli.status import read_standing
 from captune.config import StudyConfig, TaskConfig
 from captune.errors import ConfigError, UsageError
 from captune.records import JOURNAL, Phase, StudyRecord
@@ -47,6 +48,11 @@ def test_defaults_of_all_methods_come_first_in_the_portfolios_order(whole: Path)
     configs = auto_configs(TaskConfig(dataset="digits", paradigm="ssl"), QUICK, METHODS)
     firsts = [trial.config for trial in trials[: len(METHODS)]]
     assert firsts == [configs[name].model_dump(mode="json") for name in METHODS]
+
+
+def test_status_reads_that_a_study_over_methods_is_done(whole: Path) -> None:
+    now, _ = read_standing(whole, running=False)
+    assert (now.phase, now.done) == ("done", now.planned)
 
 
 def test_a_drawn_configuration_has_its_own_methods_settings_alone(whole: Path) -> None:
