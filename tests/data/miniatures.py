@@ -1,4 +1,8 @@
-"""Miniature copies of every dataset in every folder shape that its row reads, built from the shape's description."""
+"""Miniature copies of every dataset in every folder shape that its row reads, built from the shape's description.
+
+`MINIATURES` holds one for each, by the row's key and the place of the layout in the row, counted from 0; a shape
+without a list of images also goes into `UNLISTED`.
+"""
 
 from __future__ import annotations
 
