@@ -97,14 +97,14 @@ def run_paper_table(
 
     Raises:
         DataError: nothing of what was asked for is on disk.
-        UsageError: the folder holds runs of other settings than those that are asked for.
+        UsageError: the folder holds adaptations of other settings than those that are asked for.
         TrainingFailed: some trials failed; the table holds the others.
     """
     datasets, paradigms, names = _asked(task_values, methods)
     missing, tasks = _found(datasets, task_values, console)
     fitting = {kind: _fitting(kind, names, task_values, console) for kind in paradigms}
     cells = [(dataset, kind, name) for dataset in datasets for kind in paradigms for name in fitting[kind]]
-    # Impossible combinations, and runs of other settings in the folder, are reported before anything is trained.
+    # Impossible combinations, and adaptations of other settings in the folder, are reported before anything is trained.
     planned = [(cell, *_planned(cell, task_values, trial_values)) for cell in cells]
     _check_kept(cells, task_values, trial_values, out)
     others = {cell for cell, task, _ in planned if not is_published_protocol(task)}
@@ -251,7 +251,7 @@ def _check_kept(cells: list[Cell], task_values: dict[str, Any], trial_values: di
             other = [name for name in kept if asked[name] != kept[name]]
             if other:
                 raise UsageError(
-                    "runs that a folder keeps must be of the settings that are asked for",
+                    "adaptations that a folder keeps must be of the settings that are asked for",
                     got=", ".join(f"{name} {kept[name]} instead of {asked[name]}" for name in other),
                     where=folder,
                     next_step="Give another --out, or the settings with which this table was begun.",
@@ -259,7 +259,7 @@ def _check_kept(cells: list[Cell], task_values: dict[str, Any], trial_values: di
 
 
 def _kept(folder: Path, cell: Cell) -> tuple[TaskConfig, TrialConfig]:
-    """The settings of a run that is there. Earlier versions wrote the cell's into the checkpoint alone."""
+    """The settings of an adaptation that is there. Earlier versions wrote the cell's into the checkpoint alone."""
     config_class = method_named(cell[2]).config_class
     if (folder / TASK).exists():
         task, config = folder / TASK, folder / CONFIG
@@ -270,7 +270,7 @@ def _kept(folder: Path, cell: Cell) -> tuple[TaskConfig, TrialConfig]:
         meta = load_checkpoint(folder / CHECKPOINT)[1]
     except CheckpointError as error:
         raise UsageError(
-            "a run that a folder keeps must say its settings",
+            "an adaptation that a folder keeps must say its settings",
             got=f"no {TASK}, and of {CHECKPOINT}: {error.got}",
             where=folder,
             next_step=f"Delete its {METRICS} to train it again, put the checkpoint back, or give another --out.",
@@ -289,7 +289,7 @@ def _departures(planned: list[_Planned], other_protocol: bool) -> list[str]:
     lines = []
     if differ:
         settings = ", ".join(f"{name} {' or '.join(values)}" for name, values in differ.items())
-        lines.append(f"settings other than the preset's: {settings}; these are not the published runs")
+        lines.append(f"settings other than the preset's: {settings}; this is not the published protocol")
     if other_protocol:
         lines.append(
             "published numbers are left out where the splits, prompts, shots or model are not the published ones"

@@ -125,7 +125,7 @@ def match_descriptions(
 
 
 def class_key(name: str) -> str:
-    """What two spellings of one class name share: case folded, every run of signs a space ("F-16A/B" → "f 16a b")."""
+    """What spellings of one class name share: case folded, signs between words one space ("F-16A/B" → "f 16a b")."""
     return re.sub(r"[\W_]+", " ", name).strip().casefold() or name.casefold()
 
 

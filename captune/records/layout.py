@@ -50,7 +50,7 @@ TRIAL_LOCK = ".lock"
 # In the directory of an adaptation.
 METRICS, EPOCHS_CSV = "metrics.json", "epochs.csv"
 TASK = "task.yaml"
-"""The cell's settings beside a run of the paper's table (`compare --preset paper`)."""
+"""The cell's settings beside an adaptation of the paper's table (`compare --preset paper`)."""
 ADAPTED = "adapted"
 """The folder in a study's directory of the model adapted with its best configuration."""
 

@@ -189,7 +189,7 @@ def test_only_settings_that_differ_are_named_and_what_follows_from_them() -> Non
     (line,) = _departures(planned, False)
     # Aircraft's margin scale is published as 14; the embedded model has weights of its own.
     settings = "shots 4, backbone tiny, pretrained None, tuning features, epochs 3, margin_scale 12.0"
-    assert line == f"settings other than the preset's: {settings}; these are not the published runs"
+    assert line == f"settings other than the preset's: {settings}; this is not the published protocol"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from captune.results.report import report_study
 
 @pytest.mark.usefixtures("no_figures")
 def test_what_was_spent_is_counted_over_resumes_and_told_on_the_page(tmp_path: Path) -> None:
-    directory = whole_study(tmp_path / "digits-ul-cap")
+    directory = whole_study(tmp_path / "digits-ul-cap", trials=4)
     events = read_journal(directory / JOURNAL)
     last = max(event.time or 0.0 for event in events)
     opening = next(event for event in events if isinstance(event, StudyOpened))
