@@ -14,6 +14,9 @@ import pytest
 
 from captune import own_process
 
+# Collecting imports everything and throws hardly anything away; until it ends, looking for garbage is in vain.
+gc.disable()
+
 # As in the command line and in workers: PyTorch's compiler and timm stay out until a test needs them.
 own_process.declare()
 
@@ -48,6 +51,7 @@ def pytest_collectstart() -> None:
 def pytest_collection_finish() -> None:
     """Modules and tests stay to the end: half a million objects that the garbage collector would look at every time."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
