@@ -20,7 +20,7 @@ _MOST_IMAGES = 4000
 def absent_names(context: Context) -> list[Absent]:
     """The classes that seem to have no image among the unlabelled ones (a seeded part of a large pool), surest first.
 
-    None are named where images are labelled, for then every name has been seen or its absence is the task's (trzsl),
+    None are named where images are labelled, since each name then has labelled images or lacks them by design (trzsl),
     and where the backbone does not know the classes.
     """
     task = context.task

@@ -7,8 +7,8 @@ repeat    mu_k  ← mean of class k's images and of kappa images at m_k
 predict   softmax(lambda·s·v·t + beta·log N(v; mu, Sigma) + rho·log pi), linear in v; rho = ½ where the test images
           are the pool's own, which have its shares, else 0
 
-Solved when it is built: there is nothing to train. It is for pools of which one does not know which of the asked-for
-classes they hold: what has no images keeps its text, and where images and texts disagree all classes do.
+Solved when it is built: there is nothing to train. It is made for pools that may lack some of the asked-for classes: a
+class without images stays at its text, and where images and texts disagree all classes stay near theirs.
 
 After Zanella et al., "Realistic Test-Time Adaptation of Vision-Language Models", CVPR 2025 (arXiv 2501.03729), from the
 paper; what is ours stands in captune/equations/statistical_anchor.py.

@@ -1,8 +1,8 @@
 """`--method auto`: which methods one study tries, each with its own configuration. Imports no torch.
 
-The order is that in which they cover development tasks best beside the references of every study, which are therefore
-none of them: zero-shot, balanced zero-shot, the two text-anchored mixtures and transclip (the exam's portfolio,
-analysis/measurements/advice_portfolio.csv).
+They stand in the order in which they cover development tasks best (the exam's portfolio,
+analysis/measurements/advice_portfolio.csv). The references of every study (zero-shot, balanced zero-shot, the two
+text-anchored mixtures and transclip) compete anyway and are therefore not among them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PORTFOLIO = ("grip", "cap", "cap_mixture")
 LABELLED = ("probe",)
 """Tried too where some images are labelled."""
 _EPOCHS, _STEPS, _ROUNDS, _ROUND_EPOCHS = 10, 20, 5, 4
-"""The budget on frozen features: what the advice has learned from was trained as long."""
+"""The budget on frozen features: the development data of the advice were made with it."""
 
 
 def methods_for(task: TaskConfig, names: Sequence[str] = (*PORTFOLIO, *LABELLED)) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""CAP for long-tailed pools too: averaged with a text-anchored mixture, and trusted only where the pool is even.
+"""CAP for long-tailed pools too: averaged with a text-anchored mixture, and trusted only where the pool looks even.
 
-CAP's boards and margin imply that the pool's classes are equally many. A Gaussian mixture of the frozen features whose
-means are anchored at the texts implies nothing of the kind: it estimates the pool's class shares with everything else.
+CAP's boards and margin assume that the pool holds equally many images of each class. A Gaussian mixture of the frozen
+features whose means are anchored at the texts assumes nothing of the kind: it estimates the pool's class shares too.
 
 before training   fit the mixture: logits z_mix, class shares pi of the pool      captune/equations/anchored_mixture.py
                   h <- zero-shot's predicted class shares of the pool
@@ -12,10 +12,10 @@ before training   fit the mixture: logits z_mix, class shares pi of the pool    
 training          CAP, unchanged
 prediction        z = a·[(1 - w)·z_CAP + w·z_mix] + (1 - a)·z_anchored
 
-Where the pool is uneven, small, or lacks classes, the anchored mixture still gains and zero-shot, which stood there
-before, cannot.
+Where the pool is uneven, small, or lacks classes, the anchored mixture still gains; zero-shot, the fallback of earlier
+versions, cannot.
 
-Ours. What each part buys, and what else was tried against long tails, is in README.md beside this file.
+Ours. README.md beside this file says what each part gains, and what else was tried against long tails.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Member(Config):
 
 
 class BlendConfig(TrialConfig):
-    """Who is in a blend. What is set here of what all methods share (epochs, tuning, …) holds for every member."""
+    """The members of a blend. Settings that all methods share (epochs, tuning, …) hold for every member if set here."""
 
     members: tuple[Member, ...] = Field(
         tuple(Member.parse({"method": name}) for name in ("balanced", "anchored", "cap_mixture")),
@@ -55,7 +55,7 @@ class BlendConfig(TrialConfig):
 
 class CapConfig(TrialConfig):
     """CAP's own settings, numbers as in the paper. `adapter_start`, `crop_source`, `batching`, `margin_features` and
-    `mismatched` default to our forms; the published one is a value of each.
+    `mismatched` default to our forms; the published form is another value of each.
     """
 
     confidence_threshold: float = Field(0.85, ge=0, lt=1, description="tau: pseudolabels count strictly above it")

@@ -2,8 +2,8 @@
 
 every step   L = CE(labelled)
 
-A control for ssl and trzsl, as `probe` is: the pool is never looked at, so what a semi-supervised method has over it is
-what the pool was worth. Zhou, Yang, Loy & Liu, "Learning to Prompt for Vision-Language Models", IJCV 2022 (arXiv
+A control for ssl and trzsl, as `probe` is: the pool is never looked at, so the lead of a semi-supervised method over it
+is what the pool was worth. Zhou, Yang, Loy & Liu, "Learning to Prompt for Vision-Language Models", IJCV 2022 (arXiv
 2109.01134), by the settings that Menghini et al. (NeurIPS 2023) compare their pseudolabels with.
 """
 

@@ -1,6 +1,6 @@
 """FPL, few pseudolabels: zero-shot CLIP's most confident images of every class, learned as if they were labelled.
 
-before training   every class's board takes its K images by zero-shot confidence
+before training   each class's board (the list of its pseudolabelled images) takes its K surest by zero-shot
 every step        L = CE(labelled) + CE(boards)
 
 Huang, Chu & Wei, "Unsupervised Prompt Learning for Vision-Language Models" (UPL, arXiv 2204.03649); as FPL in Menghini,

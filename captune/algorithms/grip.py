@@ -2,7 +2,7 @@
 
 for i = 1 … I
     p        the zero-shot probabilities (i = 1), else those of the model trained last
-    boards   every class's K_i = ⌊i·N/(I·C)⌋ images by p, N pool images, C classes that may be pseudolabelled
+    boards   each class's K_i = ⌊i·N/(I·C)⌋ surest images by p; N pool images, C classes that may be pseudolabelled
     prompts  start afresh; train E epochs of L = CE(labelled) + CE(boards)
 
 Menghini, Delworth & Bach, "Enhancing CLIP with CLIP: Exploring Pseudolabeling for Limited-Label Prompt Tuning",
@@ -36,7 +36,7 @@ class Grip(Learner):
         self._fresh = self.classifier.learned_state()
 
     def start_epoch(self, epoch: int) -> None:
-        """At the start of an iteration new pseudolabels and fresh prompts; the epoch's batches."""
+        """Choose new pseudolabels and start with fresh prompts if an iteration begins; draw the epoch's batches."""
         if epoch % self.epochs_per_round == 0:
             iteration = epoch // self.epochs_per_round + 1
             probs_NK = self.pool_probs(iteration)

@@ -1,4 +1,4 @@
-"""What pseudolabel methods without CAP's machinery share: learning from images with sets of candidate classes.
+"""What the pseudolabel methods other than CAP share: learning from images with sets of candidate classes.
 
 every step   L = CE(labelled) + PL(pseudolabelled),   PL(S, z) = -log Σ_{k in S} softmax(z)_k,
 each a mean over its own batch; with one candidate per image, PL is the cross-entropy.
@@ -114,10 +114,10 @@ class Learner:
         return PackedLearner(others, stack)
 
     def observe(self, seen: Batch) -> None:
-        """Nothing is kept of a step."""
+        """Nothing of a step is kept."""
 
     def moving_state(self) -> list[Tensor]:
-        """Nothing moves but what is learned."""
+        """Nothing moves except what is learned."""
         return []
 
     def end_epoch(self, epoch: int) -> dict[str, float]:

@@ -4,8 +4,8 @@ lambda_k   mean zero-shot probability of class k over its own labelled images
 w          argmin (1/M)·Σ_i CE(s·v_i·w, y_i) + Σ_k lambda_k·|w_k - t_k|², from w = t
 predict    softmax(s·v·w)
 
-A control for ssl and trzsl: the pool is never looked at, so what a semi-supervised method has over it is what the pool
-was worth. Solved when it is built. Silva-Rodríguez et al., "A Closer Look at the Few-Shot Adaptation of Large
+A control for ssl and trzsl: the pool is never looked at, so the lead of a semi-supervised method over it is what the
+pool was worth. Solved when it is built. Silva-Rodríguez et al., "A Closer Look at the Few-Shot Adaptation of Large
 Vision-Language Models", CVPR 2024 (arXiv 2312.12730).
 """
 

@@ -3,8 +3,8 @@
 fit       EM over the pool (captune/equations/anchored_mixture.py), which learns the pool's class shares on the way
 predict   softmax(v·w_k + b_k), linear in v; the shares are left out again
 
-It is the mixture of `cap_mixture` alone, without CAP and without a guard (ours). It follows the images further from
-their texts than `anchored` does: where the backbone is weak that is worth most, on uneven and small pools it loses.
+It is the mixture of `cap_mixture` alone, without CAP and without a guard (ours). It moves further from the texts toward
+the images than `anchored` does. That gains most where the backbone is weak, and loses on uneven and small pools.
 Solved when it is built: there is nothing to train.
 """
 

@@ -7,7 +7,7 @@ repeat   z_i ∝ ŷ_i^lambda ⊙ exp(beta·log N(v_i; mu, Sigma) + Σ_j (w_ij + 
 
 Solved when it is built: there is nothing to train. An image of the pool has its z; any other image is assigned by the
 fitted parameters, ŷ^lambda ⊙ N(v; mu, Sigma)^beta, which is linear in v. So no test image is looked at together with
-others unless the pool is the test set (tft), which is where the method is at home.
+others unless the pool is the test set (tft), which is the setting it was made for.
 
 Zanella, Gérin & Ben Ayed, "Boosting Vision-Language Models with Transduction", NeurIPS 2024 (arXiv 2406.01837).
 """

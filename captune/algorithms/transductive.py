@@ -1,4 +1,4 @@
-"""What methods share that assign the pool's images to classes while they are fitted."""
+"""What is shared by methods that assign the pool's images to classes while they are fitted."""
 
 from __future__ import annotations
 

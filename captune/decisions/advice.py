@@ -2,16 +2,16 @@
 
 All candidates predict the same unlabelled images, so they are compared on all of them and in pairs. The steps:
 
-1. score every candidate: agreement with the nearest images, agreement with balanced zero-shot, classes that it merges
-   (`captune.decisions.scores`);
-2. blend: the mean of the candidates' probabilities; one whose score is lower by one weighs a factor of e less;
-3. expect: a linear model of a few facts about the images on which the blend and zero-shot differ gives the expected
-   gain, and the errors that it made on datasets it was not fitted on give the interval and the risk (`expected_gain`);
+1. score every candidate by its agreement with the nearest images and with balanced zero-shot, and by how many classes
+   it predicts (`captune.decisions.scores`);
+2. blend: average the candidates' probabilities; one point of score less divides a candidate's weight by e;
+3. expect: a linear model predicts the gain from a few facts about the images on which the blend and zero-shot differ;
+   the errors that it made on datasets it was not fitted on give the interval and the risk (`expected_gain`);
 4. advise: the blend where it is expected to gain enough at a small enough risk, else zero-shot; neither where the
    backbone does not know the classes (`advise`).
 
-No label is read but those for selection, where a task has them. What was learned from development data stands in
-`captune.decisions.learned`.
+The only labels read are those of the validation images, in tasks that have them (ssl, trzsl). What was learned from
+development data stands in `captune.decisions.learned`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from captune.records import BALANCED, ZERO_SHOT
 
 BLEND = "blend"
 LEAST_GAIN = 1.0
-"""Points that a blend must be expected to gain: below, the costs of a mistake outweigh it."""
+"""Smallest expected gain, in points, for which a blend is advised: a smaller one is not worth the risk."""
 MOST_RISK = 0.3
-"""Most chance of being worse than zero-shot that is still advised."""
+"""Largest chance of being worse than zero-shot at which a blend is still advised."""
 _VALIDATION_IMAGES = 50
 # Members of an ensemble that a sentence names; tables list all.
 _NAMED = 2
@@ -62,7 +62,7 @@ class Advice:
 
     Attributes:
         weights: candidate → its share in the mean of probabilities; one entry of 1 for a single candidate.
-        expectation: of that against zero-shot.
+        expectation: what this is expected to gain over zero-shot.
         scores: label-free score of every candidate, zero-shot's 0.
         reason: why, in a sentence.
         knows: whether the backbone knows the classes.
@@ -119,9 +119,9 @@ def blend(probs: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
 
 
 def gain_facts(evidence: Evidence, probs_NK: Tensor, validation_VK: Tensor | None = None) -> dict[str, float]:
-    """Facts that the gain of a prediction over zero-shot follows from, each a mean over all images, in points.
+    """Facts from which the gain of a prediction over zero-shot is expected, each a mean over all images, in points.
 
-    Where the prediction and zero-shot agree there is nothing to gain; all facts are zero of zero-shot itself.
+    Where the prediction and zero-shot agree there is nothing to gain; of zero-shot itself all facts are zero.
 
     Args:
         evidence: what is known of the pool.
@@ -129,12 +129,16 @@ def gain_facts(evidence: Evidence, probs_NK: Tensor, validation_VK: Tensor | Non
         validation_VK: of the same model on the validation images, where there are any.
 
     Returns:
-        `neighbours`: its agreement with the nearest images less zero-shot's; `balanced`: the same of the agreement with
-        balanced zero-shot; `support`: on images where they differ, the share of nearest images predicted as it says
-        less that predicted as zero-shot says; `votes`: the same share of the other candidates; `moved`: total variation
-        between their class shares; `differ_few`: images that differ × the share of classes that seem absent;
-        `differ_sure`: images that differ × zero-shot's mean confidence; `validation`: the gain on the V validation
-        images × V / (V + 50), for of few images half is chance; 0 without any.
+        - `neighbours`: its agreement with the nearest images less zero-shot's;
+        - `balanced`: its agreement with balanced zero-shot less zero-shot's;
+        - `support`: the share of nearest images that are predicted to be of the class that it gives the image, less the
+          share that are predicted to be of zero-shot's class;
+        - `votes`: the share of other candidates that give the image its class, less the share that give zero-shot's;
+        - `moved`: total variation between its class shares and zero-shot's;
+        - `differ_few`: share of images on which the two differ × the share of classes that seem absent;
+        - `differ_sure`: share of images on which the two differ × zero-shot's mean confidence;
+        - `validation`: the gain on the V validation images × V / (V + 50), since on few images much of it is chance; 0
+          without validation images.
     """
     zero_NK = evidence.probs[ZERO_SHOT].float()
     zero_N, predicted_N = zero_NK.argmax(-1), probs_NK.argmax(-1)
@@ -178,10 +182,10 @@ def _validation_gain(labelled: Validation | None, probs_VK: Tensor | None) -> fl
 
 
 def largest_gain(evidence: Evidence, probs_NK: Tensor, validation_VK: Tensor | None = None) -> float:
-    """What a prediction can gain or lose against zero-shot at most, as a fraction; arguments as of `gain_facts`.
+    """The most that a prediction can gain or lose against zero-shot, as a fraction; arguments as of `gain_facts`.
 
-    The share of images on which the two differ, of the unlabelled or the validation images, whichever is larger; a
-    harmonic mean (trzsl) moves by up to twice as much as one of its parts.
+    It is the share of images on which the two differ: of the unlabelled or of the validation images, whichever is
+    larger. A harmonic mean (trzsl) moves by up to twice as much as one of its parts.
     """
     differ = [_differ(evidence.probs[ZERO_SHOT], probs_NK)]
     labelled = evidence.validation
@@ -196,11 +200,11 @@ def _differ(first_NK: Tensor, second_NK: Tensor) -> float:
 
 
 def expected_gain(facts: Mapping[str, float], largest: float, model: GainModel = GAIN_MODEL) -> Expectation:
-    """The gain over zero-shot that the learned model expects, with its errors on unseen datasets.
+    """The gain over zero-shot that the learned model expects, with the interval and the risk that its errors give.
 
     Args:
         facts: `gain_facts` of the prediction.
-        largest: the fraction that no gain or loss can exceed (`largest_gain`).
+        largest: the fraction that neither a gain nor a loss can exceed (`largest_gain`).
         model: what was learned.
     """
     most = 100 * largest
@@ -214,7 +218,7 @@ def expected_gain(facts: Mapping[str, float], largest: float, model: GainModel =
 
 
 def gain_model_for(evidence: Evidence) -> GainModel:
-    """The gain model for such evidence: learned from development tasks with labels for selection, or without."""
+    """The gain model learned from development tasks with validation labels, or without, as this evidence has them."""
     return GAIN_MODEL if evidence.validation is None else LABELLED_GAIN_MODEL
 
 
@@ -223,8 +227,8 @@ def advise(evidence: Evidence, model: GainModel | None = None, scoring: ScoreMod
 
     Args:
         evidence: predictions of all candidates.
-        model: what was learned of gains on development data; default: as `gain_model_for`.
-        scoring: what was learned of scores.
+        model: what was learned of gains from development data; default: that of `gain_model_for`.
+        scoring: what was learned of scores from development data.
     """
     model = model or gain_model_for(evidence)
     scorer = Scorer(evidence, scoring)

@@ -18,8 +18,8 @@ _MOST_CONFIGURATIONS = 12
 def candidate_trials(study: StudyRecord) -> dict[str, list[Trial]]:
     """The finished score trials of every candidate: the references, and the confirmed configurations with their seeds.
 
-    Without confirmation the best search trials by themselves. A configuration with fewer than half the seeds of the
-    most confirmed one (dropped by the race, or with failed trials) is none.
+    Without confirmation the best search trials are candidates, each by itself. A configuration with fewer than half the
+    seeds of the most confirmed one (dropped by the race, or with failed trials) is no candidate.
     """
     references = [study.find(name) for name in REFERENCES]
     found = {one.name: [one] for one in references if one is not None and one.state is State.COMPLETE}
@@ -49,12 +49,12 @@ def methods_of(study: StudyRecord, trials: dict[str, list[Trial]]) -> dict[str, 
 
 
 def needs_ensemble(shares: dict[str, float], trials: dict[str, list[Trial]]) -> bool:
-    """Whether the considered ensemble is another thing than a reference."""
+    """Whether the considered ensemble is anything but a single reference."""
     return len(shares) > 1 or any(trials[name][0].config_id is not None for name in shares)
 
 
 def even_shares(study: StudyRecord) -> dict[str, float]:
-    """The ensemble of the configurations alone, all weighing the same: what competes where a criterion chooses."""
+    """Equal shares of the configurations alone: the ensemble that competes where a criterion chooses."""
     return {name: 1.0 for name, group in candidate_trials(study).items() if group[0].config_id is not None}
 
 

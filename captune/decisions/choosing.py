@@ -30,8 +30,8 @@ def choose(study: StudyRecord, evidence: Evidence | None = None, class_names: Se
 
     Args:
         study: its record.
-        evidence: of the trials in `candidate_trials`. None: they left no predictions; the criterion then chooses, as it
-            does where `chooses_by_criterion` is true.
+        evidence: of the trials in `candidate_trials`; None if they left no predictions. The criterion then chooses, as
+            it does where `chooses_by_criterion` is true.
         class_names: where given, the reason names those that seem absent from the pool.
     """
     if evidence is not None and not chooses_by_criterion(study):

@@ -22,7 +22,7 @@ class Scored:
 
 
 def configurations_to_confirm(finished: Sequence[Scored], top: int) -> dict[int, str]:
-    """The configurations to confirm, by search number, with why: the best `top`, the first, the plateau's.
+    """The configurations to confirm, by search number, and why: the best `top`, the first, the plateau's.
 
     Equal places count once (the first of them); ties go to the lower number. Number 0, the first, is the method's
     default configuration or, under `--preset paper`, the published one; journals call it "paper" in both cases.
@@ -45,10 +45,10 @@ def configurations_to_confirm(finished: Sequence[Scored], top: int) -> dict[int,
 
 
 def best_of_each(finished: Sequence[Scored], methods: Mapping[int, str]) -> dict[int, str]:
-    """The best configuration of each method, by search number, with why: in a study over methods all are confirmed.
+    """The best configuration of each method, by search number, and why: a study over methods confirms all of these.
 
     An ensemble gains from methods that err on different images, so the second configuration of the best method is worth
-    less than the first of another.
+    less than the first of another method.
     """
     chosen: dict[str, int] = {}
     for trial in sorted(finished, key=lambda trial: (-trial.score, trial.number)):

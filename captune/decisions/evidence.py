@@ -1,6 +1,6 @@
 """What a decision may know of a pool: predictions, which images are alike, what random texts would say.
 
-No label of the pool or of the test; where the task gives labels for selection (ssl, trzsl), those.
+The only labels among it are those of the validation images, in tasks that have them (ssl, trzsl).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CROWDED, _NO_LEAD, _UNSURE = 0.8, 0.1, 0.5
 
 @dataclass(frozen=True)
 class Validation:
-    """Images whose labels a choice may see and nothing was trained on, and what candidates predict of them.
+    """Images whose labels a choice may see and on which nothing was trained, with what candidates predict of them.
 
     Attributes:
         probs: candidate → probabilities (V, K).
@@ -62,7 +62,7 @@ class Evidence:
         knowledge: what random texts would do on the same images, where that was measured.
         families: candidate → its method; candidates of one method share its weight and its vote. One that is not named
             is a family of its own.
-        validation: what labels for selection say of the same candidates, where the task has them.
+        validation: what the same candidates predict of the validation images, where the task has them.
     """
 
     probs: Mapping[str, Tensor]
@@ -116,10 +116,10 @@ class Knowledge:
     def known(self, confidence: float) -> bool:
         """Whether the texts say more about the images than random texts would.
 
-        False only if all three hold: zero-shot's mean `confidence` is low, its predictions are hardly smoother on the
-        features than those of random texts, and they crowd into few classes as those of random texts do. Each alone
-        also happens to a good model: few images per class have no smooth neighbours, and a pool of few classes is
-        predicted as few.
+        False only if three things hold together: zero-shot's mean `confidence` is low; its predictions agree with those
+        of the nearest images hardly more than the predictions of random texts do; and they crowd into few classes, as
+        those of random texts do. Each of them alone also happens to a good model: with few images per class the nearest
+        images are often of other classes, and a pool of few classes is predicted as few.
         """
         spread = max(self.of_classes - self.random_num_classes, 1e-9)
         crowded = (self.of_classes - self.num_classes) / spread > _CROWDED
@@ -148,8 +148,8 @@ def measure_knowledge(
         image_features_ND: normalised features of the unlabelled images.
         text_features_KD: normalised text features.
         neighbours_Nk: nearest images.
-        generator: of the turns.
-        num_draws: turns that are averaged.
+        generator: draws the turns.
+        num_draws: number of turns to average over.
     """
     num_classes, width = text_features_KD.shape
     mean_D = text_features_KD.mean(0)

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ScoreModel:
-    """A linear score of candidates (`captune.decisions.scores`), learned so that choosing by it gains most.
+    """A linear score of candidates (`captune.decisions.scores`), learned so that a choice by it gains the most.
 
     Attributes:
         coefficients: fact (`Scorer.facts`) → score points per unit of the fact. One point of score is a factor of e in
-            the ensemble.
-            "validation" is the fact of labels for selection; all others are facts of the pool.
-        images_a_class: cap on unlabelled images per class. The learning data had at most this many; larger pools count
-            as this many.
+            the ensemble. "validation" is the fact about the validation labels; all others are about the pool.
+        images_a_class: most unlabelled images per class in the development data; larger pools count as this many.
         validation_images: V validation images have the weight V / (V + this), the pool has the rest.
     """
 

@@ -1,10 +1,10 @@
 """Which of the asked-for classes a pool seems to hold no image of, from predictions alone.
 
-A class that is hardly ever predicted is either not there, or its name does not fit its images. The two differ in what
-the rest of the pool looks like: where classes are missing, predictions crowd into few classes and yet agree with those
-of the nearest images; where names do not fit, or the backbone is weak, they crowd and do not agree. A logistic model of
-a few numbers weighs this up. No label is read; the constants come from development data (`python -m tests.tools.exam
-presence`), and what they are worth on datasets they were not fitted on stands in analysis/measurements/absent_names.md.
+A class that is hardly ever predicted is either not there, or its name does not fit its images. What the rest of the
+pool looks like tells the two apart: where classes are missing, predictions crowd into few classes and yet agree with
+those of the nearest images; where names do not fit, or the backbone is weak, they crowd and do not agree. A logistic
+model of five numbers weighs this up. No label is read. The constants come from development data (`python -m
+tests.tools.exam presence`); analysis/measurements/absent_names.md says how well they do on datasets that were left out.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from captune.decisions.evidence import Evidence
 from captune.records import ANCHORED, ZERO_SHOT
 
 CONFIDENCE = 0.9
-"""Least probability of absence at which a name is called absent."""
+"""Smallest probability of absence at which a name is called absent."""
 MOST_IMAGES = 0.5
-"""A class of which the mixture expects more images is never called absent, whatever the rest of the pool looks like."""
+"""A class of which the mixture expects more images than this is never called absent."""
 SMALLEST = 5e-4
 """Smaller probabilities are tails of the softmax; over many images they would add up to images that are not there."""
 # Of a class: log of the images that zero-shot and the mixture expect. Of the pool: log of the share of classes that the
@@ -108,8 +108,10 @@ def absent_classes(zero_shot_NK: Tensor, mixture_NK: Tensor, neighbours_Nk: Tens
 
 
 def absent_in(evidence: Evidence) -> list[Absent]:
-    """The same from what a study's candidates predict; none without a mixture or where the backbone is not known to
-    know the classes (labelled images, very few images or classes: `Evidence.knowledge` is None).
+    """The same from what a study's candidates predict.
+
+    None are named where the anchored mixture is not among them, or where it is not established that the backbone knows
+    the classes (`Evidence.knowledge` is None with labelled images and with very few images or classes).
     """
     zero_shot_NK, mixture_NK = evidence.probs[ZERO_SHOT].float(), evidence.probs.get(ANCHORED)
     confidence = float(zero_shot_NK.amax(-1).mean())
@@ -124,7 +126,7 @@ def absence_probabilities(logits_K: Tensor, facts_KF: Tensor) -> Tensor:
 
 
 def absent_sentence(found: Sequence[Absent], class_names: Sequence[str], *, most: int = 8) -> str | None:
-    """What to tell a person of them, with the evidence; None where all names seem to be there."""
+    """A sentence that names them, with the evidence; None where all names seem to be there."""
     if not found:
         return None
     named = ", ".join(class_names[absent.label] for absent in found[:most])

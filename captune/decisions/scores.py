@@ -1,18 +1,18 @@
 """The score of a candidate from predictions alone, and its weight in the ensemble.
 
-Candidates are scored on the same unlabelled images by these facts, weighed by what development data taught:
+Candidates are scored on the same unlabelled images by three facts, with weights learned from development data:
 
-1. agreement with the nearest images, chance-corrected, as log-odds: from .80 to .90 tells as much as from .30 to .50;
-2. agreement with balanced zero-shot, which weighs more where balanced and plain zero-shot agree with one another, and
-   less the more images there are per class: many images outweigh the texts, few do not;
-3. how many classes it predicts: merging classes raises the agreement with the nearest images, whatever is true.
+1. agreement with the nearest images, chance-corrected, as log-odds: a step from .80 to .90 counts as much as one from
+   .30 to .50;
+2. agreement with balanced zero-shot, which counts more where balanced and plain zero-shot agree with one another, and
+   less the more images there are per class, since then the images themselves say more than the texts;
+3. how many classes it predicts, since merging classes raises the agreement with the nearest images, right or wrong.
 
-Where the task has labels for selection (ssl, trzsl), the accuracy on them replaces these facts, the more of them there
-are, the more so. They are few, but they measure what is wanted, and the ensemble of the candidates that they prefer
-evens out their noise.
+Where the task has validation labels (ssl, trzsl), the accuracy on them takes the place of these facts, the more so the
+more labels there are. They are few, but they measure what is wanted, and the ensemble evens out their noise.
 
-Agreement enters as log-odds because as a plain share it let balanced zero-shot hold back candidates that are far better
-on weak backbones (analysis/measurements/advice_exam.md).
+Agreement enters as log-odds, because with a plain share balanced zero-shot held back candidates that are far better on
+weak backbones (analysis/measurements/advice_exam.md).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from captune.decisions.neighbours import neighbour_consistency
 from captune.records import BALANCED, ZERO_SHOT
 
 SMALLEST_WEIGHT = 0.02
-"""Members below this share of the ensemble are left out."""
+"""Members with a smaller share of the ensemble are left out."""
 _SMOOTHING = 0.1
-"""Of the log-odds of agreement: what a few hundred images cannot tell from 0 or 1."""
+"""Added to the agreement and to its complement in the log-odds: a few hundred images cannot tell less from nothing."""
 
 
 def agreement_log_odds(consistency: float) -> float:
@@ -44,7 +44,7 @@ def agreement_log_odds(consistency: float) -> float:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores any predictions on a pool, candidates' and those of their ensemble, by one model.
+    """Scores predictions on a pool by one model: those of candidates and those of their ensemble.
 
     Attributes:
         evidence: what is known of the pool.
@@ -64,7 +64,7 @@ class Scorer:
         return float((self._balanced_N == self.evidence.probs[ZERO_SHOT].argmax(-1)).float().mean())
 
     def facts(self, probs_NK: Tensor, validation_VK: Tensor | None) -> dict[str, float]:
-        """What a score is a weighted sum of.
+        """The facts whose weighted sum is a score.
 
         Args:
             probs_NK: predictions on the unlabelled images.
@@ -112,7 +112,7 @@ class Scorer:
         return {name: self.facts(probs_NK, validation.get(name)) for name, probs_NK in self.evidence.probs.items()}
 
     def candidates(self) -> dict[str, float]:
-        """Candidate → its score, zero-shot's taken off: one unit is a factor of e in the ensemble."""
+        """Candidate → its score less zero-shot's: one point is a factor of e in the ensemble."""
         return {name: self._against_zero_shot(facts) for name, facts in self.candidate_facts.items()}
 
     def score(self, probs_NK: Tensor, validation_VK: Tensor | None = None) -> float:
@@ -128,7 +128,7 @@ class Scorer:
 
 
 def blend_weights(scores: Mapping[str, float], families: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Shares of the candidates in the blend, ∝ exp(score); they sum to 1, the smallest are left out.
+    """Shares of the candidates in the blend, ∝ exp(score); they sum to 1, and the smallest are left out.
 
     A family weighs as much as its best member would alone, and its members share that likewise: ten configurations of
     one method are not ten opinions.

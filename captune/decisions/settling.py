@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Before that, neither the noise nor the tail of the scores is known at all.
+# With fewer trials neither the noise nor the tail of the scores can be estimated.
 LEAST_TRIALS = 16
-# Both are estimates: one that is small by chance is seldom so three trials running.
+# Both numbers are estimates: one that is small by chance is seldom small after three trials in a row.
 IN_A_ROW = 3
 _POINTS = 200
 
@@ -89,7 +89,7 @@ def noise_of_scores(score_N: NDArray[np.float64], place_ND: NDArray[np.float64])
 
 
 def expected_gain(score_N: NDArray[np.float64], best: float, num_more: int) -> float:
-    """Expected rise of the best score by more trials that score like these.
+    """Expected rise of the best score from more trials whose scores are distributed like these.
 
     ∫ over x > best of 1 - F(x)^m, F the distribution of the scores smoothed by a Gaussian (Silverman's width): the
     expectation of max(0, max of m draws - best).
