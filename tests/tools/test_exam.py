@@ -13,6 +13,8 @@ from captune.training.context import open_context
 from tests.tools.exam.cache import fill, read_candidates, read_facts, worlds_in
 from tests.tools.exam.candidates import Candidate, trained, training_free
 from tests.tools.exam.judge import cases
+from tests.tools.exam.search import CONFIRMATION, SEARCH, searched_case
+from tests.tools.exam.search import fill as fill_search
 from tests.tools.exam.worlds import KINDS, World, table_of_worlds
 
 NUM_CLASSES, WIDTH = 12, 24
@@ -130,6 +132,29 @@ def test_labelled_worlds_hold_what_a_choice_may_see_of_labels_and_are_judged_as_
             seen, unseen = (right_M[case.facts.seen_K[labels_M] == known].mean() for known in (True, False))
             expected = 2 * seen * unseen / (seen + unseen)
         assert case.accuracy({"probe": 1.0}) == pytest.approx(100 * expected)
+
+
+def test_a_search_is_ranked_by_its_own_seed_and_offered_to_the_choice_as_it_was_confirmed(
+    features: Path, tmp_path: Path
+) -> None:
+    world, wanted = World("toy", "ssl", "shots-1", 0), [Candidate(name) for name in ("zero_shot", "balanced")]
+    fill(tmp_path / "cache", features, [world], wanted, time.time() + 60)
+    fill_search(tmp_path / "cache", tmp_path / "searched", features, kinds="shots-1", configurations=2)
+    file = tmp_path / "searched" / f"{world.key}.npz"
+    (case,) = cases(tmp_path / "cache")
+    found = searched_case(case, file)
+    assert sorted(found.ranked) == [0, 1] and found.scores_C[found.ranked[0]] == found.scores_C.max()
+    labelled = found.case.evidence.validation
+    assert labelled is not None
+    with np.load(file) as archive:
+        for number in (0, 1):
+            own = archive[f"pool-{number}-{CONFIRMATION}"]
+            np.testing.assert_allclose(found.case.evidence.probs[f"c{number}"].numpy(), own, atol=1e-6)
+            assert not np.array_equal(own, archive[f"pool-{number}-{SEARCH}"])
+            seen_V = archive[f"validation-{number}-{SEARCH}"].argmax(1) == labelled.labels_V.numpy()
+            right_M = archive[f"test-{number}-{SEARCH}"].argmax(1) == case.facts.test_labels_M
+            expected = 100 * (seen_V.mean() - right_M.mean())
+            assert found.flattery_2C[SEARCH, number] == pytest.approx(expected, abs=1e-4)
 
 
 def test_candidates_are_named_by_method_budget_and_seed() -> None:

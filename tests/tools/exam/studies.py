@@ -3,13 +3,15 @@
     python -m tests.tools.exam.studies --features FOLDER --out analysis/measurements/advice_studies.csv
 
 A world that the file has already is passed over, so that it can be cut short and continued. Trials run one after
-another in this process, without Ray: the numbers are those of `captune run --method auto`.
+another in this process, without Ray: the numbers are those of `captune run --method METHOD`. The column `cpu_seconds`
+is the CPU time of this process for the whole study, its report included.
 """
 
 from __future__ import annotations
 
 import csv
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,7 @@ from captune.results.best import reference_metric, report_trials
 from captune.studies.closing import close_study
 from captune.studies.planning import plan_study
 from tests.studies.lives import run_trials
+from tests.tools.exam.candidates import BUDGETS
 from tests.tools.exam.worlds import World
 
 DATASETS, PARADIGMS, KINDS = "whu19,pets24,caltech101_59", "ul,tft", "plain,present-10,imbalance-50"
@@ -38,8 +41,9 @@ def main(
     method: str = AUTO,
     trials: int = 12,
     confirm_seeds: int = 3,
+    budget: str = "full",
 ) -> None:
-    """One study a world."""
+    """One study a world; its trials train in full, or as short as the exam's candidates (quick)."""
     done = {row["world"] for row in csv.DictReader(out.open(encoding="utf-8"))} if out.exists() else set()
     for kind in kinds.split(","):
         for dataset in datasets.split(","):
@@ -47,13 +51,15 @@ def main(
                 world = World(dataset, paradigm, kind, 0)
                 if world.key in done:
                     continue
+                began = time.process_time()
                 with tempfile.TemporaryDirectory() as scratch:
                     task = world.open(features, Path(scratch))
-                    study = StudyConfig(task=task, method=method, trials=trials, confirm_seeds=confirm_seeds)
+                    size = {"trials": trials, "confirm_seeds": confirm_seeds, "fixed": BUDGETS[budget]}
+                    study = StudyConfig(task=task, method=method, **size)
                     plan = plan_study(study, Path(scratch) / "study")
                     run_trials(plan).close()
                     record, _ = close_study(plan.directory)
-                row = row_of(world.key, record)
+                row = row_of(world.key, record, time.process_time() - began)
                 new = not out.exists()
                 with out.open("a", newline="", encoding="utf-8") as file:
                     writer = csv.DictWriter(file, COLUMNS)
@@ -63,8 +69,8 @@ def main(
                 print(row, flush=True)
 
 
-def row_of(world: str, record: StudyRecord) -> dict[str, Any]:
-    """What a closed study came to; accuracies in percent."""
+def row_of(world: str, record: StudyRecord, seconds: float) -> dict[str, Any]:
+    """What a closed study of so many CPU seconds came to; accuracies in percent."""
     choice = record.choice
     assert choice is not None
     names = [trial.name for trial in record.complete() if trial.phase in (Phase.REFERENCE, Phase.CONFIRM)]
@@ -78,7 +84,6 @@ def row_of(world: str, record: StudyRecord) -> dict[str, Any]:
     zero = 100 * (reference_metric(record, ZERO_SHOT) or 0.0)
     accuracy = 100 * (reference_metric(record, str(choice.name)) or 0.0)
     best = max(measured, key=lambda name: measured[name])
-    seconds = sum(trial.seconds or 0.0 for trial in record.trials)
     expected = {name: round(choice.expected.get(name, float("nan")), 2) for name in ("gain", "low", "high", "risk")}
     return {
         "world": world, "zero_shot": round(zero, 2), "advised": choice.advice, "accuracy": round(accuracy, 2),
