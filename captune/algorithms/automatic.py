@@ -2,7 +2,7 @@
 
 They stand in the order in which they cover development tasks best (the exam's portfolio,
 analysis/measurements/advice_portfolio.csv). The references of every study (zero-shot, balanced zero-shot, the two
-text-anchored mixtures and transclip) compete anyway and are therefore not among them.
+text-anchored mixtures, transclip and, with labelled images, the probe) compete anyway and are not among them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from captune.errors import ConfigError, did_you_mean
 
 AUTO = "auto"
 PORTFOLIO = ("grip", "cap", "cap_mixture")
-LABELLED = ("probe",)
-"""Tried too where some images are labelled."""
 _EPOCHS, _STEPS, _ROUNDS, _ROUND_EPOCHS = 10, 20, 5, 4
 """The budget on frozen features: the development data of the advice were made with it."""
 
 
-def methods_for(task: TaskConfig, names: Sequence[str] = (*PORTFOLIO, *LABELLED)) -> tuple[str, ...]:
+def methods_for(task: TaskConfig, names: Sequence[str] = PORTFOLIO) -> tuple[str, ...]:
     """The methods that a study of this cell tries, in their order.
 
     Raises:

@@ -10,7 +10,7 @@ from captune.decisions.choice_record import AdviceWords, Candidate, Choice
 from captune.decisions.evidence import Evidence
 from captune.decisions.presence import absent_in, absent_sentence
 from captune.decisions.scores import Scorer
-from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, TRANSCLIP, ZERO_SHOT, StudyRecord, Trial
+from captune.records import ANCHORED, BALANCED, ENSEMBLE, PROBE, TEXT_MIXTURE, TRANSCLIP, ZERO_SHOT, StudyRecord, Trial
 
 _WORDS: dict[str, AdviceWords] = {
     ZERO_SHOT: "keep zero-shot",
@@ -18,6 +18,7 @@ _WORDS: dict[str, AdviceWords] = {
     ANCHORED: "use the anchored mixture",
     TEXT_MIXTURE: "use the text mixture",
     TRANSCLIP: "use transclip",
+    PROBE: "use the probe",
     ENSEMBLE: "use the ensemble",
 }
 

@@ -9,7 +9,7 @@ from captune.records.events import Chosen
 
 AdviceWords = Literal[
     "adapt", "keep zero-shot", "use balanced zero-shot", "use the anchored mixture", "use the text mixture",
-    "use transclip", "adaptation changed nothing", "use the ensemble",
+    "use transclip", "use the probe", "adaptation changed nothing", "use the ensemble",
 ]  # fmt: skip
 """What a choice advises, in the words of journals and tables; `captune.decisions.advice.Advice` holds the numbers."""
 

@@ -37,17 +37,18 @@ from captune.records.events import (
 from captune.records.trial import Trial
 from captune.records.usage import Usage
 
-ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE, TRANSCLIP = (
-    "zero_shot", "balanced", "anchored", "text_mixture", "transclip"
+ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE, TRANSCLIP, PROBE = (
+    "zero_shot", "balanced", "anchored", "text_mixture", "transclip", "probe"
 )  # fmt: skip
-REFERENCES = (ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE, TRANSCLIP)
+REFERENCES = (ZERO_SHOT, BALANCED, ANCHORED, TEXT_MIXTURE, TRANSCLIP, PROBE)
 """What competes in every study without being trained:
 
 - zero_shot: the frozen model;
 - balanced: its predictions, half-way balanced over the classes;
 - anchored: a Gaussian mixture that stays near the class texts;
 - text_mixture: one that follows the images further;
-- transclip: TransCLIP, a mixture on a graph of images.
+- transclip: TransCLIP, a mixture on a graph of images;
+- probe, where images are labelled: a linear probe from these alone, which shows what the pool was worth.
 
 The exam of the advice found no better set at this cost (analysis/measurements/advice_exam.md)."""
 ENSEMBLE = "ensemble"

@@ -16,7 +16,17 @@ from captune.data.labelling import COLUMNS as PREDICTIONS_COLUMNS
 from captune.decisions.candidates import advised_config, even_shares
 from captune.decisions.criteria import ORACLE
 from captune.plain_yaml import dump_yaml
-from captune.records import ANCHORED, BALANCED, ENSEMBLE, TEXT_MIXTURE, TRANSCLIP, ZERO_SHOT, StudyRecord, atomic_write
+from captune.records import (
+    ANCHORED,
+    BALANCED,
+    ENSEMBLE,
+    PROBE,
+    TEXT_MIXTURE,
+    TRANSCLIP,
+    ZERO_SHOT,
+    StudyRecord,
+    atomic_write,
+)
 from captune.records.files import remove_leftovers
 from captune.records.layout import BEST_CONFIG, COLUMNS_CSV, DATAPACKAGE, OUTDATED, PAGE, PREDICTIONS_CSV
 from captune.results import class_plots, plots
@@ -212,6 +222,7 @@ _WHAT = {
     ANCHORED: "The anchored mixture, ahead of the best configuration",
     TEXT_MIXTURE: "The text mixture, ahead of the best configuration",
     TRANSCLIP: "TransCLIP, ahead of the best configuration",
+    PROBE: "The probe of the labelled images alone, ahead of the best configuration",
 }
 
 

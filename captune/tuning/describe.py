@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from captune.algorithms import ALGORITHMS, default_config, method_named
+from captune.algorithms import default_config, method_named
 from captune.algorithms.automatic import AUTO, starting_configs
 from captune.config import Paradigm, StudyConfig, TaskConfig, TrialConfig
 from captune.data.catalog import TINY, TINY_WIDTH, default_backbone, load_dataset
 from captune.data.paradigms import Task, build_task
+from captune.data.roles import has_labels
 from captune.decisions.criteria import CRITERIA, resolve_criterion
 from captune.errors import UsageError
 from captune.records import REFERENCES, Role
@@ -140,7 +141,7 @@ def _num_scored(task: Task, criterion: str) -> int:
 def _references(task_config: TaskConfig, both_roles: bool) -> tuple[tuple[str, str, TrialConfig], ...]:
     found = []
     for name in REFERENCES:  # cheap, and without them no gain can be shown
-        if name in ALGORITHMS:
+        if has_labels(task_config) or not method_named(name).labels_only:
             config = default_config(name, task_config)
             found.append((name, name, config))
             if both_roles:

@@ -8,18 +8,20 @@ from typing import Any
 
 import pytest
 
-from captune.algorithms.automatic import PORTFOLIO, auto_configs, methods_for
+from captune.algorithms.automatic import PORTFOLIO, auto_configs
 from captune.cli.status import read_standing
 from captune.config import StudyConfig, TaskConfig
 from captune.errors import ConfigError, UsageError
 from captune.records import JOURNAL, Phase, StudyRecord
 from captune.results.load import load_study
+from captune.space import shipped_space
 from captune.studies.planning import plan_study, plan_to_continue
 from tests.journals import journal_lines
 from tests.slow import slow_but
 from tests.studies.lives import run_trials, search
 
 METHODS = (*PORTFOLIO, "probe")
+"""What the space of these tests names: the shipped one's, and one method that does not train."""
 QUICK = {"tuning": "features", "epochs": 1, "steps_per_epoch": 2, "num_iterations": 1}
 
 
@@ -32,7 +34,18 @@ def auto(paradigm: str = "ul", **values: Any) -> StudyConfig:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small study over methods, one of which does not train, closed."""
-    return search(tmp_path_factory.mktemp("auto") / "study", auto("ssl"))
+    folder = tmp_path_factory.mktemp("auto")
+    return search(folder / "study", auto("ssl", space=space_with_probe(folder / "space.yaml")))
+
+
+def space_with_probe(file: Path) -> Path:
+    """The shipped space with the probe beside its methods."""
+    shipped = shipped_space("auto")
+    assert shipped is not None
+    text = shipped.read_text(encoding="utf-8").replace("[grip, cap, cap_mixture]", f"[{', '.join(METHODS)}]", 1)
+    penalty = "{type: float, low: 0.1, high: 10.0, log: true, role: scientific, when: {method: probe}}"
+    file.write_text(f"{text}  penalty: {penalty}\n")
+    return file
 
 
 def planned(directory: Path) -> list[dict[str, Any]]:
@@ -98,9 +111,12 @@ def test_a_study_over_methods_that_goes_on_is_the_one_that_was_never_stopped(
     assert ours == [plan for plan in planned(whole) if plan["key"] != "ensemble"]
 
 
-def test_labelled_images_bring_the_probe(tmp_path: Path) -> None:
-    assert "probe" not in methods_for(TaskConfig(dataset="digits", paradigm="ul"))
-    assert methods_for(TaskConfig(dataset="digits", paradigm="ssl"))[-1] == "probe"
+def test_labelled_images_bring_the_probe_as_a_reference(tmp_path: Path, whole: Path) -> None:
+    assert load_study(whole).find("probe") is not None
+    for paradigm in ("ul", "ssl"):
+        plan = plan_study(auto(paradigm), tmp_path / paradigm)
+        assert ("probe" in [key for key, _, _ in plan.info.references]) == (paradigm == "ssl")
+        assert tuple(plan.info.methods) == PORTFOLIO
 
 
 def test_a_space_of_ones_own_names_its_methods(tmp_path: Path) -> None:

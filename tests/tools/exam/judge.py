@@ -229,12 +229,13 @@ def portfolio(table: list[Case], scored: list[dict[str, float]]) -> pd.DataFrame
     the one with the highest label-free score, on the left-out datasets.
     """
     names = sorted(set.intersection(*(set(case.test) for case in table)))
+    references = [names.index(name) for name in REFERENCES if name in names]
     gains_CN = np.array([[case.single_gains[name] for name in names] for case in table])
     scores_CN = np.array([[scores[name] for name in names] for scores in scored])
     families = np.array([case.family for case in table])
     rows = []
     for left_out in np.unique(families):
-        order = [names.index(name) for name in REFERENCES]
+        order = list(references)
         while len(order) < len(names):
             worth = {}
             for at in set(range(len(names))) - set(order):
@@ -243,7 +244,7 @@ def portfolio(table: list[Case], scored: list[dict[str, float]]) -> pd.DataFrame
                 worth[at] = float(np.mean(means))
             order.append(max(sorted(worth), key=lambda at: worth[at]))
         own = families == left_out
-        for size in range(len(REFERENCES), len(order) + 1):
+        for size in range(len(references), len(order) + 1):
             tried = order[:size]
             picked_C = scores_CN[own][:, tried].argmax(1)
             rows.append(

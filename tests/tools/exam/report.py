@@ -8,7 +8,7 @@ import matplotlib
 import pandas as pd
 
 from captune.decisions.learning import GainModel, ScoreModel
-from captune.records import REFERENCES
+from captune.records import PROBE, REFERENCES
 from tests.tools.exam.judge import (
     Case,
     always,
@@ -60,7 +60,10 @@ LABELLED_RULES = {
     "highest criterion of zero_shot, balanced, cap": highest_criterion("zero_shot", "balanced", "cap@quick"),
     "highest criterion of all": highest_criterion(),
 }
-LABELLED_STUDIES = {"… among the references and cap: `captune run`": (*REFERENCES, "cap@quick")}
+LABELLED_STUDIES = {
+    "… among the references and cap: `captune run`": (*REFERENCES, "cap@quick"),
+    "… the same without the probe": (*(name for name in REFERENCES if name != PROBE), "cap@quick"),
+}
 _HEADER = '''"""What the advice has learned from development data, and which data that was.
 
 Written by `python -m tests.tools.exam judge --learned`; analysis/measurements/advice_exam.md says how well it holds on

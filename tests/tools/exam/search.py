@@ -123,7 +123,7 @@ class Searched:
     def among(self, learned: Learned, numbers: list[int], *, weighing: Case | None = None) -> float:
         """The gain of what is advised among the references and these configurations of CAP."""
         case = weighing or self.case
-        names = [*REFERENCES, *(f"c{number}" for number in numbers)]
+        names = [*(name for name in REFERENCES if name in case.test), *(f"c{number}" for number in numbers)]
         scoring, model = learned.unseen[case.family]
         evidence, labelled = case.evidence, case.evidence.validation
         kept = replace(
@@ -204,7 +204,7 @@ def row_of(world: Searched, learned: Learned) -> dict[str, object]:
     case, ranked, count = world.case, world.ranked, len(world.scores_C)
     gains = case.single_gains
     own_C = np.array([gains[f"c{number}"] for number in range(count)])
-    references = max(gains[name] for name in REFERENCES)
+    references = max(gains[name] for name in REFERENCES if name in gains)
     confirmed = sorted({*ranked[:CONFIRMED], DEFAULT})
     top = ranked[0]
     labelled = case.evidence.validation
