@@ -1,17 +1,18 @@
-"""The house's shape: imports go down only, third parties stay in their rooms, the seal has one opener."""
+"""The layers: imports go down only, third parties stay in their packages, and only one module reads test labels."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "captune"
-# Rooms from the ground up; a room imports from its own and from lower floors only, never from a row-mate.
-FLOORS = [
+# From the bottom; a package imports from itself and from lower layers only, never from another of its layer.
+LAYERS = [
     {"errors", "interruption", "own_process", "plain_text", "revision"},
     {
         "config",
@@ -35,7 +36,7 @@ FLOORS = [
     {"api"},
     {"__init__", "__main__"},
 ]
-HOMES = {
+ALLOWED = {
     "ray": {"tuning"},
     "optuna": {"tuning", "results"},
     "open_clip": {"model"},
@@ -46,12 +47,12 @@ HOMES = {
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def floor_of(room: str) -> int:
-    return next(level for level, rooms in enumerate(FLOORS) if room in rooms)
+def layer_of(package: str) -> int:
+    return next(level for level, packages in enumerate(LAYERS) if package in packages)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,23 +82,34 @@ def imported(path: Path) -> set[str]:
 def test_imports_go_down_only() -> None:
     wrong = set()
     for path in MODULES:
-        room = room_of(path)
+        package = package_of(path)
         for name in imported(path):
             parts = name.split(".")
-            if parts[0] != "captune" or len(parts) == 1 or parts[1].startswith("__") or parts[1] == room:
+            if parts[0] != "captune" or len(parts) == 1 or parts[1].startswith("__") or parts[1] == package:
                 continue
-            if not (floor_of(parts[1]) < floor_of(room) or floor_of(room) == floor_of(parts[1]) == 1):
+            if not (layer_of(parts[1]) < layer_of(package) or layer_of(package) == layer_of(parts[1]) == 1):
                 wrong.add(f"{path.relative_to(PACKAGE)} imports {name}")
     assert not wrong
 
 
-def test_third_parties_stay_in_their_rooms() -> None:
+def test_no_module_is_imported_by_what_it_imports() -> None:
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in MODULES}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        (module,) = (node for node in nodes_of(path)[:1] if isinstance(node, ast.Module))
+        found = [node for node in module.body if isinstance(node, ast.ImportFrom)]
+        wanted = {f"{node.module}.{alias.name}" for node in found for alias in node.names}
+        graph[name] = {one for one in wanted | {str(node.module) for node in found} if one in names}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_third_parties_stay_in_their_packages() -> None:
     wrong = set()
     for path in MODULES:
         relative = str(path.relative_to(PACKAGE))
         for name in imported(path):
-            homes = HOMES.get(name.split(".")[0])
-            if homes is not None and not {relative, relative.split("/")[0]} & homes:
+            allowed = ALLOWED.get(name.split(".")[0])
+            if allowed is not None and not {relative, relative.split("/")[0]} & allowed:
                 wrong.add(f"{relative} imports {name}")
     assert not wrong
 
