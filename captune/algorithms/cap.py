@@ -12,6 +12,7 @@ The equations are in captune/equations, whose README.md names the function of ea
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from captune.algorithms.common import (
     adapted_classifier,
-    encode_in_chunks,
+    at_once,
     epoch_batches,
     inputs,
+    loss_of_images,
     passes,
     predict_features,
     predict_probs,
@@ -186,60 +188,93 @@ class Cap:
     def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
         """The loss L of one step, and the pool's predictions."""
         config, classifier, device = self.config, self.classifier, self.context.device
-        margin_KK, weights_K, scale = batch["margin"], batch["weights"], classifier.logit_scale
+        scale = classifier.logit_scale
         text, weak = Branch(device), Branch(device)
         with text.run():
             text_KD = classifier.adapt_texts(classifier.encode_texts())
         with weak.run(), torch.no_grad():
             weak_BD = classifier.adapt_images(classifier.encode_images(self.views.weak_of(batch["weak"])), "main")
 
+        @cache
         def weak_logits() -> Tensor:
             text.join(text_KD)
             weak.join(weak_BD)
             with torch.no_grad():
                 return open_logits(self.context, config, scale * weak_BD @ text_KD.T)
 
-        if self.skips_unconfident:
-            # An unconfident image adds exactly nothing to the loss, so its strong view need not be encoded.
-            weak_logits_BK = weak_logits()
-            learned_R = self._confident(weak_logits_BK)
-            raw_BD = self._encoded(batch, learned_R, text_KD)
-        else:
-            # Choosing would make the host wait for the device, and the image streams need not wait for each other.
-            learned_R = slice(None)
-            raw_BD = self._encoded(batch, learned_R, text_KD)
-            weak_logits_BK = weak_logits()
-        self._remember(batch["pool"], weak_BD)
-        loss = text_KD.sum() * 0.0
+        # An unconfident image adds exactly nothing to the loss, so its strong view need not be encoded. On a GPU
+        # choosing would make the host wait for the device, and the image streams need not wait for each other.
+        learned_R = self._confident(weak_logits()) if self.skips_unconfident else slice(None)
+        trusted: list[Tensor] = []
 
-        num_labelled, num_trusted = len(batch.get("labelled", ())), len(batch.get("images", ()))
-        if num_trusted:
-            trusted_BD, labels_B = classifier.adapt_images(raw_BD[:num_trusted], "main"), batch["labels"]
-            logits_BK = scale * trusted_BD @ text_KD.T
-            if num_labelled:
-                loss = loss + margin_cross_entropy(logits_BK[:num_labelled], labels_B[:num_labelled], margin_KK)
-            if num_trusted > num_labelled:
-                main_B = labels_B[num_labelled:]
-                loss = loss + margin_cross_entropy(
-                    logits_BK[num_labelled:], main_B, margin_KK, weights_B=weights_K[main_B]
-                )
-                self._update_prototypes(trusted_BD[num_labelled:].detach(), main_B)
-            self._remember(batch["images"], trusted_BD.detach())
-        if config.self_training:
-            strong_BD = classifier.adapt_images(raw_BD[num_trusted:], "main" if config.shared_adapter else "pseudo")
-            pool_loss, _, _ = self_training_loss(
-                weak_logits_BK[learned_R],
-                scale * strong_BD @ text_KD.T,
-                margin_KK,
-                threshold=config.confidence_threshold,
-                weights_K=weights_K,
-            )
-            loss = loss + pool_loss
+        def losses(raw_CD: Tensor, text_KD: Tensor, first: int) -> Tensor:
+            loss, trusted_CD = self._losses(batch, weak_logits()[learned_R], raw_CD, text_KD, first)
+            trusted.append(trusted_CD)
+            return loss
+
+        views = self._views(batch, learned_R)
+        if views is None:
+            loss = text_KD.sum() * 0.0
+        else:
+            loss = loss_of_images(classifier, views, text_KD, losses, at_once(classifier, config))
+        weak_logits_BK = weak_logits()
+        self._remember(batch["pool"], weak_BD)
+        if "images" in batch:
+            num_labelled, trusted_BD = len(batch.get("labelled", ())), torch.cat(trusted)
+            if len(trusted_BD) > num_labelled:
+                self._update_prototypes(trusted_BD[num_labelled:], batch["labels"][num_labelled:])
+            self._remember(batch["images"], trusted_BD)
         if config.alignment_weight > 0:
             loss = loss + config.alignment_weight * alignment_loss(
                 text_KD, self.prototypes_KD, temperature=config.alignment_temperature, present_K=self.present_K
             )
         return loss, self._predictions(weak_logits_BK)
+
+    def _losses(
+        self, batch: Batch, weak_logits_RK: Tensor, raw_CD: Tensor, text_KD: Tensor, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """What some of a step's images add to its loss, and the trusted ones' features after the adapter, detached.
+
+        Args:
+            batch: the step.
+            weak_logits_RK: of the pool's images whose strong views are encoded.
+            raw_CD: features of images `first`, `first` + 1, … of the labelled ones, the main samples, the strong views.
+            text_KD: class features.
+            first: of these images.
+        """
+        config, classifier = self.config, self.classifier
+        margin_KK, weights_K, scale = batch["margin"], batch["weights"], classifier.logit_scale
+        num_labelled, num_trusted = len(batch.get("labelled", ())), len(batch.get("images", ()))
+        trusted = slice(first, min(first + len(raw_CD), num_trusted))
+        trusted_CD, loss = raw_CD[:0], text_KD.sum() * 0.0
+        if trusted.start < trusted.stop:
+            trusted_CD = classifier.adapt_images(raw_CD[: trusted.stop - first], "main")
+            logits_CK, labels_C = scale * trusted_CD @ text_KD.T, batch["labels"][trusted]
+            split = max(0, num_labelled - first)
+            if labels_C[:split].numel():
+                share = len(labels_C[:split]) / num_labelled
+                loss = loss + share * margin_cross_entropy(logits_CK[:split], labels_C[:split], margin_KK)
+            if (main_C := labels_C[split:]).numel():
+                share = len(main_C) / (num_trusted - num_labelled)
+                loss = loss + share * margin_cross_entropy(
+                    logits_CK[split:], main_C, margin_KK, weights_B=weights_K[main_C]
+                )
+        strong_CD = raw_CD[len(trusted_CD) :]
+        if config.self_training and len(strong_CD):
+            adapted_CD = classifier.adapt_images(strong_CD, "main" if config.shared_adapter else "pseudo")
+            begin = max(0, first - num_trusted)
+            pool_loss, _, mask_C = self_training_loss(
+                weak_logits_RK[begin : begin + len(strong_CD)],
+                scale * adapted_CD @ text_KD.T,
+                margin_KK,
+                threshold=config.confidence_threshold,
+                weights_K=weights_K,
+            )
+            if len(strong_CD) < len(weak_logits_RK):
+                whole_R = weak_logits_RK.softmax(-1).amax(-1) > config.confidence_threshold
+                pool_loss = pool_loss * mask_C.sum().clamp(min=1) / whole_R.sum().clamp(min=1)
+            loss = loss + pool_loss
+        return loss, trusted_CD.detach()
 
     def pack_key(self) -> Hashable | None:
         """What CAPs must share whose steps of this epoch are taken together (`PackedCap`); None: not to be packed."""
@@ -257,16 +292,14 @@ class Cap:
         """The epoch's steps of CAPs whose keys are equal."""
         return PackedCap(others, stack)
 
-    def _encoded(self, batch: Batch, learned_R: Tensor | slice, text_KD: Tensor) -> Tensor:
-        """Features with gradients: of labelled images and main samples, then of some strong views."""
+    def _views(self, batch: Batch, learned_R: Tensor | slice) -> Tensor | None:
+        """What is encoded with gradients: labelled images, main samples, some strong views; None without any."""
         views = []
         if "trusted" in batch:
             views.append(self.views.weak_of(batch["trusted"]))
         if "strong" in batch:
             views.append(self.views.strong_of(batch["strong"][learned_R], batch["draws"][learned_R]))
-        if not views:
-            return text_KD.new_zeros(0, text_KD.shape[1])
-        return encode_in_chunks(self.classifier, torch.cat(views), self.config.micro_batch)
+        return torch.cat(views) if views else None
 
     def _confident(self, weak_logits_BK: Tensor) -> Tensor | slice:
         """Rows of confident images; at least one row (of no weight), so that weight decay still applies."""

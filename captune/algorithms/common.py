@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from captune.config import TrialConfig
 from captune.data.catalog import load_dataset
@@ -23,6 +22,8 @@ from captune.training.loop import batches
 
 Views = ImageViews | FeatureViews | OriginalCrops
 _PREDICT_BATCH = 128
+# Numbers in the residual streams of all blocks; some 24 bytes are kept of each. 16 images of ViT-B/32.
+_VALUES_AT_ONCE, _LEAST_AT_ONCE = 8_000_000, 4
 
 
 def adapted_classifier(
@@ -106,21 +107,67 @@ def epoch_batches(count: int, config: TrialConfig, generator: torch.Generator) -
     )
 
 
-def encode_in_chunks(classifier: Classifier, inputs_B: Tensor, size: int | None) -> Tensor:
-    """Features (B, D) with the activations of `size` images at a time (None: all at once); same mathematics.
+Losses = Callable[[Tensor, Tensor, int], Tensor]
 
-    The backward pass encodes each chunk again.
+
+def at_once(classifier: Classifier, config: TrialConfig) -> int | None:
+    """Images per forward and backward pass: as configured; on a CPU as many as keep some 200 MB; None: all."""
+    tower = None if classifier.prompts is None or classifier.backbone is None else classifier.backbone.image_tower
+    if config.micro_batch is not None or tower is None or config.prompts == "text":
+        return config.micro_batch
+    return max(_LEAST_AT_ONCE, _VALUES_AT_ONCE // tower.num_values) if tower.device.type == "cpu" else None
+
+
+def loss_of_images(
+    classifier: Classifier, inputs_B: Tensor, text_KD: Tensor, losses: Losses, size: int | None
+) -> Tensor:
+    """The loss of images, with the activations of `size` of them at a time (None: all); same mathematics.
+
+    A loss adds up image by image, so a part's gradient is known before the next part is encoded: it is taken at once,
+    and the part's activations are let go. Nothing is encoded twice.
+
+    Args:
+        classifier: with gradients.
+        inputs_B: what it encodes.
+        text_KD: class features.
+        losses: given features of some images (C, D), class features, and the place of the first image, what these
+            images add to the loss.
+        size: images in a part.
     """
     if size is None or len(inputs_B) <= size:
-        return classifier.encode_images(inputs_B)
-    chunks = [
-        # There is no randomness to repeat, and reading the generator's state would break the recording of a CUDA graph.
-        checkpoint(
-            classifier.encode_images, inputs_B[start : start + size], use_reentrant=False, preserve_rng_state=False
-        )
-        for start in range(0, len(inputs_B), size)
-    ]
-    return torch.cat(chunks)
+        return losses(classifier.encode_images(inputs_B), text_KD, 0)
+    parts = list(enumerate(torch.split(inputs_B, size)))
+
+    def of_part(number: int, text_KD: Tensor) -> Tensor:
+        place, part_C = parts[number]
+        return losses(classifier.encode_images(part_C), text_KD, place * size)
+
+    loss: Tensor = _PartByPart.apply(of_part, len(parts), text_KD, *classifier.parameters())
+    return loss
+
+
+class _PartByPart(torch.autograd.Function):
+    """The sum of some scalars and its gradient, of which one graph at a time is in memory."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, of_part: Callable[[int, Tensor], Tensor], num_parts: int, text_KD: Tensor, *learned: Tensor
+    ) -> Tensor:
+        total = text_KD.new_zeros(())
+        sums: list[Tensor | None] = [None] * (1 + len(learned))
+        with torch.enable_grad():
+            inputs = [text_KD.detach().requires_grad_(), *learned]
+            for number in range(num_parts):
+                loss = of_part(number, inputs[0])
+                found = torch.autograd.grad(loss, inputs, allow_unused=True)
+                sums = [b if a is None else a if b is None else a + b for a, b in zip(sums, found, strict=True)]
+                total += loss.detach()
+        ctx.gradients = sums
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+        return None, None, *(None if one is None else upstream * one for one in ctx.gradients)
 
 
 @torch.no_grad()

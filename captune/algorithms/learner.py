@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from captune.algorithms.common import (
     adapted_classifier,
-    encode_in_chunks,
+    at_once,
     epoch_batches,
     inputs,
+    loss_of_images,
     predict_probs,
     predict_strong_probs,
 )
@@ -97,10 +98,18 @@ class Learner:
             view_B = self.views.strong_of(batch["images"], batch["draws"])
         else:
             view_B = self.views.weak_of(batch["images"])
-        image_BD = encode_in_chunks(classifier, view_B, self.config.micro_batch)
-        logits_BK, candidates_BK = classifier.logit_scale * image_BD @ text_KD.T, batch["candidates"]
-        trusted = partial_label_loss(logits_BK[:num_labelled], candidates_BK[:num_labelled])
-        return trusted + partial_label_loss(logits_BK[num_labelled:], candidates_BK[num_labelled:]), {}
+        num_pseudo, candidates_BK = len(view_B) - num_labelled, batch["candidates"]
+
+        def losses(image_CD: Tensor, text_KD: Tensor, first: int) -> Tensor:
+            logits_CK, own_CK = classifier.logit_scale * image_CD @ text_KD.T, candidates_BK[first:][: len(image_CD)]
+            split = max(0, num_labelled - first)
+            trusted = partial_label_loss(logits_CK[:split], own_CK[:split])
+            pseudo = partial_label_loss(logits_CK[split:], own_CK[split:])
+            # Each is a mean over its own images of the step.
+            trusted = trusted * (len(own_CK[:split]) / max(1, num_labelled))
+            return trusted + pseudo * (len(own_CK[split:]) / max(1, num_pseudo))
+
+        return loss_of_images(classifier, view_B, text_KD, losses, at_once(classifier, self.config)), {}
 
     def pack_key(self) -> Hashable | None:
         """What learners must share whose steps of this epoch are taken together (`PackedLearner`); None: not packed."""

@@ -267,6 +267,16 @@ class LeanImageTower:
         """Width of the residual stream."""
         return self.blocks.width
 
+    @property
+    def num_values(self) -> int:
+        """Numbers of an image in the residual streams of all blocks, prompts left out."""
+        return len(self.blocks) * len(self._position_LW) * self.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._class_W.device
+
     def __call__(self, pixels_B3SS: Tensor, vectors_JnW: Tensor | None = None) -> Tensor:
         """Normalised features (B, D) fp32.
 

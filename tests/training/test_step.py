@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from captune.algorithms import method_named
 from captune.algorithms.cap import Cap
+from captune.algorithms.common import at_once
 from captune.config import TaskConfig
 from captune.training.context import open_context
 from captune.training.step import Batch, Branch, GraphStep, batches_of
@@ -39,6 +41,82 @@ def build(method: str, paradigm: str, **values: object) -> Any:
     spec = method_named(method)
     config = spec.config_class.parse({"batch_size": 8, "steps_per_epoch": 3, "epochs": 2, **values})
     return spec.build(context, config, 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "paradigm", "values"),
+    [
+        ("cap", "ul", {}),
+        ("cap", "ssl", {"alignment_weight": 0.5, "reweighting_strength": 0.5, "confidence_threshold": 0.4}),
+        ("cap", "trzsl", {"shared_adapter": True, "confidence_threshold": 0.4}),
+        ("fpl", "ssl", {}),
+        ("fpl", "ul", {"prompts": "text"}),
+    ],
+)
+@pytest.mark.parametrize("skips", [True, False])
+def test_images_part_by_part_have_the_gradients_of_all_at_once(
+    method: str, paradigm: str, values: dict[str, object], skips: bool
+) -> None:
+    found = []
+    for size in (None, 3):  # no part of three ends where labelled images, main samples or strong views do
+        algorithm = build(method, paradigm, tuning="prompts", micro_batch=size, **values)
+        algorithm.skips_unconfident = skips
+        algorithm.start_epoch(0)
+        loss, seen = algorithm.loss(algorithm.batch(0))
+        loss.backward()
+        gradients = {name: one.grad for name, one in algorithm.classifier.named_parameters()}
+        found.append((loss.detach(), seen, gradients))
+    (whole, seen, want), (parts, also_seen, got) = found
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+    for name, tensor in seen.items():
+        assert torch.equal(tensor, also_seen[name])
+    assert {name for name, one in want.items() if one is not None} == {n for n, one in got.items() if one is not None}
+    for name, gradient in want.items():
+        if gradient is not None:
+            error = (got[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)
+            assert error < 1e-5, name
+
+
+def test_a_part_lets_go_of_its_activations_before_the_next_is_encoded() -> None:
+    kept: dict[int | None, int] = {}
+    for size in (None, 4):
+        algorithm = build("cap", "ul", tuning="prompts", micro_batch=size)
+        algorithm.skips_unconfident = False
+        algorithm.start_epoch(0)
+        held, kept[size] = dict[int, int](), 0
+
+        def pack(tensor: Tensor, size: int | None = size, held: dict[int, int] = held) -> Saved:
+            saved = Saved(tensor, held)
+            kept[size] = max(kept[size], sum(held.values()))
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+            algorithm.loss(algorithm.batch(0))
+    assert kept[4] < 0.6 * kept[None], "of 16 images"
+
+
+class Saved:
+    """A tensor that is kept for the backward pass, noted with its numbers as long as it is."""
+
+    def __init__(self, tensor: Tensor, held: dict[int, int]) -> None:
+        self.tensor, self._held = tensor, held
+        held[id(self)] = tensor.numel()
+
+    def __del__(self) -> None:
+        self._held.pop(id(self))
+
+
+def test_a_cpu_takes_as_many_images_at_once_as_their_activations_allow() -> None:
+    tiny = build("cap", "ul", tuning="prompts")
+    assert at_once(tiny.classifier, tiny.config) > 1000, "all of the embedded CLIP's at once"
+    tower = SimpleNamespace(num_values=12 * 50 * 768, device=CPU)  # ViT-B/32
+    classifier: Any = SimpleNamespace(prompts=True, backbone=SimpleNamespace(image_tower=tower))
+    assert at_once(classifier, tiny.config) == 17
+    tower.num_values *= 100
+    assert at_once(classifier, tiny.config) == 4, "fewer would make small products"
+    tower.device = torch.device("cuda")
+    assert at_once(classifier, tiny.config) is None
+    assert at_once(classifier, tiny.config.with_values({"micro_batch": 5})) == 5
 
 
 @pytest.mark.parametrize("tuning", ["prompts", "features"])
