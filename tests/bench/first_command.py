@@ -1,8 +1,9 @@
 """Where the first command's time goes: `python -m tests.bench.first_command OUT.csv --tree before=DIR --tree now=DIR`.
 
 Runs `captune run --dataset digits --paradigm ul` of each source tree in turn, again and again, in empty folders with an
-empty cache, and times the lines that it prints. Writes a row a run, and beside the CSV a figure: a stacked bar a tree,
-of medians. `--plot` draws the figure anew from a CSV.
+empty cache, times the lines that it prints and watches its processes. Writes a row a run, and beside the CSV a figure
+of medians: a stacked bar a tree of seconds by the clock, and one of CPU seconds by process. `--plot` draws the figure
+anew from a CSV.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from tests.bench.processes import KINDS, Processes
+
 COMMAND = ("run", "--dataset", "digits", "--paradigm", "ul")
 # What a part of the run ends with, in the order of their ends.
 PARTS = (
@@ -36,10 +39,10 @@ PARTS = (
 )
 
 
-def timed(tree: Path, options: Sequence[str]) -> tuple[list[tuple[float, str]], float]:
+def timed(tree: Path, options: Sequence[str]) -> tuple[list[tuple[float, str]], dict[str, float]]:
     """The lines of one run with the seconds at which they came; the last one, empty, is the end of the process.
 
-    Beside them the CPU seconds of the process and of what it waited for: its cluster, and the workers of that.
+    Beside them the CPU seconds of its processes, by kind.
 
     Raises:
         RuntimeError: the command failed.
@@ -52,12 +55,12 @@ def timed(tree: Path, options: Sequence[str]) -> tuple[list[tuple[float, str]], 
             cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         assert process.stdout is not None
-        lines = [(time.monotonic() - began, line.rstrip()) for line in process.stdout]
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
+        with Processes(process.pid) as processes:
+            lines = [(time.monotonic() - began, line.rstrip()) for line in process.stdout]
+            code = process.wait()
+        if code != 0:
             raise RuntimeError("\n".join(line for _, line in lines))
-        return [*lines, (time.monotonic() - began, "")], usage.ru_utime + usage.ru_stime
+        return [*lines, (time.monotonic() - began, "")], processes.by_kind()
 
 
 def parts_of(lines: Sequence[tuple[float, str]]) -> dict[str, float]:
@@ -75,17 +78,20 @@ def _is_search(line: str) -> bool:
 
 
 def draw(rows: Sequence[dict[str, str]], file: Path) -> None:
-    """A stacked bar a tree, of the medians of its runs."""
+    """Two stacked bars a tree, of the medians of its runs: seconds by the clock, and CPU seconds."""
     trees = list(dict.fromkeys(row["tree"] for row in rows))
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.6 * len(trees)), layout="constrained")
-    left = [0.0] * len(trees)
-    for part in PARTS:
-        lengths = [median(float(row[part]) for row in rows if row["tree"] == tree) for tree in trees]
-        axes.barh(trees, lengths, left=left, label=part)
-        left = [start + length for start, length in zip(left, lengths, strict=True)]
-    axes.invert_yaxis()
-    axes.set_xlabel(f"seconds (medians of {min(sum(row['tree'] == tree for row in rows) for tree in trees)} runs)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=4, frameon=False, fontsize=8)
+    runs = min(sum(row["tree"] == tree for row in rows) for tree in trees)
+    figure, panels = plt.subplots(2, 1, figsize=(9, 2 * (1.1 + 0.5 * len(trees))), layout="constrained")
+    words = "seconds by the clock", "CPU seconds of all processes"
+    for axes, columns, unit in zip(panels, (PARTS, KINDS), words, strict=True):
+        left = [0.0] * len(trees)
+        for column in columns:
+            lengths = [median(float(row[column]) for row in rows if row["tree"] == tree) for tree in trees]
+            axes.barh(trees, lengths, left=left, label=column)
+            left = [start + length for start, length in zip(left, lengths, strict=True)]
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{unit} ({f'medians of {runs} runs' if runs > 1 else 'one run'})")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.4), ncols=4, frameon=False, fontsize=8)
     figure.savefig(file)
     plt.close(figure)
 
@@ -98,7 +104,7 @@ def main() -> None:
     parser.add_argument("--options", default="", help="of the command beside the dataset and the paradigm")
     parser.add_argument("--plot", action="store_true", help="only draw the figure")
     asked = parser.parse_args()
-    columns = ["tree", "options", "load", "cpu", "seconds", *PARTS]
+    columns = ["tree", "options", "load", "cpu", "seconds", *PARTS, *KINDS]
     if not asked.plot:
         new = not asked.out.exists()
         with asked.out.open("a", newline="") as file:
@@ -112,15 +118,16 @@ def main() -> None:
                     parts = parts_of(lines)
                     seconds = {part: round(value, 2) for part, value in parts.items()}
                     total = round(sum(parts.values()), 2)
-                    row = {"tree": name, "options": asked.options, "load": load, "cpu": round(cpu, 1)}
-                    writer.writerow({**row, "seconds": total, **seconds})
+                    row = {"tree": name, "options": asked.options, "load": load, "cpu": round(sum(cpu.values()), 1)}
+                    spent = {kind: round(value, 1) for kind, value in cpu.items()}
+                    writer.writerow({**row, "seconds": total, **seconds, **spent})
                     file.flush()
     with asked.out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     draw(rows, asked.out.with_suffix(".svg"))
     for tree in dict.fromkeys(row["tree"] for row in rows):
         own = [row for row in rows if row["tree"] == tree]
-        shown = {name: median(float(row[name]) for row in own) for name in ("load", "cpu", "seconds", *PARTS)}
+        shown = {name: median(float(row[name]) for row in own) for name in ("load", "cpu", "seconds", *PARTS, *KINDS)}
         print(f"{tree}: " + ", ".join(f"{name} {value:.1f}" for name, value in shown.items()))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.bench.first_command import PARTS, draw, parts_of, timed
+from tests.bench.processes import KINDS, Processes
 
 LINES = [
     (0.9, "digits ul cap: loading PyTorch and Ray"),
@@ -32,10 +35,19 @@ def test_the_parts_of_a_run_add_up_to_it() -> None:
 
 
 def test_the_bars_are_drawn(tmp_path: Path) -> None:
-    row = {part: f"{seconds:.2f}" for part, seconds in parts_of(LINES).items()}
+    row = {part: f"{seconds:.2f}" for part, seconds in parts_of(LINES).items()} | dict.fromkeys(KINDS, "3.0")
     draw([{"tree": "before", **row}, {"tree": "now", **row}, {"tree": "now", **row}], tmp_path / "bars.svg")
     drawn = (tmp_path / "bars.svg").read_text()
-    assert drawn.startswith("<?xml") and drawn.count("<path") > 2 * len(PARTS)
+    assert drawn.startswith("<?xml") and drawn.count("<path") > 2 * (len(PARTS) + len(KINDS))
+
+
+def test_the_seconds_of_a_process_and_of_what_it_starts_are_told_apart() -> None:
+    busy = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\ntime.sleep(0.3)"
+    script = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {busy!r}, 'ray::worker'])\n{busy}"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    with Processes(process.pid) as processes:
+        assert process.wait() == 0
+    assert processes.by_kind() == pytest.approx(dict.fromkeys(KINDS, 0.0) | {"driver": 0.5, "workers": 0.5}, abs=0.3)
 
 
 @pytest.mark.slow
@@ -46,6 +58,6 @@ def test_a_real_run_has_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     parts = parts_of(lines)
     with capsys.disabled():
         shown = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items())
-        print(f"\nload {load:.0f}: {sum(parts.values()):.1f} s, {cpu:.0f} CPU s: {shown}")
+        print(f"\nload {load:.0f}: {sum(parts.values()):.1f} s, {sum(cpu.values()):.0f} CPU s: {shown}")
     assert all(seconds >= 0 for seconds in parts.values())
     assert parts["to the first line"] < parts["to the first score"], "the first line waits for nothing"
