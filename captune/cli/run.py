@@ -116,7 +116,6 @@ def run(
     what = " ".join(_cell_of(studies[0])) if len(studies) == 1 else f"{len(studies)} studies"
     console.print(f"{what}: loading PyTorch and Ray", highlight=False, soft_wrap=True)
     with console.status("Loading PyTorch and Ray"):
-        from captune.cli.dry_run import show_cost, show_matrix, show_plan
         from captune.cli.studies import execute
         from captune.studies.checks import check_before_ray
         from captune.studies.planning import Plan, plan_study
@@ -138,6 +137,9 @@ def run(
             plans.append(plan)
     how = Settings(**machine.model_dump(), resume=resume)
     if dry_run:
+        # What measures a cost needs PyTorch, which a study loads while Ray starts.
+        from captune.cli.dry_run import show_cost, show_matrix, show_plan
+
         check_before_ray(plans, address=how.address, gpus_per_trial=how.gpus_per_trial, allow_cpu=how.allow_cpu)
         if len(plans) > 1:
             show_matrix(plans, how, console)

@@ -31,7 +31,14 @@ from captune.tuning.preparing import Preparation
 from captune.tuning.samplers import check_sampler
 from captune.tuning.silence import Silence
 from captune.tuning.specs import TrialSpec
-from captune.tuning.starting import Alongside, DashboardComesUp, modules_of_trials, run_references_here
+from captune.tuning.starting import (
+    Alongside,
+    DashboardComesUp,
+    ImportedAhead,
+    modules_of_trials,
+    run_references_here,
+    wait_for_workers,
+)
 from captune.tuning.stopping import StopRequests
 from captune.tuning.telemetry import logger_callbacks, telemetry
 from captune.tuning.trainable import OpenTrial
@@ -296,9 +303,13 @@ def _run_on_ray(
     watched = watcher.watching(cells, concurrency=allotment.concurrency, budget=budget.left)
     silence = Silence(cells, watcher.warn)
     dashboard = DashboardComesUp(cluster, watcher.dashboard)
+    # While the last trials run a core is free, and this process will need it.
+    closing = ImportedAhead("captune.studies.closing")
     with watched as refresh, publishing as publish:
         if preparing is not None:
             run_references_here(cells, threads=threads, look=refresh)
+        if modules:
+            wait_for_workers(cluster.ready, min(int(cluster.cpus), allotment.concurrency), look=refresh)
 
         def step() -> None:
             budget.check(concurrency=allotment.concurrency, gpus=allotment.gpus)
@@ -319,6 +330,7 @@ def _run_on_ray(
             should_stop=StopRequests([cell.directory for cell in cells]).came,
             callbacks=logger_callbacks(settings.loggers, cells),
             on_step=step,
+            when_spare=closing.begin,
         )
     if finished:
         watcher.ended(cells)

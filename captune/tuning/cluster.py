@@ -36,8 +36,8 @@ _START_SECONDS = 180.0
 _USUAL_START_SECONDS = 15.0
 # A node that has just been started registers within this time.
 _NODE_SECONDS = 5
-# The driver goes first, then workers, far behind them the dozen processes of the dashboard, which import much.
-_WORKER_NICENESS, _DASHBOARD_NICENESS = 3, 19
+# The driver goes first, then workers, far behind them Ray's agents and the dashboard, a dozen that import much.
+_WORKER_NICENESS, _AGENT_NICENESS, _DASHBOARD_NICENESS = 3, 10, 19
 _OPEN_CLUSTER = (
     "this cluster asks for no token: whoever reaches its ports can run commands on it. "
     "Start its head with RAY_AUTH_MODE=token."
@@ -78,6 +78,7 @@ class Cluster:
         authenticated: whether it asks for a token.
         warning: what its user should know, or None.
         storage: where Tune may keep its scraps while the study runs.
+        ready: where the workers of an own cluster leave word that they have imported what trials need.
         ending: the end of the connection, which may begin before the block of `connected` ends.
     """
 
@@ -86,6 +87,7 @@ class Cluster:
     local: bool
     authenticated: bool
     storage: Path
+    ready: Path
     warning: str | None = None
     known_dashboard: str | None = None
     ending: Ending = field(default_factory=Ending, compare=False)
@@ -192,7 +194,10 @@ def _connection(
             ray_internals.patient_start(_START_SECONDS),
             ray_internals.node_found_within(_NODE_SECONDS),
             ray_internals.dashboard_unawaited(_DASHBOARD_NICENESS) if address is None else contextlib.nullcontext(),
-            ray_internals.workers_ready(modules, _WORKER_NICENESS) if address is None else contextlib.nullcontext(),
+            ray_internals.agents_unawaited(_AGENT_NICENESS) if address is None else contextlib.nullcontext(),
+            ray_internals.workers_ready(modules, scraps / "ready", _WORKER_NICENESS)
+            if address is None
+            else contextlib.nullcontext(),
             variables(inherited),
             _said_if_slow(),
         ):
@@ -226,6 +231,7 @@ def _connection(
             local=address is None,
             authenticated=authenticated,
             storage=scraps / "tune",
+            ready=scraps / "ready",
             warning=None if authenticated or address is None else _OPEN_CLUSTER,
             ending=ending,
         )

@@ -37,12 +37,14 @@ def run_cells(
     should_stop: Callable[[], bool] = lambda: False,
     callbacks: Sequence[Any] = (),
     on_step: Callable[[], None] = lambda: None,
+    when_spare: Callable[[], None] = lambda: None,
 ) -> bool:
     """Run all cells until they are finished; False when interrupted (what is done is kept).
 
     Ctrl-C and SIGTERM end the study in order; a second one ends it at once. A trial that was given a GPU fails where
     torch finds none, unless `allow_cpu` is said; a trial that takes more than `trial_timeout` seconds fails too.
-    `should_stop` is asked at every turn of Ray's loop, and ends the study in order once it says so.
+    `should_stop` is asked at every turn of Ray's loop, and ends the study in order once it says so. `when_spare` is
+    called when a worker is free and there is no trial for it.
 
     Raises:
         StudyError: Ray cannot go on.
@@ -57,7 +59,7 @@ def run_cells(
         packed=not callbacks,
         workers=allotment.concurrency,
     )
-    scheduler = StudyScheduler(planner)
+    scheduler = StudyScheduler(planner, kept=allotment.concurrency if cluster.local else 0)
     for cell in cells:
         cell.report_seconds = gathering_seconds(allotment.concurrency)
 
@@ -67,7 +69,7 @@ def run_cells(
             planner.interrupt()
         on_step()
 
-    planner.while_waiting = step
+    planner.while_waiting, planner.when_spare = step, when_spare
     trainable: Any = StudyTrainable
     if open_trial is None and allow_cpu:
         open_trial = open_trial_anywhere
@@ -96,7 +98,7 @@ def run_cells(
         ),
     )
     taken = ray_internals.workers_taken_as_they_are() if cluster.local else contextlib.nullcontext()
-    with interruption.noted(planner.interrupt), _quiet(), taken:
+    with interruption.noted(planner.interrupt), _quiet(), taken, ray_internals.loggers_uncounted():
         interruption.check()
         try:
             tuner.fit()

@@ -46,6 +46,7 @@ class Planner(Searcher):
     Attributes:
         while_waiting: called when there is no trial to hand out: where none runs either, Tune asks again and again for
             ten minutes, and does nothing else meanwhile.
+        when_spare: called when a worker is free and there is no trial for it.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Planner(Searcher):
         self.cells = list(cells)
         self.interrupted = False
         self.while_waiting: Callable[[], None] = lambda: None
+        self.when_spare: Callable[[], None] = lambda: None
         self._threads = threads
         self._gpus = gpus
         self._timeout = timeout
@@ -92,6 +94,7 @@ class Planner(Searcher):
                 self._trials[trial_id] = (cell, tuple(trial.key for trial in pack))
                 specs = [cell.spec(trial, threads=self._threads) for trial in pack]
                 return {SPEC: TrialSpec.pack_to_json(specs)}
+        self.when_spare()
         if all(cell.finished for cell in self.cells):
             return str(Searcher.FINISHED)
         if not self._trials:
@@ -223,11 +226,17 @@ def _reason(error: BaseException | None) -> str:
 
 
 class StudyScheduler(FIFOScheduler):
-    """Passes Tune's events to the planner, and the planner's decisions back."""
+    """Passes Tune's events to the planner, and the planner's decisions back.
 
-    def __init__(self, planner: Planner) -> None:
+    Args:
+        planner: of the trials.
+        kept: workers that are kept while they have nothing to do; on a cluster of others' they are not.
+    """
+
+    def __init__(self, planner: Planner, kept: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._planner = planner
+        self._kept = kept
         self._controller: Any = None
         # Tune keeps only the errors of processes, so the reason for ending a trial is kept here.
         self._ended: dict[str, StudyError] = {}
@@ -258,6 +267,10 @@ class StudyScheduler(FIFOScheduler):
         """
         self._controller = tune_controller
         pending = {t.trial_id: t for t in tune_controller.get_live_trials() if t.status == Trial.PENDING}
+        if pending and self._kept:
+            resources = next(iter(pending.values())).placement_group_factory  # of all trials the same
+            ray_internals.keep_actors(tune_controller, resources, self._kept)
+            self._kept = 0
         waiting = [pending[trial_id] for trial_id in self._planner.handed_out() if trial_id in pending]
         starting = ray_internals.trials_with_an_actor(tune_controller)
         return next((trial for trial in waiting if trial not in starting), waiting[0] if waiting else None)

@@ -10,10 +10,14 @@ import contextlib
 import functools
 import inspect
 import os
+import random
+import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -22,6 +26,7 @@ import ray._private.services
 import ray._private.utils
 from ray.experimental import internal_kv
 
+from captune.tuning import worker_start
 from captune.tuning.environment import variables
 
 # Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
@@ -29,7 +34,12 @@ from captune.tuning.environment import variables
 NETWORK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _HANDLER_SWITCH = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 _GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
-_PRELOAD, _NICENESS = "RAY_preload_python_modules", "RAY_worker_niceness"
+_AGENTS_PORTS = (
+    "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port",
+)  # fmt: skip
+# Below these are the usual ones of services, Ray's own among them.
+_LOWEST_PORT, _PORTS_OF_KERNEL = 20_000, Path("/proc/sys/net/ipv4/ip_local_port_range")
+_NICENESS = "RAY_worker_niceness"
 
 
 @contextlib.contextmanager
@@ -195,16 +205,72 @@ def dashboard_unawaited(niceness: int = 0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def workers_ready(modules: Sequence[str], niceness: int) -> Iterator[None]:
+def agents_unawaited(niceness: int) -> Iterator[None]:
+    """A node that is started in the block does not wait for its two agents, which give way to trials by so much.
+
+    One sets up environments, the other tells the dashboard what the node does. Where Ray leaves it to them to find a
+    port, a node is up only when both have imported all they need and told theirs. So they are given free ports, by
+    wrapping `ray._private.services.start_raylet`; and their commands, as they are begun by
+    `ray._private.services._build_python_executable_command_memory_profileable`, begin with `nice`. Without it the first
+    trial begins seconds later.
+    """
+    services: Any = ray._private.services
+    constants: Any = ray._private.ray_constants
+    start, build = services.start_raylet, services._build_python_executable_command_memory_profileable
+    agents = [getattr(constants, f"PROCESS_TYPE_{kind}", None) for kind in ("DASHBOARD_AGENT", "RUNTIME_ENV_AGENT")]
+    nice = shutil.which("nice")
+
+    def started(*arguments: Any, **options: Any) -> Any:
+        unset = [name for name in _AGENTS_PORTS if name in options and not options[name]]
+        return start(*arguments, **options | dict(zip(unset, _free_ports(len(unset)), strict=False)))
+
+    def command(component: str, *arguments: Any, **options: Any) -> list[str]:
+        begins = [nice, "-n", str(niceness)] if nice is not None and component in agents else []
+        return [*begins, *build(component, *arguments, **options)]
+
+    services.start_raylet, services._build_python_executable_command_memory_profileable = started, command
+    try:
+        yield
+    finally:
+        services.start_raylet, services._build_python_executable_command_memory_profileable = start, build
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on and the kernel gives to nobody by itself; none where it may."""
+    with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as bound:
+        first = int(_PORTS_OF_KERNEL.read_text().split()[0])
+        found: list[int] = []
+        for port in random.SystemRandom().sample(range(_LOWEST_PORT, first), 20 * count):
+            with contextlib.suppress(OSError):
+                bound.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    return []
+
+
+@contextlib.contextmanager
+def workers_ready(modules: Sequence[str], ready: Path, niceness: int) -> Iterator[None]:
     """Workers of the cluster that is started in the block import modules as soon as they are up, and run at a priority.
 
-    Ray starts as many workers as there are CPUs with the first driver, and gives an actor to one of them. Sets
-    `RAY_preload_python_modules`, which Ray calls experimental, and `RAY_worker_niceness`, unless the user did. Without
-    the first a worker imports what it needs only once it has a trial; without the second a worker runs at 15, where a
-    dozen processes of the dashboard at 19 take most of two cores from two of them.
+    Ray starts as many workers as there are CPUs with the first driver, and gives an actor to one of them; but not
+    before they have imported. To an actor that is asked for earlier it gives another worker, which imports the same
+    once more beside them. So each leaves word in the folder `ready`. Sets the variable
+    `ray._private.ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR`, by which Ray knows what a worker does first, and
+    `RAY_worker_niceness`, unless the user did. Without the first a worker imports what it needs only once it has a
+    trial; without the second it runs at 15, where a dozen processes of the dashboard at 19 take most of two cores from
+    two of them.
     """
-    values = {_NICENESS: str(niceness)} | ({_PRELOAD: ",".join(modules)} if modules else {})
-    with variables({name: value for name, value in values.items() if name not in os.environ}):
+    constants: Any = ray._private.ray_constants
+    values = {} if _NICENESS in os.environ else {_NICENESS: str(niceness)}
+    if modules:
+        ready.mkdir(parents=True, exist_ok=True)
+        values |= {
+            constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{worker_start.__name__}.{worker_start.begin.__name__}",
+            worker_start.MODULES: ",".join(modules),
+            worker_start.READY: str(ready),
+        }
+    with variables(values):
         yield
 
 
@@ -231,6 +297,24 @@ def workers_taken_as_they_are() -> Iterator[None]:
         yield
     finally:
         cache.get = before
+
+
+@contextlib.contextmanager
+def loggers_uncounted() -> Iterator[None]:
+    """Tune in the block does not count which of the known loggers it was given.
+
+    That is a part of Ray's telemetry, which is off; but to count them, `ray.air._internal.usage.tag_callbacks` imports
+    MLflow, Weights & Biases and Comet where they are installed. Without it that takes up to seven seconds.
+    """
+    from ray.air._internal import usage
+
+    private: Any = usage
+    before = private.tag_callbacks
+    private.tag_callbacks = lambda _callbacks: False
+    try:
+        yield
+    finally:
+        private.tag_callbacks = before
 
 
 def dashboard_address() -> str | None:
@@ -282,6 +366,17 @@ def fail_trial(tune_controller: Any, trial: Any, error: Exception) -> None:
     tune_controller._process_trial_failure(trial, error)
     if actor is not None:
         ray.kill(actor)
+
+
+def keep_actors(tune_controller: Any, resources: Any, count: int) -> None:
+    """Let Tune keep so many actors of these resources that have nothing to do, for trials that come later.
+
+    Uses `TuneController._actor_cache`; by itself Tune keeps one. Without it all workers but one are ended between the
+    last trial of a search and the first of the confirmation, and others import everything once more.
+    """
+    cache = getattr(tune_controller, "_actor_cache", None)
+    if cache is not None:
+        cache.increase_max(resources, count)
 
 
 def trials_with_an_actor(tune_controller: Any) -> Any:

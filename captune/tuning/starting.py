@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,8 +25,10 @@ from captune.tuning.environment import variables
 from captune.tuning.gpus import machine_has_gpus
 from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable, open_trial_anywhere
+from captune.tuning.worker_start import words_left
 
 _EVERY_SECONDS = 1.0
+_OFTEN_SECONDS, _BEGIN_SECONDS, _IMPORT_SECONDS = 0.1, 20.0, 60.0
 # Images times classes. Above this a reference takes seconds, so workers train at the same time.
 _SMALL = 1_000_000
 # Workers that import PyTorch before they have a trial: each takes 300 MB.
@@ -132,6 +137,41 @@ def modules_of_trials(cells: Sequence[Cell], *, concurrency: int | None, cpus_pe
     methods |= {cell.study.method for cell in cells} | {name for cell in cells for name in cell.info.methods}
     modules = {ALGORITHMS[name].module for name in methods if name in ALGORITHMS}
     return [StudyTrainable.__module__, "captune.training.trial", *sorted(modules)]
+
+
+class ImportedAhead:
+    """Imports a module in a thread, once it is asked to; who needs the module then waits for what is left."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Begin, unless it has begun."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="captune-imports")
+            self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(Exception):  # who needs the module is told
+            importlib.import_module(self._module)
+
+
+def wait_for_workers(ready: Path, count: int, *, look: Callable[[], None]) -> None:
+    """Wait until the workers that Ray starts ahead have imported what trials need; not for ever, if some never do.
+
+    Args:
+        ready: where they leave word.
+        count: that come.
+        look: called now and then.
+    """
+    known, since = (0, 0), time.monotonic()
+    while known[1] < count and time.monotonic() - since < (_IMPORT_SECONDS if known[0] else _BEGIN_SECONDS):
+        interruption.check()
+        if (now := words_left(ready)) != known:
+            known, since = now, time.monotonic()
+        look()
+        time.sleep(_OFTEN_SECONDS)
 
 
 def run_references_here(cells: Sequence[Cell], *, threads: int, look: Callable[[], None] = lambda: None) -> None:

@@ -31,7 +31,11 @@ def of_captune(number: int, tick: Callable[[], None], folder: Path) -> None:
     from captune.space import load_space
     from captune.tuning.cluster import connected
     from captune.tuning.engine import Allotment, run_cells
-    from captune.tuning.study import OpenStudy
+
+    try:
+        from captune.tuning.open_study import OpenStudy
+    except ImportError:  # a source tree of before
+        from captune.tuning.study import OpenStudy  # type: ignore[no-redef, import-not-found]
     from tests.tuning.fakes import info, open_fake, space_path, study
 
     facts = info(epochs=4)

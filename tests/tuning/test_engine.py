@@ -25,7 +25,9 @@ from captune.tuning.engine import Allotment, run_cells
 from captune.tuning.nodes import check_nodes
 from captune.tuning.progress import standing
 from captune.tuning.specs import TrialSpec
+from captune.tuning.starting import wait_for_workers
 from captune.tuning.telemetry import published_standings, telemetry
+from captune.tuning.worker_start import MODULES, READY
 from tests.journals import journal_lines
 from tests.tuning.fakes import FakeTrial, info, open_fake, space_path, study
 from tests.tuning.processes import listening
@@ -41,17 +43,21 @@ def cluster() -> Iterator[Cluster]:
         ready.ending.begin()
         ready.ending.begin()
     assert not ray.is_initialized()
-    assert "RAY_preload_python_modules" not in os.environ and "RAY_worker_niceness" not in os.environ
+    assert not {"RAY_worker_niceness", MODULES, READY} & os.environ.keys()
 
 
-def _looks() -> tuple[bool, int]:
-    return "fractions" in sys.modules and "captune.seeding" in sys.modules, os.getpriority(os.PRIO_PROCESS, 0)
+def _looks() -> tuple[bool, int, int]:
+    imported = "fractions" in sys.modules and "captune.seeding" in sys.modules
+    return imported, os.getpriority(os.PRIO_PROCESS, 0), os.getpid()
 
 
 def test_a_cluster_of_ones_own_has_workers_that_are_ready_and_nice(cluster: Cluster) -> None:
+    wait_for_workers(cluster.ready, 2, look=lambda: None)
+    started = {int(word.stem) for word in cluster.ready.glob("*.ready")}
     look: Any = ray.remote(_looks)
-    imported, niceness = ray.get(look.remote())
+    imported, niceness, process = ray.get(look.remote())
     assert imported and niceness == os.getpriority(os.PRIO_PROCESS, 0) + 3
+    assert process in started, "no other is started"
 
 
 def new_cell(directory: Path, name: str = "fake-ul-fake", **settings: Any) -> Cell:

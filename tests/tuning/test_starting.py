@@ -17,11 +17,17 @@ from captune.config import TaskConfig
 from captune.errors import DataError, StudyError, UsageError
 from captune.records import Phase, State
 from captune.studies.planning import plan_study
-from captune.tuning import cluster, ray_internals, starting
+from captune.tuning import cluster, ray_internals, starting, worker_start
 from captune.tuning.environment import variables
 from captune.tuning.open_study import OpenStudy
 from captune.tuning.preparing import Preparation
-from captune.tuning.starting import Alongside, DashboardComesUp, modules_of_trials, run_references_here
+from captune.tuning.starting import (
+    Alongside,
+    DashboardComesUp,
+    modules_of_trials,
+    run_references_here,
+    wait_for_workers,
+)
 from tests.journals import journal_lines
 from tests.studies.lives import run_trials, settings
 from tests.tuning.fakes import study
@@ -227,3 +233,18 @@ def test_workers_import_what_trials_need_where_each_of_them_will_have_one(
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(starting, "machine_has_gpus", lambda: True)
     assert modules_of_trials([cell], concurrency=None, cpus_per_trial=None) == []
+
+
+def test_who_waits_for_workers_that_never_come_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "_BEGIN_SECONDS", 0.3)
+    monkeypatch.setattr(starting, "_IMPORT_SECONDS", 0.5)
+    looks: list[float] = []
+    wait_for_workers(tmp_path / "nowhere", 2, look=lambda: looks.append(time.monotonic()))
+    assert looks and looks[-1] - looks[0] < 5
+    monkeypatch.setenv(worker_start.MODULES, "fractions,no_such_module")
+    monkeypatch.setenv(worker_start.READY, str(tmp_path))
+    worker_start.begin()
+    assert worker_start.words_left(tmp_path) == (1, 1)
+    wait_for_workers(tmp_path, 1, look=lambda: pytest.fail("it is there already"))
+    monkeypatch.setenv(worker_start.READY, str(tmp_path / "gone"))
+    worker_start.begin()
