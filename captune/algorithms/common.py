@@ -150,7 +150,7 @@ class _PartByPart(torch.autograd.Function):
     """The sum of some scalars and its gradient, of which one graph at a time is in memory."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, of_part: Callable[[int, Tensor], Tensor], num_parts: int, text_KD: Tensor, *learned: Tensor
     ) -> Tensor:
         total = text_KD.new_zeros(())
@@ -166,7 +166,7 @@ class _PartByPart(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         return None, None, *(None if one is None else upstream * one for one in ctx.gradients)
 
 
