@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -49,91 +49,13 @@ from captune.training.trial import limit_threads
 from tests.bench import first_command, packs
 from tests.bench.rows import matrix_rates, measure_encoding, measure_steps
 from tests.bench.store import cpu_and_wall
+from tests.bench.target_rows import HERE, Asked, Target, compared, numbers_of, of_both
 from tests.bench.workbench import Workbench, open_backbone
 from tests.tools.photos import write_photos
 
-HERE = Path(__file__).parents[2]
 _NO_AMX = "bf16 needs AMX, which this CPU lacks; on one that has it (budget.md) {}"
 # Of each row in bf16 what was reached where there is AMX, and the same operations at all of the matrix rate.
 _BF16 = {10: "5.6×, at most 7.2×", 100: "11.5×, at most 12.6×"}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A row of the table.
-
-    Attributes:
-        what: is measured, and in what.
-        wanted: the target.
-        before, now: medians as text; the former way, and this one.
-        ratio: how many times less.
-        repeats: measured.
-        note: the former way, where it is not the tree before; why a target cannot be had.
-    """
-
-    what: str
-    wanted: str
-    before: str
-    now: str
-    ratio: str
-    repeats: int
-    note: str = ""
-
-    def line(self) -> str:
-        """In Markdown."""
-        cells = (self.what, self.wanted, self.before, self.now, self.ratio, str(self.repeats), self.note)
-        return "| " + " | ".join(cells) + " |"
-
-
-def compared(
-    what: str, wanted: str, before: float, now: float, unit: str, repeats: int, note: str = "", *, digits: int = 1
-) -> Target:
-    """A row of two numbers; what the tree before cannot measure is not a number."""
-    missing = np.isnan(before)
-    shown = "–" if missing else f"{before:,.{digits}f} {unit}"
-    ratio = "–" if missing else f"{before / now:.2g}×"
-    return Target(what, wanted, shown, f"{now:,.{digits}f} {unit}", ratio, repeats, note)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What to measure: the tree before, how often, and features of 59 classes if there are any."""
-
-    before: Path
-    repeats: int
-    long_repeats: int
-    features: Path | None
-
-    @property
-    def trees(self) -> dict[str, Path]:
-        """In the order in which they are measured."""
-        return {"before": self.before, "now": HERE}
-
-
-def numbers_of(tree: Path, *python: str) -> tuple[float, ...]:
-    """The numbers in the last line that a Python command prints, which imports captune and tests of a source tree.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", *python], env=environment, cwd=tree, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{shlex.join(python)} in {tree} ended with {done.returncode}: {done.stderr[-500:]}")
-    return tuple(map(float, done.stdout.splitlines()[-1].split()))
-
-
-def of_both(asked: Asked, repeats: int, *python: str, most: Mapping[str, int] | None = None) -> dict[str, list[float]]:
-    """Medians of the numbers that a command prints, of both trees in turn; none where the tree before cannot do it."""
-    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in asked.trees}
-    for number in range(repeats):
-        for name, tree in asked.trees.items():
-            if number < (most or {}).get(name, repeats) and (tree / "tests" / "bench").is_dir():
-                found[name].append(numbers_of(tree, *python))
-    medians = {name: [median(each) for each in zip(*told, strict=True)] for name, told in found.items()}
-    return {name: told or [float("nan")] * 9 for name, told in medians.items()}
 
 
 def _command(tree: Path, arguments: str, cache: Path, *, exit_code: int = 0) -> tuple[float, float]:
