@@ -165,7 +165,7 @@ def wait_for_workers(ready: Path, count: int, *, look: Callable[[], None]) -> No
         count: that come.
         look: called now and then.
     """
-    known, since = (0, 0), time.monotonic()
+    known, since = words_left(ready), time.monotonic()
     while known[1] < count and time.monotonic() - since < (_IMPORT_SECONDS if known[0] else _BEGIN_SECONDS):
         interruption.check()
         if (now := words_left(ready)) != known:
