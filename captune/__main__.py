@@ -1,6 +1,6 @@
 """`python -m captune`: the command line."""
 
-from captune.cli.main import main
+from captune.cli.main import command_line
 
 if __name__ == "__main__":
-    main()
+    command_line()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -124,6 +126,30 @@ def _register(arguments: Sequence[str]) -> None:
 
 def _listed() -> None:
     """What stands for a command where it is only listed."""
+
+
+def command_line() -> None:
+    """The process `captune`: `main`, and an end that does not take apart what was imported.
+
+    With PyTorch, Ray and their like that is three seconds of computing, for memory that the system takes back anyway.
+    Everything else that Python does at its end is done: what is registered first with `atexit` runs last.
+    """
+    codes: list[int] = []
+    atexit.register(_end_at_once, codes)
+    try:
+        main()
+    except SystemExit as end:
+        codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+
+
+def _end_at_once(codes: Sequence[int]) -> None:
+    """End with the code there is; Python's own end follows where there is none, or output cannot be written."""
+    if codes:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(codes[-1])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -40,3 +40,37 @@ def test_calls_in_one_process_do_not_add_up(capsys: pytest.CaptureFixture[str]) 
             main(["export", "--help"])
     assert [command.name for command in app.registered_commands] == ["export"]
     assert capsys.readouterr().out.count("Write an adapted model") == 2
+
+
+ENDING = """
+import atexit, sys
+import captune.cli.main as command
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+def main():
+    kept.append(Kept())
+    atexit.register(print, "put in order")
+    print("said", end="")
+    raise SystemExit({code})
+
+kept = []
+command.main = main
+command.command_line()
+"""
+
+
+@pytest.mark.parametrize(("code", "wanted"), [("3", 3), ("None", 0), ("130", 130)])
+def test_the_command_ends_in_order_and_without_taking_apart_what_it_imported(code: str, wanted: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING.format(code=code)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (wanted, "saidput in order\n", "")
+
+
+def test_what_nobody_foresaw_ends_as_it_would_anywhere() -> None:
+    script = ENDING.replace("raise SystemExit({code})", "raise KeyError('unforeseen')")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "KeyError: 'unforeseen'" in done.stderr and "taken apart" in done.stdout
