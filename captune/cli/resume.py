@@ -12,6 +12,7 @@ from captune.cli.console import plain_console
 from captune.cli.options import COMMAND_LINE, Given, say_notes, with_options
 from captune.cli.places import studies_in
 from captune.config import MachineConfig, StudyConfig
+from captune.tuning.allotment import refuse_several_gpus
 from captune.tuning.answering import check_answers
 from captune.tuning.loggers import check_loggers
 
@@ -49,6 +50,7 @@ def resume(
     console = plain_console(file=sys.stdout)
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
     check_loggers(machine.logger)
+    refuse_several_gpus(machine.gpus_per_trial)
     check_answers(machine.address)
     with console.status("Loading PyTorch and Ray"):
         from captune.cli.studies import execute

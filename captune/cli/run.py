@@ -29,6 +29,7 @@ from captune.data.catalog import DATASETS, check_dataset_name, data_root, is_fou
 from captune.decisions.criteria import resolve_criterion
 from captune.errors import ConfigError, UsageError
 from captune.records.layout import STUDY
+from captune.tuning.allotment import refuse_several_gpus
 from captune.tuning.answering import check_answers
 from captune.tuning.loggers import check_loggers
 
@@ -105,6 +106,7 @@ def run(
     file = StudyFile.read(_one_file(study_file, config))
     machine = MachineConfig.parse(given.machine, where=COMMAND_LINE)
     check_loggers(machine.logger)
+    refuse_several_gpus(machine.gpus_per_trial)
     check_answers(machine.address)
     datasets, missing = _datasets({**(file.values.get("task") or {}), **given.task}, skip_missing)
     if missing:
