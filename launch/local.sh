@@ -105,19 +105,26 @@ up() {
     local client dashboard_port
     client=$(free_port "${CAPTUNE_CLIENT_PORT:-}" 10001 20101 CAPTUNE_CLIENT_PORT)
     dashboard_port=$(free_port "${CAPTUNE_DASHBOARD_PORT:-}" 8265 20201 CAPTUNE_DASHBOARD_PORT)
-    setsid ray start --head --block --disable-usage-stats --port="$port" --node-ip-address=127.0.0.1 \
-        --ray-client-server-port="$client" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" \
-        ${limits[@]+"${limits[@]}"} >"$log_file" 2>&1 </dev/null &
-    local pid=$!
-    echo "$pid" >"$pid_file"
-    local deadline=$((SECONDS + 90))
-    # Not `running`: until it has become Ray the new process still bears this script's name.
-    while [[ $SECONDS -lt $deadline ]] && kill -0 "$pid" 2>/dev/null; do
-        if healthy && stays_up; then
-            echo "up: $address, dashboard http://127.0.0.1:$dashboard_port (token: ray get-auth-token)"
-            return
-        fi
-        sleep 0.2
+    local _ pid deadline
+    for _ in 1 2 3; do
+        setsid ray start --head --block --disable-usage-stats --port="$port" --node-ip-address=127.0.0.1 \
+            --ray-client-server-port="$client" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" \
+            ${limits[@]+"${limits[@]}"} >"$log_file" 2>&1 </dev/null &
+        pid=$!
+        echo "$pid" >"$pid_file"
+        deadline=$((SECONDS + 90))
+        # Not `running`: until it has become Ray the new process still bears this script's name.
+        while [[ $SECONDS -lt $deadline ]] && kill -0 "$pid" 2>/dev/null; do
+            if healthy && stays_up; then
+                echo "up: $address, dashboard http://127.0.0.1:$dashboard_port (token: ray get-auth-token)"
+                return
+            fi
+            sleep 0.2
+        done
+        # On a busy machine Ray's client server waits half a minute for the node in vain, and the node ends with it.
+        grep -q "Timed out waiting for node info" "$log_file" || break
+        echo "Ray gave up its start, as it does on a busy machine: once more"
+        down >/dev/null
     done
     tail -n 20 "$log_file" >&2
     down

@@ -202,6 +202,16 @@ def test_two_nodes_on_one_machine_have_ports_of_their_own_and_end_by_themselves(
     assert not is_alive(pids[1])
 
 
+def test_a_node_that_a_slow_client_server_took_along_is_started_again(local: StandIns):
+    slow = (
+        'start) [[ -e $HOME/tried ]] || { touch "$HOME/tried"; echo "Timed out waiting for node info"; exit 1; }; for'
+    )
+    local.add("ray", _RAY.replace("start) for", slow))
+    assert _run(local, "up") == 0
+    assert len(_starts(local)) == 2 and "once more\nup: 127.0.0.1" in local.output()
+    assert is_alive(_pid(local))
+
+
 def test_a_node_that_does_not_start_shows_the_end_of_its_log(local: StandIns):
     local.add("ray", '[[ $1 == start ]] && echo "port taken" && exit 1; exit 1')
     assert _run(local, "up") == 1
