@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from captune.config import MachineConfig
+from captune.data.tree import name_some
 from captune.errors import StudyError, UsageError
 from captune.records import StudyRecord
 from captune.records.events import Chosen
@@ -118,7 +119,7 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     check_before_ray(
         plans, address=settings.address, gpus_per_trial=settings.gpus_per_trial, allow_cpu=settings.allow_cpu
     )
-    for note in dict.fromkeys(note for plan in plans for note in plan.info.notes):
+    for note in notes_of(plans):
         watcher.note(note)
     records: list[StudyRecord] = []
     failures: list[StudyError] = []
@@ -160,6 +161,15 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     for failure in failures:
         raise failure
     return records
+
+
+def notes_of(plans: Sequence[Plan]) -> list[str]:
+    """What a person should know of the studies, each note once; of several studies, with those that it is about."""
+    about: dict[str, list[str]] = {}
+    for plan in plans:
+        for note in plan.info.notes:
+            about.setdefault(note, []).append(plan.info.name)
+    return [note if len(names) == len(plans) else f"{name_some(names)}: {note}" for note, names in about.items()]
 
 
 def _chosen_now(record: StudyRecord) -> Chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from captune.config import StudyConfig, TaskConfig
 from captune.data.catalog import TINY, TINY_WIDTH
 from captune.model.backbone import load_backbone
 from captune.studies.planning import plan_study, plan_to_continue
+from captune.studies.running import notes_of
 from captune.tuning.open_study import OpenStudy
 from tests.slow import in_one_test
 
@@ -52,3 +54,13 @@ def test_a_study_that_goes_on_keeps_the_budget_it_began_with(tmp_path: Path) -> 
     OpenStudy(plan.directory, plan.study, plan.info, plan.space, durable=False).close()
     again = plan_to_continue(tmp_path / "study").study
     assert (again.trials, again.confirm_seeds) == (12, 3)
+
+
+def test_notes_of_several_studies_say_which_they_are_about(tmp_path: Path) -> None:
+    plans = []
+    for paradigm, notes in (("ul", ("few images", "for all")), ("tft", ("for all",))):
+        task = TaskConfig.parse({"dataset": "digits", "paradigm": paradigm})
+        plan = plan_study(StudyConfig(task=task), tmp_path / paradigm)
+        plans.append(replace(plan, info=replace(plan.info, notes=notes)))
+    assert notes_of(plans) == ["digits-ul-cap: few images", "for all"]
+    assert notes_of(plans[:1]) == ["few images", "for all"]
