@@ -63,7 +63,7 @@ def test_what_weights_and_images_tell_is_noted_once_and_stands_in_study_yaml(not
     assert record.num_events == 2 and record.data_notes is not None
     found = record.data_notes
     (scale,) = [note for note in found.notes if "logit_scale" in note]
-    (broken,) = [note for note in found.notes if note.startswith("1 unreadable images")]
+    (broken,) = [note for note in found.notes if note.startswith("1 unreadable image left out")]
     assert {scale, broken} <= set(record.notes) and "known before" in record.notes
     near = found.near_duplicates
     assert near is not None and near["num_test"] == 121 and near["threshold"] == 0.99 and 1 <= near["count"] <= 121
