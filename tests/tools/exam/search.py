@@ -28,7 +28,7 @@ from captune.records import REFERENCES
 from captune.seeding import numpy_generator
 from captune.studies.planning import Plan, plan_study
 from captune.training.context import Context, open_context
-from captune.training.loop import Loop
+from captune.training.loop import Loop, train_together
 from captune.training.scoring import selection_scores
 from tests.tools.exam.cache import _compact, _save, role_of, worlds_in
 from tests.tools.exam.candidates import BUDGETS, Predict
@@ -39,6 +39,7 @@ from tests.tools.exam.worlds import LABELLED, World
 CRITERION = {"ul": "agree-smooth", "tft": "agree-smooth", "ssl": "val-smooth", "trzsl": "pseudo-unseen"}
 CONFIRMED = 3
 DEFAULT, SEARCH, CONFIRMATION = 0, 0, 1
+_PACK = 8
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -74,31 +75,40 @@ def _searched(world: World, features: Path, scratch: Path, configurations: int) 
     reporting = open_context(task, "report", "cpu") if world.paradigm == "trzsl" else context  # type: ignore[arg-type]
     unlabelled = np.sort(np.concatenate([context.task.pool, context.task.holdout]))
     generator = numpy_generator(world.seed, "search", world.key)
+    drawn = [plan.space.at(generator.random(len(plan.space.parameters)).tolist()) for _ in range(1, configurations)]
+    values = [plan.info.starting_values(plan.space), *drawn]
+    predict = _trained(plan, context, values)
+    reported = predict if reporting is context else _trained(plan, reporting, values)
+    scored = open_context(task, "score", "cpu")  # type: ignore[arg-type]
     found: dict[str, np.ndarray] = {}
-    for number in range(configurations):
-        values = plan.info.starting_values(plan.space)
-        if number:
-            values = plan.space.at(generator.random(len(plan.space.parameters)).tolist())
-        for seed in (SEARCH, CONFIRMATION):
-            predict = _trained(plan, context, values, seed)
-            reported = predict if reporting is context else _trained(plan, reporting, values, seed)
-            validation_VK = predict(context.task.validation.indices_N)
-            own = {"pool": predict(unlabelled), "test": reported(context.task.test), "validation": validation_VK}
-            found |= {f"{name}-{number}-{seed}": _compact(probs) for name, probs in own.items()}
-            if seed == SEARCH:
-                scored = open_context(task, "score", "cpu")  # type: ignore[arg-type]
-                own_scores = selection_scores(scored, predict(scored.task.holdout), validation_VK)
-                found[f"score-{number}"] = np.array(own_scores[CRITERION[world.paradigm]])
+    for number, seed in predict:
+        own = {
+            "pool": predict[number, seed](unlabelled),
+            "test": reported[number, seed](context.task.test),
+            "validation": predict[number, seed](context.task.validation.indices_N),
+        }
+        found |= {f"{name}-{number}-{seed}": _compact(probs) for name, probs in own.items()}
+        if seed == SEARCH:
+            scores = selection_scores(scored, predict[number, seed](scored.task.holdout), own["validation"])
+            found[f"score-{number}"] = np.array(scores[CRITERION[world.paradigm]])
     return found
 
 
-def _trained(plan: Plan, context: Context, values: dict[str, object], seed: int) -> Predict:
-    config = plan.info.base.with_values({**plan.space.fixed, **values})
-    algorithm = ALGORITHMS["cap"].build(context, config, seed)
-    loop = Loop(algorithm, config, config.epochs)
-    for _ in range(config.epochs):
-        loop.run_epoch()
-    return algorithm.predict
+def _trained(plan: Plan, context: Context, values: list[dict[str, object]]) -> dict[tuple[int, int], Predict]:
+    """Configuration and seed → what it predicts; they are trained in packs, as in a study."""
+    loops = {}
+    for number, own in enumerate(values):
+        config = plan.info.base.with_values({**plan.space.fixed, **own})
+        for seed in (SEARCH, CONFIRMATION):
+            loops[number, seed] = Loop(ALGORITHMS["cap"].build(context, config, seed), config, config.epochs)
+    every = list(loops.values())
+    for start in range(0, len(every), _PACK):
+        group = every[start : start + _PACK]
+        for _ in range(group[0].config.epochs):
+            failed = [one for one in train_together(group) if isinstance(one, Exception)]
+            if failed:
+                raise failed[0]
+    return {key: loop.algorithm.predict for key, loop in loops.items()}
 
 
 @dataclass(frozen=True)
