@@ -19,11 +19,14 @@ import captune
 from captune.cli.console import say
 from captune.cli.main import _PANELS, COMMANDS, main
 from captune.cli.mismatch import _sentence
+from captune.cli.predict import _show
+from captune.cli.studies import Screen
 from captune.config import StudyConfig, TaskConfig
+from captune.data.labelling import Prediction
 from captune.records.layout import ADAPTED, BEST_CONFIG
 from captune.studies.planning import plan_study
 from captune.tuning.open_study import OpenStudy
-from captune.tuning.progress import Standing, standings_table
+from captune.tuning.progress import Progress, Standing, standings_table
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -149,3 +152,37 @@ def test_mismatch_ends_in_a_sentence() -> None:
     assert said.startswith("1 of 3 names is hardly connected with any images: T4T8.")
     assert "The other 2 find theirs" in said and "--class-names" in said and "--descriptions" in said
     assert "Each has descriptions" in _sentence([row("cat"), row("dog", "mismatched", "a dog at rest")])
+
+
+def terminal() -> tuple[Console, io.StringIO]:
+    sent = io.StringIO()
+    return Console(file=sent, force_terminal=True, width=80, color_system=None), sent
+
+
+def test_the_live_table_shows_time_and_epochs_and_what_is_left_of_a_budget() -> None:
+    console, sent = terminal()
+    with Progress([], console, concurrency=1, budget=lambda: "5 min left").shown():
+        pass
+    assert "0:00 so far, 0 epochs trained, 5 min left" in sent.getvalue()
+
+
+def test_what_is_waited_for_is_shown_on_a_terminal_and_in_no_file() -> None:
+    console, sent = terminal()
+    screen = Screen(console)
+    screen.wait_for("Starting Ray")
+    screen.wait_for("Preparing images")
+    screen.wait_for(None)
+    assert "Starting Ray" in sent.getvalue() and "Preparing images" in sent.getvalue()
+    file = io.StringIO()
+    silent = Screen(Console(file=file, width=80))
+    silent.wait_for("Starting Ray")
+    silent.wait_for(None)
+    assert file.getvalue() == ""
+
+
+def test_predictions_are_a_table_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+    _show([Prediction(str(Path.cwd() / "a.jpg"), "ring", 0.75, "cup", 0.2)], [])
+    said = capsys.readouterr().out
+    assert said.splitlines()[1].split() == ["a.jpg", "ring", "75.0", "%", "cup", "20.0", "%"]
+    _show([], [("b.jpg", 1, "ring", 0.75), ("b.jpg", 2, "cup", 0.2)])
+    assert capsys.readouterr().out.splitlines()[2].split() == ["b.jpg", "2", "cup", "20.0", "%"]
