@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import ray
 
-from captune.records import JOURNAL, Journal, State
+from captune.records import JOURNAL, Journal, Phase, State
 from captune.records.event import Event
 from captune.records.events import Epoch, StudyOpened
 from captune.space import load_space
@@ -110,6 +110,15 @@ def test_a_study_on_ray_is_the_study_driven_by_hand(cluster: Cluster, tmp_path: 
         for line in opened.read_text().splitlines()
     }
     assert len(pids) == 1, "one actor serves one run after another"
+
+
+def test_workers_are_kept_between_the_search_and_the_confirmation(tmp_path: Path, cluster: Cluster) -> None:
+    cell = new_cell(tmp_path, trials=3, confirm_top=1, confirm_seeds=3, scheduler="none")
+    assert run_cells([cell], cluster, Allotment(2), open_trial=partial(FakeTrial, pause=0.1))
+    confirmed = [trial.key for trial in cell.trials.values() if trial.phase is Phase.CONFIRM]
+    assert len(confirmed) >= 2
+    opened = [line.split()[0] for file in tmp_path.rglob("opened.txt") for line in file.read_text().splitlines()]
+    assert len(set(opened)) == 2, "one worker waited while the other ran the last trial of the search"
 
 
 @pytest.mark.slow
