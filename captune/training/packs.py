@@ -63,11 +63,11 @@ class Packable(Protocol):
 class LearnedStack:
     """Learned tensors of P models of one shape side by side, with their gradients and momenta.
 
-    The models' own parameters become views of it, so that everything else sees what is learned as ever.
+    The models' own parameters become views of it, so that all other code reads and writes them as before.
 
     Attributes:
         device: where they lie.
-        num_models: those that are learned; rows behind them are filled with copies of the last, which nobody sees.
+        num_models: those that are learned; rows behind them are copies of the last, whose results are not used.
         values: by name, (P, …), P at least `num_models`.
         gradients: by name, (P, …); whoever takes a step writes them.
         momenta: by name, (P, …).
