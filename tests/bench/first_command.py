@@ -26,6 +26,8 @@ import matplotlib.pyplot as plt
 
 from tests.bench.processes import KINDS, Processes
 
+# Also of a tree without `captune.__main__` or an end of its own.
+CAPTUNE = (sys.executable, "-c", "import captune.cli.main as c; getattr(c, 'command_line', c.main)()")
 COMMAND = ("run", "--dataset", "digits", "--paradigm", "ul")
 # What a part of the run ends with, in the order of their ends.
 PARTS = (
@@ -51,7 +53,7 @@ def timed(tree: Path, options: Sequence[str]) -> tuple[list[tuple[float, str]], 
         environment = os.environ | {"PYTHONPATH": str(tree), "CAPTUNE_CACHE": f"{folder}/cache"}
         began = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "captune", *COMMAND, "--out", f"{folder}/study", *options],
+            [*CAPTUNE, *COMMAND, "--out", f"{folder}/study", *options],
             cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         assert process.stdout is not None

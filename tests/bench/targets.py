@@ -21,7 +21,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -66,7 +65,7 @@ def _command(tree: Path, arguments: str, cache: Path, *, exit_code: int = 0) -> 
     """
     environment = os.environ | {"PYTHONPATH": str(tree), "CAPTUNE_CACHE": str(cache), "COLUMNS": "120"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "captune", *shlex.split(arguments)], env=environment, cwd=cache.parent,
+        [*first_command.CAPTUNE, *shlex.split(arguments)], env=environment, cwd=cache.parent,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
@@ -198,6 +197,7 @@ def steps(asked: Asked) -> Iterator[Target]:
     features = machine(torch.device("cpu"))["cpu_features"]
     fast_bf16 = "avx512_bf16" in features or "amx_bf16" in features
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if fast_bf16 else ("fp32",)
+    torch.set_num_threads(os.cpu_count() or 1)  # CPU seconds a thread are compared
     backbone = open_backbone("ViT-B-32", "random", "cpu")
     rates = matrix_rates(precisions, backbone.device, seconds=0.5)
     with tempfile.TemporaryDirectory(prefix="captune-targets-") as folder:
@@ -229,8 +229,8 @@ def steps(asked: Asked) -> Iterator[Target]:
 
 def memory(asked: Asked) -> Iterator[Target]:
     """The peak of a process that only trains."""
-    found = of_both(asked, 1, str(HERE / "tests/bench/peak.py"), "100", "bf16")
-    peaks = {name: told[2] / 1000 if len(told) > 3 else told[0] for name, told in found.items()}
+    found = of_both(asked, 1, str(HERE / "tests/bench/peak.py"), "100", "bf16", "--steps", "1")
+    peaks = {name: told[1] / 1000 for name, told in found.items()}
     yield compared("peak memory, 100 classes, bf16, fresh process", "≤ 2.6 GB", peaks["before"], peaks["now"], "GB", 1,
                    f"{found['now'][0] / 1000:.1f} GB are there before the first step", digits=2)  # fmt: skip
 
@@ -303,18 +303,18 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="a checkout of the release before")
     parser.add_argument("--features", type=Path, help="a feature file of 59 classes × 512")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--long-repeats", type=int, default=3, help="of what takes half a minute and more")
+    parser.add_argument("--long-repeats", type=int, default=2, help="of what takes half a minute and more")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
     given = parser.parse_args()
     asked = Asked(given.before.absolute(), given.repeats, given.long_repeats, given.features)
-    limit_threads(1)
     began, load = time.monotonic(), os.getloadavg()
-    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, PyTorch {torch.__version__}"
+    where = f"{platform.machine()}, {os.cpu_count()} CPUs, PyTorch {torch.__version__}"
     loads = " ".join(f"{one:.1f}" for one in load)
-    print(f"{machine}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, load average {loads}\n")
+    print(f"{where}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, load average {loads}\n")
     print("| what | wanted | before | now | times less | repeats | note |\n|---|---|---|---|---|---|---|")
     rows: list[Target] = []
     for name in given.only:
+        limit_threads(1)
         for row in GROUPS[name](asked):
             rows.append(row)
             print(row.line(), flush=True)
