@@ -21,7 +21,7 @@ from torch import Tensor
 from captune.algorithms.common import (
     adapted_classifier,
     at_once,
-    epoch_batches,
+    full_batches,
     inputs,
     loss_of_images,
     passes,
@@ -47,6 +47,7 @@ from captune.equations.alignment import alignment_loss, class_prototypes, ema_up
 from captune.equations.confusion import class_similarity, soft_confusion
 from captune.equations.margin import calibrated_margin
 from captune.equations.objective import count_confident, margin_cross_entropy, self_training_loss
+from captune.equations.pseudolabels import Leaderboard
 from captune.equations.reweighting import class_weights
 from captune.metrics import balance
 from captune.seeding import torch_generator
@@ -67,26 +68,33 @@ class Cap:
         self.skips_unconfident = device.type == "cpu"
         self.pseudolabelled_K = context.pseudolabelled_K
         self.boards = first_boards(context, config)
+        self._tabled: Leaderboard | None = None
         # Latest main-adapter feature of every image: with `margin_features: remembered` nothing is encoded twice.
         self.memory_MD = context.image_features_MD.clone()
         self.counts_K = torch.zeros(self.num_classes, device=device)
         self.confusion_KK: Tensor | None = None
         self.prototypes_KD, self.present_K = self._board_prototypes()
 
+    def plan_epoch(self, epoch: int) -> None:
+        """Which images the epoch's steps read."""
+        self.epoch = epoch
+        if self._tabled is not self.boards:
+            self._tabled = self.boards
+            self.main_M2 = as_table(self.boards) if self.config.main_samples else np.zeros((0, 2), np.int64)
+        pool_S, self.main_S, self.labelled_S = self._batches(epoch)
+        self.pool_SB = self.context.task.pool[np.asarray(pool_S)]
+
     def start_epoch(self, epoch: int) -> None:
         """Margin, weights and the epoch's batches."""
-        config, task = self.config, self.context.task
+        self.plan_epoch(epoch)
         self.margin_KK = self._margin()
         self.weights_K = class_weights(
-            self.counts_K, strength=config.reweighting_strength, pseudolabelled_K=self.pseudolabelled_K
+            self.counts_K, strength=self.config.reweighting_strength, pseudolabelled_K=self.pseudolabelled_K
         )
-        self.main_M2 = as_table(self.boards) if config.main_samples else np.zeros((0, 2), np.int64)
-        pool_S, self.main_S, self.labelled_S = self._batches(epoch)
-        self.pool_SB = task.pool[np.stack(pool_S)]
         self.feeds = self._feeds(torch_generator(self.seed, "views", epoch))
         self.seen: list[Batch] = []
 
-    def _batches(self, epoch: int) -> list[list[IntArray]]:
+    def _batches(self, epoch: int) -> Sequence[IntArray | list[IntArray]]:
         """Positions into the pool, the main samples and the labelled images, for every step."""
         config = self.config
         counts = {
@@ -95,8 +103,7 @@ class Cap:
             "labelled": len(self.context.task.labelled),
         }
         if config.batching == "full":
-            generator = torch_generator(self.seed, "batches", epoch)
-            return [list(epoch_batches(count, config, generator)) for count in counts.values()]
+            return full_batches(self.seed, epoch, tuple(counts.values()), config.batch_size, config.steps_per_epoch)
         # After each renewal of the boards (epochs 0, g, 2g, …) main samples get a new loader.
         renewed = (epoch - 1) // config.epochs_between_renewals * config.epochs_between_renewals + 1 if epoch else 0
         began = {"pool": 0, "main": renewed, "labelled": 0}
@@ -134,11 +141,14 @@ class Cap:
         """Class means of main samples' features, the latest remembered or encoded anew; seen classes by their first k
         labelled images.
         """
-        task = self.context.task
-        table_M2 = prototype_table(self.boards, task.labelled, task.pseudolabelled_K, self.config.num_main_samples)
-        rows_M, labels_M = torch.as_tensor(table_M2, device=self.context.device).unbind(1)
+        rows_M, labels_M = torch.as_tensor(self.prototype_table(), device=self.context.device).unbind(1)
         features_MD = self._encoded_anew(rows_M) if anew else self.memory_MD[rows_M]
         return class_prototypes(features_MD, labels_M, self.num_classes)
+
+    def prototype_table(self) -> IntArray:
+        """(image, class) of what the class means are taken of, (M, 2)."""
+        task = self.context.task
+        return prototype_table(self.boards, task.labelled, task.pseudolabelled_K, self.config.num_main_samples)
 
     def _encoded_anew(self, rows_M: Tensor) -> Tensor:
         """Main-adapter features (M, D) of weak views by the model of this moment, an image on several boards once."""
@@ -152,7 +162,6 @@ class Cap:
         steps = list(zip(self.labelled_S, self.main_S, strict=True))
         images_S = [np.concatenate([labelled.indices_N[own], self.main_M2[main, 0]]) for own, main in steps]
         labels_S = [np.concatenate([labelled.labels_N[own], self.main_M2[main, 1]]) for own, main in steps]
-        self.trusted_S, self.labels_S = images_S, labels_S
 
         def uploaded(rows_SB: IntArray) -> Feed:
             return upload(rows_SB, device).__getitem__
@@ -167,7 +176,7 @@ class Cap:
                 "labelled": ragged_feed(self.labelled_S, uploaded),
             }
         if config.self_training:
-            draws = self.draws = views.draw(
+            draws = views.draw(
                 self.pool_SB,
                 generator,
                 flip_probability=config.flip_probability,
@@ -279,14 +288,19 @@ class Cap:
     def pack_key(self) -> Hashable | None:
         """What CAPs must share whose steps of this epoch are taken together (`PackedCap`); None: not to be packed."""
         config, context = self.config, self.context
-        usual = config.main_samples and config.self_training and not config.shared_adapter and len(self.main_M2) > 0
+        usual = config.main_samples and config.self_training and not config.shared_adapter and any(self.boards.values())
         evenly = config.batching == "full" and config.micro_batch is None
         if not (config.tuning == "features" and usual and evenly and context.packs):
             return None
         return (
             id(context), config.adapter_hidden, config.batch_size, config.steps_per_epoch, config.confusion,
-            config.pseudolabel_classes,
+            config.pseudolabel_classes, config.margin_features,
         )  # fmt: skip
+
+    @property
+    def moved_in_packs(self) -> list[str]:
+        """Names of the learned tensors that a pack's steps move: all."""
+        return [name for name, _ in self.classifier.named_parameters()]
 
     def packed(self, others: Sequence[Cap], stack: LearnedStack) -> PackedCap:
         """The epoch's steps of CAPs whose keys are equal."""
@@ -344,28 +358,42 @@ class Cap:
         seen = {name: torch.cat([step[name] for step in self.seen]) for name in self.seen[0]}
         labels_P, masks_P = seen["labels"], seen["masks"]
         counts_K = count_confident(labels_P, masks_P, self.num_classes)
-        momentum = config.count_momentum if epoch > 0 else 0.0
-        self.counts_K = momentum * self.counts_K + (1 - momentum) * counts_K
+        self.counts_K = self.kept_of_counts * self.counts_K + (1 - self.kept_of_counts) * counts_K
         if config.confusion == "matrix":
             self.confusion_KK = soft_confusion(seen["probs"], labels_P, self.num_classes)
-        if epoch % config.epochs_between_renewals == 0:
-            self._grow(epoch, labels_P, seen["confidences"], masks_P)
-        counts = counts_K[self.pseudolabelled_K].cpu().numpy()
+        if self.boards_are_due:
+            self.renew_boards(labels_P.cpu(), seen["confidences"].cpu(), masks_P.cpu())
+        return self.figures(counts_K.cpu())
+
+    @property
+    def kept_of_counts(self) -> float:
+        """The share of the pseudolabel counts that the epoch's end keeps of earlier epochs'."""
+        return self.config.count_momentum if self.epoch > 0 else 0.0
+
+    @property
+    def boards_are_due(self) -> bool:
+        """Whether the boards are renewed when the epoch ends."""
+        return self.epoch % self.config.epochs_between_renewals == 0
+
+    def figures(self, counts_K: Tensor) -> dict[str, float]:
+        """The epoch's figures, of the confident predictions of each class (on the CPU) and the boards as they are."""
+        counts = counts_K.numpy()[self.context.task.pseudolabelled_K]
         return {
             "num_confident": int(counts.sum()),
             "balance": balance(counts),
             "num_main": sum(len(board) for board in self.boards.values()),
         }
 
-    def _grow(self, epoch: int, labels_P: Tensor, confidences_P: Tensor, masks_P: Tensor) -> None:
-        confident = masks_P.cpu().numpy()
+    def renew_boards(self, labels_P: Tensor, confidences_P: Tensor, masks_P: Tensor) -> None:
+        """Renew the boards from the epoch's predictions, which lie on the CPU."""
+        confident = masks_P.numpy()
         rows = zip(
-            labels_P.cpu().numpy()[confident].tolist(),
-            confidences_P.cpu().numpy()[confident].tolist(),
+            labels_P.numpy()[confident].tolist(),
+            confidences_P.numpy()[confident].tolist(),
             self.pool_SB.reshape(-1)[confident].tolist(),
             strict=True,
         )
-        self.boards = renewed_boards(self.boards, self.context, self.config, epoch, list(rows))
+        self.boards = renewed_boards(self.boards, self.context, self.config, self.epoch, list(rows))
 
     def predict(self, indices: IntArray) -> Tensor:
         """Probabilities of the weak views, without adapters unless `inference_adapters`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from captune.data.views import FeatureViews, Feed, ImageViews
 from captune.errors import ModelError
 from captune.model.class_prompts import learned_template
 from captune.model.classifier import Classifier, build_classifier
+from captune.seeding import torch_generator
 from captune.training.context import Context
 from captune.training.loop import batches
 
@@ -91,20 +93,63 @@ def passes(
     return steps
 
 
-def ragged_feed(rows_S: list[IntArray], make: Callable[[IntArray], Feed]) -> Feed:
+def ragged_feed(rows_S: IntArray | list[IntArray], make: Callable[[IntArray], Feed]) -> Feed:
     """`make` of the rows of every step, which may differ in number."""
     if len({len(rows) for rows in rows_S}) == 1:
-        return make(np.stack(rows_S))
+        return make(np.asarray(rows_S))
     return lambda step: make(rows_S[step][None])(0)
 
 
-def epoch_batches(count: int, config: TrialConfig, generator: torch.Generator) -> IntArray:
-    """Positions into `count` items for every step of an epoch, (steps, batch); (steps, 0) without items."""
-    if count == 0:
-        return np.zeros((config.steps_per_epoch, 0), dtype=np.int64)
-    return batches(
-        np.arange(count), batch_size=config.batch_size, num_steps=config.steps_per_epoch, generator=generator
+@lru_cache(maxsize=64)
+def full_batches(
+    seed: int, epoch: int, counts: tuple[int, ...], batch_size: int, num_steps: int
+) -> tuple[IntArray, ...]:
+    """Positions into some sets of items for every step of an epoch, (steps, batch) each; (steps, 0) of an empty set.
+
+    The sets are drawn from one after the other. A search's trials have one seed: what one drew is kept for the others,
+    who must not change it.
+    """
+    generator = torch_generator(seed, "batches", epoch)
+    return tuple(
+        batches(np.arange(count), batch_size=batch_size, num_steps=num_steps, generator=generator)
+        if count
+        else np.zeros((num_steps, 0), dtype=np.int64)
+        for count in counts
     )
+
+
+@lru_cache(maxsize=8)
+def feature_noise(seed: int, epoch: int, shape: tuple[int, ...], *, pinned: bool) -> Tensor:
+    """The numbers in [0, 1) that `FeatureViews.draw` draws for an epoch's strong views: entries below the dropout go.
+
+    Kept for other trials of this seed, who must not change them. Page-locked (`pinned`) they can go to a GPU while the
+    host works on.
+    """
+    return torch.rand(shape, generator=torch_generator(seed, "views", epoch), pin_memory=pinned)
+
+
+class Planned(Protocol):
+    """An algorithm that has planned an epoch."""
+
+    seed: int
+    epoch: int
+
+    @property
+    def config(self) -> TrialConfig:
+        """Its settings."""
+
+
+def kept_entries(rows: Sequence[Planned], batch_size: int, features_MD: Tensor) -> Tensor:
+    """Which entries of their epochs' strong views are kept: (S, P, B, D) bool, where the features lie."""
+    device, noise = features_MD.device, dict[tuple[int, int], Tensor]()
+    shape = rows[0].config.steps_per_epoch, batch_size, features_MD.shape[1]
+    kept_SPBD = torch.empty(shape[0], len(rows), *shape[1:], dtype=torch.bool, device=device)
+    for number, each in enumerate(rows):
+        drawn = each.seed, each.epoch
+        if drawn not in noise:
+            noise[drawn] = feature_noise(*drawn, shape, pinned=device.type == "cuda").to(device, non_blocking=True)
+        torch.ge(noise[drawn], each.config.feature_dropout, out=kept_SPBD[:, number])
+    return kept_SPBD
 
 
 Losses = Callable[[Tensor, Tensor, int], Tensor]

@@ -35,14 +35,14 @@ class Grip(Learner):
         self.epochs_per_round = config.epochs
         self._fresh = self.classifier.learned_state()
 
-    def start_epoch(self, epoch: int) -> None:
+    def plan_epoch(self, epoch: int) -> None:
         """Choose new pseudolabels and start with fresh prompts if an iteration begins; draw the epoch's batches."""
         if epoch % self.epochs_per_round == 0:
             iteration = epoch // self.epochs_per_round + 1
             probs_NK = self.pool_probs(iteration)
             self.renew(probs_NK, growing_size(self.context, iteration, self.config.num_iterations))
             self.classifier.load_learned_state(self._fresh)
-        super().start_epoch(epoch)
+        super().plan_epoch(epoch)
 
     def renew(self, probs_NK: Tensor, size: int) -> None:
         """Choose the iteration's pseudolabels."""

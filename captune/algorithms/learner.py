@@ -7,6 +7,7 @@ each a mean over its own batch; with one candidate per image, PL is the cross-en
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from captune.algorithms.common import (
     adapted_classifier,
     at_once,
-    epoch_batches,
+    full_batches,
     inputs,
     loss_of_images,
     predict_probs,
@@ -50,20 +51,25 @@ class Learner:
         self.candidates_PK = torch.zeros(0, context.task.num_classes, dtype=torch.bool, device=context.device)
         self.labelled_NK = F.one_hot(context.labels_L, context.task.num_classes).bool()
 
+    def plan_epoch(self, epoch: int) -> None:
+        """Which images the epoch's steps read: labelled ones, then pseudolabelled ones."""
+        config, counts = self.config, (len(self.images_P), len(self.labelled_NK))
+        self.epoch = epoch
+        self.pseudo_SB, self.labelled_SB = full_batches(
+            self.seed, epoch, counts, config.batch_size, config.steps_per_epoch
+        )
+        self.images_SB = np.concatenate(
+            [self.context.task.labelled.indices_N[self.labelled_SB], self.images_P[self.pseudo_SB]], axis=1
+        )
+
     def start_epoch(self, epoch: int) -> None:
         """The epoch's batches."""
-        generator = torch_generator(self.seed, "batches", epoch)
-        self.pseudo_SB = epoch_batches(len(self.images_P), self.config, generator)
-        self.labelled_SB = epoch_batches(len(self.labelled_NK), self.config, generator)
+        self.plan_epoch(epoch)
         self.feeds = self._feeds(torch_generator(self.seed, "views", epoch))
 
     def _feeds(self, generator: torch.Generator) -> dict[str, Feed]:
         """What the epoch's steps read: labelled images, then pseudolabelled ones."""
-        config, device = self.config, self.context.device
-        images_SB = self.images_SB = np.concatenate(
-            [self.context.task.labelled.indices_N[self.labelled_SB], self.images_P[self.pseudo_SB]], axis=1
-        )
-        self.draws: Tensor | None = None
+        config, device, images_SB = self.config, self.context.device, self.images_SB
         if images_SB.size == 0:
             return {}
         labelled_SB, pseudo_SB = upload(self.labelled_SB, device), upload(self.pseudo_SB, device)
@@ -74,7 +80,7 @@ class Learner:
         }
         if config.training_view == "weak":
             return feeds | {"images": self.views.feed(images_SB)}
-        draws = self.draws = self.views.draw(
+        draws = self.views.draw(
             images_SB,
             generator,
             flip_probability=config.flip_probability,
@@ -114,9 +120,15 @@ class Learner:
     def pack_key(self) -> Hashable | None:
         """What learners must share whose steps of this epoch are taken together (`PackedLearner`); None: not packed."""
         config, context = self.config, self.context
-        if not (config.tuning == "features" and config.micro_batch is None and context.packs and self.feeds):
+        if not (config.tuning == "features" and config.micro_batch is None and context.packs):
             return None
-        return id(context), config.steps_per_epoch, config.training_view, self.images_SB.shape, self.pseudo_SB.shape
+        pseudolabelled = len(self.images_P) > 0
+        return id(context), config.steps_per_epoch, config.batch_size, config.training_view, pseudolabelled
+
+    @property
+    def moved_in_packs(self) -> list[str]:
+        """Names of the learned tensors that a pack's steps move: the texts' residual; these methods use no adapters."""
+        return ["residual_KD"]
 
     def packed(self, others: Sequence[Learner], stack: LearnedStack) -> PackedLearner:
         """The epoch's steps of learners whose keys are equal."""
@@ -131,8 +143,11 @@ class Learner:
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """How many images are pseudolabelled, and how evenly."""
-        counts_K = self.candidates_PK.sum(0)[self.context.pseudolabelled_K].cpu().numpy()
-        return {"num_confident": len(self.images_P), "balance": balance(counts_K)}
+        return {"num_confident": len(self.images_P), "balance": self._balance}
+
+    @cached_property
+    def _balance(self) -> float:
+        return balance(self.candidates_PK.sum(0)[self.context.pseudolabelled_K].cpu().numpy())
 
     def predict(self, indices: IntArray) -> Tensor:
         """Probabilities of the weak views."""
@@ -148,9 +163,9 @@ class Learner:
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Go on from `tensors`."""
-        self.images_P = tensors["images"].numpy()
-        self.candidates_PK = tensors["candidates"].to(self.context.device)
+        self.pseudolabel(tensors["images"].numpy(), tensors["candidates"].to(self.context.device))
 
     def pseudolabel(self, images_P: IntArray, candidates_PK: Tensor) -> None:
         """Train on these images from now on."""
         self.images_P, self.candidates_PK = images_P, candidates_PK
+        self.__dict__.pop("_balance", None)  # of earlier pseudolabels

@@ -1,4 +1,4 @@
-"""CAP's step on frozen features for several configurations at once, without a graph; `Cap.loss` says what it is."""
+"""CAP's epochs on frozen features for several configurations at once, without a graph; `Cap` says what they are."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captune.algorithms.common import kept_entries
+from captune.data.views import upload
+from captune.equations.confusion import soft_confusion
 from captune.equations.packed import (
     Adapted,
     AdapterTensors,
     adapt,
     adapter_gradients,
     alignment_with_gradient,
+    calibrated_margins,
+    class_means,
+    class_similarities,
+    class_sums,
+    class_weights,
     cross_entropy_with_gradient,
     input_gradient,
     margin_rows,
@@ -22,44 +30,62 @@ from captune.equations.packed import (
     normalised,
     through_normalised,
 )
-from captune.training.packs import LearnedStack
+from captune.equations.pseudolabels import Leaderboard
+from captune.training.packs import LearnedStack, Rows
 from captune.training.step import Batch
 
 if TYPE_CHECKING:
     from captune.algorithms.cap import Cap
 
 
+_CHUNK = 512
+"""Main samples whose features are added up at once: always as many, so that a sum does not depend on who is beside."""
+
+
 class PackedCap:
-    """An epoch's steps of P CAP algorithms on the same frozen features, with batches of the same sizes.
+    """The epochs of P CAP algorithms on the same frozen features, with batches of the same sizes.
 
     Args:
-        caps: they have begun their epochs.
+        caps: they have planned their epochs.
         stack: their learned tensors.
 
     Attributes:
-        moved: the learned tensors that have a gradient: all.
         num_packed: CAPs that are trained.
     """
 
     def __init__(self, caps: Sequence[Cap], stack: LearnedStack) -> None:
-        self._caps, self._stack = stack.filled(caps), stack
-        self.moved, self.num_packed = list(stack.values), len(caps)
-        first = self._caps[0]
+        self._caps, self._rows, self._stack = list(caps), stack.filled(caps), stack
+        self.num_packed = len(caps)
+        first = caps[0]
         context = first.context
         self._features_MD, self._scale = context.image_features_MD, first.classifier.logit_scale
         frozen_KD = first.classifier.frozen_text_KD
         assert frozen_KD is not None  # for the type checker: a pack has no prompts
         self._frozen_KD = frozen_KD
-        self._closed_K = ~context.pseudolabelled_K if first.config.pseudolabel_classes == "unseen" else None
+        self._open_K = first.pseudolabelled_K
+        self._closed_K = ~self._open_K if first.config.pseudolabel_classes == "unseen" else None
         self._adapters = {which: _adapter(stack.values, which) for which in ("main", "pseudo", "text")}
         self._gradients = {which: _adapter(stack.gradients, which) for which in ("main", "pseudo", "text")}
+        labelled = context.task.labelled
+        self._labelled_L2 = np.stack([labelled.indices_N, labelled.labels_N], axis=1)
+        self._num_pool, self._num_labelled = first.pool_SB.shape[1], np.shape(first.labelled_S)[1]
         self._hyperparameters()
-        self._batches()
-        self._seen: list[Batch] = []
+        filled = len(self._rows) - len(caps)
+        self._memory, *others = (
+            Rows(caps, name, rows)
+            for name, rows in (("memory_MD", 0), ("counts_K", filled), ("prototypes_KD", filled), ("present_K", filled))
+        )
+        self._own = [self._memory, *others]
+        self._counts_PK, self._prototypes_PKD, self._present_PK = (rows.all for rows in others)
+        num_classes = len(self._frozen_KD)
+        self._margin_PKK = self._counts_PK.new_zeros(len(self._rows), num_classes, num_classes)
+        self._weights_PK = torch.ones_like(self._counts_PK)
+        self._tabled: list[Leaderboard] = []
+        self._chunks: list[Tensor] = []
 
     def _hyperparameters(self) -> None:
         def column(name: str) -> Tensor:
-            return torch.tensor([getattr(cap.config, name) for cap in self._caps], device=self._features_MD.device)
+            return torch.tensor([getattr(cap.config, name) for cap in self._rows], device=self._features_MD.device)
 
         self._residual_P11 = column("adapter_residual")[:, None, None]
         self._threshold_P1 = column("confidence_threshold")[:, None]
@@ -68,36 +94,89 @@ class PackedCap:
         self._momentum_P11 = column("prototype_momentum")[:, None, None]
         self._aligned_P = self._alignment_P11[:, 0, 0] > 0
         self._aligns = bool(self._aligned_P.any())
-        self._margin_PKK = torch.stack([cap.margin_KK for cap in self._caps]).float()
-        self._margin_PKK.diagonal(dim1=1, dim2=2).zero_()
-        self._weights_PK = torch.stack([cap.weights_K for cap in self._caps])
-        self._prototypes_PKD = torch.stack([cap.prototypes_KD for cap in self._caps])
-        self._present_PK = torch.stack([cap.present_K for cap in self._caps])
+        self._margin_scale_P1 = column("margin_scale")[:, None]
+        self._strength_P1 = column("reweighting_strength")[:, None]
+        published = [cap.config.margin_form == "published" for cap in self._rows]
+        self._published_P1 = torch.tensor(published, device=self._features_MD.device)[:, None]
 
-    def _batches(self) -> None:
-        """What the epoch's steps read, as tensors with steps first."""
-        first, device = self._caps[0], self._features_MD.device
-        self._num_pool, self._num_labelled = first.pool_SB.shape[1], np.shape(first.labelled_S)[1]
-        rows = [np.concatenate([cap.pool_SB, np.stack(cap.trusted_S)], axis=1) for cap in self._caps]
-        self._rows_SPR = torch.as_tensor(np.stack(rows, axis=1), device=device)
-        self._labels_SPT = torch.as_tensor(
-            np.stack([np.stack(cap.labels_S) for cap in self._caps], axis=1), device=device
-        )
-        self._kept_SPBD = torch.stack([cap.draws for cap in self._caps], dim=1).to(device)
-        num_main = self._labels_SPT.shape[2] - self._num_labelled
+    def start(self) -> Batch:
+        """Margins and weights; what the epoch's steps read, tensors with steps first."""
+        for own in self._own:
+            own.take_in()
+        self._margin_PKK.copy_(self._margins())
+        self._weights_PK.copy_(class_weights(self._counts_PK, self._strength_P1, self._open_K))
+        device = self._features_MD.device
+        # Images and classes of every step: labelled ones, then main samples.
+        trusted_PST2 = [
+            np.concatenate([self._labelled_L2[cap.labelled_S], cap.main_M2[cap.main_S]], axis=1) for cap in self._caps
+        ]
+        rows = [
+            np.concatenate([cap.pool_SB, trusted_ST2[..., 0]], axis=1)
+            for cap, trusted_ST2 in zip(self._caps, trusted_PST2, strict=True)
+        ]
+        self._rows_SPR = upload(np.stack(self._stack.filled(rows), axis=1), device)
+        labels = [trusted_ST2[..., 1] for trusted_ST2 in self._stack.filled(trusted_PST2)]
+        labels_SPT = upload(np.stack(labels, axis=1), device)
+        kept = [cap.kept_of_counts for cap in self._rows]
+        self._kept_2P1 = upload(np.array([kept, [1 - each for each in kept]], np.float32)[..., None], device)
         # Each row's share in the loss: a mean over the labelled images, a weighted one over the main samples.
-        main_SPT = torch.stack(
-            [weights_K[self._labels_SPT[:, number]] for number, weights_K in enumerate(self._weights_PK)], dim=1
-        )
-        self._factors_SPT = main_SPT / max(1, num_main)
-        self._factors_SPT[:, :, : self._num_labelled] = 1 / max(1, self._num_labelled)
-
-    def batch(self, number: int) -> Batch:
-        """What a step reads."""
+        num_main = labels_SPT.shape[2] - self._num_labelled
+        factors_SPT = self._weights_PK.expand(len(labels_SPT), -1, -1).gather(2, labels_SPT) / max(1, num_main)
+        factors_SPT[:, :, : self._num_labelled] = 1 / max(1, self._num_labelled)
         return {
-            "rows": self._rows_SPR[number], "labels": self._labels_SPT[number], "kept": self._kept_SPBD[number],
-            "factors": self._factors_SPT[number],
+            "rows": self._rows_SPR, "labels": labels_SPT, "factors": factors_SPT,
+            "kept": kept_entries(self._rows, self._num_pool, self._features_MD),
         }  # fmt: skip
+
+    def _margins(self) -> Tensor:
+        """M of each CAP (`Cap.start_epoch`)."""
+        if not any(cap.config.margin_scale for cap in self._caps):
+            return self._margin_PKK
+        plain_PKD, _ = normalised(self._frozen_KD + self._stack.values["residual_KD"])
+        similarity_PKK = class_similarities(plain_PKD, self._board_prototypes())
+        for number, cap in enumerate(self._rows):
+            if cap.confusion_KK is not None:
+                similarity_PKK[number] = cap.confusion_KK
+        return calibrated_margins(
+            similarity_PKK, self._counts_PK, self._margin_scale_P1, self._published_P1, self._open_K
+        )
+
+    def _board_prototypes(self) -> Tensor:
+        """Class means (P, K, D) of the main samples' features, remembered or encoded anew."""
+        num_classes, width = self._frozen_KD.shape
+        sums_PKD, counts_PK = torch.zeros_like(self._prototypes_PKD), torch.zeros_like(self._counts_PK)
+        for places_PC, images_PC, labels_PC in self._tables():
+            if self._caps[0].config.margin_features == "remembered":
+                features_PCD = self._memory.all.view(-1, width).index_select(0, places_PC.reshape(-1))
+            else:
+                features_PCD = self._features_MD.index_select(0, images_PC.reshape(-1))
+            features_PCD = features_PCD.view(*places_PC.shape, width)
+            if self._caps[0].config.margin_features == "reencoded":
+                features_PCD = adapt(features_PCD, self._adapters["main"], self._residual_P11).features_PND
+            sums, counts = class_sums(normalised(features_PCD)[0], labels_PC, num_classes)
+            sums_PKD += sums
+            counts_PK += counts
+        return class_means(sums_PKD, counts_PK)
+
+    def _tables(self) -> list[Tensor]:
+        """Places in the memory, images and classes of what class means are taken of, (3, P, _CHUNK) at a time.
+
+        Where a CAP has fewer, class K fills up. They are made anew where a board has changed.
+        """
+        boards = [cap.boards for cap in self._caps]
+        if len(self._tabled) == len(boards) and all(old is new for old, new in zip(self._tabled, boards, strict=True)):
+            return self._chunks
+        tables = [cap.prototype_table() for cap in self._caps]
+        num_chunks = max(1, -(-max(map(len, tables)) // _CHUNK))
+        table_3PM = np.zeros((3, len(tables), num_chunks * _CHUNK), dtype=np.int64)
+        table_3PM[2] = len(self._frozen_KD)
+        for number, table_M2 in enumerate(tables):
+            table_3PM[1:, number, : len(table_M2)] = table_M2.T
+        table_3PM[0] = table_3PM[1] + len(self._features_MD) * np.arange(len(tables))[:, None]
+        filled = np.stack(self._stack.filled(list(table_3PM.transpose(1, 0, 2))), axis=1)
+        self._tabled = boards
+        self._chunks = list(torch.split(upload(filled, self._features_MD.device), _CHUNK, dim=2))
+        return self._chunks
 
     def step(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Losses (P,) of one step, and the pool's predictions; the gradients are left in the stack."""
@@ -113,7 +192,7 @@ class PackedCap:
 
         logits_PRK = torch.bmm(main.features_PND, text_PKD.mT).mul_(self._scale)
         seen = self._pseudolabel(logits_PRK[:, :num_pool])
-        pseudo_PB, confident_PB = seen["labels"], seen["masks"]
+        pseudo_PB, confident_PB = seen["labels"], seen["confidences"] > self._threshold_P1
         trusted_PTK = logits_PRK[:, num_pool:] + margin_rows(self._margin_PKK, labels_PT)
         losses_P, trusted_PTK = cross_entropy_with_gradient(trusted_PTK, labels_PT, batch["factors"])
         strong_PBK = torch.bmm(strong.features_PND, text_PKD.mT).mul_(self._scale)
@@ -143,23 +222,18 @@ class PackedCap:
         """The prototypes' moving averages."""
         return [self._prototypes_PKD, self._present_PK]
 
-    def observe(self, seen: Batch) -> None:
-        """Keep a step's predictions and features, on the device, until the epoch ends."""
-        self._seen.append(seen)
-
     def _differentiate(self, which: str, by_PND: Tensor, adapted: Adapted, inputs_PND: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of P adapters into the stack, and what their inputs' gradients need."""
         adapters, gradients = self._adapters[which], self._gradients[which]
         return adapter_gradients(by_PND, adapted, inputs_PND, adapters, self._residual_P11, gradients)
 
     def _pseudolabel(self, weak_PBK: Tensor) -> Batch:
-        """The pool images' predicted classes, and which are confident (`masks`)."""
+        """The pool images' predicted classes, and how sure they are."""
         if self._closed_K is not None:
             weak_PBK = weak_PBK.masked_fill(self._closed_K, float("-inf"))
         probs_PBK = weak_PBK.softmax(-1)
         confidence_PB, labels_PB = probs_PBK.max(-1)
-        confident_PB = confidence_PB > self._threshold_P1
-        seen = {"labels": labels_PB, "confidences": confidence_PB, "masks": confident_PB}
+        seen = {"labels": labels_PB, "confidences": confidence_PB}
         if self._caps[0].config.confusion == "matrix":
             seen["probs"] = probs_PBK
         return seen
@@ -174,20 +248,43 @@ class PackedCap:
         self._prototypes_PKD.copy_(torch.where(self._aligned_P[:, None, None], moved_PKD, self._prototypes_PKD))
         self._present_PK.copy_(torch.where(self._aligned_P[:, None], present_PK, self._present_PK))
 
-    def end(self) -> None:
-        """Give each algorithm its pool's predictions, the last main-adapter feature of every image, its prototypes."""
-        device = self._features_MD.device
-        seen = {name: torch.stack([step[name] for step in self._seen], dim=1) for name in self._seen[0]}
-        features_PSRD, rows_SPR = seen.pop("main"), self._rows_SPR.cpu().numpy()
-        for number, cap in enumerate(self._caps[: self.num_packed]):
-            cap.observe({name: tensor[number].flatten(0, 1) for name, tensor in seen.items()})
-            cap.prototypes_KD.copy_(self._prototypes_PKD[number])
-            cap.present_K.copy_(self._present_PK[number])
-            rows_N = rows_SPR[:, number].reshape(-1)
-            # The last occurrence of an image is the first one in the reversed order.
-            images, places = np.unique(rows_N[::-1], return_index=True)
-            last = torch.as_tensor(len(rows_N) - 1 - places, device=device)
-            cap.memory_MD[torch.as_tensor(images, device=device)] = features_PSRD[number].flatten(0, 1)[last]
+    def end(self, seen: Batch) -> Batch:
+        """Counts of confident predictions; every image's main-adapter feature as its last step left it."""
+        labels_PN, confidences_PN = (
+            seen[name].transpose(0, 1).reshape(len(self._rows), -1) for name in ("labels", "confidences")
+        )
+        confident_PN = confidences_PN > self._threshold_P1
+        counts_PK = torch.zeros_like(self._counts_PK).scatter_add_(1, labels_PN, confident_PN.to(self._counts_PK.dtype))
+        kept_P1, new_P1 = self._kept_2P1
+        self._counts_PK.copy_(kept_P1 * self._counts_PK + new_P1 * counts_PK)
+        if "probs" in seen:
+            for number, cap in enumerate(self._caps):
+                probs_NK = seen["probs"][:, number].flatten(0, 1)
+                cap.confusion_KK = soft_confusion(probs_NK, labels_PN[number], cap.num_classes)
+        self._remember(seen["main"])
+        told = {"counts": counts_PK[: self.num_packed]}
+        if any(cap.boards_are_due for cap in self._caps):
+            predictions = {"labels": labels_PN, "confidences": confidences_PN, "masks": confident_PN}
+            told |= {name: tensor[: self.num_packed] for name, tensor in predictions.items()}
+        return told
+
+    def _remember(self, features_SPRD: Tensor) -> None:
+        num_caps, memory_PMD = self.num_packed, self._memory.all
+        rows_PN = self._rows_SPR[:, :num_caps].transpose(0, 1).reshape(num_caps, -1)
+        # An image that was drawn more than once is remembered as it was the last time.
+        order_PN = torch.arange(rows_PN.shape[1], device=rows_PN.device).expand_as(rows_PN)
+        last_PM = torch.zeros(memory_PMD.shape[:2], dtype=torch.long, device=rows_PN.device)
+        last_PN = last_PM.scatter_reduce_(1, rows_PN, order_PN, "amax").gather(1, rows_PN)
+        step_PN = last_PN.div(features_SPRD.shape[2], rounding_mode="floor")
+        number_P1 = torch.arange(num_caps, device=rows_PN.device)[:, None]
+        memory_PMD[number_P1, rows_PN] = features_SPRD[step_PN, number_P1, last_PN % features_SPRD.shape[2]]
+
+    def figures(self, number: int, told: Batch) -> dict[str, float]:
+        """New boards where they are due, and the epoch's figures."""
+        cap = self._caps[number]
+        if cap.boards_are_due:
+            cap.renew_boards(told["labels"][number], told["confidences"][number], told["masks"][number])
+        return cap.figures(told["counts"][number])
 
 
 def _adapter(tensors: dict[str, Tensor], which: str) -> AdapterTensors:

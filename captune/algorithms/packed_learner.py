@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captune.algorithms.common import kept_entries
+from captune.data.views import upload
 from captune.equations.packed import normalised, partial_label_with_gradient, through_normalised
 from captune.training.packs import LearnedStack
 from captune.training.step import Batch
@@ -20,40 +22,46 @@ _LEARNED = "residual_KD"
 
 
 class PackedLearner:
-    """An epoch's steps of P learners on the same frozen features, with batches of the same sizes.
+    """The steps of P learners on the same frozen features, with batches of the same sizes.
 
     Args:
-        learners: they have begun their epochs.
+        learners: they have planned their epochs.
         stack: their learned tensors.
-
-    Attributes:
-        moved: the learned tensors that have a gradient: the texts' residual; these methods have no adapters.
     """
 
     def __init__(self, learners: Sequence[Learner], stack: LearnedStack) -> None:
-        self._stack, self.moved = stack, [_LEARNED]
-        first, learners = learners[0], stack.filled(learners)
+        self._stack, self._learners, self._rows = stack, learners, stack.filled(learners)
+        first = learners[0]
         self._features_MD, self._scale = first.context.image_features_MD, first.classifier.logit_scale
         frozen_KD = first.classifier.frozen_text_KD
         assert frozen_KD is not None  # for the type checker: a pack has no prompts
         self._frozen_KD = frozen_KD
-        device = self._features_MD.device
-        self._images_SPB = torch.as_tensor(np.stack([each.images_SB for each in learners], axis=1), device=device)
-        self._candidates = [each.feeds["candidates"] for each in learners]
-        self._kept_SPBD: Tensor | None = None
-        if first.draws is not None:
-            self._kept_SPBD = torch.stack([_kept(each) for each in learners], dim=1).to(device)
         sizes = first.labelled_SB.shape[1], first.pseudo_SB.shape[1]
         # The mean over the labelled images and the mean over the pseudolabelled ones, added.
-        self._factors_B = torch.cat([torch.full((size,), 1 / max(1, size), device=device) for size in sizes])
+        self._factors_B = torch.cat(
+            [torch.full((size,), 1 / max(1, size), device=stack.device) for size in sizes if size]
+        )
 
-    def batch(self, number: int) -> Batch:
-        """What a step reads."""
-        fed = {
-            "images": self._images_SPB[number],
-            "candidates": torch.stack([feed(number) for feed in self._candidates]),
-        }
-        return fed if self._kept_SPBD is None else fed | {"kept": self._kept_SPBD[number]}
+    def start(self) -> Batch:
+        """What the epoch's steps read."""
+        device, rows = self._stack.device, self._rows
+        images_SPB = np.stack([each.images_SB for each in rows], axis=1)
+        chosen = np.stack([np.concatenate([each.labelled_SB, each.pseudo_SB], axis=1) for each in rows], axis=1)
+        chosen_SPB, num_labelled = upload(chosen, device), rows[0].labelled_SB.shape[1]
+        candidates = [
+            torch.cat(
+                [
+                    each.labelled_NK[chosen_SPB[:, number, :num_labelled]],
+                    each.candidates_PK[chosen_SPB[:, number, num_labelled:]],
+                ],
+                dim=1,
+            )
+            for number, each in enumerate(rows)
+        ]
+        inputs = {"images": upload(images_SPB, device), "candidates": torch.stack(candidates, dim=1)}
+        if rows[0].config.training_view == "strong":
+            inputs["kept"] = kept_entries(rows, images_SPB.shape[2], self._features_MD)
+        return inputs
 
     def step(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Losses (P,) of one step; the gradients are left in the stack."""
@@ -72,13 +80,11 @@ class PackedLearner:
         """Nothing moves but what is learned."""
         return []
 
-    def observe(self, seen: Batch) -> None:
+    def end(self, seen: Batch) -> Batch:
         """Nothing is kept of a step."""
+        return {}
 
-    def end(self) -> None:
-        """Nothing is kept of a step."""
-
-
-def _kept(learner: Learner) -> Tensor:
-    assert learner.draws is not None  # for the type checker: learners of a pack train on views of one kind
-    return learner.draws
+    def figures(self, number: int, told: Batch) -> dict[str, float]:
+        """As the learner's own."""
+        learner = self._learners[number]
+        return learner.end_epoch(learner.epoch)

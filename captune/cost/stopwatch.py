@@ -22,7 +22,7 @@ class Stopwatch:
     Attributes:
         start, end: seconds of each `start_epoch` and `end_epoch`.
         steps: seconds from each step's beginning to the next one's, optimiser included (none for an epoch's last); of
-            steps that are taken together an even share.
+            steps that are taken together an even share of the epoch's mean.
         around: seconds of each epoch around steps that are taken together, shared likewise.
     """
 
@@ -34,13 +34,11 @@ class Stopwatch:
         self.end: list[float] = []
         self.steps: list[float] = []
         self.around: list[float] = []
-        self.ready = 0.0
         self._step_began = 0.0
 
     def start_epoch(self, epoch: int) -> None:
         """As the algorithm's, timed."""
         self.start.append(seconds_of(lambda: self.algorithm.start_epoch(epoch), self.device))
-        self.ready = time.perf_counter()
 
     def batch(self, step: int) -> Batch:
         """As the algorithm's; a step lasts until the next one begins."""
@@ -55,6 +53,18 @@ class Stopwatch:
         """As the algorithm's; None where it cannot be packed."""
         key: Hashable | None = getattr(self.algorithm, "pack_key", lambda: None)()
         return key
+
+    @property
+    def moved_in_packs(self) -> list[str]:
+        """As the algorithm's."""
+        algorithm: Any = self.algorithm
+        names: list[str] = algorithm.moved_in_packs
+        return names
+
+    def plan_epoch(self, epoch: int) -> None:
+        """As the algorithm's, timed."""
+        algorithm: Any = self.algorithm
+        self.start.append(seconds_of(lambda: algorithm.plan_epoch(epoch), self.device))
 
     def packed(self, others: Sequence[Stopwatch], stack: LearnedStack) -> PackedSteps:
         """As the algorithm's, timed: this stopwatch notes the shares of all."""
@@ -96,22 +106,21 @@ class Stopwatch:
 
 
 class _TimedSteps:
-    """The steps of a pack, with a clock."""
+    """What a pack does, with a clock; the first stopwatch notes the shares of all."""
 
     def __init__(self, steps: PackedSteps, watches: Sequence[Stopwatch]) -> None:
-        self._steps, self._watch, self._share = steps, watches[0], 1 / len(watches)
-        self._began = max(watch.ready for watch in watches)
+        self._steps, self._watches, self._watch, self._share = steps, watches, watches[0], 1 / len(watches)
+        self._began, self._num_steps = 0.0, 0
 
-    @property
-    def moved(self) -> Sequence[str]:
-        return self._steps.moved
+    def start(self) -> Batch:
+        inputs = Batch()
 
-    def batch(self, number: int) -> Batch:
-        synchronize(self._watch.device)
-        now = time.perf_counter()
-        (self._watch.steps if number else self._watch.around).append(self._share * (now - self._began))
-        self._began = now
-        return self._steps.batch(number)
+        def start() -> None:
+            inputs.update(self._steps.start())
+
+        self._watch.around.append(self._share * seconds_of(start, self._watch.device))
+        self._began, self._num_steps = time.perf_counter(), len(next(iter(inputs.values())))
+        return inputs
 
     def step(self, batch: Batch) -> tuple[Tensor, Batch]:
         return self._steps.step(batch)
@@ -119,11 +128,17 @@ class _TimedSteps:
     def moving_state(self) -> list[Tensor]:
         return self._steps.moving_state()
 
-    def observe(self, seen: Batch) -> None:
-        self._steps.observe(seen)
-
-    def end(self) -> None:
-        started = time.perf_counter()
-        self._steps.end()
+    def end(self, seen: Batch) -> Batch:
         synchronize(self._watch.device)
-        self._watch.around[-1] += self._share * (time.perf_counter() - started)
+        now = time.perf_counter()
+        self._watch.steps += [self._share * (now - self._began) / self._num_steps] * self._num_steps
+        told = self._steps.end(seen)
+        synchronize(self._watch.device)
+        self._watch.around[-1] += self._share * (time.perf_counter() - now)
+        return told
+
+    def figures(self, number: int, told: Batch) -> dict[str, float]:
+        started = time.perf_counter()
+        figures = self._steps.figures(number, told)
+        self._watches[number].end.append(time.perf_counter() - started)
+        return figures

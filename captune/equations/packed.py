@@ -1,4 +1,5 @@
-"""A step on frozen features for P configurations at once, its gradients written by hand (README.md sections 5 and 6).
+"""A step on frozen features for P configurations at once, its gradients written by hand (README.md sections 5 and 6),
+and the margins and weights of an epoch's beginning (7 and 9).
 
 The operations of such a step are so small that calling them takes longer than computing them. Here every tensor has a
 first dimension P, one entry per configuration, and no graph is recorded: a tenth of the calls for all configurations
@@ -14,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from captune.equations.margin import CONSTANT_ROW
 
 # As torch's `normalize`: a vector shorter than this stays short.
 _SHORTEST = 1e-12
@@ -161,15 +164,24 @@ def alignment_with_gradient(
     return losses_P, torch.bmm(gradient_PKK.mul_(share_P11 / temperature_P11), prototypes_PKD)
 
 
+def class_sums(features_PND: Tensor, labels_PN: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Sums of each class's features, (P, K, D), and how many those are, (P, K); a label of K is of no class."""
+    classes_K1 = torch.arange(num_classes, device=labels_PN.device)[:, None]
+    member_PKN = (labels_PN[:, None] == classes_K1).to(features_PND.dtype)
+    return torch.bmm(member_PKN, features_PND), member_PKN.sum(-1)
+
+
+def class_means(sums_PKD: Tensor, counts_PK: Tensor) -> Tensor:
+    """Normalised means from what `class_sums` gave, which is overwritten; 0 for a class without features."""
+    return normalised(sums_PKD.div_(counts_PK.clamp(min=1)[..., None]))[0]
+
+
 def moved_prototypes(
     prototypes_PKD: Tensor, present_PK: Tensor, features_PND: Tensor, labels_PN: Tensor, momentum_P11: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Prototypes after a batch, and which classes have one: `alignment.class_prototypes`, then `ema_update`."""
-    num_classes = prototypes_PKD.shape[1]
-    classes_K1 = torch.arange(num_classes, device=labels_PN.device)[:, None]
-    member_PKN = (labels_PN[:, None] == classes_K1).to(features_PND.dtype)
-    counts_PK = member_PKN.sum(-1)
-    batch_PKD, _ = normalised(torch.bmm(member_PKN, features_PND).div_(counts_PK.clamp(min=1)[..., None]))
+    sums_PKD, counts_PK = class_sums(features_PND, labels_PN, prototypes_PKD.shape[1])
+    batch_PKD = class_means(sums_PKD, counts_PK)
     in_batch_PK = counts_PK > 0
     mixed_PKD, _ = normalised(momentum_P11 * prototypes_PKD + (1 - momentum_P11) * batch_PKD)
     either_PKD = torch.where(present_PK[..., None], prototypes_PKD, batch_PKD)
@@ -189,3 +201,42 @@ def partial_label_with_gradient(logits_PNK: Tensor, candidates_PNK: Tensor, fact
     losses_PN = logits_PNK.logsumexp(-1) - within_PNK.logsumexp(-1)
     gradient_PNK = logits_PNK.softmax(-1).sub_(within_PNK.softmax(-1))
     return (losses_PN * factors_N).sum(-1), gradient_PNK.mul_(factors_N[:, None])
+
+
+def class_similarities(text_PKD: Tensor, prototypes_PKD: Tensor) -> Tensor:
+    """`confusion.class_similarity` of each configuration, (P, K, K), of texts of length 1 and prototypes of 1 or 0."""
+    absent_PK1 = (prototypes_PKD == 0).all(dim=-1, keepdim=True)
+    seen_PKD = torch.where(absent_PK1, text_PKD, prototypes_PKD)
+    return torch.maximum(torch.bmm(text_PKD, text_PKD.mT), torch.bmm(seen_PKD, seen_PKD.mT))
+
+
+def calibrated_margins(
+    similarity_PKK: Tensor, counts_PK: Tensor, scale_P1: Tensor, published_P1: Tensor, open_K: Tensor
+) -> Tensor:
+    """`margin.calibrated_margin` of each configuration, (P, K, K), its diagonal 0.
+
+    Args:
+        similarity_PKK, counts_PK, scale_P1: S, σ and m.
+        published_P1: bool, whether the form is "published".
+        open_K: bool, the classes that may be pseudolabelled.
+    """
+    most_P1 = counts_PK.amax(1, keepdim=True)
+    share_PK = (counts_PK / most_P1.clamp(min=torch.finfo(counts_PK.dtype).tiny)).masked_fill(~open_K, 1.0)
+    span_P1 = share_PK.amax(1, keepdim=True) - share_PK.amin(1, keepdim=True)
+    lacking_PK = 1 - share_PK
+    paper_PK = lacking_PK * lacking_PK.amax(1, keepdim=True)
+    row_PK = torch.where(published_P1, lacking_PK / (1 + share_PK) * span_P1, paper_PK) * scale_P1
+    constant_PK = similarity_PKK.amax(-1) - similarity_PKK.amin(-1) <= CONSTANT_ROW
+    margin_PKK = row_PK.masked_fill(constant_PK | (most_P1 == 0), 0.0)[..., None] * similarity_PKK
+    margin_PKK.diagonal(dim1=-2, dim2=-1).zero_()
+    return margin_PKK
+
+
+def class_weights(counts_PK: Tensor, strength_P1: Tensor, open_K: Tensor, *, clip: float = 10.0) -> Tensor:
+    """`reweighting.class_weights` of each configuration, (P, K), toward uniform over `open_K`."""
+    member_K = open_K.to(counts_PK.dtype)
+    size, tiny = member_K.sum().clamp(min=1), torch.finfo(counts_PK.dtype).tiny
+    wanted_P1 = (counts_PK * member_K).sum(1, keepdim=True) / size
+    weights_PK = (wanted_P1 / counts_PK.clamp(min=1)).pow(strength_P1).clamp(1 / clip, clip)
+    mean_P1 = (weights_PK * member_K).sum(1, keepdim=True) / size
+    return torch.where(open_K, weights_PK / mean_P1.clamp(min=tiny), 1.0)

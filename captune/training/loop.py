@@ -6,8 +6,9 @@ An algorithm says what a step's loss is; optimiser, schedule, checkpoints and sc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,10 +22,10 @@ from captune.model.classifier import Classifier
 from captune.training.checkpoint import prefixed, without_prefix
 from captune.training.context import Context
 from captune.training.memory import is_out_of_memory
-from captune.training.optim import Sgd, warmup_cosine
+from captune.training.optim import Sgd, warmup_cosine_epoch
 from captune.training.pack_sizes import MOST_AT_ONCE, SIZE_ON_A_GPU
-from captune.training.packs import LearnedStack, PackedSteps, StepOfAll
-from captune.training.step import Batch, GraphStep, batches_of, step_of
+from captune.training.packs import Pack
+from captune.training.step import Batch, batches_of, step_of
 
 
 class Algorithm(Protocol):
@@ -119,6 +120,7 @@ class Loop:
         self.num_epochs = num_epochs
         self.epochs_per_round: int = getattr(algorithm, "epochs_per_round", num_epochs)
         self.epoch = 0
+        self.pack: Pack | None = None
         classifier = algorithm.classifier
         parameters = [] if classifier is None else list(classifier.parameters())
         self.device = parameters[0].device if parameters else torch.device("cpu")
@@ -144,15 +146,6 @@ class Loop:
         (own,) = each
         return own
 
-    def learning_rate(self, step: int) -> float:
-        """Peak learning rate times the schedule at a global step (from 0)."""
-        steps = self.config.steps_per_epoch
-        round_steps = max(self.epochs_per_round * steps, 1)
-        factor = warmup_cosine(
-            step % round_steps, warmup_steps=self.config.warmup_epochs * steps, total_steps=round_steps
-        )
-        return self.config.learning_rate * factor
-
     def run_epoch(self) -> dict[str, float]:
         """Train the next epoch and return its figures.
 
@@ -177,19 +170,31 @@ class Loop:
 
     def start_epoch(self) -> None:
         """Prepare the next epoch."""
-        if self.epoch % self.epochs_per_round == 0:
-            self.optimizer.forget()
+        self._forget_after_a_round()
         self.algorithm.start_epoch(self.epoch)
 
-    def approach(self, step: int) -> None:
-        """Set the learning rate of a step of this epoch."""
-        self.optimizer.learning_rate = self.learning_rate(self.epoch * self.config.steps_per_epoch + step)
+    def plan_epoch(self) -> None:
+        """Prepare the next epoch as far as a pack does not (`captune.training.packs.Packable`)."""
+        self._forget_after_a_round()
+        self.algorithm.plan_epoch(self.epoch)  # type: ignore[attr-defined]
+
+    def _forget_after_a_round(self) -> None:
+        if self.epoch % self.epochs_per_round == 0:
+            self.optimizer.forget()
+
+    def rates(self) -> list[float]:
+        """The learning rates of this epoch's steps."""
+        steps = self.config.steps_per_epoch
+        factors = warmup_cosine_epoch(
+            self.epoch % self.epochs_per_round, steps, self.config.warmup_epochs, self.epochs_per_round
+        )
+        return [self.config.learning_rate * factor for factor in factors]
 
     def take_steps(self) -> Tensor:
         """The epoch's steps, one by one by autograd; the sum of their losses."""
-        total = torch.zeros((), device=self.device)
-        for step, batch in enumerate(batches_of(self.algorithm, self.config.steps_per_epoch, self.device)):
-            self.approach(step)
+        total, rates = torch.zeros((), device=self.device), self.rates()
+        for rate, batch in zip(rates, batches_of(self.algorithm, len(rates), self.device), strict=True):
+            self.optimizer.learning_rate = rate
             loss, seen = self._step(batch)
             self.optimizer.step()  # parameters without a gradient stay as they are
             self.algorithm.observe(seen)
@@ -201,29 +206,36 @@ class Loop:
         key: Hashable | None = getattr(self.algorithm, "pack_key", lambda: None)()
         return None if key is None else (type(self.algorithm), key)
 
-    def end_epoch(self, total: Tensor) -> dict[str, float]:
-        """Take stock of an epoch whose losses add up to `total`, and return its figures.
+    def end_epoch(self, total: float, *, finite: bool, figures: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Take stock of an epoch, and return its figures.
+
+        Args:
+            total: the sum of its losses.
+            finite: whether all that is learned is.
+            figures: ends the epoch of the algorithm.
 
         Raises:
             TrainingFailed: the loss or a learned tensor is not finite.
         """
-        mean_loss = float(total) / self.config.steps_per_epoch
-        self._check_finite(mean_loss)
-        figures = self.algorithm.end_epoch(self.epoch)
+        mean_loss = total / self.config.steps_per_epoch
+        if not (finite and np.isfinite(mean_loss)):
+            raise TrainingFailed(
+                "the loss and every learned tensor must stay finite",
+                got=f"a loss of {mean_loss}",
+                where=f"epoch {self.epoch + 1} of {self.num_epochs}",
+                next_step="Lower learning_rate or adapter_residual.",
+            )
+        own = figures()
         self.epoch += 1
-        return {"loss": mean_loss, "learning_rate": self.optimizer.learning_rate, **figures}
+        return {"loss": mean_loss, "learning_rate": self.optimizer.learning_rate, **own}
 
-    def _check_finite(self, loss: float) -> None:
-        classifier = self.algorithm.classifier
-        parameters = [] if classifier is None else list(classifier.parameters())
-        if np.isfinite(loss) and all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-            return
-        raise TrainingFailed(
-            "the loss and every learned tensor must stay finite",
-            got=f"a loss of {loss}",
-            where=f"epoch {self.epoch + 1} of {self.num_epochs}",
-            next_step="Lower learning_rate or adapter_residual.",
-        )
+    def run_alone(self) -> dict[str, float]:
+        """An epoch by autograd."""
+        self.start_epoch()
+        total = float(self.take_steps())
+        parameters = [] if self.algorithm.classifier is None else list(self.algorithm.classifier.parameters())
+        finite = all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+        return self.end_epoch(total, finite=finite, figures=partial(self.algorithm.end_epoch, self.epoch))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on."""
@@ -278,73 +290,54 @@ def _train_loops(loops: Sequence[Loop]) -> list[dict[str, float] | Exception]:
     groups: dict[Hashable, list[int]] = {}
     for number, loop in enumerate(loops):
         with _noted(outcomes, number):
-            loop.start_epoch()
-            key = loop.pack_key()
-            groups.setdefault(("alone", number) if key is None else key, []).append(number)
-    for key, together in groups.items():
-        if key == ("alone", together[0]):
-            with _noted(outcomes, together[0]):
-                loop = loops[together[0]]
-                outcomes[together[0]] = loop.end_epoch(loop.take_steps())
-            continue
-        most = SIZE_ON_A_GPU if loops[together[0]].device.type == "cuda" else MOST_AT_ONCE
-        for start in range(0, len(together), most):
-            numbers = together[start : start + most]
-            totals_P = _take_steps_together([loops[number] for number in numbers])
-            for number, total in zip(numbers, totals_P, strict=True):
-                with _noted(outcomes, number):
-                    outcomes[number] = loops[number].end_epoch(total)
+            if loop.pack_key() is None:
+                outcomes[number] = loop.run_alone()
+            else:
+                loop.plan_epoch()
+                groups.setdefault(loop.pack_key(), []).append(number)
+    running: list[tuple[Pack, list[int], list[float]]] = []
+    try:
+        for key, together in groups.items():
+            on_gpu = loops[together[0]].device.type == "cuda"
+            most = SIZE_ON_A_GPU if on_gpu else MOST_AT_ONCE
+            for start in range(0, len(together), most):
+                numbers = together[start : start + most]
+                pack = _pack_of([loops[number] for number in numbers], key)
+                rates_SP = np.array([loops[number].rates() for number in numbers]).T
+                pack.run(rates_SP)
+                running.append((pack, numbers, rates_SP[-1].tolist()))
+                if not on_gpu:
+                    _end_together(loops, outcomes, *running.pop())
+    finally:
+        # On a GPU packs run side by side while the host prepares others; they are waited for whatever happens.
+        for each in running:
+            _end_together(loops, outcomes, *each)
     return outcomes
 
 
-@torch.no_grad()
-def _take_steps_together(loops: Sequence[Loop]) -> Tensor:
-    """An epoch's steps of loops whose algorithms can be packed; the sums of their losses (P,)."""
+def _pack_of(loops: Sequence[Loop], key: Hashable) -> Pack:
+    """The pack in which these loops trained their last epoch, or a new one."""
     algorithms: list[Any] = [loop.algorithm for loop in loops]
-    stack = LearnedStack([each.classifier for each in algorithms], [loop.optimizer for loop in loops])
-    steps: PackedSteps = algorithms[0].packed(algorithms, stack)
-    num_steps = loops[0].config.steps_per_epoch
-    if stack.device.type == "cuda":
-        totals_P = _recorded_steps(loops, steps, stack, num_steps)
-    else:
-        totals_P = _steps_one_by_one(loops, steps, stack, num_steps)
-    stack.hand_back(steps.moved)
-    steps.end()
-    return totals_P
-
-
-def _recorded_steps(loops: Sequence[Loop], steps: PackedSteps, stack: LearnedStack, num_steps: int) -> Tensor:
-    """On a GPU: a step of all is recorded once per epoch and replayed; optimisers are a part of it."""
-    rates_SP = [
-        stack.filled([loop.learning_rate(loop.epoch * num_steps + step) for loop in loops]) for step in range(num_steps)
-    ]
-    together = StepOfAll(steps, stack, torch.tensor(rates_SP, device=stack.device))
-    take, totals_P = GraphStep(together, []), torch.zeros(len(rates_SP[0]), device=stack.device)
-    for step in range(num_steps):
-        losses_P, seen = take(together.batch(step))
-        steps.observe(seen)
-        totals_P += losses_P
+    pack = loops[0].pack
+    if pack is None or not pack.is_of(algorithms, key):
+        pack = Pack(algorithms, [loop.optimizer for loop in loops], key)
     for loop in loops:
-        loop.approach(num_steps - 1)
-    return totals_P[: len(loops)].cpu()
+        loop.pack = pack
+    return pack
 
 
-def _steps_one_by_one(loops: Sequence[Loop], steps: PackedSteps, stack: LearnedStack, num_steps: int) -> Tensor:
-    totals_P = torch.zeros(len(loops))
-    # With several threads a product of one differs from one of several in its last bit; and it gains nothing here.
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for step in range(num_steps):
-            for loop in loops:
-                loop.approach(step)
-            losses_P, seen = steps.step(steps.batch(step))
-            stack.descend(steps.moved)
-            steps.observe(seen)
-            totals_P = totals_P + losses_P
-    finally:
-        torch.set_num_threads(num_threads)
-    return totals_P
+def _end_together(
+    loops: Sequence[Loop],
+    outcomes: list[dict[str, float] | Exception],
+    pack: Pack,
+    numbers: Sequence[int],
+    rates: Sequence[float],
+) -> None:
+    for place, (number, rate, (total, finite)) in enumerate(zip(numbers, rates, pack.outcome(), strict=True)):
+        loops[number].optimizer.learning_rate = rate
+        with _noted(outcomes, number):
+            figures = partial(pack.figures, place)
+            outcomes[number] = loops[number].end_epoch(total, finite=finite, figures=figures)
 
 
 @contextmanager

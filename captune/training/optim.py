@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,15 @@ def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
     if step >= total_steps:
         return 0.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
+
+
+@lru_cache(maxsize=256)
+def warmup_cosine_epoch(epoch: int, num_steps: int, warmup_epochs: int, num_epochs: int) -> tuple[float, ...]:
+    """`warmup_cosine` of every step of an epoch (from 0); trials of one schedule share it."""
+    return tuple(
+        warmup_cosine(step, warmup_steps=warmup_epochs * num_steps, total_steps=max(1, num_epochs * num_steps))
+        for step in range(epoch * num_steps, (epoch + 1) * num_steps)
+    )
 
 
 class Sgd:

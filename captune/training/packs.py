@@ -1,34 +1,39 @@
-"""Packs: trials on frozen features that train together, their learned tensors side by side.
+"""Packs: trials on frozen features that train together, what they learn side by side.
 
 A step on frozen features makes thousands of tiny calls, and P trials at once need hardly more than one
-(`captune.equations.packed`). Everything between steps (batches, margins, boards, scores) stays
-with each trial's own algorithm, and a trial's numbers do not depend on which others stand beside it.
+(`captune.equations.packed`). So do margins, counts and remembered features between epochs; batches and boards stay with
+each trial's own algorithm. A trial's numbers do not depend on which others stand beside it.
+
+A pack lives as long as the same trials train together. On a GPU its step is recorded once, as a CUDA graph that reads
+an epoch's inputs from fixed places; packs run side by side there, each on a stream of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import weakref
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from captune.training.optim import Sgd
 from captune.training.pack_sizes import SIZE_ON_A_GPU
-from captune.training.step import Batch
+from captune.training.step import Batch, GraphStep
 
 _T = TypeVar("_T")
+_ALIGNED = 16
+"""Learned tensors begin at multiples of so many numbers: products may round otherwise where memory is not aligned."""
 
 
 class PackedSteps(Protocol):
-    """The steps of an epoch of several algorithms at once; tensors of a step have P entries."""
+    """What a pack does for several algorithms at once; tensors of a step have P entries."""
 
-    @property
-    def moved(self) -> Sequence[str]:
-        """Names of the learned tensors that have a gradient; the others stay as they are, without decay."""
-
-    def batch(self, number: int) -> Batch:
-        """A step's input: tensors on the device, of equal shapes for every step."""
+    def start(self) -> Batch:
+        """Prepare the epoch that all have planned; what its steps read, (S, P, …) each, on the device or on its way."""
 
     def step(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Losses (P,) of one step, and what to keep of it; the gradients are left in the stack.
@@ -39,11 +44,11 @@ class PackedSteps(Protocol):
     def moving_state(self) -> list[Tensor]:
         """Tensors that `step` updates in place, apart from the gradients."""
 
-    def observe(self, seen: Batch) -> None:
-        """Keep what `step` returned beside the losses, until the epoch ends."""
+    def end(self, seen: Batch) -> Batch:
+        """Take stock of what was kept of the steps, (S, P, …) each; what `figures` needs of it, still on the device."""
 
-    def end(self) -> None:
-        """Hand each algorithm what it would have observed in these steps."""
+    def figures(self, number: int, told: Batch) -> dict[str, float]:
+        """End the epoch of one algorithm, as its `end_epoch` does, with what `end` gave, now on the CPU."""
 
 
 class Packable(Protocol):
@@ -53,11 +58,21 @@ class Packable(Protocol):
     def classifier(self) -> nn.Module:
         """What is learned."""
 
+    @property
+    def moved_in_packs(self) -> list[str]:
+        """Names of the learned tensors that `PackedSteps.step` gives a gradient; the others stay as they are."""
+
     def pack_key(self) -> Hashable | None:
-        """What algorithms must have in common for the epoch they have begun; None where a step is not to be packed."""
+        """What algorithms must have in common for the epoch they have planned; None where a step is not to be packed.
+
+        Whether it is None must be known before the epoch is planned.
+        """
+
+    def plan_epoch(self, epoch: int) -> None:
+        """Decide what the steps of epoch `epoch` read: all of `start_epoch` that is not done for several at once."""
 
     def packed(self, others: Sequence[Any], stack: LearnedStack) -> PackedSteps:
-        """The epoch's steps of `others` (itself among them), whose keys are equal."""
+        """The steps of `others` (itself among them), whose keys are equal, epoch after epoch."""
 
 
 class LearnedStack:
@@ -70,35 +85,43 @@ class LearnedStack:
         num_models: those that are learned; rows behind them are copies of the last, whose results are not used.
         values: by name, (P, …), P at least `num_models`.
         gradients: by name, (P, …); whoever takes a step writes them.
-        momenta: by name, (P, …).
     """
 
-    def __init__(self, models: Sequence[nn.Module], optimizers: Sequence[Sgd]) -> None:
-        """Move the models' tensors, and their momenta, into one stack."""
+    def __init__(self, models: Sequence[nn.Module], optimizers: Sequence[Sgd], moved: Sequence[str]) -> None:
+        """Room for the learned tensors of these names; `take_in` moves them here."""
         self._optimizers, self.num_models = list(optimizers), len(models)
         self.device = device = next(models[0].parameters()).device
-        self._decay_P, self._momentum_P = (
-            torch.tensor([getattr(each, name) for each in self.filled(optimizers)], device=device)
+        self._decay_P1, self._momentum_P1 = (
+            torch.tensor([getattr(each, name) for each in self.filled(optimizers)], device=device)[:, None]
             for name in ("weight_decay", "momentum")
         )
         parameters = [dict(model.named_parameters()) for model in models]
-        self._places = {name: place for place, name in enumerate(parameters[0])}
-        self.values: dict[str, Tensor] = {}
-        self.gradients: dict[str, Tensor] = {}
-        self.momenta: dict[str, Tensor] = {}
-        # For every model its parameters, gradients and momenta by name: views made once, not at every step.
-        self._views: list[dict[str, tuple[Tensor, Tensor, Tensor]]] = [{} for _ in models]
-        for name, place in self._places.items():
-            self.values[name] = torch.stack([own[name].detach() for own in self.filled(parameters)])
-            self.gradients[name] = torch.zeros_like(self.values[name])
-            # A model that has not moved yet starts from a momentum of 0, which gives what a first step gives.
-            known = [optimizer.velocities[place] for optimizer in self.filled(optimizers)]
-            zeros = torch.zeros_like(self.values[name][0])
-            self.momenta[name] = torch.stack([zeros if each is None else each for each in known])
-            for number, own in enumerate(parameters):
-                own[name].data = self.values[name][number]
-                own[name].grad = None
-                self._views[number][name] = own[name], self.gradients[name][number], self.momenta[name][number]
+        places = {name: place for place, name in enumerate(parameters[0])}
+        starts, length = {}, 0
+        for name in moved:
+            starts[name] = length
+            length += -(-parameters[0][name].numel() // _ALIGNED) * _ALIGNED
+        num_rows = len(self.filled(models))
+        # All of a model in one row: a step of SGD is a few operations, however many tensors there are.
+        self._values_PT, self._gradients_PT, self._momenta_PT = (
+            torch.zeros(num_rows, length, device=device) for _ in range(3)
+        )
+        named = [
+            {
+                name: flat_PT[:, start : start + parameters[0][name].numel()].view(-1, *parameters[0][name].shape)
+                for name, start in starts.items()
+            }
+            for flat_PT in (self._values_PT, self._gradients_PT, self._momenta_PT)
+        ]
+        self.values, self.gradients = named[:2]
+        # For every model: its own parameters, where they belong, and the place of the momentum with its optimiser.
+        self._views = [
+            [(own[name], named[0][name][row], named[2][name][row], places[name]) for name in moved]
+            for row, own in enumerate(parameters)
+        ]
+        self.take_in()
+        for flat_PT in (self._values_PT, self._momenta_PT):
+            flat_PT[self.num_models :] = flat_PT[self.num_models - 1]
 
     def filled(self, each: Sequence[_T]) -> list[_T]:
         """What the rows of the stack have: that of each model, and of the last one again where rows are filled up."""
@@ -106,57 +129,194 @@ class LearnedStack:
         return [*each, *[each[-1]] * missing]
 
     @torch.no_grad()
-    def descend(self, moved: Sequence[str]) -> None:
-        """One step of each model's own SGD on the learned tensors of these names, from `gradients`."""
+    def take_in(self) -> None:
+        """Move here what does not lie here: all at first, later what was loaded or forgotten since."""
         for optimizer, views in zip(self._optimizers, self._views, strict=True):
-            parameters, gradients, momenta = zip(*(views[name] for name in moved), strict=True)
+            for parameter, value, momentum, place in views:
+                if parameter.data_ptr() != value.data_ptr():
+                    value.copy_(parameter)
+                    parameter.data = value
+                    parameter.grad = None
+                known = optimizer.velocities[place]
+                if known is not momentum:
+                    # A model that has not moved yet starts from a momentum of 0, which gives what a first step gives.
+                    momentum.zero_() if known is None else momentum.copy_(known)
+
+    def hand_back(self) -> None:
+        """Leave the momenta with the models' optimisers, and mark the parameters as changed."""
+        for optimizer, views in zip(self._optimizers, self._views, strict=True):
+            for parameter, _, momentum, place in views:
+                optimizer.velocities[place] = momentum
+                torch.autograd.graph.increment_version(parameter)
+
+    @torch.no_grad()
+    def descend(self, rates: Sequence[float]) -> None:
+        """One step of each model's SGD from `gradients`, on a CPU."""
+        rows = zip(self._optimizers, rates, self._values_PT, self._gradients_PT, self._momenta_PT, strict=True)
+        for optimizer, rate, value_T, gradient_T, momentum_T in rows:
             torch._fused_sgd_(
-                parameters, gradients, momenta,
-                weight_decay=optimizer.weight_decay, momentum=optimizer.momentum, lr=optimizer.learning_rate,
+                [value_T], [gradient_T], [momentum_T],
+                weight_decay=optimizer.weight_decay, momentum=optimizer.momentum, lr=rate,
                 dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
             )  # fmt: skip
 
     @torch.no_grad()
-    def descend_at(self, moved: Sequence[str], rates_P: Tensor) -> None:
+    def descend_at(self, rates_P: Tensor) -> None:
         """The same at learning rates (P,) that lie on the device, all models at once: for a GPU's recorded steps."""
-        for name in moved:
-            value, gradient, momentum = self.values[name], self.gradients[name], self.momenta[name]
-            decay, kept, rate = (
-                each.view(-1, *[1] * (value.dim() - 1)) for each in (self._decay_P, self._momentum_P, rates_P)
-            )
-            momentum.mul_(kept).add_(gradient).addcmul_(value, decay)
-            value.addcmul_(momentum, rate, value=-1)
+        self._gradients_PT.addcmul_(self._values_PT, self._decay_P1)
+        torch.addcmul(self._gradients_PT, self._momenta_PT, self._momentum_P1, out=self._momenta_PT)
+        self._values_PT.addcmul_(self._momenta_PT, rates_P[:, None], value=-1)
 
-    def hand_back(self, moved: Sequence[str]) -> None:
-        """Leave the momenta of the tensors that moved with the models' optimisers."""
-        for optimizer, views in zip(self._optimizers, self._views, strict=True):
-            for name in moved:
-                optimizer.velocities[self._places[name]] = views[name][2]
+    def moving_state(self) -> list[Tensor]:
+        """What a step of SGD changes for good."""
+        return [self._values_PT, self._momenta_PT]
+
+    def finite(self) -> Tensor:
+        """Whether all that a model has learned is finite, bool (`num_models`,)."""
+        return torch.isfinite(self._values_PT[: self.num_models]).all(1)
 
 
-class StepOfAll:
-    """A step of a pack, optimisers included, in the form in which a GPU records it (`captune.training.step`).
+class Rows:
+    """A tensor of each of several algorithms side by side: (P, …), the algorithms' own views of it."""
+
+    def __init__(self, owners: Sequence[object], name: str, filled: int = 0) -> None:
+        """Room for the attribute `name` of all owners, and for `filled` more copies of the last one's."""
+        self._owners, self._name = owners, name
+        own = [getattr(owner, name) for owner in owners]
+        self.all = torch.stack([*own, *[own[-1]] * filled])
+        self._views = list(self.all[: len(owners)])
+
+    def take_in(self) -> None:
+        """Move here what does not lie here."""
+        for owner, view in zip(self._owners, self._views, strict=True):
+            own = getattr(owner, self._name)
+            if own is not view:
+                view.copy_(own)
+                setattr(owner, self._name, view)
+
+
+class Pack:
+    """Some loops' algorithms, epoch after epoch; nothing here knows a loop.
 
     Args:
-        steps: of the epoch.
-        stack: what they move.
-        rates_SP: each model's learning rate at each step, on the device.
+        algorithms: which, with equal keys; they have planned an epoch.
+        optimizers: theirs.
+        key: what they have in common.
     """
 
-    def __init__(self, steps: PackedSteps, stack: LearnedStack, rates_SP: Tensor) -> None:
-        self._steps, self._stack, self._rates_SP = steps, stack, rates_SP
+    def __init__(self, algorithms: Sequence[Packable], optimizers: Sequence[Sgd], key: Hashable) -> None:
+        self._algorithms, self._key = list(algorithms), key
+        models = [each.classifier for each in algorithms]
+        self._stack = LearnedStack(models, optimizers, algorithms[0].moved_in_packs)
+        self._steps = algorithms[0].packed(self._algorithms, self._stack)
+        self._device = device = self._stack.device
+        self._inputs: Batch = {}
+        self._seen: Batch = {}
+        self._told: Batch = {}
+        self._totals_P = torch.zeros(len(self._stack.filled(models)), device=device)
+        if device.type == "cuda":
+            self._stream, self._done = torch.cuda.Stream(device), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._number = torch.zeros(1, dtype=torch.long, device=device)
+            # A cycle would keep the pack's memory until garbage is collected.
+            self._take = GraphStep(weakref.proxy(self), [], self._stream)
 
-    def batch(self, step: int) -> Batch:
-        """What the step reads."""
-        return self._steps.batch(step) | {"rates": self._rates_SP[step]}
+    def is_of(self, algorithms: Sequence[object], key: Hashable) -> bool:
+        """Whether it is the pack of these algorithms, in this order."""
+        same = len(algorithms) == len(self._algorithms) and all(map(_same, algorithms, self._algorithms))
+        return same and key == self._key
+
+    @torch.no_grad()
+    def run(self, rates_SP: NDArray[np.float64]) -> None:
+        """Take an epoch's steps at these learning rates; on a GPU they are queued, and `outcome` waits for them."""
+        self._stack.take_in()
+        with self._apart():
+            inputs = self._steps.start()
+            self._totals_P.zero_()
+            if self._device.type == "cuda":
+                self._run_recorded(inputs, rates_SP)
+            else:
+                self._run_one_by_one(inputs, rates_SP)
+            num_models = self._stack.num_models
+            told = self._steps.end(self._seen)
+            told |= {"total": self._totals_P[:num_models], "finite": self._stack.finite()}
+            self._told = {name: tensor.to("cpu", non_blocking=True) for name, tensor in told.items()}
+        self._stack.hand_back()
+
+    def outcome(self) -> list[tuple[float, bool]]:
+        """Each algorithm's sum of losses, and whether all it has learned is finite."""
+        if self._device.type == "cuda":
+            self._done.synchronize()
+        return list(zip(self._told["total"].tolist(), self._told["finite"].tolist(), strict=True))
+
+    def figures(self, number: int) -> dict[str, float]:
+        """End the epoch of one algorithm; its figures."""
+        return self._steps.figures(number, self._told)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """On a GPU on the pack's own stream; on a CPU with one thread."""
+        if self._device.type != "cuda":
+            # With several threads a product of one differs from one of several in its last bit; and it gains nothing.
+            num_threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(num_threads)
+            return
+        # Nothing waits for this stream but the host, in `outcome`: else the next pack would wait for this one.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+            self._done.record(self._stream)
+
+    def _run_one_by_one(self, inputs: Batch, rates_SP: NDArray[np.float64]) -> None:
+        for number, rates_P in enumerate(rates_SP.tolist()):
+            losses_P, seen = self._steps.step({name: tensor[number] for name, tensor in inputs.items()})
+            self._stack.descend(rates_P)
+            self._keep(seen, len(rates_SP))
+            for name, tensor in seen.items():
+                self._seen[name][number] = tensor
+            self._totals_P += losses_P
+
+    def _run_recorded(self, inputs: Batch, rates_SP: NDArray[np.float64]) -> None:
+        rates = torch.from_numpy(np.stack(self._stack.filled(list(rates_SP.T)), axis=1)).float().pin_memory()
+        for name, tensor in (inputs | {"rates": rates}).items():
+            if name not in self._inputs:
+                self._inputs[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
+            self._inputs[name].copy_(tensor, non_blocking=True)
+        self._number.zero_()
+        for _ in rates_SP:
+            self._take({})
 
     def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """Losses (P,) before the step, which is then taken, and what to keep of it."""
-        losses_P, seen = self._steps.step(batch)
-        self._stack.descend_at(self._steps.moved, batch["rates"])
-        return losses_P, seen
+        """The next step of all, optimisers included, in the form in which a GPU records it; `batch` is empty.
+
+        It reads the inputs of step `_number` of the epoch and leaves what is kept of it at the same place.
+        """
+        read = {name: tensor.index_select(0, self._number)[0] for name, tensor in self._inputs.items()}
+        losses_P, seen = self._steps.step(read)
+        self._stack.descend_at(read["rates"])
+        self._keep(seen, len(self._inputs["rates"]))
+        for name, tensor in seen.items():
+            self._seen[name].index_copy_(0, self._number, tensor[None])
+        self._totals_P += losses_P
+        self._number += 1
+        return self._totals_P, {}
+
+    def batch(self, step: int) -> Batch:
+        """Nothing: the steps' inputs lie in fixed places."""
+        return {}
 
     def moving_state(self) -> list[Tensor]:
         """Everything that a step changes for good."""
-        learned = [tensors[name] for tensors in (self._stack.values, self._stack.momenta) for name in self._steps.moved]
-        return learned + self._steps.moving_state()
+        return [*self._stack.moving_state(), *self._steps.moving_state(), self._totals_P, self._number]
+
+    def _keep(self, seen: Batch, num_steps: int) -> None:
+        """Room for what is kept of all steps."""
+        if not self._seen:
+            self._seen = {name: tensor.new_empty(num_steps, *tensor.shape) for name, tensor in seen.items()}
+
+
+def _same(first: object, second: object) -> bool:
+    return first is second

@@ -59,8 +59,11 @@ class GraphStep:
     eagerly from then on, and the log says why.
     """
 
-    def __init__(self, algorithm: Steps, parameters: list[nn.Parameter]) -> None:
-        self._algorithm, self._parameters = algorithm, parameters
+    def __init__(
+        self, algorithm: Steps, parameters: list[nn.Parameter], stream: torch.cuda.Stream | None = None
+    ) -> None:
+        """A step of these parameters, recorded on `stream`: graphs that run side by side need streams of their own."""
+        self._algorithm, self._parameters, self._stream = algorithm, parameters, stream
         self._eager = EagerStep(algorithm, parameters)
         self._shapes: dict[str, tuple[torch.Size, torch.dtype]] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -93,7 +96,7 @@ class GraphStep:
             parameter.grad = None
         try:
             # Of a higher priority than the branches' streams, which fill what this one leaves free.
-            first = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+            first = self._stream or torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
             with torch.cuda.graph(graph, stream=first, capture_error_mode="thread_local"):
                 loss, seen = self._algorithm.loss(self._batch)
                 if loss.requires_grad:

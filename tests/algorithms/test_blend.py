@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from captune.training.checkpoint import load_checkpoint
 from captune.training.context import open_context
 from captune.training.ensemble import write_ensemble
 from captune.training.loop import Loop
+from captune.training.packs import Pack
 from captune.training.trial import TrainingTrial
 
 SMALL = {"tuning": "features", "epochs": 2, "steps_per_epoch": 3, "batch_size": 8}
@@ -95,13 +96,13 @@ def test_it_is_a_studys_ensemble_to_the_last_image(tmp_path: Path) -> None:
 
 def test_members_train_in_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packs: list[list[str]] = []
-    taken = loop_module._take_steps_together
+    pack_of = loop_module._pack_of
 
-    def noted(loops: Sequence[Loop]) -> torch.Tensor:
+    def noted(loops: Sequence[Loop], key: Hashable) -> Pack:
         packs.append([type(loop.algorithm).__name__ for loop in loops])
-        return taken(loops)
+        return pack_of(loops, key)
 
-    monkeypatch.setattr(loop_module, "_take_steps_together", noted)
+    monkeypatch.setattr(loop_module, "_pack_of", noted)
     members = ["balanced", {"method": "cap", "seeds": [3, 4, 5]}, {"method": "cap", "settings": {"epochs": 3}}, "fpl"]
     trained(tmp_path, "blend", members=members)
     assert packs == [["Cap"] * 4, ["Fpl"]] * 2 + [["Cap"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from captune.training import step as step_module
 from captune.training.checkpoint import load_checkpoint
 from captune.training.context import open_context
 from captune.training.loop import Loop
+from captune.training.step import Batch
 from captune.training.trial import TrainingTrial, run_epochs_together
 from captune.tuning.samplers import Sampler
 from tests.slow import in_one_test
@@ -241,14 +243,14 @@ def test_one_trial_that_fails_ends_alone(tmp_path: Path) -> None:
 def test_where_memory_runs_out_a_trial_goes_on_in_micro_batches_and_a_pack_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = PackedCap.batch
+    step, steps = PackedCap.step, itertools.count()
 
-    def cramped(packed: PackedCap, number: int) -> dict[str, torch.Tensor]:
-        if packed.num_packed > 1 or number == 3:
+    def cramped(packed: PackedCap, batch: Batch) -> tuple[torch.Tensor, Batch]:
+        if packed.num_packed > 1 or next(steps) == 3:
             raise RuntimeError("can't allocate memory: you tried to allocate 4 bytes")
-        return batch(packed, number)
+        return step(packed, batch)
 
-    monkeypatch.setattr(PackedCap, "batch", cramped)
+    monkeypatch.setattr(PackedCap, "step", cramped)
     (alone,) = open_trials(tmp_path / "alone", "cap", CAPS[:1])
     assert [alone.run_epoch().get("micro_batch") for _ in range(2)] == [8, 8]
     with pytest.raises(RuntimeError, match="allocate"):
