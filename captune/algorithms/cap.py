@@ -35,6 +35,8 @@ from captune.algorithms.main_samples import (
     as_table,
     board_tensors,
     boards_of,
+    confident_rows,
+    epoch_figures,
     first_boards,
     open_logits,
     prototype_table,
@@ -49,7 +51,6 @@ from captune.equations.margin import calibrated_margin
 from captune.equations.objective import count_confident, margin_cross_entropy, self_training_loss
 from captune.equations.pseudolabels import Leaderboard
 from captune.equations.reweighting import class_weights
-from captune.metrics import balance
 from captune.seeding import torch_generator
 from captune.training.context import Context
 from captune.training.packs import LearnedStack
@@ -141,14 +142,10 @@ class Cap:
         """Class means of main samples' features, the latest remembered or encoded anew; seen classes by their first k
         labelled images.
         """
-        rows_M, labels_M = torch.as_tensor(self.prototype_table(), device=self.context.device).unbind(1)
+        table_M2 = prototype_table(self.boards, self.context.task, self.config.num_main_samples)
+        rows_M, labels_M = torch.as_tensor(table_M2, device=self.context.device).unbind(1)
         features_MD = self._encoded_anew(rows_M) if anew else self.memory_MD[rows_M]
         return class_prototypes(features_MD, labels_M, self.num_classes)
-
-    def prototype_table(self) -> IntArray:
-        """(image, class) of what the class means are taken of, (M, 2)."""
-        task = self.context.task
-        return prototype_table(self.boards, task.labelled, task.pseudolabelled_K, self.config.num_main_samples)
 
     def _encoded_anew(self, rows_M: Tensor) -> Tensor:
         """Main-adapter features (M, D) of weak views by the model of this moment, an image on several boards once."""
@@ -337,11 +334,8 @@ class Cap:
         """The step's pool predictions."""
         probs_BK = weak_logits_BK.softmax(-1)
         confidence_B, labels_B = probs_BK.max(-1)
-        seen = {
-            "labels": labels_B,
-            "confidences": confidence_B,
-            "masks": confidence_B > self.config.confidence_threshold,
-        }
+        masks_B = confidence_B > self.config.confidence_threshold
+        seen = {"labels": labels_B, "confidences": confidence_B, "masks": masks_B}
         return seen | {"probs": probs_BK} if self.config.confusion == "matrix" else seen
 
     def observe(self, seen: Batch) -> None:
@@ -357,43 +351,22 @@ class Cap:
         config = self.config
         seen = {name: torch.cat([step[name] for step in self.seen]) for name in self.seen[0]}
         labels_P, masks_P = seen["labels"], seen["masks"]
-        counts_K = count_confident(labels_P, masks_P, self.num_classes)
-        self.counts_K = self.kept_of_counts * self.counts_K + (1 - self.kept_of_counts) * counts_K
+        counts_K, kept = count_confident(labels_P, masks_P, self.num_classes), config.kept_of_counts(epoch)
+        self.counts_K = kept * self.counts_K + (1 - kept) * counts_K
         if config.confusion == "matrix":
             self.confusion_KK = soft_confusion(seen["probs"], labels_P, self.num_classes)
-        if self.boards_are_due:
+        if config.boards_are_due(epoch):
             self.renew_boards(labels_P.cpu(), seen["confidences"].cpu(), masks_P.cpu())
         return self.figures(counts_K.cpu())
 
-    @property
-    def kept_of_counts(self) -> float:
-        """The share of the pseudolabel counts that the epoch's end keeps of earlier epochs'."""
-        return self.config.count_momentum if self.epoch > 0 else 0.0
-
-    @property
-    def boards_are_due(self) -> bool:
-        """Whether the boards are renewed when the epoch ends."""
-        return self.epoch % self.config.epochs_between_renewals == 0
-
     def figures(self, counts_K: Tensor) -> dict[str, float]:
         """The epoch's figures, of the confident predictions of each class (on the CPU) and the boards as they are."""
-        counts = counts_K.numpy()[self.context.task.pseudolabelled_K]
-        return {
-            "num_confident": int(counts.sum()),
-            "balance": balance(counts),
-            "num_main": sum(len(board) for board in self.boards.values()),
-        }
+        return epoch_figures(counts_K.numpy()[self.context.task.pseudolabelled_K], self.boards)
 
     def renew_boards(self, labels_P: Tensor, confidences_P: Tensor, masks_P: Tensor) -> None:
         """Renew the boards from the epoch's predictions, which lie on the CPU."""
-        confident = masks_P.numpy()
-        rows = zip(
-            labels_P.numpy()[confident].tolist(),
-            confidences_P.numpy()[confident].tolist(),
-            self.pool_SB.reshape(-1)[confident].tolist(),
-            strict=True,
-        )
-        self.boards = renewed_boards(self.boards, self.context, self.config, self.epoch, list(rows))
+        rows = confident_rows(labels_P, confidences_P, masks_P, self.pool_SB.reshape(-1))
+        self.boards = renewed_boards(self.boards, self.context, self.config, self.epoch, rows)
 
     def predict(self, indices: IntArray) -> Tensor:
         """Probabilities of the weak views, without adapters unless `inference_adapters`."""

@@ -139,16 +139,19 @@ class Planned(Protocol):
         """Its settings."""
 
 
-def kept_entries(rows: Sequence[Planned], batch_size: int, features_MD: Tensor) -> Tensor:
+def kept_entries(rows: Sequence[Planned], batch_size: int, features_MD: Tensor, dropout_P: Tensor) -> Tensor:
     """Which entries of their epochs' strong views are kept: (S, P, B, D) bool, where the features lie."""
     device, noise = features_MD.device, dict[tuple[int, int], Tensor]()
     shape = rows[0].config.steps_per_epoch, batch_size, features_MD.shape[1]
-    kept_SPBD = torch.empty(shape[0], len(rows), *shape[1:], dtype=torch.bool, device=device)
-    for number, each in enumerate(rows):
+    for each in rows:
         drawn = each.seed, each.epoch
         if drawn not in noise:
             noise[drawn] = feature_noise(*drawn, shape, pinned=device.type == "cuda").to(device, non_blocking=True)
-        torch.ge(noise[drawn], each.config.feature_dropout, out=kept_SPBD[:, number])
+    if len(noise) == 1:
+        return noise.popitem()[1][:, None] >= dropout_P[:, None, None]
+    kept_SPBD = torch.empty(shape[0], len(rows), *shape[1:], dtype=torch.bool, device=device)
+    for number, each in enumerate(rows):
+        torch.ge(noise[each.seed, each.epoch], dropout_P[number], out=kept_SPBD[:, number])
     return kept_SPBD
 
 

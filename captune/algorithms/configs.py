@@ -119,6 +119,14 @@ class CapConfig(TrialConfig):
         """`grow_every`, its default filled in: a short budget renews the boards as often as the paper's."""
         return self.grow_every if self.grow_every is not None else max(1, self.epochs // 10)
 
+    def boards_are_due(self, epoch: int) -> bool:
+        """Whether the boards are renewed when an epoch (from 0) ends."""
+        return epoch % self.epochs_between_renewals == 0
+
+    def kept_of_counts(self, epoch: int) -> float:
+        """The share of the pseudolabel counts that the end of an epoch keeps of those before it."""
+        return self.count_momentum if epoch > 0 else 0.0
+
 
 class CapMixtureConfig(CapConfig):
     """CAP's settings, the mixture's and the guard's."""

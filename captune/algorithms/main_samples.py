@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from captune.algorithms.concept_alignment import align_concepts
 from captune.algorithms.configs import CapConfig
-from captune.data.paradigms import IntArray, Labelled
+from captune.data.paradigms import IntArray, Task
 from captune.equations.pseudolabels import Leaderboard, grow_leaderboard, leaderboard_size, top_k_leaderboard
+from captune.metrics import balance
 from captune.training.context import Context
 
 
@@ -52,21 +52,35 @@ def renewed_boards(
     return grow_leaderboard(boards, predictions, k=max(1, size), contest=config.contest)
 
 
+def confident_rows(
+    labels_P: Tensor, confidences_P: Tensor, masks_P: Tensor, images_P: IntArray
+) -> list[tuple[int, float, int]]:
+    """(class, confidence, image) of the confident ones (`masks_P`) of some predictions, tensors on the CPU."""
+    confident = masks_P.numpy()
+    columns = (each[confident].tolist() for each in (labels_P.numpy(), confidences_P.numpy(), images_P))
+    return list(zip(*columns, strict=True))
+
+
+def epoch_figures(counts_K: IntArray, boards: Leaderboard) -> dict[str, float]:
+    """What is told of an epoch: its confident predictions, given by class, and its main samples."""
+    num_main = sum(len(board) for board in boards.values())
+    return {"num_confident": int(counts_K.sum()), "balance": balance(counts_K), "num_main": num_main}
+
+
 def as_table(boards: Leaderboard) -> IntArray:
     """(image, class) of every entry, (M, 2)."""
     rows = [(image, label) for label, board in boards.items() for image, _ in board]
     return np.array(rows, dtype=np.int64).reshape(-1, 2)
 
 
-def prototype_table(
-    boards: Leaderboard, labelled: Labelled, pseudolabelled_K: npt.NDArray[np.bool_], k: int
-) -> IntArray:
+def prototype_table(boards: Leaderboard, task: Task, k: int) -> IntArray:
     """(image, class) that class means are taken of, (M, 2): the boards, and for classes without one (TRZSL's seen ones)
     their first k labelled images.
     """
+    labelled = task.labelled
     first = [
         (image, label)
-        for label in np.flatnonzero(~pseudolabelled_K).tolist()
+        for label in np.flatnonzero(~task.pseudolabelled_K).tolist()
         for image in labelled.indices_N[labelled.labels_N == label][:k].tolist()
     ]
     return np.concatenate([as_table(boards), np.array(first, dtype=np.int64).reshape(-1, 2)])

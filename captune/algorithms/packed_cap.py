@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captune.algorithms.common import kept_entries
+from captune.algorithms.main_samples import prototype_table
 from captune.data.views import upload
 from captune.equations.confusion import soft_confusion
 from captune.equations.packed import (
@@ -26,7 +27,7 @@ from captune.equations.packed import (
     cross_entropy_with_gradient,
     input_gradient,
     margin_rows,
-    moved_prototypes,
+    move_prototypes,
     normalised,
     through_normalised,
 )
@@ -81,7 +82,9 @@ class PackedCap:
         self._margin_PKK = self._counts_PK.new_zeros(len(self._rows), num_classes, num_classes)
         self._weights_PK = torch.ones_like(self._counts_PK)
         self._tabled: list[Leaderboard] = []
-        self._chunks: list[Tensor] = []
+        self._tables_3PM = torch.zeros(3, len(self._rows), 0, dtype=torch.long)
+        self._kept: list[float] = []
+        self._kept_2P1 = self._counts_PK.new_zeros(2, len(self._rows), 1)
 
     def _hyperparameters(self) -> None:
         def column(name: str) -> Tensor:
@@ -92,48 +95,58 @@ class PackedCap:
         self._alignment_P11 = column("alignment_weight")[:, None, None]
         self._temperature_P11 = column("alignment_temperature")[:, None, None]
         self._momentum_P11 = column("prototype_momentum")[:, None, None]
-        self._aligned_P = self._alignment_P11[:, 0, 0] > 0
-        self._aligns = bool(self._aligned_P.any())
+        self._aligned_P1 = self._alignment_P11[..., 0] > 0
+        self._aligns = bool(self._aligned_P1.any())
+        self._first_P1 = len(self._frozen_KD) * torch.arange(len(self._rows), device=self._features_MD.device)[:, None]
         self._margin_scale_P1 = column("margin_scale")[:, None]
         self._strength_P1 = column("reweighting_strength")[:, None]
+        self._dropout_P = column("feature_dropout")
         published = [cap.config.margin_form == "published" for cap in self._rows]
         self._published_P1 = torch.tensor(published, device=self._features_MD.device)[:, None]
 
     def start(self) -> Batch:
-        """Margins and weights; what the epoch's steps read, tensors with steps first."""
+        """The images and classes that the epoch's steps read, and what class means are taken of."""
         for own in self._own:
             own.take_in()
-        self._margin_PKK.copy_(self._margins())
-        self._weights_PK.copy_(class_weights(self._counts_PK, self._strength_P1, self._open_K))
-        device = self._features_MD.device
         # Images and classes of every step: labelled ones, then main samples.
         trusted_PST2 = [
             np.concatenate([self._labelled_L2[cap.labelled_S], cap.main_M2[cap.main_S]], axis=1) for cap in self._caps
         ]
-        rows = [
-            np.concatenate([cap.pool_SB, trusted_ST2[..., 0]], axis=1)
+        places = [
+            np.concatenate([cap.pool_SB, trusted_ST2[..., 0], trusted_ST2[..., 1]], axis=1)
             for cap, trusted_ST2 in zip(self._caps, trusted_PST2, strict=True)
         ]
-        self._rows_SPR = upload(np.stack(self._stack.filled(rows), axis=1), device)
-        labels = [trusted_ST2[..., 1] for trusted_ST2 in self._stack.filled(trusted_PST2)]
-        labels_SPT = upload(np.stack(labels, axis=1), device)
-        kept = [cap.kept_of_counts for cap in self._rows]
-        self._kept_2P1 = upload(np.array([kept, [1 - each for each in kept]], np.float32)[..., None], device)
+        device, kept = self._features_MD.device, [cap.config.kept_of_counts(cap.epoch) for cap in self._rows]
+        if kept != self._kept:
+            self._kept, shares = kept, np.array([kept, [1 - each for each in kept]], np.float32)
+            self._kept_2P1.copy_(upload(shares[..., None], device))
+        return {
+            "places": upload(np.stack(self._stack.filled(places), axis=1), device),
+            "kept": kept_entries(self._rows, self._num_pool, self._features_MD, self._dropout_P),
+            "tables": self._tables(),
+        }
+
+    def prepare(self, inputs: Batch) -> Batch:
+        """Margins and weights; what each step reads, tensors with steps first."""
+        self._margin_PKK.copy_(self._margins(inputs["tables"]))
+        self._weights_PK.copy_(class_weights(self._counts_PK, self._strength_P1, self._open_K))
+        num_trusted = (inputs["places"].shape[2] - self._num_pool) // 2
+        rows_SPR, labels_SPT = torch.split(inputs["places"], [self._num_pool + num_trusted, num_trusted], dim=2)
         # Each row's share in the loss: a mean over the labelled images, a weighted one over the main samples.
-        num_main = labels_SPT.shape[2] - self._num_labelled
+        num_main = num_trusted - self._num_labelled
         factors_SPT = self._weights_PK.expand(len(labels_SPT), -1, -1).gather(2, labels_SPT) / max(1, num_main)
         factors_SPT[:, :, : self._num_labelled] = 1 / max(1, self._num_labelled)
         return {
-            "rows": self._rows_SPR, "labels": labels_SPT, "factors": factors_SPT,
-            "kept": kept_entries(self._rows, self._num_pool, self._features_MD),
+            "rows": rows_SPR.contiguous(), "labels": labels_SPT.contiguous(), "factors": factors_SPT,
+            "kept": inputs["kept"],
         }  # fmt: skip
 
-    def _margins(self) -> Tensor:
+    def _margins(self, tables_3PM: Tensor) -> Tensor:
         """M of each CAP (`Cap.start_epoch`)."""
         if not any(cap.config.margin_scale for cap in self._caps):
             return self._margin_PKK
         plain_PKD, _ = normalised(self._frozen_KD + self._stack.values["residual_KD"])
-        similarity_PKK = class_similarities(plain_PKD, self._board_prototypes())
+        similarity_PKK = class_similarities(plain_PKD, self._board_prototypes(tables_3PM))
         for number, cap in enumerate(self._rows):
             if cap.confusion_KK is not None:
                 similarity_PKK[number] = cap.confusion_KK
@@ -141,11 +154,11 @@ class PackedCap:
             similarity_PKK, self._counts_PK, self._margin_scale_P1, self._published_P1, self._open_K
         )
 
-    def _board_prototypes(self) -> Tensor:
+    def _board_prototypes(self, tables_3PM: Tensor) -> Tensor:
         """Class means (P, K, D) of the main samples' features, remembered or encoded anew."""
         num_classes, width = self._frozen_KD.shape
         sums_PKD, counts_PK = torch.zeros_like(self._prototypes_PKD), torch.zeros_like(self._counts_PK)
-        for places_PC, images_PC, labels_PC in self._tables():
+        for places_PC, images_PC, labels_PC in torch.split(tables_3PM, _CHUNK, dim=2):
             if self._caps[0].config.margin_features == "remembered":
                 features_PCD = self._memory.all.view(-1, width).index_select(0, places_PC.reshape(-1))
             else:
@@ -158,15 +171,15 @@ class PackedCap:
             counts_PK += counts
         return class_means(sums_PKD, counts_PK)
 
-    def _tables(self) -> list[Tensor]:
-        """Places in the memory, images and classes of what class means are taken of, (3, P, _CHUNK) at a time.
+    def _tables(self) -> Tensor:
+        """Places in the memory, images and classes of what class means are taken of, (3, P, M), M whole chunks.
 
         Where a CAP has fewer, class K fills up. They are made anew where a board has changed.
         """
         boards = [cap.boards for cap in self._caps]
         if len(self._tabled) == len(boards) and all(old is new for old, new in zip(self._tabled, boards, strict=True)):
-            return self._chunks
-        tables = [cap.prototype_table() for cap in self._caps]
+            return self._tables_3PM
+        tables = [prototype_table(cap.boards, cap.context.task, cap.config.num_main_samples) for cap in self._caps]
         num_chunks = max(1, -(-max(map(len, tables)) // _CHUNK))
         table_3PM = np.zeros((3, len(tables), num_chunks * _CHUNK), dtype=np.int64)
         table_3PM[2] = len(self._frozen_KD)
@@ -174,9 +187,8 @@ class PackedCap:
             table_3PM[1:, number, : len(table_M2)] = table_M2.T
         table_3PM[0] = table_3PM[1] + len(self._features_MD) * np.arange(len(tables))[:, None]
         filled = np.stack(self._stack.filled(list(table_3PM.transpose(1, 0, 2))), axis=1)
-        self._tabled = boards
-        self._chunks = list(torch.split(upload(filled, self._features_MD.device), _CHUNK, dim=2))
-        return self._chunks
+        self._tabled, self._tables_3PM = boards, upload(filled, self._features_MD.device)
+        return self._tables_3PM
 
     def step(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Losses (P,) of one step, and the pool's predictions; the gradients are left in the stack."""
@@ -193,10 +205,10 @@ class PackedCap:
         logits_PRK = torch.bmm(main.features_PND, text_PKD.mT).mul_(self._scale)
         seen = self._pseudolabel(logits_PRK[:, :num_pool])
         pseudo_PB, confident_PB = seen["labels"], seen["confidences"] > self._threshold_P1
-        trusted_PTK = logits_PRK[:, num_pool:] + margin_rows(self._margin_PKK, labels_PT)
+        trusted_PTK = logits_PRK[:, num_pool:] + margin_rows(self._margin_PKK, labels_PT, self._first_P1)
         losses_P, trusted_PTK = cross_entropy_with_gradient(trusted_PTK, labels_PT, batch["factors"])
         strong_PBK = torch.bmm(strong.features_PND, text_PKD.mT).mul_(self._scale)
-        strong_PBK += margin_rows(self._margin_PKK, pseudo_PB)
+        strong_PBK += margin_rows(self._margin_PKK, pseudo_PB, self._first_P1)
         shares_PB = confident_PB * self._weights_PK.gather(1, pseudo_PB)
         shares_PB /= confident_PB.sum(1, keepdim=True).clamp(min=1)
         pool_P, strong_PBK = cross_entropy_with_gradient(strong_PBK, pseudo_PB, shares_PB)
@@ -219,8 +231,13 @@ class PackedCap:
         return losses_P, seen | {"main": main.features_PND}
 
     def moving_state(self) -> list[Tensor]:
-        """The prototypes' moving averages."""
-        return [self._prototypes_PKD, self._present_PK]
+        """The prototypes' moving averages, the counts', and the remembered features."""
+        return [row.all for row in self._own]
+
+    @property
+    def in_fixed_places(self) -> bool:
+        """Whether what `prepare` and `end` read and write stays where it is; soft confusions do not."""
+        return self._caps[0].config.confusion != "matrix"
 
     def _differentiate(self, which: str, by_PND: Tensor, adapted: Adapted, inputs_PND: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of P adapters into the stack, and what their inputs' gradients need."""
@@ -240,15 +257,13 @@ class PackedCap:
 
     def _move_prototypes(self, trusted_PTD: Tensor, labels_PT: Tensor) -> None:
         start = self._num_labelled
-        if start == labels_PT.shape[1]:
-            return
-        moved_PKD, present_PK = moved_prototypes(
-            self._prototypes_PKD, self._present_PK, trusted_PTD[:, start:], labels_PT[:, start:], self._momentum_P11
-        )
-        self._prototypes_PKD.copy_(torch.where(self._aligned_P[:, None, None], moved_PKD, self._prototypes_PKD))
-        self._present_PK.copy_(torch.where(self._aligned_P[:, None], present_PK, self._present_PK))
+        if start < labels_PT.shape[1]:
+            move_prototypes(
+                self._prototypes_PKD, self._present_PK, trusted_PTD[:, start:], labels_PT[:, start:],
+                self._momentum_P11, self._aligned_P1,
+            )  # fmt: skip
 
-    def end(self, seen: Batch) -> Batch:
+    def end(self, inputs: Batch, seen: Batch) -> Batch:
         """Counts of confident predictions; every image's main-adapter feature as its last step left it."""
         labels_PN, confidences_PN = (
             seen[name].transpose(0, 1).reshape(len(self._rows), -1) for name in ("labels", "confidences")
@@ -261,16 +276,12 @@ class PackedCap:
             for number, cap in enumerate(self._caps):
                 probs_NK = seen["probs"][:, number].flatten(0, 1)
                 cap.confusion_KK = soft_confusion(probs_NK, labels_PN[number], cap.num_classes)
-        self._remember(seen["main"])
-        told = {"counts": counts_PK[: self.num_packed]}
-        if any(cap.boards_are_due for cap in self._caps):
-            predictions = {"labels": labels_PN, "confidences": confidences_PN, "masks": confident_PN}
-            told |= {name: tensor[: self.num_packed] for name, tensor in predictions.items()}
-        return told
+        self._remember(inputs["rows"][:, : self.num_packed], seen["main"])
+        return {"counts": counts_PK, "labels": labels_PN, "confidences": confidences_PN, "masks": confident_PN}
 
-    def _remember(self, features_SPRD: Tensor) -> None:
+    def _remember(self, rows_SPR: Tensor, features_SPRD: Tensor) -> None:
         num_caps, memory_PMD = self.num_packed, self._memory.all
-        rows_PN = self._rows_SPR[:, :num_caps].transpose(0, 1).reshape(num_caps, -1)
+        rows_PN = rows_SPR.transpose(0, 1).reshape(num_caps, -1)
         # An image that was drawn more than once is remembered as it was the last time.
         order_PN = torch.arange(rows_PN.shape[1], device=rows_PN.device).expand_as(rows_PN)
         last_PM = torch.zeros(memory_PMD.shape[:2], dtype=torch.long, device=rows_PN.device)
@@ -282,7 +293,7 @@ class PackedCap:
     def figures(self, number: int, told: Batch) -> dict[str, float]:
         """New boards where they are due, and the epoch's figures."""
         cap = self._caps[number]
-        if cap.boards_are_due:
+        if cap.config.boards_are_due(cap.epoch):
             cap.renew_boards(told["labels"][number], told["confidences"][number], told["masks"][number])
         return cap.figures(told["counts"][number])
 

@@ -36,6 +36,7 @@ class PackedLearner:
         frozen_KD = first.classifier.frozen_text_KD
         assert frozen_KD is not None  # for the type checker: a pack has no prompts
         self._frozen_KD = frozen_KD
+        self._dropout_P = torch.tensor([each.config.feature_dropout for each in self._rows], device=stack.device)
         sizes = first.labelled_SB.shape[1], first.pseudo_SB.shape[1]
         # The mean over the labelled images and the mean over the pseudolabelled ones, added.
         self._factors_B = torch.cat(
@@ -43,25 +44,25 @@ class PackedLearner:
         )
 
     def start(self) -> Batch:
-        """What the epoch's steps read."""
+        """The images that the epoch's steps read, and which of the known candidates are theirs."""
         device, rows = self._stack.device, self._rows
         images_SPB = np.stack([each.images_SB for each in rows], axis=1)
-        chosen = np.stack([np.concatenate([each.labelled_SB, each.pseudo_SB], axis=1) for each in rows], axis=1)
-        chosen_SPB, num_labelled = upload(chosen, device), rows[0].labelled_SB.shape[1]
-        candidates = [
-            torch.cat(
-                [
-                    each.labelled_NK[chosen_SPB[:, number, :num_labelled]],
-                    each.candidates_PK[chosen_SPB[:, number, num_labelled:]],
-                ],
-                dim=1,
-            )
-            for number, each in enumerate(rows)
-        ]
-        inputs = {"images": upload(images_SPB, device), "candidates": torch.stack(candidates, dim=1)}
+        chosen = [np.concatenate([each.labelled_SB, each.pseudo_SB], axis=1) for each in rows]
+        inputs = {"images": upload(images_SPB, device), "chosen": upload(np.stack(chosen, axis=1), device)}
         if rows[0].config.training_view == "strong":
-            inputs["kept"] = kept_entries(rows, images_SPB.shape[2], self._features_MD)
+            inputs["kept"] = kept_entries(rows, images_SPB.shape[2], self._features_MD, self._dropout_P)
         return inputs
+
+    def prepare(self, inputs: Batch) -> Batch:
+        """What each step reads, tensors with steps first."""
+        size = self._rows[0].labelled_SB.shape[1]
+        candidates = [
+            torch.cat([each.labelled_NK[chosen_SB[:, :size]], each.candidates_PK[chosen_SB[:, size:]]], dim=1)
+            for each, chosen_SB in zip(self._rows, inputs["chosen"].unbind(1), strict=True)
+        ]
+        return {name: inputs[name] for name in ("images", "kept") if name in inputs} | {
+            "candidates": torch.stack(candidates, dim=1)
+        }
 
     def step(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Losses (P,) of one step; the gradients are left in the stack."""
@@ -80,9 +81,14 @@ class PackedLearner:
         """Nothing moves but what is learned."""
         return []
 
-    def end(self, seen: Batch) -> Batch:
+    def end(self, inputs: Batch, seen: Batch) -> Batch:
         """Nothing is kept of a step."""
         return {}
+
+    @property
+    def in_fixed_places(self) -> bool:
+        """No: the candidates are replaced when there are new pseudolabels."""
+        return False
 
     def figures(self, number: int, told: Batch) -> dict[str, float]:
         """As the learner's own."""

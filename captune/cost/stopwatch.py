@@ -119,8 +119,19 @@ class _TimedSteps:
             inputs.update(self._steps.start())
 
         self._watch.around.append(self._share * seconds_of(start, self._watch.device))
-        self._began, self._num_steps = time.perf_counter(), len(next(iter(inputs.values())))
         return inputs
+
+    @property
+    def in_fixed_places(self) -> bool:
+        return False  # what a GPU records and replays would not pass by here
+
+    def prepare(self, inputs: Batch) -> Batch:
+        started = time.perf_counter()
+        read = self._steps.prepare(inputs)
+        synchronize(self._watch.device)
+        self._began, self._num_steps = time.perf_counter(), len(next(iter(read.values())))
+        self._watch.around[-1] += self._share * (self._began - started)
+        return read
 
     def step(self, batch: Batch) -> tuple[Tensor, Batch]:
         return self._steps.step(batch)
@@ -128,11 +139,11 @@ class _TimedSteps:
     def moving_state(self) -> list[Tensor]:
         return self._steps.moving_state()
 
-    def end(self, seen: Batch) -> Batch:
+    def end(self, inputs: Batch, seen: Batch) -> Batch:
         synchronize(self._watch.device)
         now = time.perf_counter()
         self._watch.steps += [self._share * (now - self._began) / self._num_steps] * self._num_steps
-        told = self._steps.end(seen)
+        told = self._steps.end(inputs, seen)
         synchronize(self._watch.device)
         self._watch.around[-1] += self._share * (time.perf_counter() - now)
         return told

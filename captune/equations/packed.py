@@ -108,16 +108,16 @@ def input_gradient(mixed_PND: Tensor, hidden_PNH: Tensor, adapter: AdapterTensor
     return torch.baddbmm(mixed_PND, hidden_PNH, adapter.down_weight_PHD)
 
 
-def margin_rows(margin_PKK: Tensor, labels_PN: Tensor) -> Tensor:
+def margin_rows(margin_PKK: Tensor, labels_PN: Tensor, first_P1: Tensor) -> Tensor:
     """What the margin adds to the logits of rows with some labels: (P, N, K), 0 at the label itself.
 
     Args:
         margin_PKK: contiguous, its diagonals already 0.
         labels_PN: long.
+        first_P1: K·p, the first row of each configuration among all, long.
     """
-    num_packed, num_classes, _ = margin_PKK.shape
-    rows_PN = labels_PN + num_classes * torch.arange(num_packed, device=labels_PN.device)[:, None]
-    flat_PK = margin_PKK.reshape(-1, num_classes).index_select(0, rows_PN.reshape(-1))
+    num_classes = margin_PKK.shape[-1]
+    flat_PK = margin_PKK.view(-1, num_classes).index_select(0, (labels_PN + first_P1).view(-1))
     return flat_PK.view(*labels_PN.shape, num_classes)
 
 
@@ -131,7 +131,7 @@ def cross_entropy_with_gradient(logits_PNK: Tensor, labels_PN: Tensor, factors_P
     losses_PN = log_probs_PNK.gather(-1, labels_PN1)[..., 0] * -factors_PN
     losses_P = losses_PN.masked_fill_(factors_PN == 0, 0.0).sum(-1)
     gradient_PNK = log_probs_PNK.exp_()
-    gradient_PNK.scatter_add_(-1, labels_PN1, torch.full_like(factors_PN, -1.0)[..., None])
+    gradient_PNK.scatter_(-1, labels_PN1, -1.0, reduce="add")
     return losses_P, gradient_PNK.mul_(factors_PN[..., None])
 
 
@@ -147,20 +147,19 @@ def alignment_with_gradient(
         present_PK: bool, classes with a prototype.
         temperature_P11, weight_P11: tau and lambda of each configuration.
     """
-    absent_PK = ~present_PK
+    absent_PK, num_packed = ~present_PK, len(text_PKD)
     share_P11 = weight_P11 / (2 * present_PK.sum(1).clamp(min=1)[:, None, None])
     logits_PKK = torch.bmm(text_PKD, prototypes_PKD.mT).div_(temperature_P11)
-    losses_P, gradient_PKK = torch.zeros_like(share_P11[:, 0, 0]), torch.zeros_like(logits_PKK)
-    for turned in (False, True):
-        one_way_PKK = logits_PKK.mT if turned else logits_PKK
-        open_PKK = one_way_PKK.masked_fill(absent_PK[:, None], float("-inf")).masked_fill_(absent_PK[..., None], 0.0)
-        log_probs_PKK = open_PKK.log_softmax(-1)
-        own_PK = log_probs_PKK.diagonal(dim1=-2, dim2=-1).masked_fill(absent_PK, 0.0)
-        losses_P = losses_P - own_PK.sum(1) * share_P11[:, 0, 0]
-        one_way_PKK = log_probs_PKK.exp_()
-        one_way_PKK.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-        one_way_PKK.masked_fill_(absent_PK[..., None], 0.0)
-        gradient_PKK += one_way_PKK.mT if turned else one_way_PKK
+    # Texts to prototypes, and prototypes to texts.
+    open_QKK = torch.stack([logits_PKK, logits_PKK.mT])
+    open_QKK.masked_fill_(absent_PK[:, None], float("-inf")).masked_fill_(absent_PK[..., None], 0.0)
+    log_probs_QKK = open_QKK.log_softmax(-1)
+    own_QPK = log_probs_QKK.diagonal(dim1=-2, dim2=-1).masked_fill(absent_PK, 0.0)
+    losses_P = own_QPK.sum((0, 2)).mul_(share_P11.view(num_packed)).neg_()
+    gradient_QKK = log_probs_QKK.exp_()
+    gradient_QKK.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+    gradient_QKK.masked_fill_(absent_PK[..., None], 0.0)
+    gradient_PKK = gradient_QKK[0].add_(gradient_QKK[1].mT)
     return losses_P, torch.bmm(gradient_PKK.mul_(share_P11 / temperature_P11), prototypes_PKD)
 
 
@@ -176,17 +175,22 @@ def class_means(sums_PKD: Tensor, counts_PK: Tensor) -> Tensor:
     return normalised(sums_PKD.div_(counts_PK.clamp(min=1)[..., None]))[0]
 
 
-def moved_prototypes(
-    prototypes_PKD: Tensor, present_PK: Tensor, features_PND: Tensor, labels_PN: Tensor, momentum_P11: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Prototypes after a batch, and which classes have one: `alignment.class_prototypes`, then `ema_update`."""
+def move_prototypes(
+    prototypes_PKD: Tensor,
+    present_PK: Tensor,
+    features_PND: Tensor,
+    labels_PN: Tensor,
+    momentum_P11: Tensor,
+    moved_P1: Tensor,
+) -> None:
+    """`alignment.class_prototypes` of a batch, then `ema_update`, in place where `moved_P1` is true."""
     sums_PKD, counts_PK = class_sums(features_PND, labels_PN, prototypes_PKD.shape[1])
     batch_PKD = class_means(sums_PKD, counts_PK)
-    in_batch_PK = counts_PK > 0
-    mixed_PKD, _ = normalised(momentum_P11 * prototypes_PKD + (1 - momentum_P11) * batch_PKD)
-    either_PKD = torch.where(present_PK[..., None], prototypes_PKD, batch_PKD)
-    both_PK = present_PK & in_batch_PK
-    return torch.where(both_PK[..., None], mixed_PKD, either_PKD), present_PK | in_batch_PK
+    taken_PK = (counts_PK > 0).logical_and_(moved_P1)
+    mixed_PKD, _ = normalised(torch.lerp(batch_PKD, prototypes_PKD, momentum_P11))
+    moved_PKD = torch.where(present_PK[..., None], mixed_PKD, batch_PKD)
+    torch.where(taken_PK[..., None], moved_PKD, prototypes_PKD, out=prototypes_PKD)
+    present_PK.logical_or_(taken_PK)
 
 
 def partial_label_with_gradient(logits_PNK: Tensor, candidates_PNK: Tensor, factors_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ an epoch's inputs from fixed places; packs run side by side there, each on a str
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from captune.data.views import upload
 from captune.training.optim import Sgd
 from captune.training.pack_sizes import SIZE_ON_A_GPU
 from captune.training.step import Batch, GraphStep
@@ -32,8 +33,15 @@ _ALIGNED = 16
 class PackedSteps(Protocol):
     """What a pack does for several algorithms at once; tensors of a step have P entries."""
 
+    @property
+    def in_fixed_places(self) -> bool:
+        """Whether all that `prepare` and `end` read and write keeps its place, so that a GPU may record them too."""
+
     def start(self) -> Batch:
-        """Prepare the epoch that all have planned; what its steps read, (S, P, …) each, on the device or on its way."""
+        """The host's part of beginning the planned epoch; what `prepare` needs, on its way to the device."""
+
+    def prepare(self, inputs: Batch) -> Batch:
+        """The device's part: what the epoch's steps read, (S, P, …) each."""
 
     def step(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Losses (P,) of one step, and what to keep of it; the gradients are left in the stack.
@@ -42,10 +50,10 @@ class PackedSteps(Protocol):
         """
 
     def moving_state(self) -> list[Tensor]:
-        """Tensors that `step` updates in place, apart from the gradients."""
+        """Tensors that `step` and `end` update in place, apart from the gradients."""
 
-    def end(self, seen: Batch) -> Batch:
-        """Take stock of what was kept of the steps, (S, P, …) each; what `figures` needs of it, still on the device."""
+    def end(self, inputs: Batch, seen: Batch) -> Batch:
+        """Take stock of what the steps read and what was kept of them; what `figures` needs, (P, …), on the device."""
 
     def figures(self, number: int, told: Batch) -> dict[str, float]:
         """End the epoch of one algorithm, as its `end_epoch` does, with what `end` gave, now on the CPU."""
@@ -172,8 +180,8 @@ class LearnedStack:
         return [self._values_PT, self._momenta_PT]
 
     def finite(self) -> Tensor:
-        """Whether all that a model has learned is finite, bool (`num_models`,)."""
-        return torch.isfinite(self._values_PT[: self.num_models]).all(1)
+        """Whether all that a model has learned is finite, bool (P,)."""
+        return torch.isfinite(self._values_PT).all(1)
 
 
 class Rows:
@@ -195,8 +203,23 @@ class Rows:
                 setattr(owner, self._name, view)
 
 
+class _Work:
+    """Some work of a pack, in the form in which a GPU records it (`captune.training.step`)."""
+
+    def __init__(self, work: Callable[[Batch], Batch], moving: Callable[[], list[Tensor]]) -> None:
+        self._work, self.moving_state = work, moving
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """No loss, and what came of the work."""
+        return torch.zeros(()), self._work(batch)
+
+    def batch(self, step: int) -> Batch:
+        """Nothing: a pack gives its work what it needs."""
+        return {}
+
+
 class Pack:
-    """Some loops' algorithms, epoch after epoch; nothing here knows a loop.
+    """Some algorithms that train together, epoch after epoch.
 
     Args:
         algorithms: which, with equal keys; they have planned an epoch.
@@ -210,15 +233,29 @@ class Pack:
         self._stack = LearnedStack(models, optimizers, algorithms[0].moved_in_packs)
         self._steps = algorithms[0].packed(self._algorithms, self._stack)
         self._device = device = self._stack.device
+        # What steps read and what is kept of them: (S, P, …) each, always in the same places.
         self._inputs: Batch = {}
         self._seen: Batch = {}
         self._told: Batch = {}
         self._totals_P = torch.zeros(len(self._stack.filled(models)), device=device)
+        self._number = torch.zeros(1, dtype=torch.long, device=device)
         if device.type == "cuda":
             self._stream, self._done = torch.cuda.Stream(device), torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._number = torch.zeros(1, dtype=torch.long, device=device)
-            # A cycle would keep the pack's memory until garbage is collected.
-            self._take = GraphStep(weakref.proxy(self), [], self._stream)
+        # A cycle of references would keep the pack's memory until garbage is collected.
+        own: Pack = weakref.proxy(self)
+        fixed = self._steps.in_fixed_places
+        self._prepare = self._taken(lambda batch: own._steps.prepare(batch), list, recorded=fixed)
+        self._step = self._taken(lambda batch: own._next_step(), lambda: own._moving_state(), recorded=True)
+        self._end = self._taken(lambda batch: own._end_of_steps(), lambda: own._steps.moving_state(), recorded=fixed)
+
+    def _taken(
+        self, work: Callable[[Batch], Batch], moving: Callable[[], list[Tensor]], *, recorded: bool
+    ) -> Callable[[Batch], Batch]:
+        """The work as it is, or on a GPU recorded at its first call and replayed from then on."""
+        if self._device.type != "cuda" or not recorded:
+            return work
+        graph = GraphStep(_Work(work, moving), [], self._stream)
+        return lambda batch: graph(batch)[1]
 
     def is_of(self, algorithms: Sequence[object], key: Hashable) -> bool:
         """Whether it is the pack of these algorithms, in this order."""
@@ -230,16 +267,19 @@ class Pack:
         """Take an epoch's steps at these learning rates; on a GPU they are queued, and `outcome` waits for them."""
         self._stack.take_in()
         with self._apart():
-            inputs = self._steps.start()
+            rates = np.stack(self._stack.filled(list(rates_SP.T)), axis=1).astype(np.float32)
+            inputs = self._steps.start() | {"rates": upload(rates, self._device)}
+            self._place(self._inputs, self._prepare(inputs) | {"rates": inputs["rates"]})
             self._totals_P.zero_()
-            if self._device.type == "cuda":
-                self._run_recorded(inputs, rates_SP)
-            else:
-                self._run_one_by_one(inputs, rates_SP)
+            self._number.zero_()
+            for rates_P in rates_SP.tolist():
+                if self._device.type == "cuda":
+                    self._step({})
+                else:
+                    self._next_step(rates_P)
+            told = self._end({})
             num_models = self._stack.num_models
-            told = self._steps.end(self._seen)
-            told |= {"total": self._totals_P[:num_models], "finite": self._stack.finite()}
-            self._told = {name: tensor.to("cpu", non_blocking=True) for name, tensor in told.items()}
+            self._told = {name: tensor[:num_models].to("cpu", non_blocking=True) for name, tensor in told.items()}
         self._stack.hand_back()
 
     def outcome(self) -> list[tuple[float, bool]]:
@@ -270,52 +310,47 @@ class Pack:
             yield
             self._done.record(self._stream)
 
-    def _run_one_by_one(self, inputs: Batch, rates_SP: NDArray[np.float64]) -> None:
-        for number, rates_P in enumerate(rates_SP.tolist()):
-            losses_P, seen = self._steps.step({name: tensor[number] for name, tensor in inputs.items()})
-            self._stack.descend(rates_P)
-            self._keep(seen, len(rates_SP))
-            for name, tensor in seen.items():
-                self._seen[name][number] = tensor
-            self._totals_P += losses_P
+    def _next_step(self, rates: Sequence[float] | None = None) -> Batch:
+        """The next step of all, optimisers included; on a CPU at these rates, on a GPU at the inputs' own.
 
-    def _run_recorded(self, inputs: Batch, rates_SP: NDArray[np.float64]) -> None:
-        rates = torch.from_numpy(np.stack(self._stack.filled(list(rates_SP.T)), axis=1)).float().pin_memory()
-        for name, tensor in (inputs | {"rates": rates}).items():
-            if name not in self._inputs:
-                self._inputs[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
-            self._inputs[name].copy_(tensor, non_blocking=True)
-        self._number.zero_()
-        for _ in rates_SP:
-            self._take({})
-
-    def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """The next step of all, optimisers included, in the form in which a GPU records it; `batch` is empty.
-
-        It reads the inputs of step `_number` of the epoch and leaves what is kept of it at the same place.
+        It reads the inputs at place `_number` of the epoch and leaves what is kept of it there.
         """
-        read = {name: tensor.index_select(0, self._number)[0] for name, tensor in self._inputs.items()}
+        number = self._number
+        if rates is None:
+            read = {name: tensor.index_select(0, number)[0] for name, tensor in self._inputs.items()}
+        else:
+            place = int(number)
+            read = {name: tensor[place] for name, tensor in self._inputs.items()}
         losses_P, seen = self._steps.step(read)
-        self._stack.descend_at(read["rates"])
-        self._keep(seen, len(self._inputs["rates"]))
+        if rates is None:
+            self._stack.descend_at(read["rates"])
+        else:
+            self._stack.descend(rates)
         for name, tensor in seen.items():
-            self._seen[name].index_copy_(0, self._number, tensor[None])
+            if name not in self._seen:
+                self._seen[name] = tensor.new_empty(len(self._inputs["rates"]), *tensor.shape)
+            self._seen[name].index_copy_(0, number, tensor[None])
         self._totals_P += losses_P
-        self._number += 1
-        return self._totals_P, {}
-
-    def batch(self, step: int) -> Batch:
-        """Nothing: the steps' inputs lie in fixed places."""
+        number += 1
         return {}
 
-    def moving_state(self) -> list[Tensor]:
+    def _end_of_steps(self) -> Batch:
+        told = self._steps.end(self._inputs, self._seen)
+        return told | {"total": self._totals_P, "finite": self._stack.finite()}
+
+    def _moving_state(self) -> list[Tensor]:
         """Everything that a step changes for good."""
         return [*self._stack.moving_state(), *self._steps.moving_state(), self._totals_P, self._number]
 
-    def _keep(self, seen: Batch, num_steps: int) -> None:
-        """Room for what is kept of all steps."""
-        if not self._seen:
-            self._seen = {name: tensor.new_empty(num_steps, *tensor.shape) for name, tensor in seen.items()}
+    def _place(self, places: Batch, tensors: Batch) -> None:
+        """Copy to where these tensors always lie."""
+        for name, tensor in tensors.items():
+            if self._device.type != "cuda":
+                places[name] = tensor
+            elif name not in places:
+                places[name] = tensor.clone()
+            else:
+                places[name].copy_(tensor)
 
 
 def _same(first: object, second: object) -> bool:

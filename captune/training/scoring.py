@@ -29,6 +29,7 @@ def selection_scores(
     *,
     strong_NK: Tensor | None = None,
     clustered: bool = False,
+    diagnostics: bool = True,
 ) -> dict[str, float]:
     """Every criterion the cell supports; no sealed label is read.
 
@@ -38,6 +39,7 @@ def selection_scores(
         validation_NK: probabilities of the labelled validation images, all or none.
         strong_NK: probabilities of strong views of the judged images, for `stability`.
         clustered: compute `ami` too.
+        diagnostics: compute those criteria too that are no more than diagnostics.
 
     Returns:
         {criterion: score}. Label-free criteria are measured on held-out pool images; where there are none (trzsl), on
@@ -53,7 +55,9 @@ def selection_scores(
     if len(judged_NK):
         clusters_N = _clusters(task.config, str(context.device)) if clustered else None
         reference = _reference(context, len(judged_NK))
-        scores |= label_free_scores(judged_NK, reference, strong_probs_NK=strong_NK, clusters_N=clusters_N)
+        scores |= label_free_scores(
+            judged_NK, reference, strong_probs_NK=strong_NK, clusters_N=clusters_N, diagnostics=diagnostics
+        )
     if "val" in scores and "agree-smooth" in scores:
         scores["val-smooth"] = (scores["val"] + scores["agree-smooth"]) / 2
     return scores

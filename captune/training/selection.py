@@ -56,11 +56,17 @@ def validation_score(predicted_N: Tensor, labels_N: Tensor, task: Task) -> float
 
 
 def label_free_scores(
-    probs_NK: Tensor, reference: Reference, *, strong_probs_NK: Tensor | None, clusters_N: np.ndarray | None
+    probs_NK: Tensor,
+    reference: Reference,
+    *,
+    strong_probs_NK: Tensor | None,
+    clusters_N: np.ndarray | None,
+    diagnostics: bool = True,
 ) -> dict[str, float]:
     """Every label-free criterion of one model (probabilities, held-out pool).
 
-    `strong_probs_NK` and `clusters_N` may be None: `stability` and `ami` are then left out.
+    `strong_probs_NK` and `clusters_N` may be None: `stability` and `ami` are then left out. Without `diagnostics` those
+    are too: they take longer than all others together.
     """
     if len(probs_NK) == 0:
         return {}
@@ -72,7 +78,7 @@ def label_free_scores(
         "agree-balanced": balanced,
         "neighbours": neighbours,
         "agree-smooth": (2 * neighbours + balanced) / 3,
-        **_diagnostics(probs_NK.float()),
+        **(_diagnostics(probs_NK.float()) if diagnostics else {}),
     }
     if strong_probs_NK is not None:
         scores["stability"] = _agreement(predicted_N, strong_probs_NK.argmax(-1))

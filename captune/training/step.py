@@ -81,7 +81,7 @@ class GraphStep:
         if self._graph is None:
             return self._eager(batch)
         for name, tensor in batch.items():
-            self._batch[name].copy_(tensor)
+            self._batch[name].copy_(tensor, non_blocking=True)
         self._graph.replay()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captune.config import TaskConfig, TrialConfig
 from captune.data.paradigms import IntArray
-from captune.decisions.criteria import resolve_criterion
+from captune.decisions.criteria import CRITERIA, resolve_criterion
 from captune.errors import CheckpointError, TrainingFailed
 from captune.metrics import balance
 from captune.records import Role, atomic_write
@@ -265,7 +265,8 @@ class TrainingTrial:
         # A criterion of labels alone needs no pass over the held-out pool.
         rows = 0 if self.criterion in ("val", "pseudo-unseen") else _EPOCH_HOLDOUT
         holdout_NK = self._algorithm.predict(self.context.task.holdout[:rows])
-        scores = selection_scores(self.context, holdout_NK, validation_NK)
+        diagnostics = CRITERIA[self.criterion].diagnostic
+        scores = selection_scores(self.context, holdout_NK, validation_NK, diagnostics=diagnostics)
         shown = dict.fromkeys((self.criterion, "agree-balanced", "agree-zero-shot"))
         return {name: scores[name] for name in shown if name in scores}
 

@@ -6,18 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from captune.equations import reweighting
 from captune.equations.alignment import alignment_loss, class_prototypes, ema_update
 from captune.equations.candidate_labels import partial_label_loss
+from captune.equations.confusion import class_similarity
+from captune.equations.margin import calibrated_margin
 from captune.equations.objective import margin_cross_entropy
 from captune.equations.packed import (
     AdapterTensors,
     adapt,
     adapter_gradients,
     alignment_with_gradient,
+    calibrated_margins,
+    class_means,
+    class_similarities,
+    class_sums,
+    class_weights,
     cross_entropy_with_gradient,
     input_gradient,
     margin_rows,
-    moved_prototypes,
+    move_prototypes,
     normalised,
     partial_label_with_gradient,
     through_normalised,
@@ -74,7 +82,8 @@ def test_margin_cross_entropy_and_its_gradient_are_those_of_the_loss() -> None:
     losses.sum().backward()
     margin.diagonal(dim1=1, dim2=2).zero_()
     with torch.no_grad():
-        found, gradient = cross_entropy_with_gradient(logits + margin_rows(margin, labels), labels, weights / N)
+        rows = margin_rows(margin, labels, K * torch.arange(P)[:, None])
+        found, gradient = cross_entropy_with_gradient(logits + rows, labels, weights / N)
     torch.testing.assert_close(found, losses.detach())
     torch.testing.assert_close(gradient, logits.grad)
 
@@ -115,7 +124,10 @@ def test_prototypes_move_as_one_by_one() -> None:
     old = old * present[..., None]
     features, labels = normalised(numbers(P, N, D, seed=6))[0], torch.arange(P * N).reshape(P, N) % (K - 1)
     momentum = torch.tensor([0.0, 0.5, 0.9])
-    found, there = moved_prototypes(old, present, features, labels, momentum[:, None, None])
+    found, there = old.clone(), present.clone()
+    move_prototypes(found, there, features, labels, momentum[:, None, None], torch.tensor([[True], [True], [False]]))
+    assert torch.equal(found[2], old[2]) and torch.equal(there[2], present[2])
+    move_prototypes(found, there, features, labels, momentum[:, None, None], torch.tensor([[False], [False], [True]]))
     for p in range(P):
         new, in_batch = class_prototypes(features[p], labels[p], K)
         wanted, wanted_there = ema_update(old[p], present[p], new, in_batch, momentum=float(momentum[p]))
@@ -132,3 +144,33 @@ def test_partial_labels_and_their_gradient_are_those_of_the_loss() -> None:
         found, gradient = partial_label_with_gradient(logits, candidates, torch.full((N,), 1 / N))
     torch.testing.assert_close(found, losses.detach())
     torch.testing.assert_close(gradient, logits.grad)
+
+
+@pytest.mark.parametrize("form", ["published", "paper"])
+def test_margins_and_weights_are_those_of_one_by_one(form: str) -> None:
+    open_K = torch.tensor([True, True, True, False])
+    counts = torch.tensor([[3.0, 9.0, 0.0, 0.0], [0.0] * K, [2.5, 2.5, 1.0, 4.0]])
+    text, prototypes = normalised(numbers(P, K, D))[0], normalised(numbers(P, K, D, seed=5))[0]
+    prototypes[0, 2] = 0.0  # a class without main samples
+    scale, strength = torch.tensor([12.0, 4.0, 0.0]), torch.tensor([0.5, 1.0, 0.0])
+    similarities = class_similarities(text, prototypes)
+    published = torch.full((P, 1), form == "published")
+    margins = calibrated_margins(similarities, counts, scale[:, None], published, open_K)
+    weights = class_weights(counts, strength[:, None], open_K)
+    for p in range(P):
+        similarity = class_similarity(text[p], prototypes[p])
+        torch.testing.assert_close(similarities[p], similarity)
+        margin = calibrated_margin(similarity, counts[p], scale=float(scale[p]), pseudolabelled_K=open_K, form=form)
+        torch.testing.assert_close(margins[p], margin.fill_diagonal_(0.0))
+        one = reweighting.class_weights(counts[p], strength=float(strength[p]), pseudolabelled_K=open_K)
+        torch.testing.assert_close(weights[p], one)
+    assert margins[0].abs().max() > 0 and weights[0].max() > 1
+
+
+def test_class_means_are_prototypes() -> None:
+    features, labels = numbers(P, N, D), torch.arange(P * N).reshape(P, N) % K
+    labels[:, -1] = K  # of no class
+    found = class_means(*class_sums(normalised(features.clone())[0], labels, K))
+    for p in range(P):
+        wanted, _ = class_prototypes(features[p, :-1], labels[p, :-1], K)
+        torch.testing.assert_close(found[p], wanted)
