@@ -140,6 +140,8 @@ def connected(
         head = None if address is None else ray_internals.asked_without_token(address, ANSWER_SECONDS)
         if head == "no Ray":
             raise no_cluster(f"'{address}': something answers there that is not Ray")
+        if head == "nothing":
+            raise no_cluster(f"'{address}': its head takes connections and does not answer")
         # A process that asks for a token is given up by a cluster that sends none, and its actors with it.
         is_open = head == "open"
         with (

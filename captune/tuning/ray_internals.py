@@ -62,8 +62,8 @@ def on_loopback() -> Iterator[None]:
             os.environ[NETWORK_SWITCH] = variable
 
 
-def asked_without_token(address: str, seconds: float) -> Literal["open", "token", "no Ray"] | None:
-    """What a head answers who sends no token: that anyone may, that a token is needed, or what no Ray would.
+def asked_without_token(address: str, seconds: float) -> Literal["open", "token", "no Ray", "nothing"] | None:
+    """What a head answers who sends no token: that anyone may, that a token is needed, what no Ray would, or nothing.
 
     None where that cannot be told. Uses the gRPC method `ray.rpc.NodeInfoGcsService/GetClusterId` of Ray's head, and
     `ray.rpc.RayletDriver/ClusterInfo` of its client server (`ray://`).
@@ -75,9 +75,11 @@ def asked_without_token(address: str, seconds: float) -> Literal["open", "token"
         try:
             channel.unary_unary(f"/ray.rpc.{name}")(b"", timeout=seconds)
         except grpc.RpcError as error:
-            told: dict[Any, Literal["token", "no Ray"]] = {
-                grpc.StatusCode.UNAUTHENTICATED: "token", grpc.StatusCode.UNIMPLEMENTED: "no Ray"
-            }  # fmt: skip
+            told: dict[Any, Literal["token", "no Ray", "nothing"]] = {
+                grpc.StatusCode.UNAUTHENTICATED: "token",
+                grpc.StatusCode.UNIMPLEMENTED: "no Ray",
+                grpc.StatusCode.DEADLINE_EXCEEDED: "nothing",
+            }
             return told.get(error.code())
         return "open"
 

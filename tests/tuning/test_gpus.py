@@ -183,3 +183,20 @@ def test_a_grpc_server_that_is_not_ray_is_refused_within_ten_seconds(scheme: str
     server.stop(None)
     assert "something answers there that is not Ray" in said
     assert seconds < 10
+
+
+def test_a_head_that_takes_connections_and_hangs_is_refused_within_ten_seconds() -> None:
+    ends = threading.Event()
+
+    class Hanging(grpc.GenericRpcHandler):
+        def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(lambda _request, _context: ends.wait())
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(Hanging(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    said, seconds = refusal(f"127.0.0.1:{port}")
+    ends.set()
+    server.stop(None)
+    assert "its head takes connections and does not answer" in said
+    assert seconds < 10
