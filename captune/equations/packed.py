@@ -155,7 +155,8 @@ def alignment_with_gradient(
     open_QKK.masked_fill_(absent_PK[:, None], float("-inf")).masked_fill_(absent_PK[..., None], 0.0)
     log_probs_QKK = open_QKK.log_softmax(-1)
     own_QPK = log_probs_QKK.diagonal(dim1=-2, dim2=-1).masked_fill(absent_PK, 0.0)
-    losses_P = own_QPK.sum((0, 2)).mul_(share_P11.view(num_packed)).neg_()
+    to_prototypes_P, to_texts_P = own_QPK.sum(-1)  # not both dimensions at once: the order would depend on P
+    losses_P = (to_prototypes_P + to_texts_P).mul_(share_P11.view(num_packed)).neg_()
     gradient_QKK = log_probs_QKK.exp_()
     gradient_QKK.diagonal(dim1=-2, dim2=-1).sub_(1.0)
     gradient_QKK.masked_fill_(absent_PK[..., None], 0.0)
