@@ -78,7 +78,7 @@ def read_weights(path: Path) -> WeightFile:
     Raises:
         ModelError: a damaged file, one that holds more than tensors and plain values or no CLIP, NaN or infinities.
     """
-    _refuse_what_is_no_weight_file(path)
+    check_weight_file(path)
     script = not path.name.endswith(INDEX_SUFFIX) and not _is_safetensors(path) and is_torchscript(path)
     content = _opened(path, script=script)
     notes: list[str] = []
@@ -96,7 +96,12 @@ def read_weights(path: Path) -> WeightFile:
     return WeightFile(tensors, notes=notes)
 
 
-def _refuse_what_is_no_weight_file(path: Path) -> None:
+def check_weight_file(path: Path) -> None:
+    """Check by its first bytes that a file may hold weights.
+
+    Raises:
+        ModelError: it is empty, or a picture, a text, a web page or a file of another kind.
+    """
     with path.open("rb") as file:
         head = file.read(256)
     if head.startswith(_POINTER):
@@ -222,7 +227,7 @@ def _parts(index: Path) -> dict[str, Tensor]:
         if Path(name).name != name or name.endswith(INDEX_SUFFIX):
             raise ValueError(f"a part that does not lie beside the index: {name!r}")
         part = index.parent / name
-        _refuse_what_is_no_weight_file(part)
+        check_weight_file(part)
         state |= _opened(part, script=False)
     return state
 

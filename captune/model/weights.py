@@ -18,7 +18,7 @@ from captune.model.configuration import read_configuration, without_remote_code
 from captune.model.fitting import fit
 from captune.model.hub import offline_if_unreachable
 from captune.model.sources import MODEL_FILES, QUICK_SUFFIX, Source, weight_file_in
-from captune.model.weight_files import WeightFile, read_weights
+from captune.model.weight_files import WeightFile, check_weight_file, read_weights
 from captune.seeding import derive_seed
 
 LOG = logging.getLogger(__name__)
@@ -82,12 +82,15 @@ def open_model(source: Source) -> nn.Module:
 
 
 def fetch_weights(source: Source) -> None:
-    """Check that the weights of a tag are on disk, and download them where they are not.
+    """Check that a file may hold weights; download those of a tag that are not on disk.
 
     Raises:
-        ModelError: neither on disk nor to be had.
+        ModelError: a file of another kind, or weights that are neither on disk nor to be had.
     """
-    if source.tag is None or source.file is not None or source.random:
+    if source.file is not None:
+        check_weight_file(source.file)
+        return
+    if source.tag is None or source.random:
         return
     try:
         with _quiet(), offline_if_unreachable():

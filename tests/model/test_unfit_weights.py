@@ -118,3 +118,17 @@ def test_weights_that_give_no_features_are_refused_not_counted_as_guesses(
     said = capsys.readouterr().err
     assert ended.value.code == 1 and f"the features of {of} must be finite and not zero" in said
     assert "the weights are damaged" in said.lower() and not (tmp_path / "out" / "predictions.csv").exists()
+
+
+def test_a_picture_named_pt_is_told_before_a_study_starts_ray(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from captune.config import StudyConfig, TaskConfig
+    from captune.studies.checks import fetch_weights_here
+    from captune.studies.planning import plan_study
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "w.pt", format="JPEG")
+    task = TaskConfig(dataset="digits", paradigm="ul", backbone=ARCHITECTURE, pretrained=str(tmp_path / "w.pt"))
+    plan = plan_study(StudyConfig(task=task, method="cap"), tmp_path / "study")
+    with pytest.raises(ModelError, match=r"tensors.*JPEG"):
+        fetch_weights_here([plan])
