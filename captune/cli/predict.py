@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -121,18 +122,23 @@ def _show(found: list[Prediction], listed: list[tuple[str, int, str, float]]) ->
     for heading in headings:
         words = heading in ("image", "class", "next class")
         table.add_column(heading, overflow="fold", justify="left" if words else "right")
+    # The folder is said once: rows of long paths are hard to read.
+    parents = [Path(one.image).absolute().parent for one in found]
+    folder = Path(os.path.commonpath(parents or [Path.cwd()]))
+
+    def shown(image: str) -> str:
+        return os.path.relpath(image, folder)
+
     for name, rank, label, value in listed:
-        table.add_row(_typed(name), str(rank), label, _percent(value))
+        table.add_row(shown(name), str(rank), label, _percent(value))
     for one in found if not listed else []:
         second = (one.second or "", "" if one.second_probability is None else _percent(one.second_probability))
-        table.add_row(_typed(one.image), one.label, _percent(one.probability), *second)
+        table.add_row(shown(one.image), one.label, _percent(one.probability), *second)
     console = plain_console()
+    if folder != Path.cwd():
+        console.print(f"In {shown_path(folder)}:", highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     console.print("--out FILE.csv writes all digits; so does a pipe.", highlight=False)
-
-
-def _typed(image: str) -> str:
-    return str(shown_path(Path(image)))
 
 
 def _percent(probability: float) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import tarfile
 import urllib.error
@@ -314,7 +315,17 @@ def _extract_tar(archive: Path, folder: Path) -> None:
                 _refuse_climbing(member.linkname, folder, archive)
             elif not (member.isfile() or member.isdir()):
                 raise DataError("an archive must hold files and folders only", got=member.name, where=archive)
-            file.extract(member, folder, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                file.extract(member, folder, filter="data")
+            elif member.isfile() or member.isdir():
+                file.extract(member, folder, set_attrs=False)
+            else:
+                raise DataError(
+                    "an archive with links needs a Python that unpacks them safely, 3.11.4 or newer",
+                    got=f"Python {platform.python_version()} and the link {member.name}",
+                    where=archive,
+                    next_step="Unpack it by hand into the data root, or use a newer Python.",
+                )
 
 
 def _unpacked_limit(archive: Path) -> int:
