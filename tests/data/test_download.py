@@ -186,7 +186,7 @@ def test_tar_that_climbs_out_is_refused(tmp_path: Path, member: tarfile.TarInfo)
 def test_tar_that_climbs_through_its_own_link_is_refused(tmp_path: Path) -> None:
     archive = _tar(tmp_path / "a.tar.gz", _member("d", tarfile.SYMTYPE, "."), _member("d/../../evil"))
     (tmp_path / "target").mkdir()
-    with pytest.raises(DataError, match="stay inside its folder"):
+    with pytest.raises(DataError, match=r"stay inside its folder|needs a Python that unpacks them safely"):
         extract(archive, tmp_path / "target")
 
 

@@ -53,7 +53,10 @@ def test_a_lock_of_another_host_counts_by_its_heartbeat() -> None:
 
 def elsewhere(directory: Path, heartbeat: float) -> None:
     holder = {"host": "elsewhere", "pid": 1, "boot": "x", "started": "1", "heartbeat": heartbeat}
-    (directory / LOCK).write_text(json.dumps(holder))
+    # Whole at once, as a driver writes it: another thread may be reading.
+    written = directory / "written"
+    written.write_text(json.dumps(holder))
+    written.replace(directory / LOCK)
 
 
 @pytest.mark.parametrize("ahead", [-3600, 3600])
