@@ -36,8 +36,8 @@ _START_SECONDS = 180.0
 _USUAL_START_SECONDS = 15.0
 # A node that has just been started registers within this time.
 _NODE_SECONDS = 5
-# The driver goes first, then workers, far behind them Ray's agents and the dashboard, a dozen that import much.
-_WORKER_NICENESS, _AGENT_NICENESS, _DASHBOARD_NICENESS = 3, 10, 19
+# The driver goes first, then workers, far behind them the dashboard's dozen processes, which import much.
+_WORKER_NICENESS, _DASHBOARD_NICENESS = 3, 19
 _OPEN_CLUSTER = (
     "this cluster asks for no token: whoever reaches its ports can run commands on it. "
     "Start its head with RAY_AUTH_MODE=token."
@@ -196,7 +196,7 @@ def _connection(
             ray_internals.patient_start(_START_SECONDS),
             ray_internals.node_found_within(_NODE_SECONDS),
             ray_internals.dashboard_unawaited(_DASHBOARD_NICENESS) if address is None else contextlib.nullcontext(),
-            ray_internals.agents_unawaited(_AGENT_NICENESS) if address is None else contextlib.nullcontext(),
+            ray_internals.agents_given_ports() if address is None else contextlib.nullcontext(),
             ray_internals.workers_ready(modules, scraps / "ready", _WORKER_NICENESS)
             if address is None
             else contextlib.nullcontext(),

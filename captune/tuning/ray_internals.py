@@ -11,7 +11,6 @@ import functools
 import inspect
 import os
 import random
-import shutil
 import signal
 import socket
 import threading
@@ -207,34 +206,26 @@ def dashboard_unawaited(niceness: int = 0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def agents_unawaited(niceness: int) -> Iterator[None]:
-    """A node that is started in the block does not wait for its two agents, which give way to trials by so much.
+def agents_given_ports() -> Iterator[None]:
+    """A node that is started in the block gives its two agents free ports, so that it waits less for them.
 
     One sets up environments, the other tells the dashboard what the node does. Where Ray leaves it to them to find a
-    port, a node is up only when both have imported all they need and told theirs. So they are given free ports, by
-    wrapping `ray._private.services.start_raylet`; and their commands, as they are begun by
-    `ray._private.services._build_python_executable_command_memory_profileable`, begin with `nice`. Without it the first
-    trial begins seconds later.
+    port, a node is up only when both have imported all they need and told theirs. The ports are given by wrapping
+    `ray._private.services.start_raylet`. Without it the first trial begins seconds later. The agents keep the usual
+    priority: a raylet ends with a failed check when its agents have not reported within some 15 s.
     """
     services: Any = ray._private.services
-    constants: Any = ray._private.ray_constants
-    start, build = services.start_raylet, services._build_python_executable_command_memory_profileable
-    agents = [getattr(constants, f"PROCESS_TYPE_{kind}", None) for kind in ("DASHBOARD_AGENT", "RUNTIME_ENV_AGENT")]
-    nice = shutil.which("nice")
+    start = services.start_raylet
 
     def started(*arguments: Any, **options: Any) -> Any:
         unset = [name for name in _AGENTS_PORTS if name in options and not options[name]]
         return start(*arguments, **options | dict(zip(unset, _free_ports(len(unset)), strict=False)))
 
-    def command(component: str, *arguments: Any, **options: Any) -> list[str]:
-        begins = [nice, "-n", str(niceness)] if nice is not None and component in agents else []
-        return [*begins, *build(component, *arguments, **options)]
-
-    services.start_raylet, services._build_python_executable_command_memory_profileable = started, command
+    services.start_raylet = started
     try:
         yield
     finally:
-        services.start_raylet, services._build_python_executable_command_memory_profileable = start, build
+        services.start_raylet = start
 
 
 def _free_ports(count: int) -> list[int]:
