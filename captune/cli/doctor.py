@@ -62,7 +62,7 @@ def doctor(
             _show(finding, console)
     broken = sum(finding.state == BROKEN for findings in reports.values() for finding in findings)
     broken += _show_study(nodes, machine, console)
-    console.print(f"{broken} {'thing' if broken == 1 else 'things'} to fix." if broken else "Nothing to fix.")
+    console.print(f"{counted(broken, 'thing')} to fix." if broken else "Nothing to fix.")
     if broken:
         raise typer.Exit(1)
 

@@ -22,6 +22,7 @@ from captune.decisions.criteria import (
     part_against_balanced,
     part_against_zero_shot,
 )
+from captune.plain_text import counted
 from captune.records import BALANCED, ENSEMBLE, ZERO_SHOT, Phase, Role, State, StudyRecord, Trial
 
 LEVEL = 0.9
@@ -167,7 +168,7 @@ def _gain_shown(
         fair = criterion
     values = _criterion_values(study, trials, criterion)
     centre, base = known(statistics.mean(values)), known(score_under(study, zero, criterion))
-    said = f"The selection score of {name} is {_share(centre)} ({criterion}, {_seeds(len(values))}), "
+    said = f"The selection score of {name} is {_share(centre)} ({criterion}, {counted(len(values), 'seed')}), "
     said += f"zero-shot's is {_share(base)}. "
     gain = centre - base
     if fair != criterion:
@@ -186,10 +187,6 @@ def _share(value: float) -> str:
 
 def _points(value: float) -> str:
     return f"{100 * value:.2f} points"
-
-
-def _seeds(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _label_free(study: StudyRecord) -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captune.errors import ModelError
 from captune.model.published_weights import architectures_like
-from captune.plain_text import on_one_line
+from captune.plain_text import counted, on_one_line
 
 # CLIP trains the logarithm of its logit scale and bounds it at ln 100 = 4.6; SigLIP's is 4.8.
 _LARGEST_USUAL = 5.5
@@ -58,7 +58,7 @@ def fit(
     if problems:
         raise ModelError(
             f"the weights must fit {name}",
-            got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}, first: {problems[0]}",
+            got=f"{counted(len(problems), 'problem')}, first: {problems[0]}",
             where=where,
             next_step=_what_to_do(state, wanted, len(problems)),
         )

@@ -11,6 +11,7 @@ import pandas as pd
 
 from captune.config import PARADIGMS
 from captune.decisions.criteria import ORACLE
+from captune.plain_text import counted
 from captune.results import views
 from captune.results.comparisons import ALL_CELLS
 from captune.results.formats import NOTHING, fixed, is_known, percent, points, sentence, short_datasets, short_name
@@ -75,8 +76,7 @@ def render_matrix(
 
 
 def _subtitle(studies: Sequence[views.Row]) -> str:
-    counted = {name: len({row[name] for row in studies}) for name in ("dataset", "paradigm", "method")}
-    return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counted.items())
+    return ", ".join(counted(len({row[name] for row in studies}), name) for name in ("dataset", "paradigm", "method"))
 
 
 def _answer(best: Sequence[views.Row]) -> tuple[str, list[str]]:

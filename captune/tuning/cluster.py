@@ -195,11 +195,7 @@ def _connection(
             ray_internals.on_loopback() if loopback else contextlib.nullcontext(),
             ray_internals.patient_start(_START_SECONDS),
             ray_internals.node_found_within(_NODE_SECONDS),
-            ray_internals.dashboard_unawaited(_DASHBOARD_NICENESS) if address is None else contextlib.nullcontext(),
-            ray_internals.agents_given_ports() if address is None else contextlib.nullcontext(),
-            ray_internals.workers_ready(modules, scraps / "ready", _WORKER_NICENESS)
-            if address is None
-            else contextlib.nullcontext(),
+            _own_processes_quick(modules, scraps / "ready") if address is None else contextlib.nullcontext(),
             variables(inherited),
             _said_if_slow(),
         ):
@@ -316,6 +312,17 @@ def _listens_on_loopback_only(address: str) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((network, int(port)), timeout=5):
         return False
     return True
+
+
+@contextlib.contextmanager
+def _own_processes_quick(modules: Sequence[str], ready: Path) -> Iterator[None]:
+    """The processes of a cluster that is started in the block keep nobody waiting who does not need them."""
+    with (
+        ray_internals.dashboard_unawaited(_DASHBOARD_NICENESS),
+        ray_internals.agents_given_ports(),
+        ray_internals.workers_ready(modules, ready, _WORKER_NICENESS),
+    ):
+        yield
 
 
 @contextlib.contextmanager

@@ -32,13 +32,8 @@ _WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",)
 @contextlib.contextmanager
 def ray_environment() -> Iterator[None]:
     """Set those of `RAY_VARIABLES` that the user has not set; after the block they are gone again."""
-    added = {name: value for name, value in RAY_VARIABLES.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
+    with variables({name: value for name, value in RAY_VARIABLES.items() if name not in os.environ}):
         yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

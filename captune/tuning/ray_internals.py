@@ -42,23 +42,28 @@ _NICENESS = "RAY_worker_niceness"
 
 
 @contextlib.contextmanager
+def _replaced(place: Any, **values: Any) -> Iterator[None]:
+    """Attributes of a module or class of Ray's have other values in the block; afterwards they are as before."""
+    before = {name: getattr(place, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(place, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(place, name, value)
+
+
+@contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
     """Ray as it is started or joined in the block knows this machine by its loopback address.
 
     Uses `ray._private.ray_constants.ENABLE_RAY_CLUSTER`, which was read from the environment when ray was imported.
     Without it the ports of a private cluster listen on every interface.
     """
-    constants: Any = ray._private.ray_constants
-    before, variable = constants.ENABLE_RAY_CLUSTER, os.environ.get(NETWORK_SWITCH)
     # The variable is for the processes that Ray starts.
-    constants.ENABLE_RAY_CLUSTER, os.environ[NETWORK_SWITCH] = False, "0"
-    try:
+    with _replaced(ray._private.ray_constants, ENABLE_RAY_CLUSTER=False), variables({NETWORK_SWITCH: "0"}):
         yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before
-        os.environ.pop(NETWORK_SWITCH)
-        if variable is not None:
-            os.environ[NETWORK_SWITCH] = variable
 
 
 def asked_without_token(address: str, seconds: float) -> Literal["open", "token", "no Ray", "nothing"] | None:
@@ -114,13 +119,8 @@ def signals_kept() -> Iterator[None]:
     Ray puts its own in place at several moments of a start, by `ray._private.utils.set_sigterm_handler`. Without this
     a SIGTERM would end the driver in the middle of a study.
     """
-    private: Any = ray._private.utils
-    before = private.set_sigterm_handler
-    private.set_sigterm_handler = lambda _handler: None
-    try:
+    with _replaced(ray._private.utils, set_sigterm_handler=lambda _handler: None):
         yield
-    finally:
-        private.set_sigterm_handler = before
 
 
 @contextlib.contextmanager
@@ -131,8 +131,7 @@ def patient_start(seconds: float) -> Iterator[None]:
     over, and sets the variable by which the wait for GCS is set. Without it a busy login node cannot start Ray.
     """
     services: Any = ray._private.services
-    before, variable = services.get_node, os.environ.get(_GCS_WAIT)
-    end = time.monotonic() + seconds
+    before, end = services.get_node, time.monotonic() + seconds
 
     def get_node(*arguments: Any, **options: Any) -> Any:
         while True:
@@ -143,15 +142,9 @@ def patient_start(seconds: float) -> Iterator[None]:
                     raise
                 time.sleep(0.2)
 
-    services.get_node = get_node
-    if variable is None:
-        os.environ[_GCS_WAIT] = str(int(seconds))
-    try:
+    wait = {} if _GCS_WAIT in os.environ else {_GCS_WAIT: str(int(seconds))}
+    with _replaced(services, get_node=get_node), variables(wait):
         yield
-    finally:
-        services.get_node = before
-        if variable is None:
-            os.environ.pop(_GCS_WAIT, None)
 
 
 @contextlib.contextmanager
@@ -163,13 +156,11 @@ def node_found_within(seconds: int) -> Iterator[None]:
     cluster, are refused after a minute.
     """
     services: Any = ray._private.services
-    before = services.get_node_to_connect_for_driver
-    if "timeout_seconds" in inspect.signature(before).parameters:
-        services.get_node_to_connect_for_driver = functools.partial(before, timeout_seconds=seconds)
-    try:
+    find = services.get_node_to_connect_for_driver
+    if "timeout_seconds" in inspect.signature(find).parameters:
+        find = functools.partial(find, timeout_seconds=seconds)
+    with _replaced(services, get_node_to_connect_for_driver=find):
         yield
-    finally:
-        services.get_node_to_connect_for_driver = before
 
 
 @contextlib.contextmanager
@@ -198,11 +189,8 @@ def dashboard_unawaited(niceness: int = 0) -> Iterator[None]:
                 os.setpriority(os.PRIO_PROCESS, process.process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
         return process
 
-    internal_kv._internal_kv_get, services.start_ray_process = known, started
-    try:
+    with _replaced(internal_kv, _internal_kv_get=known), _replaced(services, start_ray_process=started):
         yield
-    finally:
-        internal_kv._internal_kv_get, services.start_ray_process = get, start
 
 
 @contextlib.contextmanager
@@ -221,11 +209,8 @@ def agents_given_ports() -> Iterator[None]:
         unset = [name for name in _AGENTS_PORTS if name in options and not options[name]]
         return start(*arguments, **options | dict(zip(unset, _free_ports(len(unset)), strict=False)))
 
-    services.start_raylet = started
-    try:
+    with _replaced(services, start_raylet=started):
         yield
-    finally:
-        services.start_raylet = start
 
 
 def _free_ports(count: int) -> list[int]:
@@ -277,19 +262,13 @@ def workers_taken_as_they_are() -> Iterator[None]:
     """
     from ray.tune.execution import class_cache  # with Tune, which who only looks at a cluster does not need
 
-    cache: Any = class_cache._ActorClassCache
-    before = cache.get
-
     def get(self: Any, trainable_cls: Any) -> Any:
         if trainable_cls not in self._cache:
             self._cache[trainable_cls] = ray.remote(trainable_cls)
         return self._cache[trainable_cls]
 
-    cache.get = get
-    try:
+    with _replaced(class_cache._ActorClassCache, get=get):
         yield
-    finally:
-        cache.get = before
 
 
 @contextlib.contextmanager
@@ -301,13 +280,8 @@ def loggers_uncounted() -> Iterator[None]:
     """
     from ray.air._internal import usage
 
-    private: Any = usage
-    before = private.tag_callbacks
-    private.tag_callbacks = lambda _callbacks: False
-    try:
+    with _replaced(usage, tag_callbacks=lambda _callbacks: False):
         yield
-    finally:
-        private.tag_callbacks = before
 
 
 def dashboard_address() -> str | None:
