@@ -85,7 +85,10 @@ def of_tune(number: int, tick: Callable[[], None], folder: Path) -> None:
                 search_alg=OptunaSearch(metric="score", mode="max"), metric="score", mode="max", num_samples=number,
                 max_concurrent_trials=2, reuse_actors=True,
             ),
-            run_config=tune.RunConfig(storage_path=str(cluster.storage), verbose=0, callbacks=[Ticks()]),
+            run_config=tune.RunConfig(
+                storage_path=str(cluster.storage), verbose=0, callbacks=[Ticks()],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # there is nothing to keep
+            ),
         ).fit()  # fmt: skip
 
 
