@@ -1,8 +1,9 @@
 """What a trial costs that computes nothing: `python -m tests.bench.trivial captune 200`.
 
-The ways: `captune` (a study of quick trials on two workers of a private cluster), `tune` (Ray Tune with OptunaSearch on
-the same cluster), `memory`, `journal`, `sqlite` (Optuna alone, in this process, with that storage). Milliseconds a
-trial by the clock and of this process's CPU, from the twentieth trial to the last.
+The ways: `captune` (a study of quick trials on two workers of a private cluster), `packs` (the same in packs of eight,
+as trials on frozen features are handed out), `tune` (Ray Tune with OptunaSearch on the same cluster), `memory`,
+`journal`, `sqlite` (Optuna alone, in this process, with that storage). Milliseconds a trial by the clock and of this
+process's CPU, from the twentieth trial to the last.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 _WARM = 20
+_PACK = 8
 Clock = list[tuple[float, float]]
 
 
@@ -24,8 +27,18 @@ def _objective(rate: float, decay: float) -> float:
     return 1.0 - (rate - 0.01) ** 2 - decay
 
 
-def of_captune(number: int, tick: Callable[[], None], folder: Path) -> None:
-    """A study of trials of four epochs that last microseconds."""
+def _open_in_packs(spec: Any) -> Any:
+    """A quick trial; the worker that opens it takes epochs of a pack one after another."""
+    from captune.training import trial as trial_module
+    from tests.tuning.fakes import open_fake
+
+    trial_module.run_epochs_together = lambda trials: [trial.run_epoch() for trial in trials]
+    return open_fake(spec)
+
+
+def of_captune(number: int, tick: Callable[[], None], folder: Path, *, pack: int = 1) -> None:
+    """A study of trials of four epochs that last microseconds, so many in a pack."""
+    from captune.algorithms.configs import CapConfig
     from captune.records import Phase
     from captune.records.events import Finished
     from captune.space import load_space
@@ -38,8 +51,10 @@ def of_captune(number: int, tick: Callable[[], None], folder: Path) -> None:
         from captune.tuning.study import OpenStudy  # type: ignore[no-redef, import-not-found]
     from tests.tuning.fakes import info, open_fake, space_path, study
 
-    facts = info(epochs=4)
-    settings = study(trials=number, confirm_top=0, scheduler="none")
+    facts, settings = info(epochs=4), study(trials=number, confirm_top=0, scheduler="none")
+    if pack > 1:
+        settings = settings.model_copy(update={"method": "cap"})
+        facts = info(base=CapConfig(tuning="features", epochs=4, weight_decay=0.01), most_packed=pack)
     opened = OpenStudy(folder / "run", settings, facts, load_space(space_path(folder), facts.base))
 
     def note(event: Any, trial: Any) -> None:
@@ -48,7 +63,7 @@ def of_captune(number: int, tick: Callable[[], None], folder: Path) -> None:
 
     opened.cell.listeners.append(note)
     with connected(None, threads=1, dashboard=False, cpus=2) as cluster:
-        run_cells([opened.cell], cluster, Allotment(2), open_trial=open_fake)
+        run_cells([opened.cell], cluster, Allotment(2), open_trial=open_fake if pack == 1 else _open_in_packs)
     opened.close()
 
 
@@ -127,10 +142,8 @@ def measure(way: str, number: int) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory(prefix="captune-trivial-", ignore_cleanup_errors=True) as place, _quiet():
         folder = Path(place)
-        if way in ("captune", "tune"):
-            (of_captune if way == "captune" else of_tune)(number, tick, folder)
-        else:
-            of_optuna(way, number, tick, folder)
+        ways = {"captune": of_captune, "packs": partial(of_captune, pack=_PACK), "tune": of_tune}
+        ways.get(way, partial(of_optuna, way))(number, tick, folder)
     (began, cpu), (ended, spent) = clock[_WARM], clock[-1]
     trials = len(clock) - 1 - _WARM
     return 1000 * (ended - began) / trials, 1000 * (spent - cpu) / trials
