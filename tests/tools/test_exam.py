@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from captune.data.paradigms import build_task
+from captune.decisions.evidence import Evidence
 from captune.training.context import open_context
-from tests.tools.exam.cache import fill, read_candidates, read_facts, worlds_in
+from tests.tools.exam.cache import Facts, fill, read_candidates, read_facts, worlds_in
 from tests.tools.exam.candidates import Candidate, trained, training_free
-from tests.tools.exam.judge import cases
+from tests.tools.exam.judge import Case, cases
 from tests.tools.exam.search import CONFIRMATION, SEARCH, searched_case
 from tests.tools.exam.search import fill as fill_search
 from tests.tools.exam.worlds import KINDS, World, table_of_worlds
@@ -132,6 +134,41 @@ def test_labelled_worlds_hold_what_a_choice_may_see_of_labels_and_are_judged_as_
             seen, unseen = (right_M[case.facts.seen_K[labels_M] == known].mean() for known in (True, False))
             expected = 2 * seen * unseen / (seen + unseen)
         assert case.accuracy({"probe": 1.0}) == pytest.approx(100 * expected)
+
+
+def case_of(right_CM: np.ndarray, *, unseen: bool = False) -> Case:
+    """A world of two classes in which candidates "0", "1", … are right on these test images."""
+    labels_M = np.arange(right_CM.shape[1], dtype=np.int16) % 2
+    test = {str(at): np.eye(2)[np.where(right_M, labels_M, 1 - labels_M)] for at, right_M in enumerate(right_CM)}
+    none = np.empty(0)
+    seen_K = np.array([True, False]) if unseen else np.zeros(2, bool)
+    facts = Facts(none, none, none, none, none, none, labels_M, none, seen_K=seen_K)
+    probs = {name: torch.eye(2) for name in ("zero_shot", "balanced")}
+    evidence = Evidence(probs, torch.zeros(2, 1, dtype=torch.int64), None)
+    return Case(World("toy", "ul", "plain", 0), evidence, test, facts)
+
+
+def test_against_what_chance_made_best_everyone_regrets_but_not_on_the_other_half() -> None:
+    generator = np.random.default_rng(1)
+    found = []
+    for _ in range(40):
+        case = case_of(generator.random((8, 100)) < 0.7)  # all alike but for luck
+        regret = max(case.accuracy({name: 1.0}) for name in case.test) - case.accuracy({"0": 1.0})
+        found.append((regret, case.regret_halved({"0": 1.0})))
+    plain, halved = np.mean(found, axis=0)
+    assert plain > 4 and abs(halved) < 1.5
+
+
+def test_a_lead_that_all_images_show_is_regretted_whole() -> None:
+    right_CM = np.stack([np.arange(60) % 3 > 0, np.ones(60, bool)])
+    case = case_of(right_CM)
+    assert case.regret_halved({"1": 1.0}) == 0
+    assert case.regret_halved({"0": 1.0}) == pytest.approx(100 / 3, abs=1e-9)  # halves weigh the same both ways round
+
+
+def test_halves_of_a_task_with_unseen_classes_are_judged_by_the_harmonic_mean() -> None:
+    right_CM = np.stack([np.arange(200) % 2 == 0, np.ones(200, bool)])  # the first knows the seen class alone
+    assert case_of(right_CM, unseen=True).regret_halved({"0": 1.0}) == pytest.approx(100)
 
 
 def test_a_search_is_ranked_by_its_own_seed_and_offered_to_the_choice_as_it_was_confirmed(

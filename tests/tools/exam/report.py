@@ -161,7 +161,7 @@ def _frontier(every: pd.DataFrame) -> pd.DataFrame:
     for most in (0.3, 0.2, 0.15, 0.1, 0.05, 0.03):
         followed = every.risk <= most
         gain = every.gain.where(followed, 0.0)
-        bounded = every.assign(gain=gain, regret=every.best_gain - gain)
+        bounded = every.drop(columns="regret_halved").assign(gain=gain, regret=every.best_gain - gain)
         rows.append({"most_risk": most, "followed": int((followed & (every.gain != 0)).sum()), **summary(bounded)})
     return pd.DataFrame(rows)
 

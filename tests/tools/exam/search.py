@@ -32,7 +32,7 @@ from captune.training.loop import Loop, train_together
 from captune.training.scoring import selection_scores
 from tests.tools.exam.cache import _compact, _save, role_of, worlds_in
 from tests.tools.exam.candidates import BUDGETS, Predict
-from tests.tools.exam.judge import Case, cases, summary
+from tests.tools.exam.judge import Case, cases, orders, summary
 from tests.tools.exam.learning import Learned, labelled_fit, learn
 from tests.tools.exam.worlds import LABELLED, World
 
@@ -40,6 +40,8 @@ CRITERION = {"ul": "agree-smooth", "tft": "agree-smooth", "ssl": "val-smooth", "
 CONFIRMED = 3
 DEFAULT, SEARCH, CONFIRMATION = 0, 0, 1
 _PACK = 8
+# Trials of the portfolio, one of each method's default, against the twelve of a search.
+_TRIALS = 5
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -192,11 +194,13 @@ def judge(
     pools = [case for case in every if case.world.paradigm not in LABELLED]
     few = [case for case in every if case.world.paradigm in LABELLED]
     learned = {False: learn(pools), True: learn(few, labelled_fit(pools))}
+    covering = {False: orders(pools), True: orders(few)}
     rows = []
     for case in every:
-        file = searched / f"{case.world.key}.npz"
+        file, labelled = searched / f"{case.world.key}.npz", case.world.paradigm in LABELLED
         if file.exists():
-            rows.append(row_of(searched_case(case, file), learned[case.world.paradigm in LABELLED]))
+            names = [name for name in covering[labelled][case.family] if name not in REFERENCES][:_TRIALS]
+            rows.append(row_of(searched_case(case, file), learned[labelled], names))
     table = pd.DataFrame(rows)
     out.mkdir(parents=True, exist_ok=True)
     table.round(3).to_csv(out / "advice_search.csv", index=False)
@@ -209,8 +213,8 @@ def judge(
             print(labelled, name, {key: round(value, 2) for key, value in summary(judged).items()})
 
 
-def row_of(world: Searched, learned: Learned) -> dict[str, object]:
-    """What a search came to on a world; gains over zero-shot in points."""
+def row_of(world: Searched, learned: Learned, methods: list[str]) -> dict[str, object]:
+    """What a search came to on a world, and what the defaults of these methods; gains over zero-shot in points."""
     case, ranked, count = world.case, world.ranked, len(world.scores_C)
     gains = case.single_gains
     own_C = np.array([gains[f"c{number}"] for number in range(count)])
@@ -231,6 +235,7 @@ def row_of(world: Searched, learned: Learned) -> dict[str, object]:
         "flattery_confirmed": world.flattery_2C[CONFIRMATION, top] - world.flattery_2C[CONFIRMATION, DEFAULT],
         "best_of_references": references,
         "best_before": max([0.0, gains["balanced"], gains["anchored"], *own_C]),
+        "best_of_portfolio": max(references, *(gains[name] for name in methods)),
         "best_of_all": max(references, own_C.max()),
         "advice_references": world.among(learned, []),
         "advice_default": world.among(learned, [DEFAULT]),
