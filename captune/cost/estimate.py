@@ -17,6 +17,7 @@ from captune.cost.measure import matrix_rate, peak_bytes_of, seconds_of
 from captune.cost.sample import SAMPLE, sampled_context
 from captune.cost.stopwatch import Stopwatch
 from captune.data.paradigms import Task
+from captune.decisions.confirming import num_confirmed
 from captune.training.context import Context
 from captune.training.loop import Loop, train_together
 
@@ -145,9 +146,8 @@ class TrialCost:
 
 
 def num_confirmations(study: StudyConfig, *, both_roles: bool) -> int:
-    """Confirmation trials at most: the first configuration is confirmed beside the best."""
-    confirmed = (study.confirm_top + 1) * study.confirm_seeds if study.confirm_top else 0
-    return confirmed * (2 if both_roles else 1)
+    """Confirmation trials at most; twice as many where they run once to be scored and once to be reported."""
+    return num_confirmed(study.trials, study.confirm_top) * study.confirm_seeds * (2 if both_roles else 1)
 
 
 def _budget_sentence(budget: float, fit: int, trials: int, confirmed: int) -> str:

@@ -44,6 +44,11 @@ def configurations_to_confirm(finished: Sequence[Scored], top: int) -> dict[int,
     return chosen
 
 
+def num_confirmed(num_trials: int, top: int) -> int:
+    """How many configurations of a search will be confirmed, before it has ended: its best `top` and its first."""
+    return min(top + 1, num_trials) if top else 0
+
+
 def best_of_each(finished: Sequence[Scored], methods: Mapping[int, str]) -> dict[int, str]:
     """The best configuration of each method, by search number, and why: a study over methods confirms all of these.
 

@@ -17,7 +17,7 @@ from captune.conditions import METHOD
 from captune.config import StudyConfig, TrialConfig
 from captune.decisions.candidates import advised_config
 from captune.decisions.choosing import chooses_by_criterion
-from captune.decisions.confirming import RACE_AFTER, best_of_each, configurations_to_confirm, losers
+from captune.decisions.confirming import RACE_AFTER, best_of_each, configurations_to_confirm, losers, num_confirmed
 from captune.decisions.settling import settled_outlook
 from captune.records import ENSEMBLE, Phase, Role, StudyRecord, Trial
 from captune.records.events import Planned, SearchEnded
@@ -168,7 +168,7 @@ class Agenda:
         """Confirmation trials to be run; before the search has ended, of its best and its first configuration."""
         seeds, top = self._study.confirm_seeds, self._study.confirm_top
         if not self.search_done:
-            number = seeds * (min(top + 1, self.num_trials) if top else 0)
+            number = seeds * num_confirmed(self.num_trials, top)
         else:
             rounds = list(self._confirm_rounds())
             number = sum(index == 0 or self._draws(c) for indices, each in rounds for index in indices for c in each)

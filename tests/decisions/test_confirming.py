@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from captune.decisions.confirming import Scored, configurations_to_confirm, losers, plateau_pick
+from captune.decisions.confirming import Scored, configurations_to_confirm, losers, num_confirmed, plateau_pick
 from captune.tuning.schedulers import Halving
 
 
@@ -98,3 +98,8 @@ def test_a_run_that_skips_a_rung_is_entered_in_the_higher_only() -> None:
     halving.enter("a", 1.0, 0.9)
     halving.enter("a", 1.0, 0.9)
     assert halving._scores == [[], [0.9]]
+
+
+def test_as_many_are_confirmed_as_were_searched_at_most() -> None:
+    assert [num_confirmed(trials, 3) for trials in (1, 3, 4, 12)] == [1, 3, 4, 4]
+    assert num_confirmed(12, 0) == 0
