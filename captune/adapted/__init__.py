@@ -4,6 +4,7 @@ Forms that give the same predictions: a checkpoint (what was learned), and what 
 """
 
 from captune.adapted.exporting import FORMS, export_adapted
-from captune.adapted.model import WEIGHTS, AdaptedModel, open_adapted, top_k
+from captune.adapted.model import WEIGHTS, AdaptedModel, top_k
+from captune.adapted.opening import open_adapted
 
 __all__ = ["FORMS", "WEIGHTS", "AdaptedModel", "export_adapted", "open_adapted", "top_k"]

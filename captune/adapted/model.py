@@ -1,9 +1,9 @@
-"""Open an adapted model, from a checkpoint or an export, and predict with it."""
+"""An adapted model: a backbone and what was learned on it; it predicts, encodes and exports."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,25 +13,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captune.algorithms import method_named
-from captune.algorithms.configs import BlendConfig, ZlapConfig
-from captune.algorithms.zlap import as_probabilities, graph_of
-from captune.config import TrialConfig
+from captune.algorithms.configs import BlendConfig
+from captune.algorithms.zlap import as_probabilities
+from captune.data.feature_bank import checked_features
 from captune.data.loose_images import LooseImage, as_list, pixels_in_batches
 from captune.equations.averaging import blend
 from captune.equations.label_propagation import PropagatedLabels
-from captune.errors import CheckpointError
+from captune.errors import CheckpointError, DataError
 from captune.model.backbone import Backbone
-from captune.model.class_prompts import learned_template
-from captune.model.classifier import Classifier, build_classifier
-from captune.model.configuration import CONFIG_FILE
-from captune.model.recorded import no_backbone_recorded, recorded_backbone, refuse_links_outside
-from captune.records.layout import CHECKPOINT
-from captune.training.checkpoint import load_checkpoint, without_prefix
+from captune.model.classifier import Classifier
+from captune.model.recorded import no_backbone_recorded
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_FEATURES_AT_ONCE = 4096
 WEIGHTS = "class_weights.safetensors"
 BACKBONE = "backbone"
 """Folder of the backbone in a bundle."""
@@ -42,7 +38,7 @@ class AdaptedModel:
     """A backbone and what was learned on it.
 
     Attributes:
-        backbone: the frozen CLIP, or None for class weights of precomputed features that are only to be exported.
+        backbone: the frozen CLIP; None for a model of precomputed features whose backbone was not named.
         class_names: K names in label order.
         text_KD: the adapted class features, normalised (of any length in `transclip` and `anchored`).
         logit_scale: s.
@@ -72,11 +68,14 @@ class AdaptedModel:
     graph: PropagatedLabels | None = None
     source: Path | None = None
 
-    def predict(self, images: LooseImage | Iterable[LooseImage], *, top: int = 1) -> pd.DataFrame:
-        """Classify images.
+    def predict(
+        self, images: LooseImage | Iterable[LooseImage] | npt.NDArray[np.floating], *, top: int = 1
+    ) -> pd.DataFrame:
+        """Classify images, or image features that were computed before.
 
         Args:
-            images: files or folders of them, Pillow images, uint8 arrays (H, W, 3), or several of these.
+            images: files or folders of them, Pillow images, uint8 arrays (H, W, 3), or several of these; or features
+                of the frozen backbone, a float array (N, D).
             top: how many classes to list per image.
 
         Returns:
@@ -84,8 +83,9 @@ class AdaptedModel:
             `class`, `probability` in [0, 1].
 
         Raises:
-            DataError: an image that is not there or cannot be read.
-            CheckpointError: a model of precomputed features whose backbone was not named.
+            DataError: an image that is not there or cannot be read, features of another width.
+            CheckpointError: images for a model of precomputed features whose backbone was not named; features for a
+                model that has learned prompts in the image tower.
 
         Example:
             >>> import captune
@@ -94,11 +94,15 @@ class AdaptedModel:
         """
         import pandas as pd
 
-        listed = as_list(images)
-        names = [str(image) if isinstance(image, (str, Path)) else place for place, image in enumerate(listed)]
-        best = [
-            row for pixels in self._pixels(listed) for row in top_k(self.probabilities(pixels), self.class_names, top)
-        ]
+        names: Sequence[str | int]
+        if isinstance(images, np.ndarray) and images.ndim == 2 and np.issubdtype(images.dtype, np.floating):
+            names = range(len(images))
+            best = top_k(self.probabilities_of_features(images), self.class_names, top)
+        else:
+            listed = as_list(images)
+            names = [str(image) if isinstance(image, (str, Path)) else place for place, image in enumerate(listed)]
+            probabilities = map(self.probabilities, self._pixels(listed))
+            best = [row for probs_BK in probabilities for row in top_k(probs_BK, self.class_names, top)]
         rows = [
             (name, rank, label, value)
             for name, classes in zip(names, best, strict=True)
@@ -159,7 +163,7 @@ class AdaptedModel:
             CheckpointError: none was named for a checkpoint of precomputed features.
         """
         if self.backbone is None:
-            raise no_backbone_recorded("this checkpoint")
+            raise no_backbone_recorded(self.source or "this checkpoint")
         return self.backbone
 
     @property
@@ -189,8 +193,37 @@ class AdaptedModel:
         """Class probabilities (B, K) fp32 of preprocessed images."""
         return self._probabilities(pixels_B3SS, cache(lambda: self.image_backbone.encode_images(pixels_B3SS)))
 
-    def _probabilities(self, pixels_B3SS: Tensor, frozen: Callable[[], Tensor]) -> Tensor:
-        """The same; `frozen` gives the frozen towers' features of the images, which members share."""
+    @torch.no_grad()
+    def probabilities_of_features(self, image_features_ND: npt.NDArray[np.floating] | Tensor) -> Tensor:
+        """Class probabilities (N, K) fp32 of image features that the frozen backbone gave, of any length but 0.
+
+        Raises:
+            CheckpointError: the model has learned prompts in the image tower, so that frozen features say nothing.
+            DataError: not a table (N, D), features of another width, without direction, NaN or infinity.
+        """
+        if (side := self.image_side) is not None and "prompts" in side:
+            raise CheckpointError(
+                "features must go to a model whose image tower is frozen",
+                got=side,
+                where=self.source,
+                next_step="Give images.",
+            )
+        checked = checked_features(np.asarray(image_features_ND), "the image features")
+        if checked.shape[1] != self.text_KD.shape[1]:
+            raise DataError(
+                "image features must be as wide as those the model was made on",
+                got=f"{checked.shape[1]} wide, where {self.text_KD.shape[1]} are wanted",
+                next_step="Were they made by the same backbone?",
+            )
+        features_ND = torch.nn.functional.normalize(torch.from_numpy(checked), dim=-1).to(self.text_KD.device)
+        parts = torch.split(features_ND, _FEATURES_AT_ONCE)
+        return torch.cat([self._probabilities(None, lambda own=own: own) for own in parts])  # type: ignore[misc]
+
+    def _probabilities(self, pixels_B3SS: Tensor | None, frozen: Callable[[], Tensor]) -> Tensor:
+        """The same; `frozen` gives the frozen towers' features of the images, which members share.
+
+        Pixels are needed only where prompts were learned in the image tower.
+        """
         if self.members:
             config = BlendConfig.parse(self.meta["config"])
             groups: list[list[Tensor]] = [[] for _ in config.members]
@@ -206,107 +239,16 @@ class AdaptedModel:
         return logits_BK.softmax(-1)
 
     @torch.no_grad()
-    def _image_features(self, pixels_B3SS: Tensor, frozen: Callable[[], Tensor]) -> Tensor:
+    def _image_features(self, pixels_B3SS: Tensor | None, frozen: Callable[[], Tensor]) -> Tensor:
         if self.classifier is None:
             return frozen()
-        on_features = self.meta["config"]["tuning"] == "features"
-        image_BD = self.classifier.encode_images(frozen() if on_features else pixels_B3SS)
-        return self.classifier.adapt_images(image_BD, "main") if self.adapters else image_BD
-
-
-def open_adapted(
-    path: Path,
-    *,
-    backbone: str | None = None,
-    pretrained: str | None = None,
-    device: str = "auto",
-    images: bool = True,
-) -> AdaptedModel:
-    """Open a checkpoint, a bundle or exported class weights.
-
-    Args:
-        path: the file, or the folder that holds it.
-        backbone: model name, where the recorded one is called otherwise here.
-        pretrained: weights, where the recorded ones lie elsewhere now.
-        device: auto, cpu, cuda.
-        images: whether images are to be classified; else class weights of precomputed features need no backbone.
-
-    Raises:
-        CheckpointError: no checkpoint, of another backbone, or without one.
-    """
-    if path.is_dir():
-        inside = [path / CHECKPOINT, path / WEIGHTS]
-        found = next((file for file in inside if file.exists()), None)
-        if found is None:
-            raise CheckpointError(f"a folder must hold {CHECKPOINT} or {WEIGHTS}", got="neither", where=path)
-        path = found
-    # A folder that holds its backbone may be named by itself or by the file in it.
-    beside = path.parent if (path.parent / CONFIG_FILE).is_file() else path.parent / BACKBONE
-    if pretrained is None and beside.is_dir():
-        refuse_links_outside(beside, path.parent)
-        backbone, pretrained = None, f"local-dir:{beside.absolute()}"
-    tensors, meta = load_checkpoint(path)
-    known = [
-        tensors[name] for name in ("class_weights", "member0.class_weights", "frozen.text_features") if name in tensors
-    ]
-    if not known:
-        raise CheckpointError(
-            "a checkpoint must hold class features",
-            got="none, as in the file a trial goes on from",
-            where=path,
-            next_step=f"Give the {CHECKPOINT} of a finished study or adaptation.",
-        )
-    frozen = recorded_backbone(meta, backbone, pretrained, device, path, images=images)
-    if frozen is not None and frozen.embed_dim != known[0].shape[1]:
-        raise CheckpointError(
-            "the backbone must be the one the checkpoint was made on",
-            got=f"features {frozen.embed_dim} wide of {frozen.name}, class features {known[0].shape[1]} wide",
-            where=path,
-            next_step="Name the right one by --backbone and --pretrained.",
-        )
-    if "class_weights" in tensors:
-        at = torch.device("cpu") if frozen is None else frozen.device
-        weights = {name: tensors[name].to(at) for name in ("class_weights", "bias")}
-        return AdaptedModel(
-            frozen, tuple(meta["class_names"]), weights["class_weights"], meta["logit_scale"], weights["bias"],
-            None, False, meta, source=path,
-        )  # fmt: skip
-    opened = (_from_members if "members" in meta else _from_learned)(frozen, tensors, meta, path)
-    return replace(opened, source=path)
-
-
-def _from_members(
-    backbone: Backbone | None, tensors: dict[str, Tensor], meta: dict[str, Any], path: Path
-) -> AdaptedModel:
-    """A blend: from the checkpoint of one, or from its exported sets of class weights.
-
-    Averaged logits of linear members are folded into one set: softmax(Σ a_m·log softmax(z_m)) = softmax(Σ a_m·z_m),
-    since log softmax subtracts the same number from all classes of an image. Averaged probabilities cannot be folded.
-    """
-    device = torch.device("cpu") if backbone is None else backbone.device
-    names, scale = tuple(meta["class_names"]), float(meta["logit_scale"])
-    members: list[tuple[int, AdaptedModel]] = []
-    for number, said in enumerate(meta["members"]):
-        if f"member{number}.class_weights" in tensors:
-            own = {name: tensors[f"member{number}.{name}"].to(device) for name in ("class_weights", "bias")}
-            model = AdaptedModel(
-                backbone, names, own["class_weights"], scale, own["bias"], None, False, {**meta, **said}
-            )
+        config = self.meta["config"]
+        if config["tuning"] == "features" or config["prompts"] == "text":
+            image_BD = frozen()
         else:
-            own = without_prefix(f"algorithm.member{number}", tensors)
-            own["frozen.text_features"] = tensors["frozen.text_features"]
-            model = _from_learned(backbone, own, {**meta, **said}, path)
-        members.append((int(said["group"]), model))
-    blended = AdaptedModel(
-        backbone, names, members[0][1].text_KD, scale, members[0][1].bias_K, None, False, meta, members=tuple(members)
-    )
-    config = BlendConfig.parse(meta["config"], where=path)
-    if config.average == "probabilities" or not blended.is_frozen:
-        return blended
-    shares = member_shares(blended)
-    weights_KD = torch.stack([a * model.text_KD for a, (_, model) in zip(shares, members, strict=True)]).sum(0)
-    bias_K = torch.stack([a * model.bias_K for a, (_, model) in zip(shares, members, strict=True)]).sum(0)
-    return AdaptedModel(backbone, names, weights_KD, scale, bias_K, None, False, meta)
+            assert pixels_B3SS is not None  # for the type checker: such a model is given pixels
+            image_BD = self.classifier.encode_images(pixels_B3SS)
+        return self.classifier.adapt_images(image_BD, "main") if self.adapters else image_BD
 
 
 def member_shares(model: AdaptedModel) -> list[float]:
@@ -315,53 +257,6 @@ def member_shares(model: AdaptedModel) -> list[float]:
     total = sum(member.weight for member in members)
     sizes = [sum(group == at for group, _ in model.members) for at in range(len(members))]
     return [members[group].weight / total / sizes[group] for group, _ in model.members]
-
-
-@torch.no_grad()
-def _from_learned(
-    backbone: Backbone | None, tensors: dict[str, Tensor], meta: dict[str, Any], path: Path
-) -> AdaptedModel:
-    device = torch.device("cpu") if backbone is None else backbone.device
-    names = tuple(meta["class_names"])
-    config: TrialConfig = method_named(meta["method"]).config_class.parse(meta["config"], where=path)
-    learned = without_prefix("learned", tensors)
-    bias_K = tensors.get("algorithm.bias", torch.zeros(len(names))).to(device)
-    frozen_KD = without_prefix("frozen", tensors)["text_features"].to(device)
-    scale = float(meta["logit_scale"])
-    if isinstance(config, ZlapConfig):
-        graph = graph_of(without_prefix("algorithm", {k: v.to(device) for k, v in tensors.items()}), frozen_KD, config)
-        return AdaptedModel(backbone, names, frozen_KD, scale, bias_K, None, False, meta, graph=graph)
-    if not learned:
-        weights_KD = tensors.get("algorithm.class_weights", frozen_KD).to(device)
-        return AdaptedModel(backbone, names, weights_KD, scale, bias_K, None, False, meta)
-    features = config.tuning == "features"
-    classifier = build_classifier(
-        backbone,
-        names,
-        learned_template(meta["template"], meta["task"].get("prompt_form", "template")),
-        config,
-        seed=0,
-        text_features_KD=frozen_KD if features else None,
-        logit_scale=scale if features else None,
-    ).to(device)
-    classifier.load_learned_state(learned)
-    text_KD = classifier.encode_texts()
-    if config.inference_adapters:
-        text_KD = classifier.adapt_texts(text_KD)
-    linear = not config.inference_adapters and (features or config.prompts == "text")
-    text_KD = text_KD.float()
-    share, beside_KD = 1.0, None
-    if "algorithm.frozen_weights" in tensors:
-        share = float(tensors["algorithm.learned_share"])
-        beside_KD = tensors["algorithm.frozen_weights"].to(device)
-        bias_K = tensors["algorithm.frozen_bias"].to(device)
-    if linear:
-        # A mixture of logits over the same image features is a mixture of class weights.
-        weights_KD = text_KD if beside_KD is None else share * text_KD + beside_KD
-        return AdaptedModel(backbone, names, weights_KD, scale, bias_K, None, False, meta)
-    return AdaptedModel(
-        backbone, names, text_KD, scale, bias_K, classifier, config.inference_adapters, meta, share, beside_KD
-    )
 
 
 def top_k(probs_BK: Tensor, class_names: Sequence[str], k: int) -> list[list[tuple[str, float]]]:

@@ -147,9 +147,9 @@ def _say(console: Console, task: TaskConfig, results: list[dict[str, Any]], out:
     for line in published_results(task, results[0]["method"]):
         console.print(line, highlight=False)
     console.print(f"written: {out}", highlight=False, soft_wrap=True)
-    if not task.dataset.startswith("features:"):
-        model = out if len(results) == 1 else out / f"seed{results[0]['seed']}"
-        console.print(f"Classify new images with it: captune predict {model} PHOTOS", highlight=False, soft_wrap=True)
+    model = out if len(results) == 1 else out / f"seed{results[0]['seed']}"
+    new = ("features", "NEW.npz") if task.dataset.startswith("features:") else ("images", "PHOTOS")
+    console.print(f"Classify new {new[0]} with it: captune predict {model} {new[1]}", highlight=False, soft_wrap=True)
 
 
 def _beside_zero_shot(result: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ def export(
     with plain_console(stderr=True).status("Loading PyTorch"):
         from captune.adapted import open_adapted
         from captune.adapted.exporting import FORMS, default_form, export_adapted
-    model = open_adapted(model_at(checkpoint, yes=yes, device="auto"), **given.task, device="cpu", images=False)
+    model = open_adapted(model_at(checkpoint, yes=yes, device="auto"), **given.task, device="cpu")
     chosen = form or default_form(model)
     with plain_console(stderr=True).status(
         "Writing" if chosen != "onnx" else "Tracing the model and checking the file"

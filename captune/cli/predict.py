@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -21,6 +21,9 @@ from captune.data.tree import printable
 from captune.errors import DataError, UsageError
 from captune.plain_text import as_unicode, counted
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @options.with_options("task", only=("backbone", "pretrained"))
 def predict(
@@ -29,7 +32,9 @@ def predict(
         Path,
         typer.Argument(help="checkpoint.safetensors or its folder, what `export` wrote, or the directory of a study."),
     ],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files, or folders of them; or one .npz of image_features.")
+    ],
     top: Annotated[
         int | None, typer.Option(min=1, help="List that many classes per image, one line each; default: the best two.")
     ] = None,
@@ -44,38 +49,49 @@ def predict(
     yes: Yes = False,
     device: options.Device = "auto",
 ) -> int:
-    """Classify images with an adapted model.
+    """Classify images, or image features that were computed before, with an adapted model.
 
     Example: captune predict runs/digits-ul-cap photos/ --yes
     Example: captune predict adapted/checkpoint.safetensors photos/ --out predictions.csv
+    Example: captune predict adapted features.npz
     """
     if copy_to is None and (link or min_confidence):
         raise UsageError("--link and --min-confidence must come with --copy-to", got="none")
+    feature_file = _feature_file(images)
+    if feature_file is not None and copy_to is not None:
+        raise UsageError("--copy-to must come with image files", got="features", where=feature_file)
     with plain_console(stderr=True).status("Loading PyTorch"):
         from captune.adapted import open_adapted, top_k
+        from captune.data.feature_bank import read_image_features
         from captune.data.loose_images import image_files, preprocessed_batches
     notes: list[str] = []
-    files = image_files(images, notes)
+    features_ND = None if feature_file is None else read_image_features(feature_file)
+    files = image_files(images, notes) if features_ND is None else []
     if out is not None:
         options.check_writable(out)
     if copy_to is not None:
         _check_apart(copy_to, images)
     model = open_adapted(model_at(checkpoint, yes=yes, device=device), **given.task, device=device)
-    frozen = model.image_backbone
     console = plain_console(stderr=True)
-    options.say_notes(console, [*notes, *frozen.notes])
     listed: list[tuple[str, int, str, float]] = []
     found: list[Prediction] = []
     broken: list[tuple[Path, str]] = []
+
+    def take(names: list[str], probs_BK: Tensor) -> None:
+        found.extend(predictions(names, probs_BK.cpu().numpy(), model.class_names))
+        if top is not None:
+            for name, best in zip(names, top_k(probs_BK, model.class_names, top), strict=True):
+                listed.extend((name, rank, label, value) for rank, (label, value) in enumerate(best, start=1))
+
     with console.status("Classifying") as shown:
-        for batch in preprocessed_batches(files, frozen.preprocessing, frozen.device, broken):
-            probs_BK = model.probabilities(batch.pixels_B3SS)
-            names = [str(path) for path in batch.paths]
-            found += predictions(names, probs_BK.cpu().numpy(), model.class_names)
-            if top is not None:
-                for name, best in zip(names, top_k(probs_BK, model.class_names, top), strict=True):
-                    listed += [(name, rank, label, value) for rank, (label, value) in enumerate(best, start=1)]
-            shown.update(f"{len(found)} of {counted(len(files), 'image')} classified")
+        if features_ND is not None:
+            take([str(row) for row in range(len(features_ND))], model.probabilities_of_features(features_ND))
+        else:
+            frozen = model.image_backbone
+            options.say_notes(console, [*notes, *frozen.notes])
+            for batch in preprocessed_batches(files, frozen.preprocessing, frozen.device, broken):
+                take([str(path) for path in batch.paths], model.probabilities(batch.pixels_B3SS))
+                shown.update(f"{len(found)} of {counted(len(files), 'image')} classified")
     if not found:
         raise DataError(
             "at least one image must be readable",
@@ -84,7 +100,7 @@ def predict(
     if out is not None or not sys.stdout.isatty():
         _write(predictions_csv(found) if top is None else _ranked_csv(listed), out)
     else:
-        _show(found, listed)
+        _show(found, listed, rows=feature_file is not None)
     if out is not None:
         console.print(f"{counted(len(found), 'image')} classified: {out}", highlight=False, soft_wrap=True)
     if copy_to is not None:
@@ -95,6 +111,21 @@ def predict(
     for path, reason in broken:
         console.print(f"not read: {printable(path)}: {reason}", highlight=False, soft_wrap=True, markup=False)
     return 1 if broken else 0
+
+
+def _feature_file(images: list[Path]) -> Path | None:
+    """The file of image features, where one was given in place of images.
+
+    Raises:
+        UsageError: one beside other places.
+    """
+    files = [place for place in images if place.suffix.lower() == ".npz"]
+    if files and len(images) > 1:
+        raise UsageError(
+            "a file of image features must be given alone", got=f"{len(images)} places", where=files[0],
+            next_step="Classify it by a command of its own.",
+        )  # fmt: skip
+    return files[0] if files else None
 
 
 def _check_apart(copy_to: Path, images: list[Path]) -> None:
@@ -115,19 +146,20 @@ def _ranked_csv(listed: list[tuple[str, int, str, float]]) -> str:
     return text.getvalue()
 
 
-def _show(found: list[Prediction], listed: list[tuple[str, int, str, float]]) -> None:
-    """What the CSV says, as a table for a person."""
+def _show(found: list[Prediction], listed: list[tuple[str, int, str, float]], *, rows: bool) -> None:
+    """What the CSV says, as a table for a person; `rows`: images are rows of a feature file."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    headings = ("image", "rank", "class", "probability") if listed else ("image", "class", "", "next class", "")
+    image = "row" if rows else "image"
+    headings = (image, "rank", "class", "probability") if listed else (image, "class", "", "next class", "")
     for heading in headings:
         words = heading in ("image", "class", "next class")
         table.add_column(heading, overflow="fold", justify="left" if words else "right")
     # The folder is said once: rows of long paths are hard to read.
     parents = [Path(one.image).absolute().parent for one in found]
-    folder = Path(os.path.commonpath(parents or [Path.cwd()]))
+    folder = Path.cwd() if rows else Path(os.path.commonpath(parents or [Path.cwd()]))
 
     def shown(image: str) -> str:
-        return os.path.relpath(image, folder)
+        return image if rows else os.path.relpath(image, folder)
 
     for name, rank, label, value in listed:
         table.add_row(shown(name), str(rank), label, _percent(value))

@@ -198,7 +198,9 @@ def _kinds(files: Sequence[Path]) -> str:
 def next_steps(study: StudyRecord, where: Path, *, width: int) -> list[str]:
     """What to do with a study that has ended, one line each; two where a line would be wider than the terminal."""
     steps = [(f"open {where / PAGE}", "the same with figures and pictures")]
-    if not str(study.task.get("dataset", "")).startswith("features:"):
+    if str(study.task.get("dataset", "")).startswith("features:"):
+        steps.append((f"captune predict {where} NEW.npz", "classify new features"))
+    else:
         steps.append((f"captune predict {where} PHOTOS", "classify new images"))
     longest = max(len(command) for command, _ in steps)
     lines = [f"  {command:<{longest}}  {why}" for command, why in steps]

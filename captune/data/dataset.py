@@ -47,6 +47,7 @@ class Dataset:
         train, val, test: the splits; val may be empty.
         images_NHWC: all images as uint8 arrays (digits), else None: they are files.
         image_features_MD: precomputed image features of all images, else None.
+        rows_M: of precomputed features, the row of each image in its file, in index order.
         text_features_KD: precomputed class features, else None.
         logit_scale: exp(logit_scale) that belongs to precomputed features, if the file says.
         source: where it lies, for people.
@@ -65,6 +66,7 @@ class Dataset:
     test: Split
     images_NHWC: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
     image_features_MD: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+    rows_M: IntArray | None = field(default=None, repr=False)
     text_features_KD: npt.NDArray[np.float32] | None = field(default=None, repr=False)
     logit_scale: float | None = None
     source: str = ""

@@ -117,8 +117,8 @@ def read_feature_file(file: Path, key: str, template: str) -> Dataset:
     unknown = sorted(set(arrays) - set(_KNOWN))
     if unknown:
         raise DataError(f"a feature file must hold nothing but {', '.join(_KNOWN)}", got=unknown[0], where=file)
-    image_MD = _features(arrays["image_features"], f"{file}: image_features")
-    text_KD = _features(arrays["text_features"], f"{file}: text_features") if "text_features" in arrays else None
+    image_MD = checked_features(arrays["image_features"], f"{file}: image_features")
+    text_KD = checked_features(arrays["text_features"], f"{file}: text_features") if "text_features" in arrays else None
     if text_KD is not None and text_KD.shape[1] != image_MD.shape[1]:
         raise DataError(
             "image_features and text_features must have the same width",
@@ -145,6 +145,7 @@ def read_feature_file(file: Path, key: str, template: str) -> Dataset:
         val=Split((), labels_M[parts["val"]]),
         test=Split((), labels_M[parts["test"]]),
         image_features_MD=image_MD[order],
+        rows_M=order,
         text_features_KD=text_KD,
         logit_scale=_logit_scale(arrays, file),
         source=str(file),
@@ -153,7 +154,29 @@ def read_feature_file(file: Path, key: str, template: str) -> Dataset:
     )
 
 
-def _features(values: npt.NDArray[np.generic], where: str) -> Features:
+def read_image_features(file: Path) -> Features:
+    """The image features (N, D) of an `.npz`, in its order; of a `features:` file those of all splits.
+
+    Raises:
+        DataError: no such file or array, or no features.
+    """
+    arrays = read_npz(file)
+    if "image_features" not in arrays:
+        raise DataError(
+            "a file of features must hold image_features",
+            got=", ".join(arrays) or "nothing",
+            where=file,
+            next_step="Write it by numpy.savez(file, image_features=…).",
+        )
+    return checked_features(arrays["image_features"], f"{file}: image_features")
+
+
+def checked_features(values: npt.NDArray[np.generic], where: str) -> Features:
+    """Features (N, D) as fp32, one row per image or class.
+
+    Raises:
+        DataError: not a table, not of floating-point numbers, NaN or infinity, rows of no or of a far too large length.
+    """
     if values.ndim != 2 or 0 in values.shape:
         raise DataError(
             "features must be a table (N, D): a row per image or class, a column per dimension, at least one of each",

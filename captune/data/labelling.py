@@ -86,9 +86,10 @@ def predictions_csv(found: Iterable[Prediction]) -> str:
 
 
 def image_names(dataset: Dataset, indices: IntArray) -> list[str]:
-    """What images are called in predictions.csv: their files, else their numbers in the dataset's index space."""
-    paths = dataset.paths
-    return [paths[index] if paths else str(index) for index in indices.tolist()]
+    """Names of images in predictions.csv: their files; of a feature file their rows in it; else their indices."""
+    if dataset.paths:
+        return [dataset.paths[index] for index in indices.tolist()]
+    return [str(row) for row in (indices if dataset.rows_M is None else dataset.rows_M[indices]).tolist()]
 
 
 def sort_into_folders(

@@ -12,33 +12,32 @@ from captune.model.sources import is_published_name
 
 
 def no_backbone_recorded(where: object) -> CheckpointError:
-    """The error for a checkpoint of precomputed features whose backbone nobody named."""
+    """The error for a checkpoint of precomputed features that is to see pixels, whose backbone nobody named."""
     return CheckpointError(
         "a checkpoint made on precomputed features must be given the backbone they came from",
         where=where,
-        next_step="Name it by --backbone and --pretrained.",
+        next_step="Name it by --backbone and --pretrained, or give a file of image features in place of images.",
     )
 
 
 def recorded_backbone(
-    meta: dict[str, Any], name: str | None, pretrained: str | None, device: str, path: Path, *, images: bool
+    meta: dict[str, Any], name: str | None, pretrained: str | None, device: str, path: Path
 ) -> Backbone | None:
     """Open the backbone that a checkpoint's header names, or that the user names instead.
+
+    None for a checkpoint of precomputed features where the user names none.
 
     Args:
         meta: the header.
         name, pretrained: the user's own model and weights, if given.
         device: auto, cpu, cuda.
         path: the checkpoint.
-        images: whether images are to be classified; else a checkpoint of precomputed features needs no backbone.
 
     Raises:
-        CheckpointError: other weights than the recorded ones, none at all, or a path only the user may name.
+        CheckpointError: other weights than the recorded ones, or a path only the user may name.
     """
     recorded = meta.get("backbone")
     if recorded is None and name is None and pretrained is None:
-        if images:
-            raise no_backbone_recorded(path)
         return None
     recorded = recorded or [None, None]
     if pretrained is None:

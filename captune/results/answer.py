@@ -165,8 +165,8 @@ def next_command(study: StudyRecord, name: str) -> str:
     """What to type now to use what is advised."""
     if study.choice is None:
         return f"captune resume {shlex.quote(study.directory.name)}"
-    if (study.directory / CHECKPOINT).is_file() and not study.dataset.startswith("features:"):
-        return "captune predict . PHOTOS"
+    if (study.directory / CHECKPOINT).is_file():
+        return "captune predict . " + ("NEW.npz" if study.dataset.startswith("features:") else "PHOTOS")
     options = " ".join(task_options(study.task))
     if name == ZERO_SHOT:
         return f"captune adapt {options} --method zero_shot --out adapted"

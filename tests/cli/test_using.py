@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+import captune as captune_api
 from captune.algorithms import default_config
 from captune.cli.main import _seeds_joined, main
 from captune.config import StudyConfig, TaskConfig
@@ -166,6 +167,70 @@ def test_class_weights_of_precomputed_features_are_exported_without_any_backbone
     for place in (adapted, exported):
         assert captune("predict", place, photos, *TINY, "--out", tmp_path / f"{place.name}.csv") == 0
     assert (tmp_path / "adapted.csv").read_text() == (tmp_path / "exported.csv").read_text()
+
+
+def test_features_are_classified_by_a_model_of_features_and_called_by_their_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(3)
+    labels, text_KD = np.arange(60) % 2, generator.normal(size=(2, 64))
+    arrays = {
+        "image_features": (text_KD[labels] + generator.normal(size=(60, 64))).astype(np.float32),
+        "labels": labels, "split": np.array(["test", "train", "train"] * 20),  # rows of a split lie apart
+        "text_features": text_KD.astype(np.float32), "class_names": np.array(["dark", "light"]),
+    }  # fmt: skip
+    file, out = tmp_path / "f.npz", tmp_path / "out.csv"
+    np.savez(file, **arrays)
+    for method in ("cap", "zlap"):
+        adapted = tmp_path / method
+        adapt = ["adapt", "--dataset", f"features:{file}", "--paradigm", "ul", "--method", method, "--out", adapted]
+        assert captune(*adapt, *(QUICK if method == "cap" else ())) == 0
+        assert f"captune predict {adapted} NEW.npz" in words(capsys.readouterr().out)
+        said, tested = predicted(adapted, file, out), list(csv.DictReader((adapted / "predictions.csv").open()))
+        assert [row["image"] for row in said] == [str(row) for row in range(60)]
+        assert {row["image"] for row in tested} == {str(row) for row in range(0, 60, 3)}
+        assert all(row["class"] == said[int(row["image"])]["class"] for row in tested)
+        right = np.mean([arrays["class_names"][label] == row["class"] for label, row in zip(labels, said, strict=True)])
+        assert right > 0.9
+    np.savez(tmp_path / "new.npz", image_features=arrays["image_features"][:3])
+    assert captune("predict", tmp_path / "cap", tmp_path / "new.npz", "--top", "2", "--out", out) == 0
+    assert [row["rank"] for row in csv.DictReader(out.open())] == ["1", "2"] * 3
+    rows = captune_api.load(tmp_path / "cap").predict(arrays["image_features"])
+    assert rows["image"].tolist() == list(range(60)) and rows["class"].tolist() == [
+        row["class"] for row in predicted(tmp_path / "cap", file, tmp_path / "again.csv")
+    ]
+
+
+def predicted(model: Path, images: Path, out: Path) -> list[dict[str, str]]:
+    assert captune("predict", model, images, "--out", out) == 0
+    return list(csv.DictReader(out.open()))
+
+
+def test_features_that_a_model_cannot_take_are_refused(
+    features: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapted, image_side = tmp_path / "adapted", tmp_path / "image_side"
+    assert captune("adapt", "--dataset", f"features:{features}", "--paradigm", "ul", *QUICK, "--out", adapted) == 0
+    deep = ["--tuning", "prompts", "--prompts", "image"]
+    assert captune("adapt", "--dataset", "digits", "--paradigm", "ul", *QUICK, *deep, "--out", image_side) == 0
+    for name, arrays in {
+        "narrow": {"image_features": np.ones((2, 8), np.float32)},
+        "unnamed": {"features": np.ones((2, 64), np.float32)},
+        "endless": {"image_features": np.full((2, 64), np.nan, np.float32)},
+    }.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    capsys.readouterr()
+    for arguments, code, told in (
+        ((adapted, tmp_path / "narrow.npz"), 1, "8 wide, where 64 are wanted"),
+        ((adapted, tmp_path / "unnamed.npz"), 1, "must hold image_features"),
+        ((adapted, tmp_path / "endless.npz"), 1, "must be finite"),
+        ((adapted, tmp_path / "absent.npz"), 1, "must be there"),
+        ((image_side, features), 1, "prompts in the image tower"),
+        ((adapted, features, photos), 2, "must be given alone"),
+        ((adapted, features, "--copy-to", tmp_path / "sorted"), 2, "--copy-to must come with image files"),
+    ):
+        assert captune("predict", *arguments) == code
+        assert told in words(capsys.readouterr().err)
 
 
 def test_a_backbone_of_another_width_or_other_weights_is_refused(

@@ -36,6 +36,12 @@ def advise_a_reference(evidence: Evidence) -> Advice:
     return replace(advise(evidence), weights=alone, blend=alone)
 
 
+def advise_everything(evidence: Evidence) -> Advice:
+    """What is advised, with weight on every candidate, so that each kind of model is a member."""
+    alike = {name: 1 / len(evidence.probs) for name in evidence.probs}
+    return replace(advise(evidence), weights=alike, blend=alike)
+
+
 Closed = Callable[[str], tuple[Path, StudyRecord, set[str]]]
 
 
@@ -91,6 +97,39 @@ def test_adapt_and_predict_reproduce_the_advised_accuracy_to_the_last_image(
         assert torch.equal(predicted, own)
     said = [line.split(",")[1] for line in (directory / "predictions.csv").read_text().splitlines()[1:]]
     assert said == [context.task.class_names[label] for label in predicted.tolist()]
+
+
+def test_a_study_of_features_is_reproduced_to_the_last_image(tmp_path: Path) -> None:
+    limit_threads(1)
+    generator = np.random.default_rng(5)
+    labels_M, text_KD = np.arange(300) % 6, generator.normal(size=(6, 32))
+    image_MD = text_KD[(labels_M + (generator.random(300) < 0.25)) % 6] + 0.9 * generator.normal(size=(300, 32))
+    file = tmp_path / "f.npz"
+    np.savez(
+        file, image_features=image_MD.astype(np.float32), text_features=text_KD.astype(np.float32), labels=labels_M,
+        split=np.array(["train", "train", "test"] * 100), class_names=np.array([f"thing {k}" for k in range(6)]),
+        logit_scale=np.array([5.0], np.float32),
+    )  # fmt: skip
+    task = TaskConfig(dataset=f"features:{file}", paradigm="ul")
+    study = settings("ul", confirm_seeds=2).model_copy(update={"task": task})
+    directory = tmp_path / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_figures", lambda studies, tables: {})
+        patch.setattr(by_predictions, "advise", advise_everything)
+        run_trials(plan_study(study, directory)).close()
+        record, _ = close_study(directory)
+    assert record.choice is not None and record.choice.advised["method"] == "blend"
+    method, config, role = configuration(task, config=directory / "best_config.yaml")
+    check_out(tmp_path / "adapted")
+    metrics = adapt_once(task, method, config, tmp_path / "adapted", role=role)
+    trial = record.find(record.choice.name)
+    assert trial is not None and trial.metric == metrics["metric"]
+    said = pd.read_csv(directory / "predictions.csv").set_index("image")["class"]
+    assert said.index.tolist() == list(range(2, 300, 3)) and said.nunique() > 2
+    for place in (directory, tmp_path / "adapted"):
+        table = open_adapted(place, device="cpu").predict(image_MD)
+        assert table["class"][said.index].tolist() == said.tolist()
+        assert np.isclose((table["class"][said.index] == [f"thing {k}" for k in labels_M[2::3]]).mean(), trial.metric)
 
 
 def test_the_tables_name_what_is_advised(closed: Closed) -> None:
