@@ -1,4 +1,4 @@
-"""Concept alignment: descriptions for mismatched classes, prototypes, the contrastive loss (README.md section 3)."""
+"""Concept alignment: descriptions for mismatched classes, prototypes, the contrastive loss (README.md, row § 3)."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def alignment_loss(
     """Symmetric contrastive loss between the classes' texts and their prototypes.
 
     L = ½·[CE(T·Mᵀ/tau, diag) + CE(M·Tᵀ/tau, diag)] over the classes with a prototype. The form is InfoNCE as in CLIP
-    (Radford et al., 2021, Fig. 3), over classes; ours, README.md section 3.
+    (Radford et al., 2021, Fig. 3), over classes; ours, README.md, row § 3.
 
     Args:
         text_KD: text features, normalised here.

@@ -1,4 +1,4 @@
-"""How alike two classes look, from features or from predictions: the S of the margin (README.md section 7)."""
+"""How alike two classes look, from features or from predictions: the S of the margin (README.md, row § 7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from captune.equations.shapes import check_shapes, require
 def class_similarity(text_KD: Tensor, prototypes_KD: Tensor) -> Tensor:
     """S = max(T·Tᵀ, V·Vᵀ), elementwise: classes are alike if their names or their images are.
 
-    See Wang et al., ICML 2025, and README.md section 7.
+    See Wang et al., ICML 2025, and README.md, row § 7.
 
     Args:
         text_KD: text features without adapter; normalised here.
@@ -34,7 +34,7 @@ def class_similarity(text_KD: Tensor, prototypes_KD: Tensor) -> Tensor:
 def soft_confusion(probs_BK: Tensor, labels_B: Tensor, num_classes: int) -> Tensor:
     """S from the model's own predictions: the probability that images predicted as class i give to the other classes.
 
-    `confusion_sums` over all images, then `confusion_to_similarity`. Ours (`confusion: matrix`), README.md section 7.
+    `confusion_sums` over all images, then `confusion_to_similarity`. Ours (`confusion: matrix`), README.md, row § 7.
 
     Args:
         probs_BK: probabilities of an epoch's images.

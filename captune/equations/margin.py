@@ -1,4 +1,4 @@
-"""The confusion-aware calibrated margin (README.md section 7)."""
+"""The confusion-aware calibrated margin (README.md, row § 7)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def calibrated_margin(
     - paper: δ_c = 1 - σ_c/max σ, Δ = max δ, M_ij = m·Δ·δ_i·S_ij.
 
     A class that is never pseudolabelled (TRZSL's seen ones) has r = 1 (δ = 0); the maximum of σ is over all K classes.
-    See Wang et al., ICML 2025 (arXiv 2505.02056), and README.md section 7.
+    See Wang et al., ICML 2025 (arXiv 2505.02056), and README.md, row § 7.
 
     Args:
         similarity_KK: S, cosines or a confusion in [0, 1].

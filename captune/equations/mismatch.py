@@ -1,4 +1,4 @@
-"""Concept mismatch: which class names do not describe their images (README.md section 2, Algorithm 1 of the paper)."""
+"""Concept mismatch: which class names do not describe their images (README.md, row § 2, Algorithm 1 of the paper)."""
 
 from __future__ import annotations
 

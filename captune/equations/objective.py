@@ -1,4 +1,4 @@
-"""The losses of a step (README.md section 6): margin cross-entropy and self-training.
+"""The losses of a step (README.md, row § 6): margin cross-entropy and self-training.
 
 Nothing here looks at a value on the host: no `.item()`, no boolean indexing, so a step on an accelerator never waits.
 """
@@ -18,7 +18,7 @@ def margin_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy after raising every other class's logit by its margin over the label's.
 
-    L = 1/B · Σ_i w_i · CE(z_i + M[y_i] with M[y_i, y_i] = 0, y_i). See Wang et al., ICML 2025, README.md section 6.
+    L = 1/B · Σ_i w_i · CE(z_i + M[y_i] with M[y_i, y_i] = 0, y_i). See Wang et al., ICML 2025, README.md, row § 6.
 
     Args:
         logits_BK: logits, cosines times the logit scale.
@@ -52,7 +52,7 @@ def self_training_loss(
 
     L = Σ_i 1[max p_i > tau]·w[ŷ_i]·L_m(ŷ_i, z_i^strong) / max(1, Σ_i 1[max p_i > tau]), with p and ŷ from the weak
     view, without gradient. See FixMatch (Sohn et al., NeurIPS 2020, Eq. 4), which divides by the batch instead and has
-    no margin; README.md section 6.
+    no margin; README.md, row § 6.
 
     Args:
         weak_logits_BK: logits of the weak view; no gradient flows into them.
@@ -83,7 +83,7 @@ def self_training_loss(
 
 
 def count_confident(labels_B: Tensor, mask_B: Tensor, num_classes: int) -> Tensor:
-    """σ: how often each class was confidently predicted, [K] float; add over an epoch's batches (README.md section 7).
+    """σ: how often each class was confidently predicted, [K] float; add over an epoch's batches (README.md, row § 7).
 
     Raises:
         ValueError: shapes do not fit.

@@ -1,4 +1,4 @@
-"""A step on frozen features for P configurations at once, its gradients written by hand (README.md sections 5 and 6),
+"""A step on frozen features for P configurations at once, its gradients written by hand (README.md, rows § 5 and § 6),
 and the margins and weights of an epoch's beginning (7 and 9).
 
 The operations of such a step are so small that calling them takes longer than computing them. Here every tensor has a

@@ -1,4 +1,4 @@
-"""Main samples: the leaderboard of trusted pseudolabels of each class (README.md sections 4 and 8).
+"""Main samples: the leaderboard of trusted pseudolabels of each class (README.md, rows § 4 and § 8).
 
 A leaderboard is {class: [(image index, confidence), ...]}. Scores that tie are ordered by image index, falling. Scores
 are only compared, never computed with, so boards are the same on every device and exact in the dtype that came in.
@@ -49,7 +49,7 @@ def top_k_leaderboard(
     images; then, by falling score, the images on no board go to the classes still short (a contested image to the class
     that scores it higher, then to the first class). A board lists its argmax images first.
 
-    See Wang et al., ICML 2025 (arXiv 2505.02056), and README.md section 4.
+    See Wang et al., ICML 2025 (arXiv 2505.02056), and README.md, row § 4.
 
     Args:
         probs_NK: probabilities (or any scores) of N pool images for K classes.
@@ -98,8 +98,7 @@ def top_k_leaderboard(
 def leaderboard_size(
     epoch: int, *, start: int, pool_per_class: int, max_ratio: float, num_epochs: int, cap: int = 1000
 ) -> int:
-    """Size of the boards at an epoch: start + int((min(cap, int(n·rho)) - start)·min(1, epoch/(0.7·E))) (README.md
-    section 8).
+    """Board size at an epoch: start + int((min(cap, int(n·rho)) - start)·min(1, epoch/(0.7·E))) (README.md, § 8).
 
     Args:
         epoch: e, the epoch that has just ended.
@@ -131,7 +130,7 @@ def grow_leaderboard(
     contest: str = "class_order",
     max_candidates: int = 1000,
 ) -> Leaderboard:
-    """Renew the boards from an epoch's confident predictions (README.md section 8).
+    """Renew the boards from an epoch's confident predictions (README.md, row § 8).
 
     Candidates are predictions of classes that have a board, whose image is on no board now, by falling (confidence,
     image index). Predictions of other classes (TRZSL's seen ones) are passed over: they open no board and claim no

@@ -1,4 +1,4 @@
-"""Class weights against imbalanced pseudolabels (README.md section 9)."""
+"""Class weights against imbalanced pseudolabels (README.md, row § 9)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def class_weights(
     """Weights that pull the pseudolabels' class shares toward uniform, or toward a prior.
 
     w_c = (a_c / max(σ_c, 1))^γ clipped to [1/clip, clip], then divided by their mean over the pseudolabelled classes;
-    a_c is the count that class should have: the mean of σ (uniform), or Σσ·π_c. Ours; README.md section 9.
+    a_c is the count that class should have: the mean of σ (uniform), or Σσ·π_c. Ours; README.md, row § 9.
 
     Args:
         counts_K: σ, confident predictions by class, at least 0.

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate (captune/equations/README.md section 6)."""
+"""The optimiser and its learning rate (README.md, row § 6)."""
 
 from __future__ import annotations
 
