@@ -140,7 +140,9 @@ def test_images_that_cannot_be_used_are_named(model: captune.AdaptedModel, tmp_p
         model.predict(tmp_path / "broken.png")
     with pytest.raises(DataError, match="there must be an image"):
         model.predict([])
-    with pytest.raises(UsageError, match=r"float64 of shape \(8, 8, 1\)"):
+    with pytest.raises(UsageError, match=r"float64 of shape \(8, 8, 3\)"):
+        model.predict(np.zeros((8, 8, 3)))
+    with pytest.raises(DataError, match=r"8 wide, where 64 are wanted.*must be uint8"):
         model.predict(np.zeros((8, 8)))
 
 

@@ -208,13 +208,14 @@ class AdaptedModel:
                 where=self.source,
                 next_step="Give images.",
             )
-        checked = checked_features(np.asarray(image_features_ND), "the image features")
-        if checked.shape[1] != self.text_KD.shape[1]:
+        given = np.asarray(image_features_ND)
+        if given.ndim == 2 and given.shape[1] != self.text_KD.shape[1]:
             raise DataError(
                 "image features must be as wide as those the model was made on",
-                got=f"{checked.shape[1]} wide, where {self.text_KD.shape[1]} are wanted",
-                next_step="Were they made by the same backbone?",
+                got=f"{given.shape[1]} wide, where {self.text_KD.shape[1]} are wanted",
+                next_step="Were they made by the same backbone? Pixels of a grey image must be uint8, not float.",
             )
+        checked = checked_features(given, "the image features")
         features_ND = torch.nn.functional.normalize(torch.from_numpy(checked), dim=-1).to(self.text_KD.device)
         parts = torch.split(features_ND, _FEATURES_AT_ONCE)
         return torch.cat([self._probabilities(None, lambda own=own: own) for own in parts])  # type: ignore[misc]

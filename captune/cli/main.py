@@ -87,7 +87,7 @@ COMMANDS = {
         "Run a study of each method with the same search budget; say who won, by how much, and how sure that is."
     ),
     "adapt": "Adapt a model with one configuration.",
-    "predict": "Classify images with an adapted model.",
+    "predict": "Classify images, or image features that were computed before, with an adapted model.",
     "export": ("Write an adapted model for other programs: class weights, open_clip, ONNX, Hugging Face, or a bundle."),
     "serve": "Serve an adapted model on this machine: POST an image, get classes; and a page to drop an image on.",
     "mismatch": "Find class names that CLIP does not connect with their images.",

@@ -182,11 +182,13 @@ def test_what_is_waited_for_is_shown_on_a_terminal_and_in_no_file() -> None:
 
 def test_predictions_are_a_table_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     row = ["a.jpg", "ring", "75.0", "%", "cup", "20.0", "%"]
-    _show([Prediction(str(Path.cwd() / "a.jpg"), "ring", 0.75, "cup", 0.2)], [])
+    _show([Prediction(str(Path.cwd() / "a.jpg"), "ring", 0.75, "cup", 0.2)], [], rows=False)
     assert capsys.readouterr().out.splitlines()[1].split() == row
-    _show([], [("b.jpg", 1, "ring", 0.75), ("b.jpg", 2, "cup", 0.2)])
+    _show([], [("b.jpg", 1, "ring", 0.75), ("b.jpg", 2, "cup", 0.2)], rows=False)
     assert capsys.readouterr().out.splitlines()[2].split() == ["b.jpg", "2", "cup", "20.0", "%"]
-    _show([Prediction(f"/long/folder/{name}", "ring", 0.75, "cup", 0.2) for name in ("a.jpg", "of/b.jpg")], [])
+    _show(
+        [Prediction(f"/long/folder/{name}", "ring", 0.75, "cup", 0.2) for name in ("a.jpg", "of/b.jpg")], [], rows=False
+    )
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "In /long/folder:", "said once"
     assert said[2].split() == row and said[3].startswith("of/b.jpg")

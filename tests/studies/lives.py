@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from captune.config import StudyConfig, TaskConfig
+from captune.decisions.advice import Advice, advise
+from captune.decisions.evidence import Evidence
 from captune.studies import closing
 from captune.studies.planning import Plan, plan_study
 from captune.tuning.open_study import OpenStudy
@@ -22,6 +25,12 @@ def settings(paradigm: str, **values: Any) -> StudyConfig:
     task = TaskConfig(dataset="digits", paradigm=paradigm)  # type: ignore[arg-type]
     small = {"fixed": QUICK, "trials": 3, "confirm_top": 2, "confirm_seeds": 1}
     return StudyConfig(task=task, method="cap", **(small | values))
+
+
+def advise_everything(evidence: Evidence) -> Advice:
+    """What is advised, with the same weight on every candidate: each kind of model is a member."""
+    alike = {name: 1 / len(evidence.probs) for name in evidence.probs}
+    return replace(advise(evidence), weights=alike, blend=alike)
 
 
 def run_trials(plan: Plan, *, resume: bool = False) -> OpenStudy:

@@ -27,19 +27,13 @@ from captune.studies.planning import plan_study
 from captune.training.context import open_context
 from captune.training.trial import PREDICTIONS, limit_threads
 from tests.slow import slow_but
-from tests.studies.lives import run_trials, settings
+from tests.studies.lives import advise_everything, run_trials, settings
 
 
 def advise_a_reference(evidence: Evidence) -> Advice:
     """What is advised, with all the weight on the text mixture: which cells it wins changes with what was learned."""
     alone = {TEXT_MIXTURE: 1.0}
     return replace(advise(evidence), weights=alone, blend=alone)
-
-
-def advise_everything(evidence: Evidence) -> Advice:
-    """What is advised, with weight on every candidate, so that each kind of model is a member."""
-    alike = {name: 1 / len(evidence.probs) for name in evidence.probs}
-    return replace(advise(evidence), weights=alike, blend=alike)
 
 
 Closed = Callable[[str], tuple[Path, StudyRecord, set[str]]]

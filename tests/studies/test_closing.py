@@ -15,6 +15,7 @@ import torch
 
 from captune.config import TaskConfig
 from captune.data import paradigms
+from captune.decisions import by_predictions
 from captune.decisions.by_criterion import choose_by_criterion
 from captune.records import JOURNAL
 from captune.records.layout import PREDICTIONS
@@ -26,7 +27,7 @@ from captune.training import context, evaluation, scoring
 from captune.training.ensemble import write_ensemble
 from tests.journals import journal_lines
 from tests.slow import slow_but
-from tests.studies.lives import search, settings
+from tests.studies.lives import advise_everything, search, settings
 from tests.tuning.simulate import outcomes
 
 
@@ -88,7 +89,7 @@ def test_search_choice_and_every_weight_are_unchanged_when_the_sealed_labels_are
 
 
 def test_the_ensemble_is_a_candidate_scored_reported_and_averaged_again_when_the_study_goes_on(
-    studied: Callable[[str], Path], tmp_path: Path
+    studied: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = Path(shutil.copytree(studied("ul"), tmp_path / "ul"))
     run = load_study(directory)
@@ -97,6 +98,7 @@ def test_the_ensemble_is_a_candidate_scored_reported_and_averaged_again_when_the
     assert "ensemble" in {candidate["name"] for candidate in events(directory, "choice")[-1]["candidates"]}
     first = load_study(directory).find("ensemble")
     assert first is not None and 0.5 < (first.metric or 0) <= 1
+    monkeypatch.setattr(by_predictions, "advise", advise_everything)  # so the new seeds are members, good or not
     search(directory, settings("ul", confirm_seeds=2), resume=True)
     reports = [event for event in events(directory, "report") if event["key"] == "ensemble"]
     assert len(reports) == 2
