@@ -1,7 +1,7 @@
 """A study's answer in plain words: what to use, what that gains, how sure it is, what to type next.
 
-The advice and its reason were made before any test label was read (`captune.decisions`). The words here put beside
-them what the test labels said afterwards; they never change what is advised.
+The advice and its reason were fixed before any test label was read (`captune.decisions`). This module adds what the
+test labels showed afterwards; it never changes the advice.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _USE = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What the test labels said of a candidate: its metric, its gain over zero-shot, and an interval of the gain."""
+    """A candidate's result on the test labels: its metric, its gain over zero-shot, and an interval of that gain."""
 
     metric: float
     gain: float | None
     low: float | None
     high: float | None
     over: str
-    """What the interval is over: seeds, test images or both; empty without one."""
+    """What the interval accounts for: "seeds", "test images" or "seeds and test images"; empty without an interval."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Answer:
     """The answer of a study.
 
     Attributes:
-        name: the candidate that is advised.
+        name: the advised candidate.
         sentence: what to use, what it gains, how sure that is.
-        caveat: why the advised candidate is right although another is better on the test; empty where none is.
+        caveat: why the advice stands although another candidate is better on the test; empty if none is.
         command: what to type next.
-        best_by_test: the candidate that is best on the test, once that may be said.
+        best_by_test: the candidate that is best on the test; None if the advised one has no test metric.
         regret: how much better that one is than the advised one, a fraction, at least 0.
-        measured: of the advised candidate; None before the test labels were read, or where there are none.
+        measured: the advised candidate's test result; None before the test labels were read, or if there are none.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Answer:
 
 
 def answer_of(study: StudyRecord) -> Answer:
-    """The answer of a study as far as it has come."""
+    """The answer of a study; provisional if the study has not ended."""
     name = recorded_choice(study).name
     measured = measured_of(study, name)
     best, regret = best_by_test(study, name)
@@ -77,10 +77,10 @@ def answer_of(study: StudyRecord) -> Answer:
 
 
 def measured_of(study: StudyRecord, name: str) -> Measured | None:
-    """The sealed metric of a candidate (mean over seeds) and its gain over zero-shot.
+    """The test metric of a candidate (mean over seeds) and its gain over zero-shot; None without a metric.
 
-    The interval of the gain holds the spread over seeds (Student), where there are several, and over the test images
-    (paired differences, normal), where the study wrote that down.
+    The interval of the gain combines the spread over seeds (Student), if there are several, and the sampling error of
+    the test images (paired differences, normal), if the study recorded it.
     """
     values = list(metrics_by_seed(study, name).values())
     centre, zero = statistics.mean(values), reference_metric(study, ZERO_SHOT)
@@ -105,8 +105,9 @@ def measured_of(study: StudyRecord, name: str) -> Measured | None:
 
 
 def best_by_test(study: StudyRecord, advised: str) -> tuple[str | None, float | None]:
-    """The candidate with the highest sealed metric (mean over seeds) among those the choice was between, and how much
-    higher it is than the advised one's.
+    """The candidate with the best test metric (mean over seeds), and how far it is ahead of the advised one.
+
+    Both are None if the advised candidate has no test metric. The advised candidate wins ties.
     """
     names = dict.fromkeys([*REFERENCES, ENSEMBLE, *study.configurations(), advised])
     means = {name: statistics.mean(list(metrics_by_seed(study, name).values())) for name in names}
@@ -162,7 +163,7 @@ def _caveat(study: StudyRecord, best: str | None, regret: float | None) -> str:
 
 
 def next_command(study: StudyRecord, name: str) -> str:
-    """What to type now to use what is advised."""
+    """The command that uses the advised candidate, or that resumes the study if it has not chosen yet."""
     if study.choice is None:
         return f"captune resume {shlex.quote(study.directory.name)}"
     if (study.directory / CHECKPOINT).is_file():
@@ -174,7 +175,7 @@ def next_command(study: StudyRecord, name: str) -> str:
 
 
 def task_options(task: dict[str, Any]) -> list[str]:
-    """The command line's options that name a cell: all settings of the task that are not the default."""
+    """The command line's options that name a task: every setting that is not the default, except the cache folder."""
     found: list[str] = []
     for name, field in TaskConfig.model_fields.items():
         value = task.get(name)

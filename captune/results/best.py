@@ -1,4 +1,4 @@
-"""What a study chose, and the sealed metrics of its candidates."""
+"""What a study chose, and the test metrics of its candidates."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["Candidate", "Choice", "choose", "recorded_choice"]
 
 
 def report_trials(study: StudyRecord, name: str) -> list[Trial]:
-    """The trials that measure a configuration on the test: in the report role where there are any, else in the other.
+    """The trials that measure a configuration on the test: those of the report role if any, else all.
 
-    For a name of the search (`t0003`) its single trial. Empty as long as the test labels were not read.
+    A configuration that was only searched (`t0003`) has a single trial. Stress trials do not count. Empty until the
+    test labels are read.
     """
     if not study.sealed_opened:
         return []
@@ -26,17 +27,17 @@ def report_trials(study: StudyRecord, name: str) -> list[Trial]:
 
 
 def metrics_by_seed(study: StudyRecord, name: str) -> dict[int | None, float]:
-    """Report metric of a configuration by seed."""
+    """Test metric of a configuration by seed."""
     return {trial.seed: trial.metric for trial in report_trials(study, name) if trial.metric is not None}
 
 
 def reference_metric(study: StudyRecord, name: str) -> float | None:
-    """Report metric of a reference, once the test labels were read; of its report-role trial where there is one."""
+    """Test metric of a reference, the mean over its trials; None until the test labels are read."""
     return statistics.mean([trial.metric for trial in report_trials(study, name) if trial.metric is not None])
 
 
 def first_name(study: StudyRecord) -> str | None:
-    """The name under which the configuration that the search began with was confirmed, else its search trial's key."""
+    """The name of the configuration that the search began with: its confirmed name, else its search trial's key."""
     confirmed = [name for name, trials in study.configurations().items() if any(t.starts_search for t in trials)]
     if confirmed:
         return confirmed[0]
@@ -47,9 +48,9 @@ def first_name(study: StudyRecord) -> str | None:
 
 
 def recorded_choice(study: StudyRecord) -> Choice:
-    """The choice the study wrote down; for a study that has none yet, what the criterion alone would choose now.
+    """The choice that the study recorded; if it has none yet, what the criterion alone would choose now.
 
-    The choice it will make may be another one: when it closes, it compares its candidates' predictions.
+    The final choice may differ: when a study closes, it compares its candidates' predictions.
     """
     if study.choice is None:
         return choose(study)
@@ -70,7 +71,10 @@ def recorded_choice(study: StudyRecord) -> Choice:
 
 
 def compared_candidate(study: StudyRecord) -> str | None:
-    """The candidate compared with zero-shot by class: what is advised or, if that is zero-shot, what would be used."""
+    """The candidate that is compared with zero-shot class by class: the advised one.
+
+    If zero-shot itself is advised: the ensemble if the study weighed one, else the best configuration.
+    """
     choice = recorded_choice(study)
     if choice.name != ZERO_SHOT:
         return choice.name

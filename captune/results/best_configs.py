@@ -1,4 +1,4 @@
-"""best_configs.csv: what each study chose, how good it turned out on sealed labels, and how far to trust it."""
+"""best_configs.csv: what each study chose, how good it is on the test labels, and how far to trust it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Flags:
-    """What to beware of in a study's best configuration.
+    """Warnings about a study's best configuration.
 
     Attributes:
         below_zero_shot: the interval of its gain over zero-shot lies below zero.
-        maybe_below_zero_shot: only the mean of its gain does.
-        border_settings: settings within 2 % of an end of their range (a lower end of 0 is none).
-        underpowered: fewer than three seeds, or an interval that holds zero and is wider than ±1 point.
-        oracle: it was selected by sealed labels.
+        maybe_below_zero_shot: its mean gain is below zero, but the interval is not or is missing.
+        border_settings: settings at an end of their range that could be widened, see `on_border`.
+        underpowered: fewer than three seeds, or an interval of the gain that contains zero and is wider than ±1 point.
+        oracle: it was selected by test labels.
     """
 
     below_zero_shot: bool
@@ -50,9 +50,9 @@ class Flags:
 
 
 def best_configs_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per study: what it advises, the answer in words, its best configuration, against what.
+    """One row per study: its advice, the answer in words, and its best configuration beside the references.
 
-    After the columns of `COLUMNS` follow the searched settings of the best configuration.
+    The searched settings of the best configuration follow after `COLUMNS`.
     """
     studies = list(studies)
     rows = [_row(study) | setting_cells(_params(study)) for study in studies]
@@ -67,7 +67,7 @@ def best_flags(study: StudyRecord) -> Flags:
 
 
 def flags(study: StudyRecord, params: dict[str, Any], values: Sequence[float], gains: Sequence[float]) -> Flags:
-    """The flags of a configuration with sealed metrics `values` and gains over zero-shot, both by seed."""
+    """The flags of a configuration, from its settings and its test metrics and gains over zero-shot, both by seed."""
     centre, interval = statistics.mean(gains), statistics.t_interval(gains)
     below = centre is not None and centre < 0
     surely = below and interval is not None and interval.high < 0
@@ -98,7 +98,7 @@ def _share(points: float | None) -> float | None:
 
 
 def _zero_shot_score(study: StudyRecord, choice: Choice) -> float | None:
-    """On the scale of the candidates' scores: of predictions where these chose, else of the criterion."""
+    """Zero-shot's score on the scale of the candidates': by predictions if these chose, else by the criterion."""
     if choice.weights:
         return next((one.mean_score for one in choice.candidates if one.name == ZERO_SHOT), None)
     return score_under(study, study.find(ZERO_SHOT), comparison_criterion(study))

@@ -1,4 +1,4 @@
-"""Figures of what is predicted: class shares of the pool, and how often a sure prediction is right."""
+"""Figures of the predictions: the share of the pool that each class gets, and accuracy by confidence."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ MOST_CLASSES = 20
 
 
 def shares_figure(classes: pd.DataFrame) -> Figure | None:
-    """Share of the pool that is predicted as each class, by zero-shot and by the candidate; of more than 20 classes
-    those whose share changed most (one study).
+    """Share of the pool that is predicted as each class, by zero-shot and by the candidate (one study).
+
+    With more than 20 classes, only the 20 whose share changed most.
     """
     rows = classes[classes["share_change"].notna()]
     if not len(rows):
@@ -41,7 +42,7 @@ def shares_figure(classes: pd.DataFrame) -> Figure | None:
 
 
 def reliability_figure(reliability: pd.DataFrame) -> Figure | None:
-    """Accuracy by confidence, of zero-shot and of the candidate (one study); the area of a dot follows its images."""
+    """Accuracy by confidence, of zero-shot and of the candidate (one study); larger dots stand for more images."""
     if not len(reliability):
         return None
     with mpl.rc_context(STYLE):

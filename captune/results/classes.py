@@ -21,8 +21,8 @@ _PAIR_COLUMNS = (*_CONTEXT, "class", "predicted_as", "before", "after", "change"
 def classes_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row per class: its recall on the test, and the share of the pool that is predicted as it, in [0, 1].
 
-    Before is zero-shot; after is the mean, over its seeds, of what the study advises (the best configuration where that
-    is zero-shot). `mismatched` is empty where the study recorded no detection.
+    Before is zero-shot; after is the mean over seeds of the candidate that `compared_candidate` names. `mismatched` is
+    empty if the study recorded no detection.
     """
     rows = []
     for study in studies:
@@ -51,8 +51,8 @@ def _context(study: StudyRecord) -> dict[str, Any]:
 def pairs_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row per confused pair: the number of test images of `class` that are predicted as `predicted_as`.
 
-    Before and after as in `classes_table`. Reports list the ten worst pairs only: a pair missing from one side has an
-    empty cell there, not a zero.
+    Before and after mean the same as in `classes_table`. A report lists only the ten worst pairs, so a pair that one
+    side does not list has an empty cell there, not a zero.
     """
     return pd.DataFrame(_rows(studies, _pair_rows), columns=list(_PAIR_COLUMNS))
 
@@ -72,7 +72,7 @@ def _rows(studies: Iterable[StudyRecord], make: _Maker) -> list[dict[str, Any]]:
 
 
 def _mismatched(study: StudyRecord) -> set[str] | None:
-    """The classes that concept-mismatch detection flagged; None where it did not take place."""
+    """The classes that concept-mismatch detection flagged; None if it did not run."""
     recorded = None if study.mismatch is None else study.mismatch.mismatched
     return None if recorded is None else {class_name(study, label) for label in recorded}
 
@@ -113,7 +113,7 @@ def _pair_rows(study: StudyRecord, zero_shot: Trial, after: Sequence[Trial]) -> 
     rows = []
     for key in keys:
         seen = [pairs[key] for pairs in after_S if key in pairs]
-        # A mean over only the seeds where the pair is among the worst would be too high: it needs every seed.
+        # Every seed must list the pair: a mean over only the seeds where it is among the worst would be too high.
         mean = statistics.mean(seen) if len(seen) == len(after_S) else None
         if key not in before and mean is None:
             continue

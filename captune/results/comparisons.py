@@ -1,6 +1,4 @@
-"""comparisons.csv and ranks.csv: which of two configurations or methods is better, by how much, and whether that is
-known.
-"""
+"""comparisons.csv and ranks.csv: which of two configurations or methods is better, by how much, and how sure it is."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from captune.results.best import configuration_name, metrics_by_seed, recorded_c
 
 ALL_CELLS = "all cells"
 FEWEST_CELLS = 5
-"""Cells that an interval over cells needs: of fewer, resampling draws the same few again and again."""
+"""An interval over cells needs this many: with fewer, resampling draws the same few again and again."""
 BySeed = Mapping[int | None, float]
 _COLUMNS = (
     "scope", "cell", "study", "first", "second", "measure", "num_cells", "num_pairs", "mean_first", "mean_second",
@@ -42,11 +40,11 @@ def comparisons_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def cell_of(study: StudyRecord) -> str:
-    """Dataset, paradigm and every task setting that is not the default: studies of one cell may be compared."""
+    """Dataset, paradigm and every task setting that is not the default. Studies of one cell may be compared."""
     task = study.task
     ignored = {"dataset", "paradigm", "data_root", "cache_dir"}
     plain = {name: field.default for name, field in TaskConfig.model_fields.items()}
-    # The supervised ceiling is shown with the methods it bounds; any other method that saw labels is another cell.
+    # The supervised ceiling shares the cell of the methods that it bounds. Others that saw labels get their own cell.
     plain["unseal_pool"] = study.method == "supervised"
     special = {k: v for k, v in sorted(task.items()) if k not in ignored and v is not None and v != plain.get(k)}
     words = " ".join(f"{key}={json.dumps(value).strip(chr(34))}" for key, value in special.items())
@@ -59,7 +57,7 @@ def _within(study: StudyRecord) -> list[dict[str, Any]]:
     for name in study.configurations():
         values[name] = metrics_by_seed(study, name) if measure == "metric" else _scores_by_seed(study, name)
     values = {name: by_seed for name, by_seed in values.items() if by_seed}
-    # Balanced zero-shot's score may be 1 by construction; only on sealed labels is it compared.
+    # A criterion built on balanced zero-shot scores it 1 by construction, so compare it by test metric only.
     for reference in (ZERO_SHOT, BALANCED) if measure == "metric" else (ZERO_SHOT,):
         trial = study.find(reference)
         level = reference_metric(study, reference) if measure == "metric" else (trial.score if trial else None)
@@ -81,8 +79,9 @@ def _scores_by_seed(study: StudyRecord, name: str) -> BySeed:
 
 
 def _method_values(studies: Sequence[StudyRecord]) -> dict[str, dict[str, BySeed]]:
-    """Cell → method → sealed metric by seed of the chosen configuration; the training-free references are methods
-    too.
+    """Cell → method → test metric by seed of the chosen configuration.
+
+    Zero-shot and balanced zero-shot count as methods too.
     """
     cells: dict[str, dict[str, BySeed]] = {}
     for study in studies:
@@ -100,7 +99,7 @@ def _method_values(studies: Sequence[StudyRecord]) -> dict[str, dict[str, BySeed
 
 
 def _free_name(methods: Mapping[str, BySeed], study: StudyRecord) -> str:
-    # Two studies of one method in one cell (other spaces, other samplers) stay apart under their own names.
+    # A second study of the same method and cell (another space or sampler, say) goes by its own name.
     return study.method if study.method not in methods else study.name
 
 
@@ -113,7 +112,7 @@ def _across(studies: Sequence[StudyRecord]) -> list[dict[str, Any]]:
     for a, b in statistics.pairs_of(names):
         shared = {cell: (m[a], m[b]) for cell, m in cells.items() if a in m and b in m}
         if {a, b} <= {ZERO_SHOT, BALANCED}:
-            continue  # neither depends on a seed: the two columns of best_configs.csv say it all
+            continue  # neither depends on a seed, and best_configs.csv already has both numbers
         context = {"scope": "methods", "first": a, "second": b, "measure": "metric"}
         for cell, pair in shared.items():
             rows.append(context | {"cell": cell} | compare([pair]))
@@ -123,10 +122,10 @@ def _across(studies: Sequence[StudyRecord]) -> list[dict[str, Any]]:
 
 
 def compare(strata: Sequence[tuple[BySeed, BySeed]]) -> dict[str, Any]:
-    """One pair over the seeds of one cell, or over several cells.
+    """Compare one pair, over the seeds of one cell or over several cells.
 
-    Over several, each cell is one value, the mean of its differences: interval, test and verdict are about cells like
-    these, so cells are resampled, and below `FEWEST_CELLS` of them there is no interval.
+    Over several cells, each cell counts as one value, the mean of its differences. Interval, test and verdict are then
+    about cells like these, so cells are resampled; with fewer than `FEWEST_CELLS` there is no interval.
     """
     paired = [
         ([first[seed] for seed in first if seed in second], [second[seed] for seed in first if seed in second])
@@ -186,8 +185,9 @@ def _with_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def ranks_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """Mean rank of each method over the cells that hold every method (1 is best; ties share), and its mean metric
-    there.
+    """Mean rank (1 is best; ties share a rank) and mean test metric of each method.
+
+    Only cells in which every method was run count.
     """
     studies = list(studies)
     cells = _method_values(studies) if len(studies) > 1 else {}

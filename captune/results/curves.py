@@ -15,7 +15,7 @@ from captune.results.best import reference_metric
 
 NUM_RESAMPLES = 400
 EVERY_COUNT_UP_TO = 100
-"""Numbers of trials that all get a row; larger ones get COUNTS_BEYOND rows, evenly spaced on a log scale."""
+"""Each number of trials up to this one gets a row; beyond it at most COUNTS_BEYOND rows, evenly spaced in log."""
 COUNTS_BEYOND = 60
 _COLUMNS = (
     "study", "num_trials", "observed_best_score",
@@ -27,19 +27,19 @@ Floats = NDArray[np.float64]
 
 
 def curves_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """Expected best-so-far selection score, and sealed metric of the trial it would pick, by number of trials.
+    """Expected best selection score after n trials, and the expected test metric of the trial with that score.
 
-    The expectation is over which n of the study's N trials had been drawn (Dodge et al., EMNLP 2019, without
-    replacement): exact for a random search; for a guided one it says what these trials are worth in random order, and
-    `observed_best_score` is the order as it was. The band is the 95 % bootstrap over trials. Stopped trials count
-    with the score they were stopped at. Every n up to 100 has a row, beyond that 60 up to N, so that the table and the
-    time it takes grow with N, not with N².
+    The expectation is over which n of the study's N trials were drawn (Dodge et al., EMNLP 2019, without
+    replacement). It is exact for a random search. For a guided search it tells what these trials are worth in random
+    order; `observed_best_score` keeps the order of their numbers. Bands are 95 % bootstrap intervals over trials. A
+    stopped trial counts with its score when it was stopped. Every n up to 100 has a row; between 100 and N there are at
+    most 60, so that the time this takes grows with N and not with N².
     """
     return pd.DataFrame([row for study in studies for row in _rows(study)], columns=list(_COLUMNS))
 
 
 def trial_counts(total: int) -> list[int]:
-    """The numbers of trials n that get a row of the curve, rising, the last one `total`."""
+    """The numbers of trials that get a row of the curve, in ascending order; the last one is `total`."""
     counts = list(range(1, min(total, EVERY_COUNT_UP_TO) + 1))
     if total > EVERY_COUNT_UP_TO:
         beyond = np.geomspace(EVERY_COUNT_UP_TO, total, COUNTS_BEYOND + 1)[1:]

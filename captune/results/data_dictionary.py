@@ -1,7 +1,7 @@
 """columns.csv and datapackage.json: what every column of the tables beside them means.
 
-The package is a Frictionless Data Package (Table Schema): its types and missing values are those of the CSVs, so that
-any tool that knows the format reads them with the right types.
+datapackage.json follows the Frictionless Data Package standard (Table Schema). It states the types and the missing
+value of the CSVs, so that any tool that knows the standard reads them with the right types.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def columns_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def datapackage(title: str, columns: pd.DataFrame) -> str:
-    """The descriptor of a folder of tables.
+    """The text of datapackage.json for a folder of tables.
 
     Args:
-        title: of the package.
-        columns: the table that `columns_table` made, of all CSVs in the folder.
+        title: the package's title.
+        columns: what `columns_table` returned for all CSVs in the folder.
     """
     resources = []
     for name, rows in columns.groupby("table", sort=False):
@@ -83,12 +83,12 @@ def _field(row: Mapping[str, object]) -> dict[str, object]:
 def meaning_of(table: str, column: str, values: Iterable[object] = ()) -> Meaning:
     """What a column of a table means.
 
-    Columns that are not listed in columns.yaml are searched settings (trials.csv, best_configs.csv; their type is that
-    of their values), selection criteria and what a method reports of an epoch (epochs.csv), and sensitivities
-    (robustness.csv).
+    A column that columns.yaml does not list is described by rule: searched settings (trials.csv, best_configs.csv),
+    whose type is that of their values; selection criteria and what a method reports of an epoch (epochs.csv); and
+    sensitivities (robustness.csv).
 
     Raises:
-        KeyError: none of these.
+        KeyError: the column is none of these.
     """
     known = _known()
     listed = known.get(table, {}).get(column) or known["common"].get(column)
@@ -120,7 +120,7 @@ def _setting(name: str, values: Iterable[object]) -> Meaning:
 
 
 def _descriptions(name: str) -> list[str]:
-    """What a setting means: as all methods have it, else as each method that has it says it."""
+    """The setting's description: the common one if all methods share it, else each method's own."""
     if name in TrialConfig.model_fields:
         return [TrialConfig.model_fields[name].description or ""]
     methods: dict[str, list[str]] = {}

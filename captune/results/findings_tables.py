@@ -1,7 +1,7 @@
 """What a study found on its pool and test images when it was closed, as tables: confusion, reliability, pictures.
 
-The study wrote it down in findings.json (`captune.studies.findings`); a study of an older captune, or a copied journal,
-has none. What needs test labels is left out as long as they are sealed, whatever the file holds.
+The study wrote this to findings.json (`captune.studies.findings`); a study of an older captune, or a copied journal,
+has no such file. What needs test labels is left out until they are opened, whatever the file holds.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _PICTURE_COLUMNS = (
 )  # fmt: skip
 _SEALED = ("confusion", "reliability", "gain", "gain_error")
 ORDER = ("changed", "mismatched", "confused", "duplicates")
-"""The sections of pictures as a page shows them."""
+"""The sections of pictures, in the order in which a page shows them."""
 
 
 def findings_of(study: StudyRecord) -> dict[str, Any]:
-    """What the study wrote down of the candidate that is put beside zero-shot; empty where it wrote nothing of it."""
+    """The findings about the candidate that is compared with zero-shot; empty if the file has none about it."""
     try:
         found = json.loads((study.directory / FINDINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -42,13 +42,13 @@ def findings_of(study: StudyRecord) -> dict[str, Any]:
 
 
 def class_name(study: StudyRecord, label: Any) -> str:
-    """A class by its index; as it is where the study has no name for it."""
+    """The name of the class with this index; the index itself, as text, if the study has no name for it."""
     names = study.opened.class_names
     return names[label] if isinstance(label, int) and 0 <= label < len(names) else str(label)
 
 
 def confusion_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per class and what it is taken for: test images so predicted by zero-shot, and by the candidate."""
+    """One row per class and predicted class: the number of test images, by zero-shot and by the candidate."""
     rows = [
         {"study": study.name, "candidate": found["candidate"], "class": class_name(study, true),
          "predicted_as": class_name(study, predicted), "before": before, "after": after,
@@ -60,7 +60,7 @@ def confusion_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def reliability_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per bin of confidence: how sure zero-shot and the candidate are of test images, and how often right."""
+    """One row per bin of confidence: mean confidence and accuracy on test images, of zero-shot and of the candidate."""
     rows = [
         {"study": study.name, "of": ZERO_SHOT if which == "before" else found["candidate"], "low": low, "high": high,
          "images": images, "confidence": confidence, "accuracy": accuracy}
@@ -77,7 +77,7 @@ def pictures_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def jpegs_of(study: StudyRecord) -> list[list[str]]:
-    """The pictures themselves, base64, in the order of the rows of `pictures_table`."""
+    """The pictures as base64 JPEGs, in the order of the rows of `pictures_table`."""
     return [jpegs for _, jpegs in _pictures(study, findings_of(study))]
 
 
@@ -87,7 +87,7 @@ def _found(studies: Iterable[StudyRecord]) -> Iterable[tuple[StudyRecord, dict[s
 
 def _pictures(study: StudyRecord, found: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
     shown = [one for one in found.get("pictures", []) if one.get("section") in ORDER]
-    # Within a section by class in the order in which they were chosen: most changed, most confused first.
+    # Within a section, keep the order in which the study chose the classes: most changed or most confused first.
     groups = list(dict.fromkeys(_group(one) for one in shown))
     shown.sort(key=lambda one: (ORDER.index(one["section"]), groups.index(_group(one)), one.get("order") != "surest"))
     rows = []

@@ -55,13 +55,13 @@ def plain(value: Any) -> str:
 
 
 def _with_minus(text: str) -> str:
-    """A minus sign instead of the hyphen that Python writes, also in an exponent; no sign before a zero."""
+    """Turn Python's hyphen into a minus sign, also in an exponent, and drop the sign of a zero."""
     text = re.sub(r"^[-+](0(?:\.0*)?)$", r"\1", text)
     return text.replace("-", MINUS)
 
 
 def sentence(text: Any) -> str:
-    """Words as a sentence: a capital at its head, a full stop at its end."""
+    """Text as a sentence: a capital at the start, a full stop at the end."""
     said = plain(text).strip()
     return said if not said or said == NOTHING else f"{said[0].upper()}{said[1:]}{'' if said[-1] in '.!?' else '.'}"
 
@@ -77,13 +77,13 @@ def in_words(name: Any) -> str:
 
 
 def short_name(name: Any) -> str:
-    """A candidate as it stands in a table or a figure."""
+    """A candidate's name in a table or a figure."""
     text = plain(name)
     return text if text in ("ensemble", "blend") else _NAMES.get(text, text).removeprefix("the ")
 
 
 def short_datasets(names: Iterable[str]) -> dict[str, str]:
-    """Datasets as a page calls them: `features:/data/whu19.npz` is "whu19" where no other of them is."""
+    """Short names of datasets: `features:/data/whu19.npz` becomes "whu19" unless another one would be "whu19" too."""
     known = list(dict.fromkeys(names))
     short = {name: PurePath(name.partition(":")[2]).stem or name for name in known}
     times = Counter(short.values())
@@ -91,7 +91,7 @@ def short_datasets(names: Iterable[str]) -> dict[str, str]:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds in the two largest units that they fill."""
+    """A duration in the two largest units that it fills."""
     if not is_known(seconds):
         return NOTHING
     total = round(float(seconds))

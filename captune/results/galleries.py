@@ -13,12 +13,12 @@ from captune.results import views
 from captune.results.formats import is_known, percent
 
 MOST_GRID_CLASSES = 12
-"""Classes of a confusion matrix that is read on a page; of more, those that are confused most."""
+"""Most classes that a page's confusion matrix shows; if there are more, those that are confused most."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """One picture: its address (data:), and what a screen reader says."""
+    """One picture: its address (data:), and the text for screen readers."""
 
     src: str
     alt: str
@@ -26,7 +26,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Shown:
-    """One or two pictures with what is said of them."""
+    """One or two pictures and their caption."""
 
     images: tuple[Image, ...]
     text: str
@@ -74,8 +74,8 @@ def galleries(pictures: pd.DataFrame | None, jpegs: Sequence[Sequence[str]]) -> 
     """The sections of a page's pictures.
 
     Args:
-        pictures: pictures.csv of one study; None where nothing may be shown.
-        jpegs: base64, one or two for each of its rows.
+        pictures: pictures.csv of one study; None if nothing may be shown.
+        jpegs: base64, one or two for each row of `pictures`.
     """
     rows = list(zip(views.rows_of(pictures), jpegs, strict=True)) if pictures is not None else []
     found = []
@@ -129,8 +129,9 @@ _TEXTS: dict[str, Callable[[views.Row], str]] = {
 
 
 def confusion_grids(confusion: pd.DataFrame | None) -> list[views.Grid]:
-    """The confusion matrix before and after, cut to the classes that are confused most and sorted so that confused
-    ones stand side by side.
+    """The confusion matrix before and after adaptation.
+
+    It has only the classes that are confused most, in an order that puts confused classes side by side.
     """
     if confusion is None or not len(confusion):
         return []
@@ -161,8 +162,9 @@ def confusion_grids(confusion: pd.DataFrame | None) -> list[views.Grid]:
 
 
 def _neighbours_first(together_KK: Any, count: int) -> list[int]:
-    """That many classes, in an order that begins with the most confused pair and goes on with the class that is
-    confused most with the last three.
+    """The indices of `count` classes, from the number of images (K, K) that each two classes are confused on.
+
+    The order begins with the most confused pair; each next class is the one confused most with the last three.
     """
     num_classes = len(together_KK)
     if not together_KK.any():

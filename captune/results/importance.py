@@ -1,8 +1,8 @@
-"""importance.csv and marginals.csv: which settings mattered, how, and which pairs of them act together.
+"""importance.csv and marginals.csv: which settings mattered, how, and which pairs of them interact.
 
 PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023) and fANOVA (Hutter et al., ICML 2014) come from
-`optuna.importance`; the marginal curves and pairwise interactions, which it lacks, from the forest of `surrogate`.
-Optuna is imported where a study has trials enough for them: it takes a second, which other reports need not wait for.
+`optuna.importance`. Optuna has no marginal curves or pairwise interactions; these come from the forest of `surrogate`.
+Importing Optuna takes a second, so it is imported only for a study that has enough trials.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 TRIALS_A_SETTING = 5
-"""Below this many finished trials per setting the importances are no evidence: they are in the table, but not drawn."""
+"""With fewer finished trials per setting, importances are no evidence: they are in the table, but not drawn."""
 FANOVA_TRIALS = 256
-"""fANOVA reads at most this many trials, evenly spaced in their order: Optuna's takes a time that grows with N²."""
+"""fANOVA reads at most this many evenly spaced trials: Optuna's version takes time that grows as N²."""
 _GRID = 7
 _BACKGROUND = 64
 _MARGINAL_POINTS = 15
@@ -50,11 +50,11 @@ _MARGINAL_COLUMNS = ("study", "parameter", "log", "value", "choice", "mean", "lo
 
 
 def importance_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """Rows `kind` main (per method and setting) and interaction (per pair of settings).
+    """Rows of kind main (one per method and setting) and interaction (one per pair of settings).
 
-    Main importances add to 1 within a method (as Optuna normalises them). An interaction is the share of the forest's
-    variance that a pair explains together and neither alone. Nothing for studies below five finished trials or with
-    equal scores.
+    Main importances of a method add to 1 (Optuna normalises them). An interaction is the share of the forest's variance
+    that two settings explain together but neither explains alone. A study has no rows if all its scores are equal or
+    if it has fewer than five trials: finished ones for main, finished or stopped ones for interaction.
     """
     rows = []
     for study in studies:
@@ -65,8 +65,9 @@ def importance_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def marginals_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """The forest's mean score at values of one setting, the others averaged over the trials; `low`/`high`: 10-90 % of
-    trees.
+    """The forest's mean score at values of one setting, averaged over uniform draws of the other settings.
+
+    `low` and `high` are the 10 % and 90 % quantiles over trees.
     """
     rows = []
     for study in studies:
@@ -81,17 +82,17 @@ def marginals_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 def optuna_study(study: StudyRecord, *, most: int | None = None) -> optuna.Study:
     """The finished search trials as an in-memory Optuna study (direction: maximize), with settings and ranges.
 
-    With `most`, no more than that many of them, evenly spaced in their order.
+    With `most`, at most that many of them, evenly spaced in their order.
 
-    A setting that a trial does not have, or whose value lies outside the recorded range (the paper's), widens the
-    range or leaves the trial out of its analysis, as Optuna does.
+    A value outside the recorded range (the paper's may be) widens that range. Optuna gives no importance to a setting
+    that one of the trials lacks.
     """
     import optuna
     from optuna.trial import TrialState, create_trial
 
     parameters = searched_parameters(study)
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # this study is only a container, so nobody need be told of it
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no message for a study that only holds the trials
     in_optuna = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     optuna.logging.set_verbosity(verbosity)
     kept = [trial for trial in study.of_phase(Phase.SEARCH) if trial.scored]
@@ -171,14 +172,12 @@ def _importances(study: optuna.Study, method: str) -> dict[str, float]:
             evaluator = PedAnovaImportanceEvaluator() if method == "PED-ANOVA" else FanovaImportanceEvaluator(seed=0)
             importances = get_param_importances(study, evaluator=evaluator)
         except (ValueError, RuntimeError):
-            return {}  # too few distinct trials for this measure: the other one still speaks
+            return {}  # too few distinct trials for this measure; the other one may still work
     return {name: float(value) for name, value in importances.items() if np.isfinite(value)}
 
 
 def _background(surrogate: Surrogate) -> Floats:
-    """Settings the others are averaged over: Sobol-like uniform draws, so that a sampler's favourites do not weigh
-    more.
-    """
+    """Unit coordinates (64, P) to average over: uniform draws, so that values the sampler favoured weigh no more."""
     return np.random.default_rng(0).random((_BACKGROUND, len(surrogate.parameters)))
 
 
@@ -232,9 +231,9 @@ def _interaction_rows(study: StudyRecord, surrogate: Surrogate) -> list[dict[str
 
 
 def pair_variance(surrogate: Surrogate, background_NP: Floats, first: int, second: int) -> float:
-    """Variance of the joint marginal of two settings beyond their own: the second-order term of functional ANOVA.
+    """The second-order term of functional ANOVA: the variance that two settings explain together but not alone.
 
-    On a grid f_ij of marginal means the interaction is f_ij − f_i. − f_.j + f_.. , averaged squared.
+    On a grid of marginal means f_ij it is the mean square of f_ij − f_i. − f_.j + f_.. .
     """
     grid_a = _grid(surrogate.parameters[first], _GRID)
     grid_b = _grid(surrogate.parameters[second], _GRID)

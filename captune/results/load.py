@@ -1,7 +1,7 @@
 """Read directories of studies into records, from which every table, figure and page is made.
 
-Nothing here raises for a study that is merely unfinished, torn, copied or edited: what can be said is in the record,
-what cannot is in its notes, one sentence each. Only a path without any journal is an error.
+A study that is unfinished, torn, copied or edited is not an error: its record holds what could be read, and its notes
+say what is missing or doubtful, one sentence each. Only a path without any journal is an error.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from captune.records.journal import read_damaged_journal
 def load_studies(paths: Iterable[Path | str]) -> list[StudyRecord]:
     """Every study under the given paths, each once, in the order given.
 
-    A path is a study's directory, its journal, or a folder that holds studies at any depth up to three. The same study
-    given twice, by two names or as a copy, is read once (the longer journal wins) and noted.
+    A path is a study's directory, its journal, or a folder with studies at most three levels down. A study that is
+    given twice, by two names or as a copy, is read once: the longer journal counts, and a copy is noted.
 
     Raises:
         RecordError: a path does not exist or holds no journal.
@@ -42,7 +42,7 @@ def load_studies(paths: Iterable[Path | str]) -> list[StudyRecord]:
 
 
 def load_study(path: Path | str) -> StudyRecord:
-    """One study.
+    """The one study at a path.
 
     Raises:
         RecordError: no journal, or more than one.
@@ -70,7 +70,7 @@ def _study_directories(path: Path) -> list[Path]:
 
 
 def _load(directory: Path) -> tuple[StudyRecord, int]:
-    """A study, with its notes, and how many events its journal has."""
+    """The study in a directory, with its notes, and the number of events in its journal."""
     events, notes = read_damaged_journal(directory / JOURNAL)
     study = StudyRecord(directory, events)
     add_notes(study, *notes)
@@ -78,7 +78,7 @@ def _load(directory: Path) -> tuple[StudyRecord, int]:
 
 
 def add_notes(study: StudyRecord, *notes: str) -> None:
-    """Add to a record's notes what cannot be said of its study, after what its reading has found."""
+    """Set a record's notes: those given (from reading its journal), then what is missing or doubtful in it."""
     found = list(notes)
     schema = study.opened.schema
     if not study.num_openings:
@@ -103,7 +103,7 @@ def add_notes(study: StudyRecord, *notes: str) -> None:
 
 
 def _identity(study: StudyRecord) -> str:
-    """Equal for copies of one study. The first opening counts: a copy may have been given more trials."""
+    """A text that is equal for copies of a study. It uses the first opening: a copy may have been continued."""
     first = study.first_opened
     if not study.num_openings:
         return str(study.directory.resolve())
@@ -111,7 +111,7 @@ def _identity(study: StudyRecord) -> str:
 
 
 def _distinct_names(studies: list[StudyRecord]) -> list[StudyRecord]:
-    """Studies whose folders share a name get the parent folder in front, so that no table mixes them."""
+    """Put the parent folder's name before names that several studies share, so that no table mixes them."""
     names = [study.name for study in studies]
     taken: set[str] = set()
     for study in studies:

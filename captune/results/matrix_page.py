@@ -1,4 +1,4 @@
-"""report.html of several studies side by side: one grid of gains, methods, transfers, criteria."""
+"""report.html of several studies side by side: gains, methods, transfers, criteria."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _CAPTIONS = {
     "curves": "What a shorter search would have found, one line per study.",
 }
 _DEEPEST = 0.2
-"""A gain or loss of this size (20 points) is shaded most."""
+"""Gains and losses of this size (20 points) or more get the deepest shade."""
 _ONE_GRID = 16
-"""Studies whose transfers fit one grid."""
+"""Most studies whose transfers fit in one grid."""
 _NAMED = 5
-"""Studies that are named with a sentence that concerns more."""
+"""Most studies that a remark names."""
 
 
 def render_matrix(
@@ -40,9 +40,9 @@ def render_matrix(
 
     Args:
         tables: by file name, as they were written.
-        figures: SVG files by name, put into the page.
-        files: names of the files beside the page that it leads to.
-        addresses: study → its own page, from this one.
+        figures: SVG files by name, to be put into the page.
+        files: names of the files beside the page that it links to.
+        addresses: study → its own page, relative to this one.
     """
     best, studies = views.rows_of(tables["best_configs.csv"]), views.rows_of(tables["studies.csv"])
     sentence, lines = _answer(best)
@@ -80,7 +80,7 @@ def _subtitle(studies: Sequence[views.Row]) -> str:
 
 
 def _answer(best: Sequence[views.Row]) -> tuple[str, list[str]]:
-    """What the studies found together, counted; and what became of the advice on the test."""
+    """How often each advice was given, and how the advised candidates did on the test."""
     advised = Counter(str(row["advice"]) for row in best)
     counts = [f"{advice} in {count}" for advice, count in advised.most_common()]
     gains = [float(row["advised_gain"]) for row in best if is_known(row["advised_gain"])]
@@ -96,7 +96,7 @@ def _answer(best: Sequence[views.Row]) -> tuple[str, list[str]]:
 
 
 def _gain_grids(best: Sequence[views.Row], addresses: Mapping[str, str]) -> list[views.Grid]:
-    """For each method a grid of datasets and paradigms: the gain of what is advised over zero-shot, in points."""
+    """For each method a grid of datasets and paradigms: the advised candidate's gain over zero-shot, in points."""
     grids = []
     shown = short_datasets(str(row["dataset"]) for row in best)
     for method in dict.fromkeys(str(row["method"]) for row in best):
@@ -119,7 +119,7 @@ def _gain_grids(best: Sequence[views.Row], addresses: Mapping[str, str]) -> list
 
 
 def _gain_cell(rows: Sequence[views.Row], addresses: Mapping[str, str]) -> views.GridCell:
-    """A cell of the grid of gains; of several studies of one cell the first, the others are in the table."""
+    """A cell of the grid of gains. Of several studies of one cell it shows the first; the others are in the table."""
     if not rows:
         return views.GridCell("")
     row, address = rows[0], addresses.get(str(rows[0]["study"]))
@@ -164,7 +164,7 @@ def _compared(tables: Tables) -> views.Table:
 
 
 def _labels(studies: Sequence[views.Row]) -> dict[str, str]:
-    """Study → dataset and paradigm, its own name where several studies have these."""
+    """Study → dataset and paradigm; its own name if several studies of a method share these."""
     shown = short_datasets(str(row["dataset"]) for row in studies)
     labels = {str(row["study"]): f"{shown[str(row['dataset'])]} {row['paradigm']}" for row in studies}
     times = Counter((labels[str(row["study"])], row["method"]) for row in studies)
@@ -176,9 +176,9 @@ def _labels(studies: Sequence[views.Row]) -> dict[str, str]:
 
 
 def _transfer_grids(tables: Tables, labels: Mapping[str, str]) -> list[views.Grid]:
-    """For each method: whose best configuration (rows) on which cell (columns), as regret in points.
+    """For each method: the regret, in points, of the row's best configuration on the column's cell.
 
-    Of many studies one grid per paradigm; transfers between paradigms are in the table.
+    With more than `_ONE_GRID` studies, one grid per paradigm; transfers between paradigms are only in transfer.csv.
     """
     grids = []
     moved = views.rows_of(tables.get("transfer.csv"))
@@ -250,7 +250,7 @@ def _criteria(tables: Tables) -> views.Table:
 
 
 def _remarks(tables: Tables) -> list[tuple[str, str]]:
-    """Each sentence once, with the studies it is about; what concerns most studies first."""
+    """Each remark once, with the studies that it is about; remarks about most studies first."""
     about: dict[str, list[str]] = {}
     for row in views.rows_of(tables.get("notes.csv")):
         about.setdefault(sentence(row["text"]), []).append(str(row["study"]))

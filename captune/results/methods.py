@@ -1,4 +1,4 @@
-"""methods.csv: each method's default configuration beside its tuned one, and what finding that took."""
+"""methods.csv: each method's default configuration beside its tuned one, and what the tuning cost."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _COLUMNS = (
 def methods_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row per study (and one per cell for balanced zero-shot), best tuned mean of a cell first.
 
-    `default` is the method's default configuration, `tuned` the one that the study chose without sealed labels. Both
-    are fractions on the sealed test, over the confirmed seeds; `search_*` is what the search cost in trials, epochs and
-    seconds of one worker.
+    `default` is the configuration that the search began with, `tuned` the one that the study chose. Both are fractions
+    on the test, over the confirmed seeds. `search_*` is the cost of the search: trials, epochs, and seconds of one
+    worker.
     """
     rows: list[dict[str, Any]] = []
     balanced: dict[str, float] = {}
@@ -34,7 +34,7 @@ def methods_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
         level = reference_metric(study, BALANCED)
         if level is not None:
             balanced[cell_of(study)] = level
-    # A reference has one number: nothing in it depends on a seed.
+    # Balanced zero-shot has one number per cell: it does not depend on a seed.
     known = {row["cell"]: row["zero_shot"] for row in rows}
     rows += [
         {"cell": cell, "method": BALANCED, "default_mean": level, "tuned_mean": level, "zero_shot": known.get(cell)}
@@ -47,7 +47,7 @@ def methods_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 def _row(study: StudyRecord) -> dict[str, Any]:
     chosen = configuration_name(study, recorded_choice(study).config_id)
     default = _mean_sd(study, first_name(study))
-    # A study that keeps zero-shot has no configuration of its own: that is its tuned method.
+    # Without a chosen configuration, zero-shot stands for the tuned method.
     tuned = _mean_sd(study, chosen) if chosen else (reference_metric(study, ZERO_SHOT), None, default[2])
     search = study.of_phase(Phase.SEARCH)
     return {

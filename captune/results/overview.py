@@ -27,8 +27,8 @@ _COLUMNS = (
     "wall_seconds", "spent_seconds", "compute_seconds", "gpu_hours", "ended_early",
 )  # fmt: skip
 _RISING = 0.002
-"""An expected gain above this (0.2 points) over the last quarter of the trials says that more trials would still
-pay.
+"""If the last quarter of the trials raised the expected best score by more than this (0.2 points), more trials would
+probably raise it further.
 """
 
 
@@ -82,7 +82,7 @@ def _row(study: StudyRecord) -> dict[str, Any]:
 
 
 def _what_was_adapted(study: StudyRecord) -> dict[str, Any]:
-    """The model of a study, and what of it is learned."""
+    """The model of a study, and which part of it is learned."""
     base, task = study.opened.base, study.task
     tuning = {"features": "adapters on frozen features", "prompts": f"{base.get('prompts')} prompts"}
     backbone: str | None = "precomputed features"
@@ -90,7 +90,7 @@ def _what_was_adapted(study: StudyRecord) -> dict[str, Any]:
     if not study.dataset.startswith("features:"):
         try:
             backbone, weights = default_backbone(TaskConfig.parse(task))
-        except CaptuneError:  # the settings of another version
+        except CaptuneError:  # task settings of another captune version
             backbone, weights = task.get("backbone"), task.get("pretrained")
         weights = weights or ("embedded in captune" if backbone == "tiny" else None)
     row = DATASETS.get(study.dataset)
@@ -103,9 +103,7 @@ def _what_was_adapted(study: StudyRecord) -> dict[str, Any]:
 
 
 def notes_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per sentence: what cannot be said of a study, or should be kept in mind (`note`), and what to try next
-    (`next step`).
-    """
+    """One row per sentence: doubts and gaps of a study (`note`), and what to try next (`next step`)."""
     rows = [
         {"study": study.name, "kind": kind, "text": text}
         for study in studies
@@ -116,7 +114,7 @@ def notes_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def next_steps(study: StudyRecord) -> list[str]:
-    """What a person might do now, by the flags of the best configuration and the state of the search."""
+    """What to do now, judged by the flags of the best configuration and the state of the search."""
     marks = best_flags(study)
     steps = []
     search = study.of_phase(Phase.SEARCH)

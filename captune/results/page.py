@@ -1,7 +1,7 @@
-"""What stands on report.html of one study, as values for its template, templates/study.html, which holds the HTML.
+"""The content of report.html for one study: the values for its template, templates/study.html, which holds the HTML.
 
-Every number on the page is a cell of a CSV (fractions shown as percent with one decimal): it is made from the tables
-alone. rendering.py fills the template.
+Every number on the page is a cell of a CSV (fractions are shown in percent, with one decimal), because the page is made
+from the tables alone. rendering.py fills the template.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def render_study(
 
     Args:
         tables: by file name, as they were written.
-        figures: SVG files by name, put into the page.
-        files: names of the files beside the page that it leads to.
+        figures: SVG files by name, to be put into the page.
+        files: names of the files beside the page that it links to.
         jpegs: base64, one or two for each row of pictures.csv.
     """
     study, best = views.rows_of(tables["studies.csv"])[0], views.rows_of(tables["best_configs.csv"])[0]
@@ -77,7 +77,7 @@ def render_study(
 
 
 def _contents(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The sections that the page has, with their names."""
+    """The ids and titles of the sections that the page has."""
     drawn = parts["figures"]
     has = {
         ("why", "Why"): True,
@@ -103,7 +103,7 @@ def _notes(tables: Tables, kind: str) -> list[str]:
 
 
 def _candidates(tables: Tables) -> views.Table:
-    """What the choice was between: the score it could see, and the test metric that was measured afterwards."""
+    """The candidates: the score that decided, and the test metric, which was measured afterwards."""
     rows = views.rows_of(tables.get("robustness.csv"))
     by_choice = any(is_known(row["choice_score"]) for row in rows)
     decided = "choice_score" if by_choice else "score_mean"
@@ -161,7 +161,7 @@ COMPARED = (
 
 
 def _facts(study: views.Row) -> list[tuple[str, str]]:
-    """What was adapted, with what, on what, when."""
+    """What was adapted, with what, on what and when, as names and values."""
     shown: list[tuple[str, Any]] = [
         ("dataset", study["dataset"]),
         ("paradigm", _paradigm(study["paradigm"])),
@@ -196,7 +196,7 @@ def _facts(study: views.Row) -> list[tuple[str, str]]:
 
 
 def _paused(study: views.Row) -> bool:
-    """Whether there is a pause worth a line between the study's first event and its last."""
+    """Whether the study was paused, between its first event and its last, long enough to mention it."""
     wall, spent = study["wall_seconds"], study["spent_seconds"]
     return is_known(wall) and is_known(spent) and float(wall) - float(spent) > _PAUSE_SECONDS
 
@@ -234,7 +234,7 @@ def _classes(tables: Tables) -> views.Table:
 
 def _pairs(tables: Tables) -> views.Table:
     counted = tables.get("confusion.csv")
-    if counted is not None:  # all pairs, where the study counted them
+    if counted is not None:  # the study counted all pairs
         counted = counted[counted["class"] != counted["predicted_as"]]
     rows = views.rows_of(tables.get("pairs.csv") if counted is None else counted)
     rows.sort(key=lambda row: -max(float(row[name]) for name in ("before", "after") if is_known(row[name])))
@@ -264,7 +264,7 @@ def _best_trials(tables: Tables) -> views.Table:
 
 
 def _front(tables: Tables) -> views.Table:
-    """The trials that no other beats in selection score and balance at once, where there are several."""
+    """The Pareto front of selection score and balance, if more than one trial is on it."""
     rows = [row for row in views.rows_of(tables["trials.csv"]) if row["on_pareto_front"] is True]
     rows.sort(key=lambda row: -float(row["score"]))
     columns = [

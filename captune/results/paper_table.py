@@ -25,12 +25,12 @@ Cell = tuple[str, str, str]
 
 
 def paper_table(runs: Path, cells: Iterable[Cell], other_protocol: Container[Cell] = ()) -> pd.DataFrame:
-    """One row per (dataset, paradigm, method), all in percent; what has not been run has no mean.
+    """One row per (dataset, paradigm, method), all in percent; without runs, a row has no mean.
 
     Args:
         runs: the folder that holds `<dataset>-<paradigm>-<method>/seed*/metrics.json`.
         cells: the rows, in order.
-        other_protocol: those that are not run as the published numbers were: none stands beside them.
+        other_protocol: cells that are not run as the published numbers were, so no published number stands beside them.
     """
     rows = []
     for dataset, paradigm, method in cells:
@@ -61,7 +61,7 @@ def paper_table(runs: Path, cells: Iterable[Cell], other_protocol: Container[Cel
 
 
 def cell_text(row: pd.Series) -> str:
-    """A cell as it is printed: ours, and in brackets the published number and the difference."""
+    """A cell's text: our number, and in brackets the published number and the difference."""
     if pd.isna(row["mean"]):
         ours = "not run"
     else:
@@ -86,7 +86,7 @@ def grid(table: pd.DataFrame, paradigm: str) -> pd.DataFrame:
 
 
 def write_paper_table(table: pd.DataFrame, out: Path, missing: Sequence[str], notes: Sequence[str]) -> list[Path]:
-    """`paper_table.csv` and `paper_table.html` in a folder; returns the files."""
+    """Write `paper_table.csv` and `paper_table.html` into a folder; returns the files."""
     files = [out / "paper_table.csv", out / "paper_table.html"]
     atomic_write(files[0], table.to_csv(index=False))
     atomic_write(files[1], _page(table, missing, notes))

@@ -1,7 +1,7 @@
-"""Figures of the tables: one column wide, so that they read on a phone, as PNG and SVG.
+"""Figures of the tables, as PNG and SVG, one column wide so that they can be read on a phone.
 
-Every function takes a table as `write_csv` wrote it and draws nothing else; axes are in percent, files in fractions.
-A table without the numbers a figure needs gives None rather than an empty picture.
+Every function takes a table as `write_csv` wrote it and draws only that; axes are in percent, files in fractions. It
+returns None, not an empty picture, if the table lacks the numbers for the figure.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from captune.records.files import replacing
 from captune.records.trial import FIRST_ORIGINS
 from captune.results.formats import short_name
 
-# Okabe and Ito's palette ("Color Universal Design", 2008): told apart by colour-blind readers.
+# Okabe and Ito's palette ("Color Universal Design", 2008), which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A", "#222222"
 PAPER, GRID = "#ffffff", "#e4e4e4"
 WIDTH = 5.0
-"""Inches: about 350 points, so that a 360 px screen shows the type at nearly its size."""
+"""Inches, about 350 points: a 360 px screen shows the type at nearly its size."""
 DPI = 170
 STYLE: Any = {
     "font.size": 10,
@@ -49,18 +49,18 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "svg.hashsalt": "captune",
-    # Text stays text: it can be searched, and follows the page's font and colours.
+    # Keep text as text, so that it can be searched and follows the page's font and colours.
     "svg.fonttype": "none",
 }
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.svg, the same bytes for the same figure."""
+    """Write `stem`.png and `stem`.svg; the same figure gives the same bytes."""
     written = []
     with mpl.rc_context(STYLE):
         layout = figure.get_layout_engine()
         if layout is not None:
-            # Laid out once, before both files: while a figure has an engine, each file is drawn twice.
+            # Lay out once, before both files: with a layout engine, each savefig draws the figure twice.
             layout.execute(figure)
             figure.set_layout_engine(None)
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
@@ -72,7 +72,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 
 def stamp(figure: Figure, text: str) -> None:
-    """Write a warning over the head of a figure that must not be shown without it."""
+    """Write a warning at the top of a figure that must not be shown without it."""
     figure.suptitle(text, color="#d55e00", fontsize="small", fontweight="bold")
 
 
@@ -169,7 +169,7 @@ def _draw_configurations(axis: Axes, robustness: pd.DataFrame, column: str) -> N
     axis.set_ylim(-0.7, len(rows) - 0.3)
     for name, colour, dashes in (("zero_shot", RED, (4, 2)), ("balanced", GREEN, (2, 1))):
         level = robustness.loc[robustness["configuration"] == name, column].dropna()
-        # A reference that the criterion is built on scores 1 by construction: no line for it.
+        # A reference that the criterion is built on scores 1 by construction; a line would say nothing.
         if len(level) and not (column == "score_mean" and float(level.iloc[0]) >= 1):
             axis.axvline(
                 100 * float(level.iloc[0]),
@@ -194,7 +194,7 @@ def _candidate_label(row: Any) -> str:
 
 
 def plain_text(name: Any) -> str:
-    """A name for matplotlib, in which a dollar sign begins no formula."""
+    """A name in which matplotlib does not read a dollar sign as the start of a formula."""
     return str(name).replace("$", r"\$")
 
 
@@ -263,9 +263,9 @@ def _draw_stress(axis: Axes, rows: pd.DataFrame, columns: Sequence[str]) -> None
 
 
 def importance_figure(importance: pd.DataFrame, marginals: pd.DataFrame) -> Figure | None:
-    """Which settings mattered, by two measures, and how the score goes with the four that mattered most (one study).
+    """Which settings mattered, by two measures, and how the score depends on the four that mattered most (one study).
 
-    None where the trials are too few to say.
+    None if there are too few trials to tell.
     """
     main = importance[(importance["kind"] == "main") & importance["enough"].eq(True)]
     if not len(main):
@@ -314,7 +314,7 @@ def _draw_marginal(axis: Axes, curve: pd.DataFrame, name: str) -> None:
 
 
 def curves_figure(curves: pd.DataFrame) -> Figure | None:
-    """Expected best so far by number of trials, with its band; one line per study."""
+    """Expected best score so far by number of trials, with its band; one line per study."""
     if not len(curves):
         return None
     panels: list[tuple[str, str, str]] = [
@@ -344,7 +344,7 @@ def curves_figure(curves: pd.DataFrame) -> Figure | None:
 
 
 def comparisons_figure(comparisons: pd.DataFrame) -> Figure | None:
-    """Paired differences with their intervals and verdicts, the 15 largest."""
+    """The 15 largest paired differences, with their intervals and verdicts."""
     rows = comparisons[comparisons["difference"].notna()]
     if not len(rows):
         return None
@@ -360,7 +360,7 @@ def comparisons_figure(comparisons: pd.DataFrame) -> Figure | None:
         axis.axvline(0, color=BLACK, linewidth=0.8)
         axis.set_yticks(range(len(rows)), [_pair_label(row) for _, row in rows.iterrows()])
         axis.set_ylim(-0.7, len(rows) - 0.3)
-        # Names may take half of the width; two short lines fit beside them.
+        # Names may take half of the width, so the label is broken into two short lines.
         axis.set_xlabel("first − second (points),\n95 % interval")
         axis.set_title("Paired differences\n(grey: undecided)")
         axis.grid(False, axis="y")

@@ -1,6 +1,6 @@
-"""Templates to pages: one file each, its only script named by its hash, no request to anywhere.
+"""Fill the templates. A page is one file: its only script is allowed by hash, and it requests nothing from elsewhere.
 
-Text is text: Jinja escapes every value; only `svg` and the page's own style and script go in as they are.
+Jinja escapes every value. Only `svg` and the page's own style and script go in unescaped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _THEMED = {
     "#0072b2": "blue", "#e69f00": "orange", "#009e73": "green", "#d55e00": "red", "#8a8a8a": "grey",
     _INK: "ink", "#000000": "ink", _GRID: "grid", _PAPER: "paper",
 }  # fmt: skip
-"""Colours of the figures that follow the reader's theme, and the style sheet's names for them."""
+"""Colours of the figures that follow the reader's light or dark theme, with their names in the style sheet."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def render(template: str, **values: Any) -> str:
     """A page from one of the templates in `captune/results/templates`."""
     environment = _environment()
     script, style = _source("page.js"), _source("page.css")
-    # A browser hashes what stands between the tags, to the last line break.
+    # A browser hashes everything between the tags, including the last line break.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own: dict[str, Any] = {
         "broad": False,
@@ -68,17 +68,17 @@ def _source(name: str) -> str:
 
 
 def prose(text: str) -> Markup:
-    """Escaped text with `code` set as code, and no line broken between a number and its per cent sign."""
+    """Escaped text in which `code` is set as code, and no line breaks between a number and its per cent sign."""
     whole = re.sub(r"(?<=\d) %", "&nbsp;%", str(escape(text)))
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", whole))
 
 
 def inline_svg(source: str, name: str, title: str) -> Markup:
-    """A figure's SVG as part of a page: with a title for screen readers, its colours following the page's theme.
+    """A figure's SVG as part of a page: it gets a title for screen readers, and colours that follow the page's theme.
 
     Args:
         source: the file as matplotlib wrote it.
-        name: unique in the page; its identifiers get it in front, so that those of two figures stay apart.
+        name: unique in the page; put before each identifier, so that those of two figures differ.
         title: what a screen reader says.
     """
     body = source[source.index("<svg") :]

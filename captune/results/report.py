@@ -1,6 +1,6 @@
-"""Studies to files: every CSV their records support, figures of the same tables, one page.
+"""Write the report of studies: every CSV that their records support, figures of these tables, and one page.
 
-`report_study` writes into the study's own directory; `report_studies` puts many side by side into another.
+`report_study` writes into the study's own directory; `report_studies` writes one report of many studies elsewhere.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ from captune.results.transfer import transfer_table
 
 Tables = dict[str, pd.DataFrame]
 MOST_CURVES = 12
-"""Studies whose curves can be told apart in one figure."""
+"""Most studies whose curves can be told apart in one figure."""
 
 
 def report_study(study: StudyRecord | Path, *, images: bool = True) -> list[Path]:
-    """Write every derived file of one study beside its journal; whatever its record cannot support is left out.
+    """Write every derived file of one study beside its journal, except those that its record cannot support.
 
     Args:
         study: the study, or its directory.
         images: whether the page shows small pictures of the images, where the study took some.
 
     Returns:
-        The files, in the order written: CSVs, best_config.yaml, figures, report.html.
+        The files, in the order written: CSVs, best_config.yaml, figures, columns.csv, datapackage.json, report.html.
 
     Raises:
         RecordError: no journal.
@@ -106,7 +106,7 @@ _FIGURES = ("study", "robustness", "importance", "shares", "reliability", "compa
 
 
 def tables_of(studies: Sequence[StudyRecord]) -> Tables:
-    """Every table the records support, by file name; a table without rows is left out."""
+    """Every table that the records support, by file name; a table without rows is left out, except trials.csv."""
     tables = {name: make(studies) for name, make in _MAKERS.items()}
     return {name: table for name, table in tables.items() if len(table) or name == "trials.csv"}
 
@@ -141,7 +141,7 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = Fals
 
 
 def _remove_stale(out_dir: Path, written: set[str]) -> None:
-    """Remove the tables and figures of an earlier report that this one does not support."""
+    """Remove tables and figures that an earlier report wrote and this one did not."""
     figures = [f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")]
     for name in {*OUTDATED, *_MAKERS, *figures} - written:
         (out_dir / name).unlink(missing_ok=True)
@@ -161,7 +161,7 @@ def _write_dictionary(tables: Tables, studies: Sequence[StudyRecord], out_dir: P
 
 
 def _addresses(studies: Sequence[StudyRecord], out_dir: Path) -> dict[str, str]:
-    """Study → its own page, as seen from the report of many; only where there is one."""
+    """Study → its own page, relative to the report of many; only for studies that have a page."""
     pages = {study.name: study.directory / PAGE for study in studies}
     return {
         name: quote(Path(os.path.relpath(page.resolve(), out_dir.resolve())).as_posix())
@@ -190,16 +190,17 @@ def _figures(studies: Sequence[StudyRecord], tables: Tables) -> dict[str, plots.
 
 
 def _widest(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """The rows that answer the widest question there is: methods over all cells, methods in a cell, configurations."""
+    """The rows that answer the widest question: methods over all cells, else methods per cell, else configurations."""
     methods = comparisons[comparisons["scope"] == "methods"]
     pooled = methods[methods["cell"] == ALL_CELLS]
     return next(rows for rows in (pooled, methods, comparisons) if len(rows))
 
 
 def write_best_config(study: StudyRecord, path: Path) -> list[Path]:
-    """What is advised as YAML for `captune adapt --config`, the advice in its header; nothing without one.
+    """Write what is advised as YAML for `captune adapt --config`, with the advice in its header.
 
-    An ensemble is a blend of its members. A study that has not chosen yet has its best configuration so far.
+    An ensemble becomes a blend of its members. A study that has not chosen yet gives its best configuration so far.
+    Returns the file, or nothing if there is no configuration to write.
     """
     choice = recorded_choice(study)
     method = next((t.method for t in study.trials if t.config_id == choice.config_id and t.method), study.method)

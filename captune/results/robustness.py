@@ -19,7 +19,7 @@ POOL_PERCENTS = (25, 50)
 OPEN_SET_PERCENTS = NOISE_PERCENTS = (20,)
 PRESENT_PERCENTS = (30,)
 SENSITIVITY_STEP = 0.2
-"""Share of its range by which a setting is moved to see what it costs."""
+"""How far a setting is moved to see what that costs, as a share of its range."""
 
 _COLUMNS = (
     "study", "dataset", "paradigm", "method", "configuration", "candidate_method",
@@ -35,12 +35,12 @@ _COLUMNS = (
 
 
 def robustness_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per configuration: references, and confirmed ones (without confirmation, the best three search trials and
-    the first).
+    """One row per configuration: the references and the confirmed configurations.
 
-    Fractions in [0, 1]. `low`/`high` are the 95 % bootstrap interval of the mean metric over seeds, `t_low`/`t_high`
-    Student's.
-    Metric columns are empty as long as the test labels were not read. `sensitivity_<setting>` columns follow.
+    Before anything is confirmed, the best three search trials and the first one take the place of the latter. Numbers
+    are fractions in [0, 1]. `low`/`high` are the 95 % bootstrap interval of the mean metric over seeds; `t_low` and
+    `t_high` are Student's. Metric columns are empty until the test labels are read. Columns `sensitivity_<setting>`
+    follow.
     """
     rows = [row for study in studies for row in _study_rows(study)]
     sensitivities = dict.fromkeys(name for row in rows for name in row if name.startswith("sensitivity_"))
@@ -49,7 +49,7 @@ def robustness_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 def _study_rows(study: StudyRecord) -> list[dict[str, Any]]:
     choice = recorded_choice(study)
-    # Where a criterion chose, this would be the selection score, which has a column already.
+    # If a criterion chose, this would repeat the selection score, which has its own column.
     chosen_by = {row.name: row.mean_score for row in choice.candidates} if choice.weights else {}
     surrogate = fit_surrogate(study)
     groups: dict[str, list[Trial]] = {}
@@ -77,7 +77,7 @@ def _row(
     values = [trial.metric for trial in reported if trial.metric is not None]
     scored = [trial for trial in trials if trial.role == Role.SCORE and trial.state == State.COMPLETE]
     scores = [trial.score for trial in scored if trial.score is not None]
-    # Named generators would not make the interval a function of the values alone; a fixed seed does.
+    # A fixed seed rather than a named generator: the interval then depends on the values alone.
     boot = statistics.stratified_bootstrap([values], np.random.default_rng(0))
     spread = statistics.t_interval(values, fractions=True)
     score_spread = statistics.t_interval(scores, fractions=True)
@@ -125,7 +125,10 @@ def _reported(trials: Sequence[Trial], column: str) -> list[float]:
 
 
 def _stress(study: StudyRecord, first: Trial, values: Sequence[float]) -> dict[str, float | None]:
-    """Mean metric under each stress. Where imbalance 1 has no trial of its own, a cell whose pool is plain gives it."""
+    """Mean metric under each stress.
+
+    Without a stress trial at imbalance 1, the plain values stand for it if the study's own pool is not imbalanced.
+    """
     found: dict[str, list[float]] = {}
     for trial in study.of_phase(Phase.STRESS) if study.sealed_opened else []:
         column = _stress_column(trial.task_overrides)
@@ -154,9 +157,7 @@ def _stress_column(overrides: dict[str, Any]) -> str | None:
 
 
 def _sensitivities(surrogate: Surrogate, trial: Trial) -> dict[str, float]:
-    """For each setting, how far the predicted score falls when it moves a fifth of its range (a choice: to any
-    other).
-    """
+    """How far the predicted score falls if a setting moves by a fifth of its range (a choice: to any other choice)."""
     unit_P = surrogate.encode(trial)
     here = float(surrogate.predict(unit_P[None])[0])
     falls = {}

@@ -1,4 +1,4 @@
-"""The settings that a study searched, as its journal records them: their values and their borders."""
+"""The settings that a study searched, as its journal records them: their ranges, and where a value lies in them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from captune.records import Phase, StudyRecord, number_or_none
 from captune.space import Kind, Parameter
 
 BORDER = 0.02
-"""A value within this share of its range from an end lies on the border."""
+"""A value lies on the border if it is within this share of its range from an end."""
 
 
 def searched_names(study: StudyRecord) -> list[str]:
-    """Names of the searched settings: those of the recorded space, then any that a trial has beyond it."""
+    """Names of the searched settings: those of the recorded space, then any others that a trial has."""
     names = dict.fromkeys(
         name for name, spec in study.space.items() if not (isinstance(spec, dict) and spec.get("role") == "fixed")
     )
@@ -23,7 +23,7 @@ def searched_names(study: StudyRecord) -> list[str]:
 
 
 def searched_parameters(study: StudyRecord) -> list[Parameter]:
-    """The parameters of a study's space. One whose recorded text cannot be read gets the range of the values tried."""
+    """The parameters of a study's space. A parameter that cannot be read gets the range of the values tried."""
     parameters = []
     for name in searched_names(study):
         values = [trial.params[name] for trial in study.of_phase(Phase.SEARCH) if name in trial.params]
@@ -36,7 +36,7 @@ def searched_parameters(study: StudyRecord) -> list[Parameter]:
 def place(parameter: Parameter, value: Any) -> float:
     """Where a recorded value lies in its parameter's range, in [0, 1].
 
-    0.5 for a value that is missing or no member of the choices: a forest then learns nothing from it.
+    0.5 if the value is missing or is none of the choices, so that a forest learns nothing from it.
     """
     if parameter.kind == "categorical":
         return parameter.unit(value) if value in parameter.choices else 0.5
@@ -47,7 +47,7 @@ def place(parameter: Parameter, value: Any) -> float:
 def on_border(parameter: Parameter, value: Any) -> bool:
     """Whether a numeric value lies at an end of its range that could be widened.
 
-    A choice has no border, and a lower end of 0 is none: it is where a weight or a strength is switched off.
+    A choice has no border. A lower end of 0 does not count: there a weight or a strength is switched off.
     """
     if parameter.kind == "categorical" or number_or_none(value) is None or parameter.high <= parameter.low:
         return False
@@ -57,7 +57,7 @@ def on_border(parameter: Parameter, value: Any) -> bool:
 
 
 def _declared(name: str, spec: Any) -> Parameter | None:
-    """A parameter from the text of `Parameter.describe`; None if that was edited and cannot be read."""
+    """A parameter from what `Parameter.describe` wrote; None if that was edited and cannot be read."""
     if not isinstance(spec, dict) or spec.get("role") == "fixed":
         return None
     choices = spec.get("choices")

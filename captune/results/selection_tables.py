@@ -1,4 +1,4 @@
-"""selection.csv and criteria.csv: how well each criterion, without a test label, would have chosen."""
+"""selection.csv and criteria.csv: how well each criterion would have chosen without any test label."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ _AVERAGED = (
 def selection_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row per study and criterion, over its complete search and confirmation trials.
 
-    Empty before the test labels were read. `pick_regret` is the best trial's sealed metric minus the picked trial's.
+    Empty until the test labels are read. `pick_regret` is the best trial's test metric minus the picked trial's.
     """
     return pd.DataFrame([row for study in studies for row in _rows(study)], columns=list(_COLUMNS))
 
 
 def criteria_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """Means of `selection_table` over the studies that have every criterion named, best pick first; nothing of one
-    study.
+    """Means of `selection_table` over the studies that have every listed criterion; the best pick comes first.
 
-    Criteria are compared over the same studies only. A criterion that fewer than half of the studies have is left out,
-    so that it does not shrink that set for the others.
+    Criteria are compared over the same studies only. A criterion that fewer than half of the studies have is not
+    listed, so that it does not shrink that set for the others. Empty for fewer than two such studies.
     """
     studies = list(studies)
     nothing = pd.DataFrame(columns=["criterion", "num_studies", *_AVERAGED])
@@ -90,7 +89,7 @@ def _row(study: StudyRecord, criterion: str, trials: list[Trial]) -> dict[str, A
     values, metrics = [value for _, value, _ in pairs], [metric for _, _, metric in pairs]
     interval = statistics.spearman_interval(values, metrics, np.random.default_rng(0))
     top = [index for index, value in enumerate(values) if value == max(values)]
-    # A criterion that cannot tell trials apart picks any of them: its expected metric is their mean.
+    # A criterion that ties several trials would pick any of them: its expected metric is their mean.
     pick, pick_metric = pairs[top[0]][0], float(np.mean([metrics[index] for index in top]))
     oracle = int(np.argmax(metrics))
     zero = reference_metric(study, ZERO_SHOT)

@@ -1,4 +1,4 @@
-"""A random forest from settings to selection score: what the trials say about settings that were not tried.
+"""A random forest from settings to selection score: it predicts how settings would do that were not tried.
 
 Hutter et al., "An Efficient Approach for Assessing Hyperparameter Importance" (ICML 2014) use forests the same way.
 """
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A fitted forest over unit coordinates of P settings (a fidelity beside them, 1 at prediction)."""
+    """A fitted forest over unit coordinates of P settings and the fidelity, which is 1 for every prediction."""
 
     parameters: list[Parameter]
     forest: Any
@@ -40,7 +40,7 @@ class Surrogate:
     def predict_trees(self, units_NP: Floats) -> Floats:
         """Each tree's prediction (trees, N) at full fidelity."""
         rows = np.column_stack([units_NP, np.ones(len(units_NP))]).astype(np.float32)
-        # The trees underneath: scikit-learn's checks of the same rows for each tree cost four times the prediction.
+        # Use tree_ directly: scikit-learn would check the same rows for each tree, at four times the prediction's cost.
         return np.stack([tree.tree_.predict(rows)[:, 0] for tree in self.forest.estimators_])
 
     def predict(self, units_NP: Floats) -> Floats:
@@ -50,7 +50,7 @@ class Surrogate:
 
 @lru_cache(maxsize=32)
 def fit_surrogate(study: StudyRecord, *, target: str = "score") -> Surrogate | None:
-    """A forest on the finished and stopped search trials; None below five of them or without settings.
+    """A forest on the finished and stopped search trials; None with fewer than five of them or without settings.
 
     Args:
         target: "score", or "metric" (only once the test labels were read).
@@ -67,7 +67,7 @@ def fit_surrogate(study: StudyRecord, *, target: str = "score") -> Surrogate | N
         values.append(value)
     if len(rows) < MINIMUM_TRIALS or not parameters:
         return None
-    from sklearn.ensemble import RandomForestRegressor  # a second to import, and most callers stop above
+    from sklearn.ensemble import RandomForestRegressor  # takes a second to import, and most calls return above
 
     forest = RandomForestRegressor(
         n_estimators=NUM_TREES, min_samples_leaf=2, max_features=0.7, random_state=0, n_jobs=1

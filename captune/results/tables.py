@@ -1,6 +1,6 @@
-"""Records to tables: trials.csv, epochs.csv, confirm.csv, and the one way a table becomes a file.
+"""Tables of records: trials.csv, epochs.csv, confirm.csv, and the one function that writes a table to a file.
 
-Row order and every column but `WALL_CLOCK_COLUMNS` depend on what is in the journal, not on when it was written: a
+Row order and every column but `WALL_CLOCK_COLUMNS` depend only on what the journal holds, not on when it was written: a
 resumed study gives the same file as an uninterrupted one.
 """
 
@@ -27,7 +27,7 @@ REPORT_COLUMNS = (
     "prediction_cv", "agreement_zero_shot",
 )  # fmt: skip
 STRESS_COLUMNS = ("pool_imbalance", "pool_fraction", "open_set_fraction", "shot_noise")
-"""Settings of the cell that a stress trial changes, the fields of `TaskConfig`."""
+"""Fields of `TaskConfig` that a stress trial may change."""
 _TRIAL_COLUMNS = ("study", "key", "phase", "tuning", "number", "origin", "advised", "promoted_from", "state")
 _TRIAL_RESULTS = (
     "score", "score_epoch", "score_over_zero_shot", "balance", "on_pareto_front", "metric_name", "metric",
@@ -40,7 +40,8 @@ _NAMES_TAKEN = {*_TRIAL_COLUMNS, "score", "metric", "seconds", "node", "fidelity
 def trials_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """One row per reference, screening and search trial; fractions in [0, 1], empty where the journal has no number.
 
-    `tuning` says what a trial learned: scores of screening (features) and search trials (prompts) do not compare.
+    `tuning` says what a trial trained. Scores of screening trials (features) and of search trials (prompts) must not be
+    compared.
     """
     studies = list(studies)
     rows = [row for study in studies for row in _trial_rows(study, searched_names(study))]
@@ -50,29 +51,29 @@ def trials_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def setting_cells(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Searched settings as cells of a row; lists as JSON."""
+    """Searched settings as cells of a row; lists and dicts become JSON."""
     return {_setting_column(name): _cell(value) for name, value in params.items()}
 
 
 def setting_columns(own: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The columns that rows have beside a table's own ones, in the order in which they come up."""
+    """The columns of the rows that are not a table's own, in the order in which they first appear."""
     known = set(own)
     return list(dict.fromkeys(name for row in rows for name in row if name not in known))
 
 
 def _setting_column(parameter: str) -> str:
-    # A field called like a column of a table keeps its value apart.
+    # A setting with the name of a column gets a prefix, so that the two stay apart.
     return f"config.{parameter}" if parameter in _NAMES_TAKEN else parameter
 
 
 def parameter_value(trial: Trial, name: str) -> Any:
-    """A searched field's value: as suggested, else as resolved in the trial's configuration."""
+    """A searched setting's value: as suggested, else as in the trial's resolved configuration."""
     return trial.params.get(name, trial.config.get(name))
 
 
 def final_balance(trial: Trial) -> float | None:
-    """The study's second objective where it has one (balance of the predictions), else the last epoch's pseudolabel
-    balance.
+    """The balance of the predictions if the trial has one (the study's second objective), else the last epoch's
+    pseudolabel balance.
 
     Normalised entropy: 1 when every class is predicted equally often.
     """
@@ -142,7 +143,7 @@ def _cell(value: Any) -> Any:
 
 
 def pareto_front(study: StudyRecord) -> set[str]:
-    """Keys of complete search trials that no other beats in selection score without losing pseudolabel balance."""
+    """Keys of the complete search trials that no other trial beats in score or balance without losing in the other."""
     points = {
         trial.key: (trial.score, balance)
         for trial in study.of_phase(Phase.SEARCH)
@@ -156,7 +157,7 @@ def pareto_front(study: StudyRecord) -> set[str]:
 
 
 def epochs_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per finished epoch of any trial that trains; criteria in columns of their own names."""
+    """One row per finished epoch of any trial that trains; each criterion has a column of its name."""
     rows: list[dict[str, Any]] = []
     criteria: dict[str, None] = {}
     others: dict[str, None] = dict.fromkeys(["loss", "num_confident", "balance", "learning_rate", "images"])
@@ -185,7 +186,7 @@ def epochs_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 
 
 def confirm_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per confirmation or stress trial (configuration, seed, role); metrics once test labels may be read."""
+    """One row per confirmation or stress trial (configuration, seed, role); no metrics until test labels are read."""
     rows = []
     for study in studies:
         advised = recorded_choice(study).name
@@ -214,22 +215,22 @@ def confirm_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
 def write_csv(table: pd.DataFrame, path: Path, studies: Iterable[StudyRecord] = ()) -> Path:
     """Write a table whole or not at all: 8 significant digits, an empty cell for what is not known.
 
-    A study that was selected by sealed labels stamps every table that holds it.
+    If one of the studies was selected by test labels, every row carries a warning.
     """
     atomic_write(path, csv_text(table, studies))
     return path
 
 
 def stamped(table: pd.DataFrame, studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """The table, with a warning in every row where one of its studies was selected by sealed labels."""
+    """The table, with a warning in every row if one of its studies was selected by test labels."""
     return table.assign(stamp=ORACLE_STAMP) if any(study.select_by == ORACLE for study in studies) else table
 
 
 def csv_text(table: pd.DataFrame, studies: Iterable[StudyRecord] = ()) -> str:
-    """The text that `write_csv` writes: yes and no for what is true or false."""
+    """The text that `write_csv` writes, with yes and no for true and false."""
     clean = stamped(table, studies).replace([np.inf, -np.inf], np.nan)
     for name in clean.select_dtypes("float"):
-        # Counts with a gap are floats to pandas, which would round those of more than eight digits.
+        # To pandas, counts with gaps are floats; those with more than eight digits would be rounded.
         if len(known := clean[name].dropna()) and (known % 1 == 0).all():
             clean[name] = clean[name].astype("Int64")
     for name in clean.columns[clean.dtypes.isin([np.dtype(bool), np.dtype(object)])]:

@@ -25,10 +25,11 @@ _COLUMNS = (
 def transfer_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
     """Each study's best configuration on every study of the same method, and the single one that is best on average.
 
-    `how` is "trial" where the target tried the very same settings, "surrogate" where a forest on the target's trials
-    predicts them. Values are sealed metrics once every study has opened its seal, else selection scores; `regret` is
-    the target's best (of its trials and of the forest at its own best) minus the value. The best on average has the
-    lowest mean regret over targets among all trials of all studies.
+    `how` is "trial" if the target tried the very same settings, "surrogate" if a forest on the target's trials predicts
+    them, empty if neither can. Values are test metrics if every study of the method has read its test labels, else
+    selection scores. `regret` is the target's best minus the value, at least 0; best is its best trial or, for a
+    predicted value, the forest's highest prediction for its trials. The best on average has the lowest mean regret over
+    targets, of all trials of all studies.
     """
     groups: dict[str, list[StudyRecord]] = {}
     for study in studies:
@@ -41,7 +42,7 @@ _Value = tuple[float | None, float | None, str | None]
 
 
 class _Target:
-    """What one study says about settings: exactly where it tried them, by its forest elsewhere."""
+    """What one study says about settings: its trial's value if it tried them, else its forest's prediction."""
 
     def __init__(self, study: StudyRecord, measure: str) -> None:
         self.study = study
@@ -62,7 +63,7 @@ class _Target:
         return [float(value) for value in self.surrogate.predict(units_NP)]
 
     def values(self, settings: Sequence[dict[str, Any]]) -> list[_Value]:
-        """For each settings: its value here, the best to compare it with, and how it is known."""
+        """For each settings: its value here, the best to compare it with, and how the value is known."""
         inside = [self.surrogate is not None and _inside(self.surrogate.parameters, params) for params in settings]
         predicted = iter(self._predicted([params for params, known in zip(settings, inside, strict=True) if known]))
         found: list[_Value] = []
@@ -72,7 +73,7 @@ class _Target:
             if exact is not None:
                 found.append((exact, self.best_trial, "trial"))
             else:
-                # A forest flattens: its prediction is compared with its own best, not with a single lucky trial.
+                # Forests shrink to the mean: compare with the forest's own best, not with a single lucky trial.
                 found.append((guess, self.best_forest, "surrogate") if known else (None, None, None))
         return found
 
@@ -131,5 +132,5 @@ def _best_on_average(group: Sequence[StudyRecord], targets: Sequence[_Target]) -
         ]
     )
     means_C = regrets_TC.mean(axis=0) if len(tried) else np.array([])
-    # Settings that one target cannot judge are no candidates: their mean is NaN.
+    # Settings that one of the targets cannot judge have a mean of NaN and are left out.
     return tried[int(np.nanargmin(means_C))] if np.isfinite(means_C).any() else None

@@ -1,4 +1,4 @@
-"""Tables as a page shows them: columns with titles, cells as text, the value that a column is sorted by."""
+"""Tables as a page shows them: columns with titles, cells as text, and the values that a column is sorted by."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what is read, what is sorted by (None: the text), how it is set, where it leads."""
+    """One cell: its text, what it is sorted by (None: the text), its CSS class, and the address that it links to."""
 
     text: str
     sort: str | None = None
@@ -25,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a page's table: its title, and the cell it makes of a row."""
+    """A column of a page's table: its title, and how it makes a cell of a row."""
 
     title: str
     cell: Callable[[Row], Cell]
@@ -34,7 +34,7 @@ class Column:
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row; `advised` marks what the study advises to use."""
+    """A row; `advised` marks the row of the advised candidate."""
 
     cells: tuple[Cell, ...]
     advised: bool = False
@@ -86,7 +86,7 @@ class Grid:
 
 
 def rows_of(table: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """The rows of a table that may be missing."""
+    """The rows of a table; none if the table is missing."""
     if table is None:
         return []
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
@@ -117,12 +117,12 @@ def interval(title: str, low: str, high: str, show: Callable[[Any], str] = perce
 
 
 def linked(column: Column, addresses: Callable[[Row], str | None]) -> Column:
-    """The column with each cell leading somewhere, where there is an address."""
+    """The column with each cell linked to its address, if there is one."""
     return replace(column, cell=lambda row: replace(column.cell(row), href=addresses(row)))
 
 
 def interval_text(row: Row, low: str, high: str, show: Callable[[Any], str] = percent) -> str:
-    """`71.2 to 73.4`, or a dash where an end is not known."""
+    """Such as `71.2 to 73.4`; a dash if an end is not known."""
     if not is_known(row.get(low)) or not is_known(row.get(high)):
         return NOTHING
     return f"{show(row[low])} to {show(row[high])}"
