@@ -1,4 +1,4 @@
-"""`.npz` files from anywhere: plain arrays only, and no memory is reserved on the word of a header."""
+"""Read `.npz` files that may come from anywhere: only plain arrays, and no memory is allocated on a header's word."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from captune.errors import DataError, did_you_mean_path
 _MAX_ARRAYS = 64
 _MAX_HEADER = 10_000
 _CHUNK = 1 << 24
-# Deflate shrinks zeros a thousandfold. Labels and names, which are small, may shrink so; large real arrays do not.
+# Deflate shrinks zeros a thousandfold. Small arrays (labels, names) may shrink as much; large real ones do not.
 _LARGE = 64 << 20
 _MAX_RATIO = 100
 _LAST_CHARACTER = 0x10FFFF
@@ -25,8 +25,8 @@ def read_npz(file: Path) -> dict[str, npt.NDArray[np.generic]]:
     """The arrays of an `.npz` by name.
 
     Raises:
-        DataError: no such file, no archive of arrays, encrypted or oddly compressed parts, pickled objects, headers
-            whose sizes are not those of the data, an array packed more than a hundredfold, text that is none.
+        DataError: no such file, not an archive of arrays, encrypted or oddly compressed parts, pickled objects, headers
+            whose sizes differ from the data's, an array compressed more than a hundredfold, invalid text.
     """
     try:
         with zipfile.ZipFile(file) as archive:

@@ -1,6 +1,6 @@
-"""Directories that are built once per node and then only read: locked, and renamed into place when whole.
+"""Directories that a node builds once and then only reads: built under a lock, and renamed into place when complete.
 
-Two builders wait for each other; a killed one leaves a `.part` folder that nobody opens and the next builder removes.
+A second builder waits for the first. A killed one leaves a `.part` folder, which nobody opens and the next one removes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if sys.platform != "win32":
 
 @dataclass(frozen=True)
 class Work:
-    """Images that were decoded into a store, and encoded into a bank of features."""
+    """How many images were decoded into a store, and how many encoded into a bank of features."""
 
     decoded: int = 0
     encoded: int = 0
@@ -40,7 +40,7 @@ _COUNTER = _Counter()
 
 
 def work_done() -> Work:
-    """What this process has decoded and encoded so far; the record of a study keeps what was done for it."""
+    """What this process has decoded and encoded so far. A study records the part that was done for it."""
     return _COUNTER.done
 
 
@@ -51,11 +51,11 @@ def note_work(*, decoded: int = 0, encoded: int = 0) -> None:
 
 
 def build_once(target: Path, *, is_whole: Callable[[Path], bool], build: Callable[[Path], None]) -> None:
-    """Make sure that the directory `target` is there and whole.
+    """Make sure that the directory `target` exists and is complete.
 
     Args:
         target: the directory; its parent is created.
-        is_whole: whether a directory holds all that it should (a damaged one is built again).
+        is_whole: whether a directory holds everything that it should (a damaged one is built again).
         build: fills the empty directory it is given.
 
     Raises:
@@ -102,7 +102,7 @@ def _build(target: Path, is_whole: Callable[[Path], bool], build: Callable[[Path
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system lets go of it when the process dies."""
+    """Hold an exclusive lock on a file; the system releases it when the process dies."""
     with path.open("ab") as file:
         if sys.platform != "win32":
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -46,7 +46,7 @@ TINY, TINY_WIDTH = "tiny", 64
 _OWN = ("folder", "csv", "features")
 
 
-# Settings of the pool and the labels, and of the model: they do not change which images and names a dataset has.
+# Settings of the pool, of the labels and of the model. They change neither a dataset's images nor its class names.
 _OF_THE_POOL = (
     "descriptions", "shots", "pool_imbalance", "pool_fraction", "present_fraction", "shot_noise",
     "holdout_fraction", "unseal_pool",
@@ -56,13 +56,13 @@ _OWN_TEST: Paradigm = "tft"
 
 
 def load_dataset(task: TaskConfig) -> Dataset:
-    """Read the dataset of a cell: names, splits and where its images are; no image is opened.
+    """Read the dataset of a cell: its names, its splits and the paths of its images; no image is opened.
 
-    A process reads a dataset once, and again if files or folders of it have changed.
+    A process reads a dataset once, and again when its files or folders have changed.
 
     Raises:
         UsageError: no such dataset, or overrides that do not fit.
-        DataError: not on disk (what is missing, where to put it, what works now), or not as it should be.
+        DataError: it is not on disk (what is missing, where to put it, what works now), or not as it should be.
     """
     return _read_dataset(_without(task, _OF_THE_POOL + _OF_THE_MODEL), _state_on_disk(task))
 
@@ -80,7 +80,7 @@ def _without(task: TaskConfig, names: Sequence[str]) -> TaskConfig:
 
 
 def _state_on_disk(task: TaskConfig) -> tuple[tuple[str, int, int], ...]:
-    """Changes whenever a file or folder is added to the dataset, removed or renamed, or its list is written anew."""
+    """A value that changes when a file or folder of the dataset is added, removed or renamed, or its list rewritten."""
     kind, _, place = task.dataset.partition(":")
     own = bool(place) and kind in _OWN
     root = Path(place).expanduser().absolute() if own else data_root(task)
@@ -118,7 +118,7 @@ def _read_dataset(task: TaskConfig, _state: tuple[tuple[str, int, int], ...]) ->
 
 
 def _refuse_equal_names(dataset: Dataset) -> None:
-    """Refuse equal class names of one's own data; ImageNet's published names contain some."""
+    """Refuse equal class names in the user's own data. Published names are not checked: ImageNet's contain some."""
     alike = spelled_alike(dataset.class_names)
     empty = ["a name of nothing but blanks and `_`"] if not all(map(spelling, dataset.class_names)) else []
     if alike or empty:
@@ -158,7 +158,7 @@ def _own_images(key: str) -> str | None:
 
 
 def check_dataset_name(key: str) -> None:
-    """Check that a `--dataset` names a row of DATASETS or data of one's own; nothing on disk is looked at.
+    """Check that a `--dataset` names a row of DATASETS or the user's own data, without looking for the data.
 
     Raises:
         UsageError: it names neither, with the nearest name.
@@ -192,28 +192,28 @@ def _from_environment(variable: str, name: str) -> Path:
 
 
 def default_backbone(task: TaskConfig) -> tuple[str, str | None]:
-    """Model name and weights: as asked for, else the dataset's row (tiny for digits, else ViT-B-32 of OpenAI)."""
+    """Model name and weights: those asked for, else the dataset's (tiny for digits, otherwise OpenAI's ViT-B-32)."""
     row = DATASETS.get(task.dataset)
     default = row.backbone if row is not None else DatasetRow.backbone
     name = task.backbone or default
-    # A folder and a repository of the Hub (ORG/REPO) name their weights; OpenAI writes ViT-B/32.
+    # A folder or a repository of the Hub (ORG/REPO) includes its weights. OpenAI's own ViT-B/32 contains a slash too.
     at_a_place = Path(name).is_dir() or ("/" in name and not name.startswith(("ViT-", "RN")))
     travels_with_weights = name == "tiny" or name.startswith(("hf-hub:", "local-dir:")) or at_a_place
     return name, task.pretrained or (None if travels_with_weights else "openai")
 
 
 def default_settings(task: TaskConfig, tuning: str | None = None) -> dict[str, Any]:
-    """Trial settings that follow from the data: the budget (the paper's 50 × 50; digits, and the embedded model on
-    any images, 12 × 16), what else differs.
+    """Trial settings that follow from the data: the budget in epochs × steps (the paper's 50 × 50; 12 × 16 for digits
+    and for the embedded model on any images) and whatever else differs from the defaults.
 
     Args:
         task: the cell.
-        tuning: "prompts" or "features" where that is asked for; else the dataset's default (precomputed features can
+        tuning: "prompts" or "features" if that is asked for; else the dataset's default (precomputed features can
             only be tuned as features).
     """
     row = DATASETS.get(task.dataset)
     if task.dataset != "digits" and not task.dataset.startswith("features:") and default_backbone(task)[0] == TINY:
-        # The embedded model knows nothing of other images: what is tried out with it is captune, in minutes, not hours.
+        # The embedded model knows nothing about other images. It serves to try captune out, so minutes must do.
         digits = DATASETS["digits"]
         epochs, steps = digits.budget
         return {"epochs": epochs, "steps_per_epoch": steps, "tuning": tuning or digits.tuning}
@@ -227,21 +227,21 @@ def default_settings(task: TaskConfig, tuning: str | None = None) -> dict[str, A
 
 
 def paper_datasets() -> tuple[str, ...]:
-    """The six datasets of the paper: those that come in its own splits."""
+    """The six datasets of the paper: those that can be read in the paper's own splits."""
     return tuple(key for key, row in DATASETS.items() if "paper" in row.protocols)
 
 
 def is_found(key: str, root: Path, protocol: str = "coop") -> bool:
-    """Whether a dataset of the catalogue is on disk, or needs none; a path is taken to be there."""
+    """Whether a dataset of the catalogue is on disk or needs no files. A user's own path counts as found."""
     row = DATASETS.get(key)
     return row is None or not row.layouts or find_layout(row, root, protocol) is not None
 
 
 def find_layout(row: DatasetRow, root: Path, protocol: str = "coop") -> tuple[Layout, tuple[Path, ...]] | None:
-    """The first folder shape of a dataset that is on disk, those of the protocol first.
+    """The first folder shape of a dataset that is found on disk; those of the protocol are tried first.
 
-    Where the paper has its own splits, its protocol accepts nothing else: another split under its name would not be
-    the paper's. Without such a row (caltech101, say) the protocol only means that the pool is train + val.
+    If the paper has its own splits of a dataset, its protocol accepts no others, so that no other split passes for the
+    paper's. For a dataset without them (caltech101, say) the protocol only means that the pool is train + val.
     """
     fitting = [layout for layout in row.layouts if protocol in layout.protocols]
     others = [layout for layout in row.layouts if protocol not in layout.protocols]

@@ -23,14 +23,14 @@ def read_folder(
     follow_links: bool = False,
     pass_over: Sequence[str] = (),
 ) -> Listing:
-    """A folder of images in the shape it has:
+    """Read a folder of images in one of these shapes:
 
     - `DIR/<class>/…/<image>`: each class is cut 50/20/30 % by a fixed seeded shuffle of its sorted files.
-    - `DIR/train/<class>/<image>` beside `val` and `test`: as given; without test, val is the test; without both, cut.
-      Images of val or test that lie in no class folder have no label.
-    - images alone, flat or in folders that name no class, where `given` names the classes: one pool without labels.
+    - `DIR/train/<class>/<image>` beside `val` and `test`: splits as given. Without test, val is the test; without both,
+      train is cut as above. Images of val or test outside class folders have no label.
+    - images without class folders, if `given` names the classes: one pool without labels.
 
-    Folders that hold nothing but one folder (what unpacking a zip leaves) are entered.
+    A folder that holds nothing but one other folder (as unpacking a zip leaves it) is entered.
 
     Args:
         folder: DIR.
@@ -38,7 +38,7 @@ def read_folder(
         labels: False to read no labels, whatever the folders are called.
         root: a folder around DIR that links may lead into.
         follow_links: links may lead anywhere.
-        pass_over: folders that are not read.
+        pass_over: names of folders that are not read.
 
     Raises:
         DataError: no images, images beside class folders, classes that differ between splits, folders beside train
@@ -58,7 +58,7 @@ def read_folder(
 
 
 def _inside_wrappers(tree: Tree) -> list[str]:
-    """Names of the folders, each alone in the one before, around the folder that matters."""
+    """Names of nested folders, each the only one in its parent, down to the folder that matters."""
     parts: list[str] = []
     while not tree.direct_images(*parts):
         folders = tree.folders(*parts)
@@ -69,7 +69,7 @@ def _inside_wrappers(tree: Tree) -> list[str]:
 
 
 def _split_names(tree: Tree, parts: list[str]) -> dict[str, str]:
-    """Split → its folder; empty where folders called train or test are classes among others."""
+    """Split → its folder; empty if folders called train or test are classes like the others."""
     top = tree.folders(*parts)
     found: dict[str, str] = {}
     for name in top:
@@ -86,7 +86,7 @@ def _split_names(tree: Tree, parts: list[str]) -> dict[str, str]:
         found[split] = name
     if len(found) == len(top):
         return found
-    # `train` or `test` can be a class (of vehicles, of materials): it then holds images directly, as other classes do.
+    # `train` or `test` can be a class (of vehicles, say). Such a folder holds images directly, as other classes do.
     return found if any(tree.folders(*parts, name) for name in found.values()) else {}
 
 
@@ -101,7 +101,7 @@ def _folders(tree: Tree, parts: list[str], given: GivenNames | None, where: str,
 
 
 def _are_classes(folders: Sequence[str], loose: Sequence[str], given: GivenNames | None, where: str) -> bool:
-    """Whether folders are classes, from the names that were given."""
+    """Whether the folders are classes, judged by the class names that were given."""
     names = {} if given is None or given.names is None else {spelling(name): name for name in given.names}
     called = [folder for folder in folders if spelling(folder) in names]
     if folders and loose and (called or not names):
@@ -202,9 +202,9 @@ def _labelled_splits(
 
 
 def _same_classes(names: list[str], found: list[str], train: str, split: str, where: str) -> dict[str, str]:
-    """Class folder of train → the folder of that class in another split, which may spell it otherwise."""
+    """Class folder of train → the folder of that class in another split, which may be spelled differently."""
     if set(found) == set(names):
-        return {name: name for name in names}  # `--class-names` may yet tell `A` and `a` apart
+        return {name: name for name in names}  # `--class-names` may still tell `A` and `a` apart
     alike = [f"{pair} in {folder}" for folder, held in ((train, names), (split, found)) for pair in spelled_alike(held)]
     if alike:
         raise DataError(

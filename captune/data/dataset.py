@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 UNKNOWN = -1
-"""The label of an image whose class nobody has written down."""
+"""The label of an image whose class is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,20 +36,20 @@ def empty_split() -> Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A dataset as it lies on disk. It knows every label: it stays in captune.data, only a `Task` travels on.
+    """A dataset as it is on disk. It holds every label; training gets a `Task`, which has only labels it may use.
 
-    Indices everywhere else count through train, then val, then test: one index space of M images.
+    An image's index counts through train, then val, then test: one index space of M images.
 
     Attributes:
         key: as typed: a catalogue key, or folder:DIR, csv:FILE, features:FILE.npz.
         class_names: K names in label order, as they stand in a prompt.
         template: prompt with one `{}`.
         train, val, test: the splits; val may be empty.
-        images_NHWC: all images as uint8 arrays (digits), else None: they are files.
+        images_NHWC: all images as uint8 arrays (digits); None if they are files or features.
         image_features_MD: precomputed image features of all images, else None.
         rows_M: of precomputed features, the row of each image in its file, in index order.
         text_features_KD: precomputed class features, else None.
-        logit_scale: exp(logit_scale) that belongs to precomputed features, if the file says.
+        logit_scale: exp(logit_scale) that belongs to the precomputed features, if the file gives one.
         source: where it lies, for people.
         layout: the folder shape it was read in, for people.
         licence: what its owners allow, for people.
@@ -97,7 +97,7 @@ class Dataset:
         return np.concatenate([self.train.labels_N, self.val.labels_N, self.test.labels_N])
 
     def indices(self, *splits: str) -> IntArray:
-        """Indices of the named splits ("train", "val", "test"), rising."""
+        """Indices of the named splits ("train", "val", "test"), in ascending order."""
         starts = {"train": 0, "val": len(self.train), "test": len(self.train) + len(self.val)}
         sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
         chosen = [

@@ -1,8 +1,8 @@
 """Decode an image file to the pixels that open_clip's preprocessing has just before its centre crop.
 
-Two readings: "open_clip" is its own to the last bit, for benchmark datasets; "viewer" is what a person sees: turned as
-EXIF says, 16- and 32-bit grey scaled to 8 bits, transparency on white. Large JPEGs are decoded at a half, quarter or
-eighth of their size in the viewer's reading.
+There are two readings. "open_clip" gives exactly open_clip's pixels, for benchmark datasets. "viewer" gives what a
+person sees: turned as EXIF says, 16- and 32-bit grey scaled to 8 bits, transparency on white; it decodes large JPEGs at
+a half, a quarter or an eighth of their size.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Pixels = npt.NDArray[np.uint8]
 Reading = Literal["viewer", "open_clip"]
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MAX_ASPECT = 32
-"""Of an image longer than this many times its short side only the middle is kept: a rule or divider of 4000 × 2 pixels
-would become 448,000 × 224. The centre crop sees the same pixels, to a grey level."""
+"""If one side of an image is more than this many times the other, only its middle is kept: a ruler or divider of
+4000 × 2 pixels would become 448,000 × 224. The centre crop sees the same pixels, to one grey level."""
 # A large JPEG is decoded to at least this many times the size it is resized to.
 _DRAFT_GAP = 2
 _MAX_BYTES = 200 * 2**20
@@ -43,10 +43,10 @@ _TURNS = {
 }  # fmt: skip
 
 
-# Files up to this many bytes may be plain JPEGs: without what says how an image lies, and without a second image.
+# Files up to this size may be plain JPEGs: those without orientation data (EXIF, XMP) and without a second image (MPF).
 _PLAIN_BYTES = 2 * 2**20
 _MORE_THAN_PIXELS = (b"Exif\0", b"http://ns.adobe.com/xap/", b"MPF\0")
-# Two megapixels in colour.
+# Two megapixels of RGB.
 _BUFFER_BYTES = 6 * 2**20
 _OF_THREAD = threading.local()
 
@@ -73,7 +73,7 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
 
 
 def stored_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Height and width of what is kept of an image: resized, the middle of one far longer than wide."""
+    """Height and width of an image as it is kept: resized and, if it is very long, cut to its middle."""
     most = MAX_ASPECT * preprocessing.image_size
     height, width = resized_size(height, width, preprocessing)
     return min(height, most), min(width, most)
@@ -116,7 +116,7 @@ def _most_million_pixels() -> int:
 
 
 def _decode_huge(path: str | Path, preprocessing: Preprocessing) -> Pixels:
-    """Decode a JPEG of more pixels than Pillow opens, in small, so that it is never that large in memory."""
+    """Decode a JPEG of more pixels than Pillow opens at a smaller size, so that it never fills the memory."""
     with open(path, "rb") as file:  # noqa: PTH123 - the plug-in wants a file
         if file.read(3) != b"\xff\xd8\xff":
             raise Image.DecompressionBombError
@@ -163,7 +163,7 @@ def decode_stored(data: bytes) -> Pixels:
 
 
 def resize_image(image: Image.Image, preprocessing: Preprocessing, reading: Reading = "open_clip") -> Pixels:
-    """Resize, then convert to RGB: in that order, as open_clip does (greyscale and CMYK resize in their own mode)."""
+    """Resize, then convert to RGB, in that order as open_clip does: greyscale and CMYK resize in their own mode."""
     if reading == "viewer":
         return _as_seen(image, preprocessing)
     height, width = resized_size(image.height, image.width, preprocessing)
@@ -195,9 +195,9 @@ def _as_seen(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 
 
 def _plain_jpeg(path: str | Path, preprocessing: Preprocessing) -> Pixels | None:
-    """The viewer's reading of a JPEG in colour that is not large and holds nothing but pixels, without Pillow.
+    """Decode and resize a plain colour JPEG of moderate size as a viewer shows it, without Pillow.
 
-    None for any other file: Pillow then says what it is.
+    None for any other file, which Pillow then handles.
     """
     if simplejpeg is None or not str(path).lower().endswith((".jpg", ".jpeg")):
         return None
@@ -220,9 +220,9 @@ def _plain_jpeg(path: str | Path, preprocessing: Preprocessing) -> Pixels | None
 
 
 def _turbo_pixels(image: Image.Image) -> Pixels | None:
-    """The pixels (H, W, 3) of a JPEG in colour, a quarter sooner than by Pillow and the same to the last bit.
+    """The pixels (H, W, 3) of a colour JPEG, bit for bit those of Pillow in three quarters of the time.
 
-    They lie in memory that the next image of this thread is decoded into.
+    They lie in this thread's buffer, which the next image overwrites.
 
     None for any other image, for a damaged one (Pillow then decides whether it can be read), and without simplejpeg.
     """
@@ -241,9 +241,9 @@ def _turbo_pixels(image: Image.Image) -> Pixels | None:
 
 
 def _buffer(num_bytes: int) -> npt.NDArray[np.uint8] | None:
-    """Memory of this thread for the pixels of an image: fresh memory would be cleared by the kernel page by page.
+    """This thread's buffer for the pixels of an image; in fresh memory the kernel would first clear page by page.
 
-    None for large images, which are rare, and whose memory would be kept for nothing.
+    None for large images: they are rare, and their memory would be held for nothing.
     """
     if num_bytes > _BUFFER_BYTES:
         return None
@@ -254,16 +254,16 @@ def _buffer(num_bytes: int) -> npt.NDArray[np.uint8] | None:
 
 
 def _resized_pixels(pixels_HW3: Pixels, height: int, width: int, preprocessing: Preprocessing) -> Pixels:
-    """Pillow's resize by torch's vector instructions, in a sixth of the time, into memory of its own.
+    """Resize as Pillow does, but with torch's vector instructions: a sixth of the time. The result is a copy.
 
-    Its weights have 15 bits where Pillow's have 22: of photographs 0.3 % of the values differ, by one grey level, a
-    few in a million by two.
+    Its weights have 15 bits, Pillow's 22. In photographs 0.3 % of the values differ by one grey level, a few in a
+    million by two.
     """
     if pixels_HW3.shape[:2] == (height, width):
         return pixels_HW3.copy()
-    import torch  # not above: what lists or describes data does without PyTorch
+    import torch  # not at the top: commands that only list or describe data do without PyTorch
 
-    # As a batch in the memory format that has the fast kernel.
+    # As a batch in channels-last layout, for which torch has a fast kernel.
     pixels_13HW = torch.from_numpy(pixels_HW3)[None].permute(0, 3, 1, 2)
     resized_13HW = torch.nn.functional.interpolate(
         pixels_13HW, (height, width), mode=preprocessing.interpolation, align_corners=False, antialias=True
@@ -272,14 +272,14 @@ def _resized_pixels(pixels_HW3: Pixels, height: int, width: int, preprocessing: 
 
 
 def _resized(image: Image.Image, height: int, width: int, preprocessing: Preprocessing) -> Image.Image:
-    """The image at a size; of one far longer than wide only the middle."""
+    """The image at a size; of a very long one (see `MAX_ASPECT`) only the middle."""
     resampling = _RESAMPLING[preprocessing.interpolation]
     kept = [min(length, MAX_ASPECT * preprocessing.image_size) for length in (height, width)]
     if kept == [height, width]:
         return image if (image.height, image.width) == (height, width) else image.resize((width, height), resampling)
     size, box = preprocessing.image_size, []
     for full, part, source in ((width, kept[1], image.width), (height, kept[0], image.height)):
-        # The centre crop of the part is that of the whole; both round half to even.
+        # Chosen so that the centre crop of the part is that of the whole; both round half to even.
         start = 0 if part == full else round((full - size) / 2) - round((part - size) / 2)
         box.append((start * source / full, (start + part) * source / full))
     (left, right), (top, bottom) = box
@@ -287,7 +287,7 @@ def _resized(image: Image.Image, height: int, width: int, preprocessing: Preproc
 
 
 def _draft(image: Image.Image, preprocessing: Preprocessing) -> bool:
-    """Ask a JPEG's decoder for a smaller image; whether it will be smaller. Others stay as they are."""
+    """Ask a JPEG's decoder for a smaller image; returns whether it will be smaller. Other formats stay as they are."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         return False
     before = image.size
@@ -298,7 +298,7 @@ def _draft(image: Image.Image, preprocessing: Preprocessing) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or it cannot be read."""
+    """The EXIF orientation; 1 if there is none or it cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF data can raise any exception
@@ -307,7 +307,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bits_on_white(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits scaled to 8, transparency on white; other images as they are."""
+    """Grey of more than 8 bits scaled to 8, transparency on white; other images unchanged."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_scaled(np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -320,8 +320,9 @@ def _eight_bits_on_white(image: Image.Image) -> Image.Image:
 def _scaled(values_HW: npt.NDArray[np.generic]) -> Pixels:
     """Grey of 16 or 32 bits or floating point as 8 bits.
 
-    16 bits by their full range, as viewers do. Wider types do not say what white is: values of at most 1 (floating
-    point), 255 and 65,535 are taken for those ranges, any other for their own range. What is not finite is black.
+    16 bits are scaled by their full range, as viewers do. Wider types do not say which value is white: if all values
+    are at most 1 (floating point), 255 or 65,535, that is white; otherwise their own range is scaled. Values that are
+    not finite become black.
     """
     if values_HW.dtype == np.uint16 or values_HW.dtype == np.dtype(">u2"):
         wide_HW: npt.NDArray[np.uint16] = values_HW.astype(np.uint16, copy=False)

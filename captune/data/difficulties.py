@@ -1,4 +1,4 @@
-"""Harder versions of a dataset: classes in the pool that nobody asked for, wrong labels among the shots."""
+"""Harder versions of a dataset: images of unknown classes, asked-for classes without images, wrong labels."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from captune.seeding import numpy_generator
 def hide_classes(dataset: Dataset, task: TaskConfig) -> Dataset:
     """The dataset with some of its classes unknown (open set).
 
-    A seeded `open_set_fraction` of the classes, at least one, leaves the class names. Their images stay, with
-    `UNKNOWN` in place of a label: they are pooled, are never labelled, and do not count in a report.
+    A seeded `open_set_fraction` of the classes, at least one, is taken out of the class names. Their images stay in the
+    pool with the label `UNKNOWN`, are never labelled, and do not count in a report.
 
     Raises:
         ConfigError: fewer than two classes would be left.
@@ -51,12 +51,12 @@ def hide_classes(dataset: Dataset, task: TaskConfig) -> Dataset:
 
 
 def present_classes(classes: IntArray, task: TaskConfig) -> IntArray:
-    """The classes that the pool and the test hold images of: a seeded `present_fraction`, at least two; rising.
+    """The classes of which the pool and the test hold images: a seeded `present_fraction`, at least two, ascending.
 
-    All of their names stay asked for. A smaller fraction keeps some of the classes of a larger one.
+    The names of the others are still asked for. A smaller fraction keeps some of the classes of a larger one.
 
     Args:
-        classes: that an image of the pool may be of.
+        classes: those that the pool's images may belong to.
         task: the cell.
     """
     if task.present_fraction == 1:
@@ -66,12 +66,12 @@ def present_classes(classes: IntArray, task: TaskConfig) -> IntArray:
 
 
 def mislabel(images: IntArray, labels_M: IntArray, classes: IntArray, noise: float, seed: int) -> IntArray:
-    """Labels of all images, a share of some images' replaced by another class each.
+    """The labels of all images, with a share of the given images' labels each replaced by another class.
 
     Args:
         images: the labelled ones, of which round(noise · their number) get a wrong label.
         labels_M: true labels of all images.
-        classes: that a wrong label may be of, at least two.
+        classes: those that a wrong label may name, at least two.
         noise: share, in [0, 1).
         seed: root seed; a larger share keeps the wrong labels of a smaller one.
     """

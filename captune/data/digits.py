@@ -47,7 +47,7 @@ def load_digits_arrays() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
 
 
 def _table() -> npt.NDArray[np.float64]:
-    """Ink and label of each image, (1797, 65), read from scikit-learn's file: importing scikit-learn takes seconds."""
+    """Ink and label of each image, (1797, 65), from scikit-learn's file, since importing scikit-learn takes seconds."""
     package = find_spec("sklearn")
     if package is not None and package.origin:
         table = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
@@ -63,7 +63,7 @@ def digits_splits() -> dict[str, npt.NDArray[np.int64]]:
     """The fixed stratified split of the digits: 60 % train, 10 % val, 30 % test.
 
     Returns:
-        "train", "val" and "test" → rising image indices into `load_digits_arrays()`; disjoint, together all images.
+        "train", "val" and "test" → ascending image indices into `load_digits_arrays()`; disjoint, together all images.
     """
     _, labels_N = load_digits_arrays()
     return stratified_split(labels_N, SPLIT_FRACTIONS, seed=SPLIT_SEED)
@@ -72,7 +72,7 @@ def digits_splits() -> dict[str, npt.NDArray[np.int64]]:
 def stratified_split(
     labels_N: npt.NDArray[np.int64], fractions: Mapping[str, float], *, seed: int
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Split indices so that every part holds each class in its share, to within one image.
+    """Split indices so that every part holds its share of each class, to within one image.
 
     Args:
         labels_N: (N,) class indices.
@@ -80,7 +80,7 @@ def stratified_split(
         seed: root seed; each class is shuffled by its own generator, so adding a class moves no image of another.
 
     Returns:
-        name of a part → rising indices into `labels_N`.
+        name of a part → ascending indices into `labels_N`.
 
     Raises:
         DataError: the shares are not above 0 or do not add up to 1.
@@ -91,7 +91,7 @@ def stratified_split(
     parts: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in fractions}
     for label in np.unique(labels_N):
         members = numpy_generator(seed, "split", int(label)).permutation(np.flatnonzero(labels_N == label))
-        # Rounding the cumulated shares, not each share, leaves no image over and none twice.
+        # Round the cumulative shares, not each share, so that every image lands in exactly one part.
         bounds = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
         for name, piece in zip(fractions, np.split(members, bounds), strict=True):
             parts[name].append(piece)

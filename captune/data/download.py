@@ -1,6 +1,7 @@
-"""Opt-in downloads of what torchvision can fetch: the same archives and checksums, resumable, checked as unpacked.
+"""Opt-in downloads of the datasets that torchvision can fetch, from the same archives with the same checksums.
 
-Everything happens in `<root>/.captune-download/<key>`; only what is whole is renamed to its place.
+They can be resumed, and archives are checked while they are unpacked. Everything happens in
+`<root>/.captune-download/<key>`; only a complete dataset is moved to its place.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from captune.errors import DataError
 
 Progress = Callable[[str, int, int | None], None]
 _CHUNK = 1 << 20
-# Images hardly shrink in an archive, annotations tenfold. One that grows far more is made to fill the disk.
+# Images hardly shrink in an archive, annotations tenfold. An archive that expands far more is made to fill the disk.
 _MAX_RATIO = 50
 _SMALL = 100 << 20
 _TIMEOUT_SECONDS = 60
@@ -37,8 +38,8 @@ class Archive:
 
     Attributes:
         url: its address.
-        md5: its checksum as torchvision has it; None where nobody publishes one.
-        into: folder below the data root that it is unpacked or put into.
+        md5: its checksum as torchvision has it; None if nobody publishes one.
+        into: folder below the data root that it is unpacked or copied into.
     """
 
     url: str
@@ -56,9 +57,9 @@ class Download:
     """What a dataset is made of.
 
     Attributes:
-        archives: to fetch.
-        places: files and folders below the data root that result, and are moved there.
-        inner: an archive inside the archive that holds the images, if that is how it comes.
+        archives: what to fetch.
+        places: the resulting files and folders, relative to the data root.
+        inner: an archive inside the archive that holds the images, if there is one.
     """
 
     archives: tuple[Archive, ...]
@@ -136,12 +137,12 @@ def download(key: str, root: Path, *, progress: Progress | None = None) -> Path 
         progress: called with (file name, bytes so far, bytes in all if known).
 
     Returns:
-        the data root's first new place; None if the dataset is already there.
+        the first of the dataset's places; None if the dataset is already there.
 
     Raises:
         UsageError: no such dataset.
-        DataError: it cannot be fetched (where to get it instead), the network fails (what is there is kept for the next
-            attempt), a wrong checksum, an archive that climbs out of its folder, no room.
+        DataError: it cannot be fetched (where to get it instead), the network fails (what was fetched is kept for the
+            next attempt), a wrong checksum, an archive that climbs out of its folder, no room.
     """
     row = dataset_row(key)
     if key == "digits" or find_layout(row, root) is not None:
@@ -200,7 +201,7 @@ def _install(recipe: Download, work: Path, root: Path, progress: Progress | None
 
 
 def fetch(url: str, md5: str | None, target: Path, *, progress: Progress | None = None) -> Path:
-    """Fetch a file, going on where an earlier attempt stopped; it has its name only when it is whole.
+    """Fetch a file, going on where an earlier attempt stopped. It gets its own name only when it is complete.
 
     Raises:
         DataError: the network fails, or the checksum is wrong (the file is removed).
@@ -277,10 +278,10 @@ def extract(archive: Path, folder: Path) -> None:
         else:
             _extract_tar(archive, folder)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zipfile.LargeZipFile, zlib.error, RuntimeError) as error:
-        # The last two: damaged deflate streams; encrypted members and compressions Python has not.
+        # zlib.error: damaged deflate streams. RuntimeError: encrypted members, and compressions that Python lacks.
         raise DataError("an archive must be whole", got=str(error) or "a truncated file", where=archive) from None
     except OSError as error:
-        if error.errno is None:  # an OSError of gzip's own has no error number; that of a full disk has one
+        if error.errno is None:  # gzip's own OSErrors have no error number; that of a full disk has one
             raise DataError("an archive must be whole", got=str(error), where=archive) from None
         raise
 

@@ -14,13 +14,13 @@ _SHOT_SEED = 0
 
 
 def seen_classes(num_classes: int, seed: int) -> IntArray:
-    """Seen classes of TRZSL as every published code draws them: ⌊0.62 K⌋ by NumPy's legacy generator; rising."""
+    """The seen classes of TRZSL, drawn as all published code does: ⌊0.62 K⌋ by NumPy's legacy generator; ascending."""
     size = int(num_classes * _SEEN_SHARE)
     return np.sort(np.random.RandomState(seed).choice(range(num_classes), size=size, replace=False)).astype(np.int64)
 
 
 def draw_shots(dataset: Dataset, images: IntArray, shots: int, *, as_many_as_there_are: bool = False) -> IntArray:
-    """Labelled images, the same number for each class, as published: the legacy generator re-seeded (0) before each.
+    """Draw as many labelled images of each class, as published: the legacy generator, seeded 0 again for each class.
 
     Args:
         dataset: whose labels are used.
@@ -29,7 +29,7 @@ def draw_shots(dataset: Dataset, images: IntArray, shots: int, *, as_many_as_the
         as_many_as_there_are: take all images of a class that has fewer, instead of refusing.
 
     Returns:
-        chosen indices, rising.
+        chosen indices, ascending.
 
     Raises:
         DataError: a class has fewer images than shots.
@@ -61,19 +61,20 @@ def draw_shots(dataset: Dataset, images: IntArray, shots: int, *, as_many_as_the
 def exponential_pool(pool: IntArray, labels_N: IntArray, classes: IntArray, imbalance: float, seed: int) -> IntArray:
     """A long-tailed part of a pool: class sizes fall exponentially from the largest to the smallest.
 
-    The classes are put in a seeded order; the r-th of C keeps n · R^(-r / (C - 1)) images, at least one, with the
-    largest n that no class is too small for, so the ratio R holds whatever the pool was like (up to rounding and to
-    classes of one image). Within a class images are drawn at random, and a larger R keeps a class's first ones.
+    The classes are put in a seeded order. The r-th of C keeps n · R^(-r / (C - 1)) images, at least one. n is the
+    largest number for which every class has enough images, so the ratio R holds whatever the pool was like (up to
+    rounding and to classes of one image). A class keeps the first images of a seeded order of its own, so the images it
+    keeps under two values of R are nested.
 
     Args:
         pool: image indices.
         labels_N: their true labels, which only sealed labels may hold.
-        classes: that the pool consists of.
+        classes: those that the pool consists of.
         imbalance: R, largest over smallest class, at least 1.
         seed: root seed.
 
     Returns:
-        the images that stay, rising.
+        the images that stay, ascending.
 
     Raises:
         DataError: unknown labels, or a class without images.

@@ -1,7 +1,7 @@
 """The same image twice: one file by two names, or two files with the same bytes.
 
-A test image that is also trained on makes every number on it worthless. So where captune cuts the splits itself,
-copies stay on one side; across splits that were given they are refused or, if allowed, counted.
+A test image that is also trained on makes every number on it worthless. So if captune cuts the splits itself, it keeps
+copies on one side. Copies across splits that were given are refused or, if allowed, counted.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from captune.plain_text import counted
 from captune.records import atomic_write
 
 NEARLY = 0.99
-"""Cosine of frozen features from which two images count as nearly the same."""
+"""Two images count as nearly the same from this cosine of their frozen features on."""
 _PIECE = 4096
 # Fewer files than this are compared again each time; for more, the result is cached beside the stores.
 _KEPT_FROM = 500
 
 
 def equal_files(paths: Sequence[str], cache: Path | None = None) -> list[list[int]]:
-    """Groups of positions whose files are one file (links, another spelling) or hold the same bytes; rising.
+    """Groups of positions whose files are one file (links, another spelling) or hold the same bytes; ascending.
 
-    Files are read only where another has the same size, and whole only where 4 KiB from their middle agree too.
+    A file is read only if another has the same size, and as a whole only if 4 KiB from their middle agree too.
 
     Args:
         paths: files that are there.
-        cache: a folder that keeps the answer for many files, by their paths, sizes and times of change.
+        cache: a folder that keeps the answer for many files, by their paths, sizes and modification times.
     """
     digest = hashlib.sha256()
     facts_N3 = np.empty((len(paths), 3), np.uint64)
@@ -67,7 +67,7 @@ def equal_files(paths: Sequence[str], cache: Path | None = None) -> list[list[in
 
 
 def _equal_rows(values_ND: npt.NDArray[np.uint64], positions_N: npt.NDArray[np.int64]) -> list[list[int]]:
-    """Positions of rows that occur more than once, one group per row, rising."""
+    """Positions of rows that occur more than once, one group per row, ascending."""
     order_N = np.lexsort(values_ND.T)
     sorted_ND = values_ND[order_N]
     starts = np.flatnonzero(np.r_[True, (sorted_ND[1:] != sorted_ND[:-1]).any(1)]) if len(order_N) else np.empty(0, int)
@@ -104,7 +104,7 @@ def _grouped(positions: Sequence[int], key: Callable[[int], Hashable]) -> list[l
 
 
 def _middle(path: str) -> Hashable:
-    """A piece of a file; its beginning is often a header that many share."""
+    """A piece from the middle of a file: at the start, many files have the same header."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             file.seek(max(0, os.fstat(file.fileno()).st_size // 2 - _PIECE // 2))
@@ -139,18 +139,18 @@ def _remember(file: Path, groups: list[list[int]]) -> None:
 def keep_copies_together(
     listing: Listing, cache: Path | None, *, allow: bool, shared_test: bool, published: bool = False
 ) -> Listing:
-    """The listing with copies on one side of captune's own cut, and a note of copies across splits that were given.
+    """Keep copies on one side of captune's own cut, and note or refuse copies across splits that were given.
 
     Args:
         listing: absolute files that are there, and their labels.
         cache: see `equal_files`.
         allow: copies across given splits are allowed.
         shared_test: the test images are trained on anyway (tft).
-        published: splits that were given are those of a published dataset: nobody can change them, and all numbers on
-            them were made with its copies, so these are noted and never refused.
+        published: the given splits are those of a published dataset. Nobody can change them, and all numbers on them
+            were made with their copies, so copies are noted and never refused.
 
     Raises:
-        DataError: copies with two labels, or test images that are training images too and not allowed to be.
+        DataError: copies with two labels, or test images that are also training images where that is not allowed.
     """
     placed = [(split, path, label) for split in SPLITS for path, label in listing.splits.get(split, [])]
     groups = equal_files([path for _, path, _ in placed], cache)
@@ -240,13 +240,13 @@ def nearest_across(
     Args:
         pool_ND: normalised features (N, D).
         test_TD: normalised features (T, D).
-        threshold: cosine from which two images count as near duplicates.
-        num_pairs: closest pairs that are returned.
+        threshold: cosine from which on two images count as near duplicates.
+        num_pairs: how many of the closest pairs are returned.
         block: rows of either side at a time.
 
     Returns:
         how many test images have a pool image at `threshold` or above; and the closest pairs of all (row of the pool,
-        row of the test, cosine), each test image once, falling.
+        row of the test, cosine), each test image once, closest first.
     """
     best_T = np.full(len(test_TD), -np.inf, np.float32)
     nearest_T = np.zeros(len(test_TD), np.int64)

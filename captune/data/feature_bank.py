@@ -37,7 +37,7 @@ class FeatureBank:
         batch_size: int = 128,
         progress: Callable[[int, int], None] | None = None,
     ) -> Features:
-        """The features of images 0 … num_images - 1, encoded first if this node has not yet.
+        """The features of images 0 … num_images - 1, encoded first if this node does not have them yet.
 
         Args:
             key: content address of images and encoder together, any text.
@@ -98,7 +98,7 @@ def read_feature_file(file: Path, key: str, template: str) -> Dataset:
     """A `features:FILE.npz` dataset.
 
     The file holds `image_features` (M, D), `labels` (M,) with -1 for unknown, `split` (M,) of train/val/test, and
-    `text_features` (K, D) or `class_names` (K,), or both; if wanted `logit_scale` (exponentiated) and `template`.
+    `text_features` (K, D) or `class_names` (K,), or both; optionally `logit_scale` (exponentiated) and `template`.
     Rows are put in the order train, val, test.
 
     Raises:
@@ -184,7 +184,7 @@ def checked_features(values: npt.NDArray[np.generic], where: str) -> Features:
             where=where,
         )
     if not np.issubdtype(values.dtype, np.floating):
-        # Whole numbers are features that were rounded or scaled, and nobody but their maker knows by what.
+        # Integers are rounded or scaled features, and only their maker knows the scale.
         raise DataError(
             "features must be floating-point numbers",
             got=str(values.dtype),

@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".ppm",
      ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif")
 )  # fmt: skip
-"""Files with these are taken for images without a look inside: decoding tells, whatever they are called."""
+"""Files with these are taken for images without a look inside; decoding shows whether they are."""
 
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
 HEIC_HELP = "HEIC images (to read them: pip install 'captune[heic]')"
@@ -37,27 +37,27 @@ _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 
 
 def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """Open an image of the formats that captune reads, and of no other.
+    """Open an image in one of the formats that captune reads, and in no other.
 
-    Pillow knows forty more by the first bytes, whatever a file is called, and hands one of them (EPS) to Ghostscript,
-    which runs the program that such a file is.
+    Pillow recognises forty more formats by a file's first bytes, whatever the file is called. It hands one of them
+    (EPS) to Ghostscript, and an EPS file is a program that Ghostscript runs.
 
     Raises:
-        PIL.UnidentifiedImageError: it is none of them; else as `PIL.Image.open`.
+        PIL.UnidentifiedImageError: it has none of these formats; otherwise as `PIL.Image.open`.
     """
     Image.init()
     return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def is_junk_folder(name: str) -> bool:
-    """Whether a folder holds nobody's data: hidden ones, and what systems and archives leave (@eaDir, __MACOSX)."""
+    """Whether a folder holds none of the user's data: hidden ones, and what systems and archives leave (@eaDir)."""
     return name.startswith(".") or name.casefold() in _JUNK_FOLDERS
 
 
 def reason_not_to_read(path: str, name: str) -> str | None:
     """Why a file is passed over; None for an image.
 
-    Files without a known image suffix are known by their first bytes. A link that leads nowhere is `BROKEN_LINK`.
+    A file without a known image suffix is judged by its first bytes. The caller finds links that lead nowhere.
     """
     if name.startswith(".") or name.casefold() in _JUNK_FILES:
         return HIDDEN
@@ -72,7 +72,7 @@ def reason_not_to_read(path: str, name: str) -> str | None:
 
 
 def is_special(mode: int) -> bool:
-    """Whether a file's mode is of a device, pipe or socket, which may never end or never begin."""
+    """Whether a file's mode is that of a device, pipe or socket, which may block or never end."""
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
@@ -97,7 +97,7 @@ def _by_content(path: str) -> str | None:
 
 @cache
 def reads_heic() -> bool:
-    """Whether HEIC files can be read here (captune[heic]); if so Pillow is taught to."""
+    """Whether HEIC files can be read here (captune[heic]). If so, Pillow is told how to open them."""
     if find_spec("pillow_heif") is None:
         return False
     import pillow_heif

@@ -1,9 +1,9 @@
 """The image store: every image decoded and resized once per node, read by all trials from one memory map.
 
-On disk a store is a folder `images-<key>` with `pixels.u8` (the images one behind another, HWC) or `images.jpeg` (a
-JPEG of each, one behind another), `index.npy` (offset, height, width of each) and `meta.json`. The key stands for the
-files (path, size, time of change) and the resize, so a changed file or another backbone makes another store. An
-unreadable image is black there and named in `meta.json`.
+On disk a store is a folder `images-<key>` with `pixels.u8` (the images one after another, HWC) or `images.jpeg` (a JPEG
+of each, one after another), `index.npy` (offset, height, width of each) and `meta.json`. The key is a hash of the files
+(path, size, modification time) and the resize, so a changed file or another backbone makes another store. An unreadable
+image is stored as black and named in `meta.json`.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from captune.preprocessing import Preprocessing
 
 Progress = Callable[[int, int], None]
 _FORMAT = 1
-# Version of the viewer's reading. 2: resized by torch, which differs from Pillow by a grey level here and there.
+# Version of the viewer's reading. 2: resized by torch, which differs from Pillow by one grey level in places.
 _VIEWER = 2
 _THREADS = min(8, os.cpu_count() or 1)
-# Bytes from which the user is told the size before the store is built.
+# From this many bytes on, the user is told the size before the store is built.
 _LARGE = 200e6
 _SAMPLED = 64
 _ENCODED = 16
@@ -61,14 +61,14 @@ class ImageStore:
 
     Attributes:
         key: content address, 32 hex digits.
-        keep: "pixels", or "jpeg" where each image is kept as a JPEG and decoded when it is asked for.
+        keep: "pixels", or "jpeg" if each image is kept as a JPEG and decoded when it is asked for.
         sizes_N2: height and width of each stored image.
-        offsets_N: where each begins in the file.
-        unreadable: index → reason of the images that could not be decoded.
+        offsets_N: where each image begins in the file.
+        unreadable: index → reason, for images that could not be decoded.
     """
 
     def __init__(self, directory: Path, key: str) -> None:
-        """Open a whole store; `open_or_build` is the usual way in."""
+        """Open a complete store; `open_or_build` is the usual way in."""
         index_N3 = np.load(directory / "index.npy")
         meta = json.loads((directory / "meta.json").read_text())
         self.key = key
@@ -101,8 +101,8 @@ class ImageStore:
             dataset: its images in index order.
             preprocessing: whose size, resize mode and interpolation apply.
             cache_dir: where stores are kept on this node.
-            keep: what is kept of each resized image: its pixels, or a JPEG (quality 95, no chroma subsampling) in a
-                sixth of the room, whose pixels differ by a grey level or two.
+            keep: what is kept of each resized image: its pixels, or a JPEG (quality 95, no chroma subsampling), which
+                takes a sixth of the room and whose pixels differ by a grey level or two.
             progress: called with (images done, images in all) while building.
 
         Raises:
@@ -146,14 +146,14 @@ class ImageStore:
 
     @cached_property
     def largest_crop(self) -> tuple[int, int]:
-        """Height and width that hold any crop with an aspect ratio of 3/4 to 4/3 (and its rounding) of any image."""
+        """Height and width that hold every crop of every image, for aspect ratios of 3/4 to 4/3 and their rounding."""
         tall_N, wide_N = self.sizes_N2[:, 0], self.sizes_N2[:, 1]
         height = np.minimum(tall_N, np.ceil(wide_N * 4 / 3) + 2).max(initial=0)
         width = np.minimum(wide_N, np.ceil(tall_N * 4 / 3) + 2).max(initial=0)
         return int(height), int(width)
 
     def image(self, index: int) -> Pixels:
-        """One stored image (H, W, 3), uint8; a read-only view where pixels are kept."""
+        """One stored image (H, W, 3), uint8; a read-only view if pixels are kept."""
         height, width = self.sizes_N2[index]
         start = int(self.offsets_N[index])
         if self.keep == "jpeg":
@@ -181,7 +181,7 @@ class ImageStore:
 
 
 def store_key(dataset: Dataset, preprocessing: Preprocessing, keep: Keep = "pixels") -> str:
-    """The content address of a dataset's store: files by path, size and time of change, arrays by their bytes.
+    """The content address of a dataset's store: files by path, size and modification time, arrays by their bytes.
 
     Raises:
         DataError: files that are not there.
@@ -213,7 +213,7 @@ def store_key(dataset: Dataset, preprocessing: Preprocessing, keep: Keep = "pixe
 def _kept_images(
     dataset: Dataset, preprocessing: Preprocessing, keep: Keep
 ) -> Iterator[tuple[str, tuple[Pixels, bytes | memoryview] | Unreadable]]:
-    """All images in index order: pixels, and what is kept of them."""
+    """All images in index order: the path, with the pixels and the bytes to keep, or why it cannot be read."""
 
     def kept(pixels: Pixels) -> tuple[Pixels, bytes | memoryview]:
         return pixels, _encoded(pixels) if keep == "jpeg" else np.ascontiguousarray(pixels).data
@@ -256,12 +256,12 @@ def _check_room(dataset: Dataset, preprocessing: Preprocessing, part: Path, keep
 
 
 def _sample(paths: Sequence[str], count: int) -> Sequence[str]:
-    """About as many files, spread over all."""
+    """About `count` files, spread over all of them."""
     return paths[:: max(1, len(paths) // count)]
 
 
 def _bytes_of_pixels(dataset: Dataset, preprocessing: Preprocessing) -> float:
-    """Mean bytes of the pixels of a stored image, from the headers of some files."""
+    """Mean bytes of a stored image's pixels, estimated from the headers of some files."""
     sizes = []
     for path in _sample(dataset.paths, _SAMPLED):
         try:
@@ -273,7 +273,7 @@ def _bytes_of_pixels(dataset: Dataset, preprocessing: Preprocessing) -> float:
 
 
 def _bytes_of_jpegs(dataset: Dataset, preprocessing: Preprocessing) -> float:
-    """Mean bytes of the JPEG of a stored image, from a few that are made."""
+    """Mean bytes of a stored image's JPEG, estimated by encoding a few."""
     found = decode_many(_sample(dataset.paths, _ENCODED), preprocessing, dataset.reading)
     sizes = [len(_encoded(pixels)) for _, pixels in found if not isinstance(pixels, Unreadable)]
     return float(np.mean(sizes)) if sizes else 0.0
@@ -303,10 +303,10 @@ def decode_many(
     reading: Reading = "viewer",
     finish: Callable[[Pixels], Any] = lambda pixels: pixels,
 ) -> Iterator[tuple[str, Any]]:
-    """Decode files in order with a few threads; an unreadable one comes as its `Unreadable`.
+    """Decode files with a few threads and yield (path, result) in order; for an unreadable file its `Unreadable`.
 
-    Pillow, simplejpeg and torch let go of the interpreter lock while they work. `finish` is called with the pixels, in
-    the same threads, and what it returns is handed out.
+    Threads are enough, because Pillow, simplejpeg and torch release the interpreter lock while they work. `finish` is
+    called with the pixels in the same threads, and its return value is the result.
     """
 
     def attempt(path: str) -> Any:

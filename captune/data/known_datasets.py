@@ -1,4 +1,4 @@
-"""DATASETS: what each known dataset is called, asks, allows, and looks like on disk. Only facts; catalog reads it."""
+"""DATASETS: the facts about each known dataset (names, defaults, licence, shapes on disk), which catalog.py reads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DatasetRow:
     Attributes:
         key: its name on the command line.
         num_classes: K, which a copy on disk must have.
-        template: the prompt people use with it, one `{}`.
+        template: the prompt that is usual for it, with one `{}`.
         licence: what its owners allow.
         how_to_get: where to get it, as sentences.
         layouts: folder shapes it is read in, best first.
@@ -51,7 +51,7 @@ class DatasetRow:
         budget: epochs and steps per epoch.
         settings: trial settings that differ for this dataset, each with its reason beside it.
         tuning: what is learned by default, "prompts" or "features".
-        feature_settings: trial settings that differ where frozen features are tuned.
+        feature_settings: trial settings that differ if frozen features are tuned.
     """
 
     key: str

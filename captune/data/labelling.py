@@ -1,4 +1,4 @@
-"""What a model says of images: predictions.csv, and copies or links of the images in one folder per class."""
+"""A model's predictions for images: predictions.csv, and copies or links of the images in one folder per class."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from captune.errors import UsageError
 from captune.plain_text import as_unicode
 
 _LONGEST_NAME = 255
-"""Bytes that file systems take in one name."""
+"""Most bytes that file systems take in one name."""
 _LONGEST_SUFFIX = 16
 COLUMNS = ("image", "class", "probability", "second_class", "second_probability", "margin")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """A model's prediction for one image.
 
     Attributes:
         image: the file, or the number of the row in arrays and feature files.
         label: the most probable class.
-        probability: of it.
-        second: the next class; None of a single one.
-        second_probability: of it.
+        probability: that of `label`.
+        second: the second most probable class; None if there is only one class.
+        second_probability: that of `second`.
     """
 
     image: str
@@ -59,8 +59,8 @@ def predictions(images: Sequence[str], probs_NK: npt.NDArray[np.floating], names
 
     Args:
         images: N names.
-        probs_NK: probabilities.
-        names: of the K classes.
+        probs_NK: probabilities of the K classes.
+        names: the classes' names.
     """
     best_Nk = np.argsort(-probs_NK, axis=1, kind="stable")[:, :2]
     found = []
@@ -98,7 +98,7 @@ def sort_into_folders(
     """Copy (or link) every image into the folder of its class.
 
     Args:
-        found: what a model says of image files.
+        found: predictions for image files.
         directory: made if missing; it must be empty and lie in no folder of the images.
         min_confidence: images less probable than this stay out.
         link: symbolic links instead of copies.
@@ -144,7 +144,7 @@ def check_empty(directory: Path) -> None:
 
 
 def _folder_names(labels: Sequence[str]) -> dict[str, str]:
-    """Class → a folder name that every file system takes; classes stay apart."""
+    """Class → a folder name that every file system takes; no two classes share one."""
     names = FreeNames()
     folders: dict[str, str] = {}
     for label in labels:
@@ -154,7 +154,7 @@ def _folder_names(labels: Sequence[str]) -> dict[str, str]:
 
 
 class FreeNames:
-    """Names in one folder, each taken once, whatever its case; a name that is taken gets a number."""
+    """File names for one folder, none given out twice, whatever its case; a name that is taken gets a number."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
@@ -165,7 +165,7 @@ class FreeNames:
         if len(os.fsencode(suffix)) > _LONGEST_SUFFIX:
             stem, suffix = stem + suffix, ""
         wanted = (stem + suffix).casefold()
-        # Counting from 2 again for each of 10,000 equal names would take 50 million tries.
+        # Go on from the last number: counting from 2 again for each of 10,000 equal names would take 50 million tries.
         number = self._tried.get(wanted, 1)
         while True:
             mark = "" if number == 1 else f"-{number}"
@@ -179,7 +179,7 @@ class FreeNames:
 
 
 def _cut(text: str, num_bytes: int) -> str:
-    """As many whole characters of a text as fit into some bytes."""
+    """As many whole characters of a text as fit into `num_bytes`."""
     data = os.fsencode(text)
     if len(data) <= num_bytes:
         return text

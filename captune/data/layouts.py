@@ -1,4 +1,4 @@
-"""What any dataset may have: CoOp's split files, a CSV manifest, a cut by class."""
+"""What several layouts share: CoOp's split files, cuts by class, and reading JSON and list files."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ def cut_by_class(names: Sequence[str], files: Sequence[Sequence[str]], *, where:
 
 
 def cut_validation(items: Items, share: float = 0.2) -> tuple[Items, Items]:
-    """Cut an official trainval 80/20 per class, seeded: (train, val)."""
+    """Cut an official trainval list 80/20 per class, seeded; returns (train, val)."""
     labels_N = np.array([label for _, label in items], dtype=np.int64)
     parts = stratified_split(labels_N, {"train": 1 - share, "val": share}, seed=_SPLIT_SEED)
     return [items[index] for index in parts["train"]], [items[index] for index in parts["val"]]
 
 
 def as_words(name: str) -> str:
-    """A folder name as it stands in a prompt: `_` becomes a space."""
+    """A folder name as a prompt has it: `_` becomes a space."""
     return " ".join(name.replace("_", " ").split())
 
 

@@ -33,7 +33,7 @@ def read_eurosat(images: Path) -> Listing:
 
 
 def read_plain_folders(images: Path) -> Listing:
-    """One folder a class, called like the class (RESISC45)."""
+    """One folder per class, named after it (RESISC45)."""
     tree = Tree(images)
     folders = tree.folders()
     return cut_by_class(folders, [tree.images(name) for name in folders], where=str(images))
@@ -115,7 +115,7 @@ def read_stanford_cars(train_images: Path, meta: Path, train: Path, test: Path) 
 
 
 def read_flowers102(images: Path, labels: Path, sets: Path) -> Listing:
-    """jpg, imagelabels.mat and setid.mat: the official 1,020/1,020/6,149."""
+    """jpg, imagelabels.mat and setid.mat: the official splits of 1,020/1,020/6,149 images."""
     try:
         labels_N = _mat(labels)["labels"].reshape(-1).astype(np.int64) - 1
         ids = {
@@ -214,7 +214,7 @@ def _capitals(action: str) -> list[str]:
 def read_imagenet(train: Path, val: Path, class_names: Path) -> Listing:
     """images/{train,val} with wnid folders, and classnames.txt with lines `<wnid> <name>`.
 
-    A label is the index among the sorted wnids. The official val is the test split here, and nothing is the val split:
+    A label is the index among the sorted wnids. The official val is the test split here, and the val split is empty:
     published few-shot code uses the same images for both, which would show a study its own test labels.
     """
     names = dict(line.strip().split(" ", 1) for line in read_lines(class_names) if " " in line.strip())

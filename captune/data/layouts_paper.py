@@ -25,7 +25,7 @@ def read_split_lists(class_names: Path, *_needed: Path) -> Listing:
 
 
 def read_aircraft_lists(labels: Path, *_needed: Path) -> Listing:
-    """FGVCAircraft: as DTD, but split on the last space, and the class is the folder (which may hold spaces)."""
+    """FGVCAircraft: as DTD, but lines are split at the last space, and the folder, maybe with spaces, is the class."""
     folder = labels.parent
     variants = [line.strip() for line in read_lines(labels)]
     numbers = {name: number for number, name in enumerate(variants)}
@@ -68,10 +68,10 @@ def _resisc_items(values: Any, numbers: dict[str, int]) -> Items:
 
 
 def read_eurosat_lists(test_list: Path, *_needed: Path) -> Listing:
-    """EuroSAT: `test.txt` (and train.txt, val.txt where they are), files at `<Class>/<file>`.
+    """EuroSAT: `test.txt` (and train.txt and val.txt if they are there), files at `<Class>/<file>`.
 
-    Without train.txt the training images are those in the class folders that test.txt does not name: the published
-    code pools whole folders, test images and all.
+    Without train.txt, the training images are those in the class folders that test.txt does not name. Published code
+    pools whole folders instead, test images included.
     """
     folder = test_list.parent
     numbers = {name: number for number, name in enumerate(EUROSAT_PAPER)}
@@ -97,7 +97,7 @@ def read_eurosat_lists(test_list: Path, *_needed: Path) -> Listing:
 
 
 def _eurosat_items(file: Path, numbers: dict[str, int]) -> Items:
-    """`test.zip@<class>/<Class>_<n>.jpg <label>`: the class folder is what stands before `_` in the file's name."""
+    """`test.zip@<class>/<Class>_<n>.jpg <label>`: the part of the file's name before `_` is the class folder."""
     items: Items = []
     for line in read_lines(file):
         image, _ = _image_and_label(line, file)

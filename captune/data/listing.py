@@ -13,7 +13,7 @@ from captune.data.tree import Tree, find_path, name_some
 from captune.errors import DataError
 
 Items = list[tuple[str, int]]
-"""Image name relative to the image folder (or absolute, for listings without one), label."""
+"""Pairs of an image's name relative to the image folder (absolute if there is none) and its label."""
 SPLITS = ("train", "val", "test")
 
 
@@ -24,9 +24,9 @@ class Listing:
     Attributes:
         class_names: in label order, as they stand in a prompt.
         splits: "train", "val", "test" → images and labels.
-        image_folder: what image names are relative to; None where they are absolute and already checked.
-        where: the file or folder that said so, for messages.
-        layout: the shape it was read in, for people; empty where the caller knows.
+        image_folder: what image names are relative to; None if they are absolute and already checked.
+        where: the file or folder that this was read from, for messages.
+        layout: the shape it was read in, for people; empty if the caller knows.
         notes: what a person should know of how it was read, one sentence each.
         cut: how captune itself cut it into splits; empty for splits that were given.
     """
@@ -73,7 +73,7 @@ class Layout:
 
     Attributes:
         name: for people.
-        protocols: whose splits these are: "coop", "paper", or both where the splits are the same.
+        protocols: whose splits these are: "coop", "paper", or both if the splits are the same.
         needs: files and folders that must be there, relative to the data root (any case).
         read: those paths on disk, in the same order → listing.
     """
@@ -90,5 +90,5 @@ class Layout:
         return paths if len(paths) == len(found) else None
 
     def present(self, root: Path) -> list[str]:
-        """The needs that are there."""
+        """The needed paths that are on disk."""
         return [need for need in self.needs if find_path(root, need) is not None]

@@ -39,14 +39,14 @@ class Batch:
 
 
 def image_files(places: Sequence[Path], notes: list[str] | None = None) -> list[Path]:
-    """Files as given, and all images below folders in order of their names.
+    """The given files, and all images below the given folders in order of their names.
 
     Args:
         places: files and folders.
-        notes: takes up what was passed over in the folders, one sentence each.
+        notes: collects what was passed over in the folders, one sentence each.
 
     Raises:
-        DataError: a place that is not there or no file or folder, or no image anywhere.
+        DataError: a place that is missing, or that is neither a file nor a folder; or no image anywhere.
     """
     missing = [str(place) for place in places if not place.exists()]
     if missing:
@@ -77,7 +77,7 @@ def preprocessed_batches(
     device: torch.device | str,
     broken: list[tuple[Path, str]],
 ) -> Iterator[Batch]:
-    """Weak views of files in batches, in order; unreadable files are left out and noted in `broken` with a reason."""
+    """Weak views of files in batches, in order. Unreadable files are left out and put into `broken` with a reason."""
     normalise = Normalise(preprocessing, torch.device(device))
     size = preprocessing.image_size
     paths: list[Path] = []
@@ -102,7 +102,7 @@ def preprocessed_batches(
 
 
 def as_list(images: LooseImage | Iterable[LooseImage]) -> list[LooseImage]:
-    """Images one by one: folders become their files, a stack of arrays (N, H, W, 3) its images.
+    """Images one by one: a folder becomes its files, a stack of arrays (N, H, W, 3) its images.
 
     Raises:
         DataError: a file or folder that is not there, or no image at all.

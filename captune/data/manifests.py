@@ -50,16 +50,16 @@ def read_manifest(
     root: Path | None = None,
     follow_links: bool = False,
 ) -> Listing:
-    """A list with a header that names the columns `path`, and if wanted `label` and `split`, in any case and order.
+    """Read a list whose header names the columns `path` and, optionally, `label` and `split`, in any case and order.
 
     Comma, semicolon or tab; UTF-8 or UTF-16; any line ends; `\\` or `/` in paths. Paths are relative to the file, or
     absolute below `root`. A label is a class name or a whole number; an empty one (or -1) is unknown. Classes are in
-    name order, numbers in numeric order; where `given` names all of them, they are in its order. Without a split column
-    labelled images are cut 50/20/30 % a class and the others are pooled.
+    name order, numbers in numeric order; if `given` names all of them, they are in its order. Without a split column,
+    labelled images are cut 50/20/30 % per class and the others are pooled.
 
     Args:
         file: the list.
-        given: `--class-names`; needed where no row has a label.
+        given: `--class-names`; needed if no row has a label.
         labels: False to read no labels.
         columns: what the columns are called.
         root: images must lie below it or below the list's own folder.
@@ -142,7 +142,7 @@ def _text(file: Path) -> str:
 
 
 def _delimiter(text: str, columns: Columns) -> str:
-    """The one of comma, semicolon and tab that finds most of the columns; then the most frequent in the first line."""
+    """Of comma, semicolon and tab the one that finds most of the columns in the first line, then the most frequent."""
     lines = [line for line in text.split("\n", 2) if line.strip() and not line.casefold().startswith("sep=")]
     first = lines[0] if lines else ""
     wanted = {columns.image.casefold(), columns.label.casefold(), columns.split.casefold()}

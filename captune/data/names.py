@@ -1,4 +1,4 @@
-"""Class names that are written in no file of a dataset's release, in label order."""
+"""Class names that no file of a dataset's release contains, in label order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Strong views cropped from the images as they are on disk, not from the store's smaller copies.
 
-The published code crops the original and resizes the crop; a crop of the stored copy is softer where it is enlarged.
-Every crop costs a decoding, so this is for reproduction and for images that are small anyway.
+Published code crops the original and resizes the crop. A crop of the stored copy, which is smaller, is softer if it has
+to be enlarged. Every crop decodes a file, so this is for reproduction and for images that are small anyway.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling
 
 
 class OriginalCrops(CropViews):
-    """Views whose weak side is the store's and whose strong side is cut from the original images.
-
-    The interface is that of `ImageViews`.
-    """
+    """The store's weak views, and strong views cut from the original images; the interface is that of `ImageViews`."""
 
     def __init__(self, views: ImageViews, dataset: Dataset, preprocessing: Preprocessing) -> None:
         """Views of the images of `dataset`, in its order."""

@@ -1,4 +1,4 @@
-"""A person's own class names and template: a list on the command line, a text file, or YAML."""
+"""The user's own class names and template: a list on the command line, a text file, or YAML."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class GivenNames:
     where: str
 
     def of(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """New names of a dataset's classes, in its label order. A list that holds the same names in another order, or
-        spelled otherwise, stays with the classes it names.
+        """New names of a dataset's classes, in its label order.
+
+        A list of the dataset's own names, in another order or spelling, is matched by name and not by position.
 
         Raises:
             ConfigError: another number of names, an old name that is not there, names that are empty or equal.
@@ -83,7 +84,7 @@ def _refuse_unknown(renamed: dict[str, Any], names: tuple[str, ...], where: str)
 
 
 def apply_overrides(dataset: Dataset, task: TaskConfig, given: GivenNames | None) -> Dataset:
-    """The dataset under the names and the template of `--class-names`; `--template` wins over the file's.
+    """The dataset with the names and the template of `--class-names`; `--template` wins over the file's.
 
     Raises:
         ConfigError: names that do not fit the dataset's classes.
@@ -98,11 +99,11 @@ def apply_overrides(dataset: Dataset, task: TaskConfig, given: GivenNames | None
 
 
 class NamesMissing(DataError):
-    """Raised for images without labels where no class names were given."""
+    """Raised for images without labels if no class names were given."""
 
 
 def names_missing(got: str, where: Path | str, otherwise: str = "") -> NamesMissing:
-    """The error for images without labels and without names; `otherwise` is another way out."""
+    """The error for images without labels and without names; `otherwise` suggests another way out."""
     return NamesMissing(
         "images without labels must come with the names of the classes",
         got=got,
@@ -112,14 +113,16 @@ def names_missing(got: str, where: Path | str, otherwise: str = "") -> NamesMiss
 
 
 def spelling(name: str) -> str:
-    """A name without what two spellings of one class differ in: case, outer blanks, `_` for a space, and whether an
-    accent is a letter's or a character of its own (Unicode's NFC and NFD; macOS writes names of files in NFD).
+    """A name without the differences between two spellings of one class.
+
+    These are case, outer blanks, `_` for a space, and whether an accented letter is one character or two (Unicode's NFC
+    and NFD; macOS writes file names in NFD).
     """
     return unicodedata.normalize("NFC", " ".join(name.replace("_", " ").split()).casefold())
 
 
 def renaming(classes: Sequence[str], given: GivenNames | None) -> tuple[str, ...]:
-    """A note where classes of a folder or a list are renamed one by one and none is called like its new name."""
+    """A note if classes of a folder or a list are renamed by position and none of them has any of the new names."""
     if given is None or given.names is None or {*map(spelling, classes)} & {*map(spelling, given.names)}:
         return ()
     pairs = [f"{old} = {name}" for old, name in zip(classes, given.names, strict=False)]
@@ -127,7 +130,7 @@ def renaming(classes: Sequence[str], given: GivenNames | None) -> tuple[str, ...
 
 
 def spelled_alike(names: Iterable[str]) -> list[str]:
-    """Names that only their spelling tells apart, one text per class; equal letters are shown by their codes."""
+    """Names that differ only in spelling, one text per class; names that look the same are shown as escape codes."""
     by_spelling: dict[str, list[str]] = {}
     for name in names:
         by_spelling.setdefault(spelling(name), []).append(name)
@@ -144,7 +147,7 @@ def read_class_names(given: str | None) -> GivenNames | None:
     """What `--class-names` says; None without it.
 
     Args:
-        given: names parted by commas, or a file: YAML (.yaml, .yml, .json) that holds a list, or a mapping with
+        given: names separated by commas, or a file: YAML (.yaml, .yml, .json) that holds a list, or a mapping with
             `class_names` (a list, or old name → new name) and `template`; any other file: one name per line.
 
     Raises:
@@ -191,7 +194,7 @@ def _text(file: Path) -> str:
 
 
 def _one_word(file: Path) -> ConfigError:
-    """The error for one name, or for names that are parted by something else than commas."""
+    """The error for one name, or for names that are separated by something else than commas."""
     parts = [part.strip() for part in re.split(r"[;|\t\n]", file.name) if part.strip()]
     name = printable(file.name)
     return ConfigError(

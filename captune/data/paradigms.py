@@ -1,7 +1,7 @@
-"""Who is labelled, pooled, validated and tested, and sealed labels: those that training may not see.
+"""Which images are labelled, pooled, validated and tested; and sealed labels, those that training may not see.
 
-All indices count through the dataset's train, val and test images, one behind another. A `Task` holds no true label of
-a pool, held-out or test image; those go into `SealedLabels`, which one module opens, for the report.
+All indices count through the dataset's train, val and test images, one after another. A `Task` holds no true label of a
+pool, held-out or test image. Those go into `SealedLabels`, which only one module opens, for the report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["IntArray", "Labelled", "SealedLabels", "Task", "build_task"]
 
 _TELLING_IMAGES = 100
 NO_LABELS = "no labels: accuracy is not measured"
-"""What is said where a number would need labels that nobody has."""
+"""Said in place of a number that would need labels that nobody has."""
 
 
 class SealedLabels:
@@ -39,10 +39,10 @@ class SealedLabels:
         self.__labels = {name: _frozen(labels) for name, labels in labels_N.items()}
 
     def reveal(self) -> dict[str, IntArray]:
-        """The true labels of "pool", "holdout" and "test", in the task's order, -1 where it is unknown.
+        """The true labels of "pool", "holdout" and "test", in the task's order; -1 where a label is unknown.
 
-        For captune.training.evaluation alone: in a study after the choice, in `captune adapt` after training; by the
-        `oracle` criterion earlier, which is for research and stamped.
+        Only captune.training.evaluation may call this: in a study after the choice, in `captune adapt` after training.
+        The `oracle` criterion calls it earlier; it is for research, and its results are stamped.
         """
         return dict(self.__labels)
 
@@ -79,15 +79,15 @@ class Task:
         class_names: K names in label order.
         template: prompt with one `{}`.
         labelled: labelled training images.
-        pool: unlabelled images to train on, rising.
-        holdout: unlabelled images kept out of training for selection, rising; empty for role "report".
+        pool: unlabelled images to train on, ascending.
+        holdout: unlabelled images kept out of training for selection, ascending; empty for role "report".
         validation: labelled images for selection; empty for role "report".
-        test: images that are reported on, rising.
+        test: images that are reported on, ascending.
         pseudolabelled_K: classes that may be pseudolabelled (TRZSL: the unseen ones, pseudo-unseen ones included).
         seen_K: TRZSL: classes that count as seen in the report metric; otherwise none.
         pseudo_unseen_K: TRZSL with role "score": seen classes that are treated as unseen; otherwise none.
-        num_measurable: images of `test` whose label somebody has written down; only over these can a metric be.
-        notes: what a person should know of the data and of how much they can tell, one sentence each.
+        num_measurable: images of `test` with a known label; metrics are over these only.
+        notes: what a person should know about the data and about how much they can tell, one sentence each.
     """
 
     config: TaskConfig
@@ -137,7 +137,7 @@ def without_images(task: Task, unreadable: IntArray) -> Task:
 
 
 def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
-    """Deal a dataset's images to a paradigm's roles.
+    """Assign a dataset's images to a paradigm's roles.
 
     Args:
         config: dataset, paradigm, shots, seeds, imbalance.
@@ -151,8 +151,8 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
         DataError: missing or broken data, one class only, a class without images, too few labelled images, an empty
             pool or test split.
         UsageError: an unknown dataset.
-        ConfigError: the pool is to be unsealed where it is the test set, shots are to be mislabelled where there are
-            none, or too few classes are left of an open set.
+        ConfigError: the pool is to be unsealed although it is the test set, shots are to be mislabelled although there
+            are none, or too few classes are left of an open set.
     """
     dataset = load_dataset(config)
     _check_classes(dataset)
@@ -210,8 +210,8 @@ def _label_notes(num_measurable: int, numreported_images: int, config: TaskConfi
 
 
 def _size_notes(num_pool: int, num_scored: int) -> list[str]:
-    """How small a gain the scored images can show: 1.28 standard errors of a difference of two shares of them, where
-    the two predict otherwise on a tenth (`captune.decisions.by_criterion.noise_margin`).
+    """A note on the smallest gain that few scored images can show: 1.28 standard errors of the difference of two
+    accuracies on them, if the predictions differ on a tenth (`captune.decisions.by_criterion.noise_margin`).
     """
     if num_scored >= _TELLING_IMAGES or num_scored == 0:
         return []
@@ -242,7 +242,7 @@ def _no_test_help(config: TaskConfig) -> str:
 
 
 def _thinned(pool: IntArray, labels_M: IntArray, classes: IntArray, config: TaskConfig) -> IntArray:
-    """The pool made long-tailed and smaller as asked; rising."""
+    """The pool, made long-tailed and smaller as asked; ascending."""
     if config.pool_imbalance > 1:
         # Images of unknown class (open set) belong to no class that is thinned, so all of them stay.
         others = pool[labels_M[pool] == UNKNOWN] if config.open_set_fraction else pool[:0]
@@ -256,7 +256,7 @@ def _thinned(pool: IntArray, labels_M: IntArray, classes: IntArray, config: Task
 
 
 def _held_out(pool: IntArray, config: TaskConfig) -> tuple[IntArray, IntArray]:
-    """The pool cut into training pool and held-out images, seeded, at least one in each; both rising."""
+    """The pool cut at random (seeded) into training pool and held-out images, at least one in each; both ascending."""
     if len(pool) < 2:
         raise DataError("the pool must hold two images, one to be held out", got=len(pool), where=config.dataset)
     count = min(len(pool) - 1, max(1, round(config.holdout_fraction * len(pool))))
@@ -281,10 +281,10 @@ def _check_classes(dataset: Dataset) -> None:
 
 
 def _unsealed(labelled: IntArray, pool: IntArray, labels_M: IntArray, config: TaskConfig) -> IntArray:
-    """Labelled images and the pool's, for the supervised ceiling; images nobody knows the label of stay out.
+    """The labelled images and the pool's, for the supervised ceiling; images with an unknown label stay out.
 
     Raises:
-        ConfigError: the pool is the test set, whose labels would be learned and then asked for.
+        ConfigError: the pool is the test set, so its labels would be trained on and then tested.
     """
     if config.paradigm == "tft":
         raise ConfigError(
@@ -296,10 +296,10 @@ def _unsealed(labelled: IntArray, pool: IntArray, labels_M: IntArray, config: Ta
 
 
 def _given_labels(roles: Roles, labels_M: IntArray, config: TaskConfig) -> IntArray:
-    """The labels that training is given: with `shot_noise`, some of the labelled and validation images' are wrong.
+    """The labels that training is given; with `shot_noise`, some labels of labelled and validation images are wrong.
 
     Raises:
-        ConfigError: there is no labelled image to be wrong about.
+        ConfigError: no image is labelled.
     """
     if config.shot_noise == 0:
         return labels_M

@@ -1,10 +1,10 @@
-"""Published accuracies, printed beside a reproduction: each with its source, only beside the protocol it belongs to.
+"""Published accuracies with their sources. They are printed beside a reproduction that follows their protocol.
 
-What could not be read where it is printed is not here, and stays empty in the paper's table: all numbers of CAP, CPL
-and FPL among them. Their authors' repositories print none (GRIP's does), and the papers themselves could not be opened.
-Summaries of CAP's table that can be found disagree with the sources: one gives as GRIP's `ul` number on RESISC45
-(74.11) what GRIP's authors print for `ssl`, and zero-shot numbers of `trzsl` as those of `ul`. So none is taken from
-them.
+A number that could not be read where it is printed is not here, and its place in the paper's table stays empty. That
+holds for all numbers of CAP, CPL and FPL: their authors' repositories print none (GRIP's does), and the papers
+themselves could not be opened. Summaries of CAP's table disagree with the sources: one gives as GRIP's `ul` number on
+RESISC45 (74.11) what GRIP's authors print for `ssl`, and as zero-shot numbers of `trzsl` those of `ul`. So no number is
+taken from a summary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Published:
 
     Attributes:
         value: accuracy in percent; in trzsl the harmonic mean of seen and unseen.
-        sd: over its seeds, in points; None where it is not printed.
+        sd: standard deviation over its seeds, in points; None if it is not printed.
         source: where it is printed.
     """
 
@@ -40,7 +40,7 @@ _LONG_TAILED = (
 # method → dataset → accuracy in ssl, ul, trzsl. ViT-B/32 of OpenAI, the paper's splits.
 _PARADIGMS: tuple[Paradigm, ...] = ("ssl", "ul", "trzsl")
 BACKBONES = ("ViT-B-32", "ViT-B-32-quickgelu")
-"""Names of the published model; OpenAI's weights make it the same by both."""
+"""Two names of the published model: with OpenAI's weights they give the same one."""
 # Seeds of the published splits into seen and unseen classes; one for each training seed.
 SPLIT_SEEDS = (500, 0, 200)
 _TABLE: dict[str, dict[str, tuple[float | None, float | None, float | None]]] = {
@@ -70,7 +70,7 @@ _TABLE: dict[str, dict[str, tuple[float | None, float | None, float | None]]] = 
 
 
 def published(dataset: str, paradigm: str, method: str) -> Published | None:
-    """The number of a cell on the paper's splits with ViT-B/32; None where none could be read."""
+    """The number of a cell on the paper's splits with ViT-B/32; None if none could be read."""
     values = _TABLE.get(method, {}).get(dataset)
     if values is None or paradigm not in _PARADIGMS:
         return None
@@ -79,11 +79,11 @@ def published(dataset: str, paradigm: str, method: str) -> Published | None:
 
 
 def published_results(task: TaskConfig, method: str) -> list[str]:
-    """Lines with published numbers that belong beside a result of this cell; none where its protocol is another.
+    """Lines with published numbers that belong beside a result of this cell; none if it follows another protocol.
 
     Args:
         task: the cell.
-        method: ours; its published number comes first where there is one.
+        method: ours; if a number is published for it, that comes first.
     """
     if not is_published_protocol(task):
         return []

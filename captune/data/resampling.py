@@ -1,4 +1,4 @@
-"""Boxes of images resampled to one size by antialiased bicubic weights, in the two ways that suit a CPU and a GPU.
+"""Resample boxes of images to one size by antialiased bicubic weights, in one way for a CPU and another for a GPU.
 
 Boxes are (B, 5): top, left, height, width, flipped or not.
 """
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def by_products(images_BHW3: Tensor, boxes_B5: Tensor, size: int) -> Tensor:
-    """All boxes at once, as two products A_y · X · A_xᵀ, which a recorded step can replay; fp32 (B, 3, S, S)."""
+    """All boxes at once as two matrix products A_y · X · A_xᵀ, which a recorded step can replay; fp32 (B, 3, S, S)."""
     top_B, left_B, height_B, width_B, flipped_B = boxes_B5.unbind(1)
     image_B3HW = images_BHW3.permute(0, 3, 1, 2).float()
     height, width = image_B3HW.shape[-2:]
@@ -22,7 +22,7 @@ def by_products(images_BHW3: Tensor, boxes_B5: Tensor, size: int) -> Tensor:
 
 
 def one_by_one(images_BHW3: Tensor, boxes_B5: Tensor, size: int) -> Tensor:
-    """The same to 0.0002 grey levels, in a sixth of the time on a CPU: most weights of the products are 0."""
+    """The same to 0.0002 grey levels. On a CPU it takes a sixth of the time, as most weights of the products are 0."""
     crops_B3SS = torch.empty(len(images_BHW3), 3, size, size)
     for row, (top, left, height, width, flipped) in enumerate(boxes_B5.tolist()):
         box_13HW = images_BHW3[row, top : top + height, left : left + width].permute(2, 0, 1)[None].float()
@@ -50,7 +50,7 @@ def resampling_weights(
     """
     start_B11, length_B11 = (each.to(device).float()[:, None, None] for each in (start_B, length_B))
     target_S1 = torch.arange(num_target, device=device).float()[:, None] + 0.5
-    # Pixel positions inside the crop, so that fp32 stays exact far from the origin.
+    # Positions are counted from the crop's start, so that fp32 stays exact far from the image's origin.
     source_B1W = torch.arange(num_source, device=device).float() - start_B11
     scale_B11 = length_B11 / num_target
     distance_BSW = (source_B1W + 0.5 - target_S1 * scale_B11) / scale_B11.clamp(min=1.0)

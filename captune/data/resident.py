@@ -1,8 +1,8 @@
 """A store's images in a GPU's memory, and views cut out of them by one kernel (Triton).
 
-The host only draws boxes. A target pixel is the sum over the few source pixels under the bicubic kernel, the same
-weights as `captune.data.views.resampling_weights`, whose matrix products a CPU uses; on a GPU they would take twenty
-kernels and ten times as long.
+The host only draws boxes. A target pixel is the sum over the few source pixels under the bicubic kernel, with the
+weights of `captune.data.resampling.resampling_weights`. As matrix products these would take twenty kernels and ten
+times as long on a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHARED: WeakValueDictionary[tuple[str, Preprocessing, str], ResidentPixels] = W
 
 
 def fits(store: ImageStore, device: torch.device) -> bool:
-    """Whether a store of pixels takes at most a tenth of a GPU's memory and Triton is installed; else never."""
+    """Whether a store of pixels fits in a tenth of a GPU's memory and Triton is installed; False for other stores."""
     if store.keep != "pixels" or device.type != "cuda" or len(store) == 0 or find_spec("triton") is None:
         return False
     return store.num_bytes <= _SHARE * torch.cuda.get_device_properties(device).total_memory
@@ -53,14 +53,14 @@ class ResidentPixels:
         pixels = store.flat()
         self._pixels = torch.empty(len(pixels), dtype=torch.uint8, device=device)
         for start in range(0, len(pixels), _CHUNK):
-            # A copy: torch wants memory that may be written.
+            # A copy, because torch needs writable memory.
             part = torch.from_numpy(np.array(pixels[start : start + _CHUNK]))
             self._pixels[start : start + len(part)] = part.to(device)
         self._start_N = torch.as_tensor(np.array(store.offsets_N), device=device)
         self._sizes_N2 = torch.as_tensor(np.array(store.sizes_N2), device=device)
         size = preprocessing.image_size
         room_N2 = store.sizes_N2 - size
-        # As `centre_crop`: half to even where there is more than enough, down where there is too little.
+        # As `centre_crop`: round half to even if the image is larger than the crop, towards zero if it is smaller.
         corner_N2 = np.where(room_N2 >= 0, np.rint(room_N2 / 2), -((-room_N2) // 2))
         centre_N5 = np.pad(corner_N2, ((0, 0), (0, 3))).astype(np.int64)
         centre_N5[:, 2:4] = size
@@ -69,7 +69,7 @@ class ResidentPixels:
         self._factors = [1 / (255 * std) for std in preprocessing.std]
         self._shifts = [-mean / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)]
         shrink = max(1.0, max(store.largest_crop) / size)
-        # Whole numbers in an interval of four times the kernel's width, both ends at most.
+        # The most whole numbers that an interval as wide as the kernel, 4 · shrink, can hold, ends included.
         self._taps = math.floor(4 * shrink) + 1
 
     def centres(self, indices_B: Tensor, dtype: torch.dtype) -> Tensor:

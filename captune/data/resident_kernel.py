@@ -12,7 +12,7 @@ from torch import Tensor
 
 @triton.jit
 def _cubic(x):  # type: ignore[no-untyped-def]
-    # Keys' kernel with a = -1/2, as `captune.data.views`.
+    # Keys' kernel with a = -1/2, as in `captune.data.resampling`.
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return tl.where(x < 1, near, tl.where(x < 2, far, 0.0))
@@ -96,14 +96,14 @@ def cut(
     """Views (B, 3, S, S) of some images.
 
     Args:
-        pixels: uint8, all images one behind another, HWC.
-        start_N: where each begins.
-        sizes_N2: height and width of each.
+        pixels: uint8, all images one after another, HWC.
+        start_N: where each image begins in `pixels`.
+        sizes_N2: height and width of each image.
         indices_B: the images.
         boxes_B5: top, left, height, width, flipped or not.
         size: S.
         factors, shifts: three each; a view is grey level · factor + shift.
-        taps: source pixels an axis under the widest kernel; 1 copies boxes of S × S, black outside an image.
+        taps: source pixels per axis under the widest kernel; 1 copies boxes of S × S, black outside an image.
         dtype: of the views.
     """
     out = torch.empty(len(indices_B), 3, size, size, dtype=dtype, device=pixels.device)

@@ -1,4 +1,4 @@
-"""Which images each paradigm labels, pools and validates on, before the pool is thinned and held out."""
+"""Which images each paradigm labels, pools and validates on, before the pool is thinned and partly held out."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def has_labels(config: TaskConfig) -> bool:
 
 
 def reported_images(dataset: Dataset, config: TaskConfig) -> IntArray:
-    """The images a person wants to know the classes of: the test split, and training images nobody has labelled."""
-    if config.open_set_fraction:  # images of unknown class are of classes that are not asked for
+    """The images whose classes are reported: the test split, and all images that nobody has labelled."""
+    if config.open_set_fraction:  # here images of unknown class are of classes that are not asked for
         return dataset.indices("test")
     return np.union1d(dataset.indices("test"), np.flatnonzero(dataset.labels_M == UNKNOWN))
 
@@ -71,9 +71,9 @@ def _semi_supervised(dataset: Dataset, config: TaskConfig, role: Role) -> Roles:
         shots = min(config.num_shots, _MAX_VALIDATION_SHOTS)
         own = dataset.indices("val") if config.protocol == "coop" else np.empty(0, np.int64)
         own = own[labels_M[own] != UNKNOWN]
-        # Without validation images of its own the paradigm labels as many more of the pool, which then leave it.
+        # Without validation images of its own, the paradigm labels as many more pool images and takes them out of it.
         validation = draw_shots(dataset, own if len(own) else pool, shots, as_many_as_there_are=True)
-        if not len(validation):  # every label there is was taken
+        if not len(validation):  # the shots took every labelled image
             validation = _one_in_five(dataset, labelled, config)
             labelled = np.setdiff1d(labelled, validation)
         pool = np.setdiff1d(pool, validation)
@@ -133,7 +133,7 @@ def _training_images(dataset: Dataset, config: TaskConfig) -> IntArray:
 
 
 def _pseudo_unseen(seen_K: BoolArray, config: TaskConfig) -> BoolArray:
-    """38 % of the seen classes, at least one, seeded: they stand for the unseen ones while a study selects."""
+    """38 % of the seen classes, at least one, seeded: they stand in for the unseen ones while a study selects."""
     seen = np.flatnonzero(seen_K)
     if len(seen) < 2:
         raise DataError(
@@ -150,7 +150,7 @@ def _pseudo_unseen(seen_K: BoolArray, config: TaskConfig) -> BoolArray:
 
 
 def _one_in_five(dataset: Dataset, images: IntArray, config: TaskConfig) -> IntArray:
-    """A fifth of each class's images (at least one where there are two), seeded."""
+    """A fifth of each class's images (at least one if there are two), seeded."""
     labels_N = dataset.labels_M[images]
     chosen = []
     for label in np.unique(labels_N):

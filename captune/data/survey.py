@@ -25,7 +25,7 @@ class Status:
     Attributes:
         row: its facts.
         dataset: as read, or None.
-        problem: why it cannot be used although something is there; None if it can, or if nothing is there.
+        problem: why it cannot be used although something is there; None if it can be, or if nothing is there.
     """
 
     row: DatasetRow

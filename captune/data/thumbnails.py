@@ -17,19 +17,19 @@ _AS_A_VIEWER = Preprocessing(SIDE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resize_mode
 
 
 def has_pictures(dataset: Dataset) -> bool:
-    """Whether there are pixels to show: not where a dataset is a file of features."""
+    """Whether there are pixels to show; a file of features has none."""
     return dataset.image_features_MD is None and (dataset.images_NHWC is not None or bool(dataset.paths))
 
 
 def thumbnail(dataset: Dataset, index: int) -> bytes | None:
-    """An image as a small JPEG, without anything that its file says beside the pixels (place, date, camera).
+    """An image as a small JPEG, without the other things in its file (place, date, camera).
 
     Args:
         dataset: one with pictures.
         index: in the dataset's index space.
 
     Returns:
-        None where the image cannot be read.
+        None if the image cannot be read.
     """
     if dataset.images_NHWC is not None:
         pixels = dataset.images_NHWC[index]

@@ -1,4 +1,4 @@
-"""Find a dataset's files, with names in another case, links that leave the tree, names that are not text.
+"""Find a dataset's files, whatever the case of their names; refuse links that leave the folder and names not in UTF-8.
 
 Folders are listed once each and looked up in memory: a million single look-ups on a network file system take an hour.
 """
@@ -46,8 +46,8 @@ def find_path(root: Path, relative: str) -> Path | None:
 class Tree:
     """The files below one folder, which may itself be a link.
 
-    What lies there and is no image is passed over and counted (`notes`); nothing may lead out of the folder, or out of
-    `root` where that is given.
+    Files that are no images are passed over and counted (`notes`). Links must not lead out of the folder, or out of
+    `root` if that is given.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Tree:
         """Absolute paths of all images at and below a folder, in order of their names.
 
         Raises:
-            DataError: a link that leads out of the tree, nowhere, or to a folder it lies in.
+            DataError: a link that leads out of the tree, nowhere, or to a folder that it lies in.
         """
         problems = _Problems()
         found = self._walk(list(parts), problems, ())
@@ -120,7 +120,7 @@ class Tree:
         return found
 
     def direct_images(self, *parts: str) -> list[str]:
-        """Absolute paths of the images right in a folder, in order of their names."""
+        """Absolute paths of the images directly in a folder, in order of their names."""
         folder = self._enter(list(parts))
         return [] if folder is None else [f"{folder.path}/{name}" for name in self._images_in(folder)]
 
@@ -143,7 +143,7 @@ class Tree:
         return names
 
     def notes(self) -> tuple[str, ...]:
-        """What was passed over, counted by reason, in one sentence; none where nothing was.
+        """What was passed over, counted by reason, in one sentence; none if nothing was.
 
         Raises:
             UsageError: a folder to skip that is not there.
@@ -244,7 +244,7 @@ class Tree:
 
 
 def lies_in(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies below it; both as they are written."""
+    """Whether a path is a folder or lies below it, judged by the two texts alone."""
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
@@ -305,7 +305,7 @@ class _Folder:
             self.broken.add(entry.name)
 
     def entry(self, name: str, *, folder: bool = False) -> str | None:
-        """The name as it is on disk: itself, or the only one that differs in case alone."""
+        """The name as it is on disk: itself, or the only one that differs just in case."""
         names = self.folders if folder else self.files
         if name in names:
             return name
@@ -328,7 +328,7 @@ def _refuse_outside(outside: Sequence[str], base: str) -> None:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be written as UTF-8: no bytes that are none, no half surrogates."""
+    """Whether a name can be written as UTF-8: no bytes that are not text, no half surrogates."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

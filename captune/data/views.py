@@ -3,7 +3,7 @@
 The weak view is open_clip's preprocessing (centre crop, normalise). The strong view is a random resized crop and a
 flip, as in CAP. Boxes are drawn as torchvision's RandomResizedCrop draws them, in the stored image, and resampled by
 antialiased bicubic weights: on a CPU box by box, on a GPU as two batched matrix products, A_y · X · A_xᵀ, whose rows
-are those weights; a flip reverses the rows of A_x. On a GPU that has room for them the images lie there, and the host
+are those weights; a flip reverses the rows of A_x. If a GPU has room for all images, they are kept there and the host
 only draws boxes.
 """
 
@@ -32,7 +32,7 @@ _RATIO = (3 / 4, 4 / 3)
 
 
 def upload(array: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
-    """A copy on a device; on its way to a GPU it lies in page-locked memory, so that the host need not wait."""
+    """The array on a device. It goes to a GPU through page-locked memory, so that the host need not wait."""
     tensor = torch.tensor(array) if isinstance(array, np.ndarray) else array
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -58,7 +58,7 @@ Feed = Callable[[int], Tensor]
 
 
 class CropViews(ABC):
-    """Views whose strong side is a random crop: what is drawn, and a strong view from its parts."""
+    """Views whose strong side is a random crop: draws the boxes, and puts a strong view together from its parts."""
 
     device: torch.device
 
@@ -73,7 +73,7 @@ class CropViews(ABC):
     ) -> Tensor:
         """Random resized crops (area `crop_scale_min`-1, ratio 3/4-4/3, bicubic), flipped or not: (B, 3, S, S).
 
-        Args: as of `draw`.
+        The arguments are those of `draw`.
         """
         draws_1B5 = self.draw(
             indices[None],
@@ -113,7 +113,7 @@ class CropViews(ABC):
 
     @abstractmethod
     def feed_crops(self, indices_SB: IntArray, draws_SB5: Tensor) -> Feed:
-        """For each of S steps, what `strong_of` makes its views of."""
+        """A function from each of S steps to what `strong_of` makes its views of."""
 
     @abstractmethod
     def strong_of(self, fed: Tensor, draws_B5: Tensor) -> Tensor:
@@ -123,8 +123,8 @@ class CropViews(ABC):
 class ImageViews(CropViews):
     """Views of the images of a store.
 
-    Views are made in two parts, so that the second can be recorded as a CUDA graph: a feed hands out what a step's
-    views are made of (pixels, or only indices where the pixels lie on the device), `weak_of` and `strong_of` make them.
+    Views are made in two parts, so that the second can be recorded as a CUDA graph. A feed gives each step its inputs
+    (pixels, or only indices if the pixels are on the device); `weak_of` and `strong_of` make views of them.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class ImageViews(CropViews):
     ) -> None:
         """Views in `dtype` of `store`, which must have been built with `preprocessing`.
 
-        `resident` keeps all images in the device's memory; None does so where a GPU has room for them.
+        `resident` keeps all images in the device's memory; None does so if it is a GPU with room for them.
         """
         self.device = torch.device(device)
         self.dtype = dtype
@@ -160,7 +160,7 @@ class ImageViews(CropViews):
         return self.weak_of(self.feed(indices[None])(0))
 
     def feed(self, indices_SB: IntArray) -> Feed:
-        """For each of S steps, what `weak_of` makes its views of."""
+        """A function from each of S steps to what `weak_of` makes its views of."""
         if self._resident is not None:
             return upload(indices_SB, self.device).__getitem__
         return lambda step: self._upload(self._centres(indices_SB[step]))
@@ -172,7 +172,7 @@ class ImageViews(CropViews):
         return self._normalise(fed.permute(0, 3, 1, 2).float())
 
     def feed_crops(self, indices_SB: IntArray, draws_SB5: Tensor) -> Feed:
-        """For each of S steps, what `strong_of` makes its views of."""
+        """A function from each of S steps to what `strong_of` makes its views of."""
         if self._resident is not None:
             return upload(indices_SB, self.device).__getitem__
         if self._whole:
@@ -188,7 +188,7 @@ class ImageViews(CropViews):
         """
         if self._resident is not None:
             return self._resident.crops(fed, draws_B5, self.dtype)
-        # Where a box was cut out first it is the upper left corner of what there is.
+        # A box that was cut out first lies in the upper left corner of its canvas.
         corner_B2 = torch.zeros_like(draws_B5[:, :2])
         boxes_B5 = draws_B5 if self._whole else torch.cat((corner_B2, draws_B5[:, 2:]), 1)
         resampled = one_by_one if self.device.type == "cpu" else by_products
@@ -213,8 +213,8 @@ class ImageViews(CropViews):
     def _cut_out(self, indices: IntArray, draws_B5: Tensor) -> Pixels:
         """The boxes' pixels, each in the upper left corner of a canvas.
 
-        On a CPU the canvas is as large as the batch's largest box, on a GPU as any box can be: recorded steps keep
-        their shapes.
+        On a CPU the canvas is as large as the batch's largest box. On a GPU it is as large as the largest possible box,
+        so that recorded steps keep their shapes.
         """
         largest = draws_B5.amax(0)[2:4].tolist() if self.device.type == "cpu" else self._store.largest_crop
         canvas_BHW3 = np.zeros((len(indices), *largest, 3), np.uint8)
@@ -258,7 +258,7 @@ class FeatureViews:
         return self.strong_of(upload(indices, self.device), upload(keep_1BD[0], self.device))
 
     def feed(self, indices_SB: IntArray) -> Feed:
-        """For each of S steps, what `weak_of` makes its views of: indices."""
+        """A function from each of S steps to what `weak_of` makes its views of: indices."""
         return upload(indices_SB, self.device).__getitem__
 
     def weak_of(self, fed: Tensor) -> Tensor:
@@ -324,7 +324,7 @@ def sample_boxes(sizes_B2: IntArray, scale_min: float, generator: torch.Generato
     fits_TB = (wide_TB > 0) & (wide_TB <= width_B) & (tall_TB > 0) & (tall_TB <= height_B)
     first_1B = fits_TB.int().argmax(0, keepdim=True)
     fits_B = fits_TB.any(0)
-    # The central crop: the whole image, its longer side cut where the image is narrower or wider than the ratios.
+    # The central crop: the whole image, with its longer side cut if its aspect ratio lies outside `_RATIO`.
     whole_ratio_B = width_B / height_B
     central_tall_B = torch.where(whole_ratio_B < _RATIO[0], (width_B / _RATIO[0]).round(), height_B)
     central_wide_B = torch.where(whole_ratio_B > _RATIO[1], (height_B * _RATIO[1]).round(), width_B)
