@@ -98,7 +98,7 @@ def _train(
         bars: dict[int, TaskID] = {}
 
         def opened(trial: TrainingTrial) -> None:
-            # Settings that follow from the weight file and the class names, such as the activation.
+            # Notes on settings that follow from the weight file and the class names, such as the activation.
             more = [note for note in trial.context.notes if note not in notes]
             options.say_notes(console, more)
             notes.extend(more)

@@ -58,7 +58,7 @@ def bench(
 
 
 def lines(report: dict[str, Any]) -> list[str | Table]:
-    """A report as lines to read: the machine, a table, and how to learn what one's own study costs."""
+    """The lines that show a report: the machine, a table, and how to find out what a study of one's own costs."""
     hardware, found = report["machine"], report["versions"]
     noisy = [
         f"Too noisy, {row['classes']} classes, {row['precision']}: {row['too_noisy']}. Measure again when it is idle."
@@ -91,7 +91,7 @@ def lines(report: dict[str, Any]) -> list[str | Table]:
 
 
 def _rates(flops: Sequence[float]) -> str:
-    """Matrix rates before and after, in GFLOP/s; one number where they are alike."""
+    """Matrix rates before and after, in GFLOP/s; one number if they are equal."""
     before, after = (f"{value / 1e9:.0f}" for value in flops)
     return f"{before} GFLOP/s" if before == after else f"{before}, then {after} GFLOP/s"
 

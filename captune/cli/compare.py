@@ -1,4 +1,4 @@
-"""captune compare: every method on the same cells with the same search budget, and what came of it."""
+"""captune compare: every method on the same cells with the same search budget, and how they compare."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from captune.errors import CaptuneError
 from captune.records import atomic_write
 from captune.tuning.loggers import check_loggers
 
-# These two stand in every study as references.
+# Every study already has these two as references.
 _REFERENCES = ("zero_shot", "balanced")
-# Options of one method alone, which would not mean the same to the others.
+# Options that belong to one method and would mean something else for another.
 _OF_ONE_METHOD = ("method", "space", "objectives", "storage")
 
-# One search budget for all, whatever is usual for a method.
+# The same search budget for every method, whatever is usual for it.
 _DEFAULTS = {"trials": 12, "confirm_top": 1, "confirm_seeds": 5, "logger": "none"}
 
 
@@ -105,7 +105,7 @@ def compare(
     try:
         execute(plans, Settings(**machine.model_dump(), resume=resume), console)
     except CaptuneError as error:
-        lost = error  # the other studies are compared all the same
+        lost = error  # the other studies are still compared
     try:
         write_comparison(out, console)
     except CaptuneError as error:
@@ -145,7 +145,7 @@ def cells_of(
 
 
 def write_comparison(out: Path, console: Console) -> None:
-    """Every table, figure and the page over all studies in the folder, earlier ones too; the methods on the screen."""
+    """Write every table, figure and page for all studies in the folder, earlier ones too; print the methods' table."""
     from captune.results.formats import percent
     from captune.results.load import load_studies
     from captune.results.methods import methods_table

@@ -1,4 +1,4 @@
-"""Where commands write: names and paths of users are text, whatever brackets or colons they hold."""
+"""Consoles for the commands: a user's names and paths are shown as text, whatever brackets or colons they contain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captune.plain_text import visible
 
 
 class _PlainConsole(Console):
-    """Shows every character of a text; none of a name acts on the terminal."""
+    """Shows the control characters of a text instead of sending them to the terminal."""
 
     def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(visible(text), **settings)
@@ -26,16 +26,16 @@ class _PlainConsole(Console):
 
 
 def plain_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
-    """A console that reads no markup (`[b]`) and no emoji (`:cat:`) in what it prints, also in tables, and shows
-    the characters of a name that would act on the terminal (escape codes) instead of sending them.
+    """A console that reads no markup (`[b]`) and no emoji (`:cat:`) in what it prints, not even in tables.
 
-    What has a colour is written as `rich.text.Text`, or with the argument `style`.
+    Characters of a name that would act on the terminal (escape codes) are shown and not sent. Coloured text is passed
+    as `rich.text.Text` or with the argument `style`.
     """
     return _PlainConsole(stderr=stderr, file=file, markup=False, emoji=False)
 
 
 def say(console: Console, text: str | Text, *, style: str | None = None) -> None:
-    """Print prose: broken between words on a terminal; elsewhere each line stays whole, as logs are searched."""
+    """Print prose, wrapped between words on a terminal. Elsewhere lines stay whole, so that logs can be searched."""
     console.print(text, style=style, highlight=False, soft_wrap=not console.is_terminal)
 
 

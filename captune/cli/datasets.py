@@ -109,7 +109,7 @@ def _cells(status: Status) -> tuple[str, ...]:
 
 
 def _with_names(task: TaskConfig) -> TaskConfig:
-    """The same cell, with stand-ins for the class names where images have no labels: reading them needs none."""
+    """The same cell; with placeholder class names if its images have no labels, since checking images needs none."""
     try:
         load_dataset(task)
     except NamesMissing:
@@ -118,7 +118,7 @@ def _with_names(task: TaskConfig) -> TaskConfig:
 
 
 def _near_duplicates(console: Console, task: TaskConfig) -> int:
-    """Show the test images that are nearest to a training image by the backbone's features; always 0."""
+    """Show the test images that are nearest to a training image by the backbone's features; always returns 0."""
     from captune.training.context import open_context
 
     dataset = load_dataset(task)

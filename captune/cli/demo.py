@@ -60,7 +60,7 @@ def demo(
         from captune.studies.running import Settings
 
     class Explained(Screen):
-        """What `captune run` prints, with a sentence where a phase begins."""
+        """Prints what `captune run` prints, and explains each phase when it begins."""
 
         @contextlib.contextmanager
         def watching(self, cells: Sequence[Cell], **how: Any) -> Iterator[Callable[[], None]]:

@@ -84,7 +84,7 @@ def _cluster(cluster: Cluster) -> list[Finding]:
 
 
 def _show_study(nodes: tuple[Node, ...], machine: MachineConfig, console: Console) -> int:
-    """What a study would use; 1 where a trial fits nowhere."""
+    """Print what a study would use; returns 1 if a trial fits nowhere, else 0."""
     memory = machine.memory_per_trial
     try:
         share = allot(

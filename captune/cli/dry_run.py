@@ -31,7 +31,7 @@ _PREVIEW = 3
 
 
 def show_plan(plan: Plan, console: Console) -> None:
-    """A study as it would be run: cell, search, and the ranges beside the first configurations."""
+    """Print a study as it would be run: its cell, its search, and the ranges beside the first configurations."""
     info, study = plan.info, plan.study
     task = study.task
     backbone, weights = default_backbone(task)
@@ -79,7 +79,7 @@ def _short(value: Any) -> str:
 
 
 def show_cost(plan: Plan, settings: Settings, console: Console, *, num_studies: int = 1) -> None:
-    """What the study would cost on this machine, measured on a step or two; studies share budgets evenly."""
+    """Print what the study would cost on this machine, measured on a step or two; studies share budgets evenly."""
     over_methods = plan.study.method == AUTO
     if not over_methods and not method_named(plan.study.method).trains:
         return
@@ -103,7 +103,7 @@ def show_cost(plan: Plan, settings: Settings, console: Console, *, num_studies: 
 
 
 def show_matrix(plans: Sequence[Plan], settings: Settings, console: Console) -> None:
-    """Several studies on one screen: one dataset per row, what each would take at most, and the total."""
+    """Print several studies on one screen: one row per dataset, what each would take at most, and the total."""
     columns = list(dict.fromkeys((plan.study.task.paradigm, plan.study.method) for plan in plans))
     one_method = len({method for _, method in columns}) == 1
     headings = [paradigm if one_method else f"{paradigm} {method}" for paradigm, method in columns]
@@ -142,7 +142,7 @@ def show_matrix(plans: Sequence[Plan], settings: Settings, console: Console) -> 
 
 
 def _at_once(settings: Settings) -> tuple[int, int | None]:
-    """Trials at once on this machine, and the bytes of its GPU if it has one."""
+    """How many trials run at once on this machine, and the bytes of its GPU, if it has one."""
     threads = max(1, int(settings.cpus_per_trial or 1))
     limit_threads(threads)
     at_once = settings.concurrency or max(1, (os.cpu_count() or 1) // threads)
@@ -153,7 +153,7 @@ def _at_once(settings: Settings) -> tuple[int, int | None]:
 
 
 def _by_method(plan: Plan) -> dict[str, TrialCost]:
-    """Method → the cost of a trial of the configuration it begins with, in a study over several."""
+    """Method → the cost of a trial of the configuration that it begins with, in a study over several methods."""
     return {
         name: estimate_trial_cost(plan.study.task, config, name, advice=False)
         for name, config in plan.info.methods.items()
@@ -172,7 +172,7 @@ def _measured(plan: Plan, at_once: int) -> tuple[TrialCost, TrialCost | None]:
 
 
 def _share_of_budget(settings: Settings, at_once: int, num_studies: int) -> float | None:
-    """Wall-clock seconds that each of the studies has by the tighter of the two budgets."""
+    """Wall-clock seconds that each study has under the tighter of the two budgets; None without a budget."""
     limits = []
     if settings.time_budget is not None:
         limits.append(settings.time_budget)

@@ -1,4 +1,4 @@
-"""The `captune` command: subcommands, and errors as people want to read them."""
+"""The `captune` command: its subcommands, and errors shown as sentences."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from captune.cli.console import labelled, plain_console, say
 from captune.cli.metavars import opposites_sentence, with_metavars
 from captune.errors import CaptuneError
 
-# What the parser raises for wrong usage: click's own class, or that of the copy that newer versions of typer bring.
+# What the parser raises for wrong usage: click's class, or that of the copy of click in newer versions of typer.
 _WRONG_USAGE: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 class _Commands(TyperGroup):
-    """The list of commands, whose flags are shown without a type."""
+    """The group of commands; its help shows flags without a type."""
 
     def get_params(self, ctx: Any) -> Any:
         params: list[Any] = super().get_params(ctx)
@@ -53,7 +53,7 @@ def _version(show: bool) -> None:
 
 
 class _Command(TyperCommand):
-    """A command whose `--help` is shown as a flag, without a type."""
+    """A command; its help shows `--help` as a flag, without a type."""
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
@@ -71,8 +71,8 @@ def _root(
     pass
 
 
-# In the order a newcomer meets them, with the first line of their help. They are imported on demand, since most of them
-# bring torch or Ray along: the list is shown at once.
+# In the order in which a newcomer needs them, with the first line of their help. Most commands import torch or Ray, so
+# each is imported only when it is called, and the list appears at once.
 COMMANDS = {
     "demo": "Run a study of handwritten digits in a minute or two, with a sentence at each step.",
     "doctor": "Check this machine, or every node of a cluster: PyTorch, GPUs, Ray, directories, disk, memory.",
@@ -107,13 +107,13 @@ _PANELS = {
 
 
 def command(name: str) -> Callable[..., None]:
-    """A subcommand's function; imports what it needs."""
+    """The function of a subcommand; imports what that needs."""
     found: Callable[..., None] = getattr(import_module(f"captune.cli.{name}"), name)
     return with_metavars(found)
 
 
 def _register(arguments: Sequence[str]) -> None:
-    """Add the subcommand that was typed; where none was, the names and first lines of all."""
+    """Register the subcommand that was typed; if none was, the names and first lines of all."""
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     if asked in COMMANDS:
         function = command(asked)
@@ -125,14 +125,14 @@ def _register(arguments: Sequence[str]) -> None:
 
 
 def _listed() -> None:
-    """What stands for a command where it is only listed."""
+    """Stands in for a command that is only listed."""
 
 
 def command_line() -> None:
-    """The process `captune`: `main`, and an end that does not take apart what was imported.
+    """The process `captune`: `main`, then an exit that skips the teardown of imported modules.
 
-    With PyTorch, Ray and their like that is three seconds of computing, for memory that the system takes back anyway.
-    Everything else that Python does at its end is done: what is registered first with `atexit` runs last.
+    The teardown of PyTorch, Ray and their like takes three seconds, to free memory that the system takes back anyway.
+    All other exit handlers still run, since what is registered with `atexit` first runs last.
     """
     codes: list[int] = []
     atexit.register(_end_at_once, codes)
@@ -144,7 +144,7 @@ def command_line() -> None:
 
 
 def _end_at_once(codes: Sequence[int]) -> None:
-    """End with the code there is; Python's own end follows where there is none, or output cannot be written."""
+    """Exit at once with the last code. Without one, or if output cannot be written, Python exits as usual."""
     if codes:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = _seeds_joined(arguments)
     try:
         with interruption.handled():
-            # A process may call this many times (tests do): without this the commands of all calls would add up.
+            # Tests call this many times in one process; without this, the commands of all calls would add up.
             app.registered_commands.clear()
             _register(arguments)
             code = app(arguments, standalone_mode=False)
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _seeds_joined(arguments: Sequence[str]) -> list[str]:
-    """`--seeds 0 1 2` as `--seeds 0,1,2`: the option parser takes one value per option."""
+    """`--seeds 0 1 2` as `--seeds 0,1,2`, because the option parser takes one value per option."""
     joined: list[str] = []
     for argument in arguments:
         if len(joined) > 1 and joined[-2] == "--seeds" and argument.isdecimal():

@@ -26,9 +26,10 @@ def with_metavars(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def opposites_sentence(function: Callable[..., Any]) -> str | None:
-    """What `--help` says at its end about `--no-…` and `none`, by examples of the command's own; None if it has none.
+    """The sentence on `--no-…` and `none` that ends `--help`, with one of the command's own options as the example.
 
-    Only settings have an opposite, and only a study's file can have turned one on before.
+    None if the command has no such option. Only settings have an opposite, and only a study's file can have turned one
+    on before.
     """
     signature = inspect.signature(function)
     hidden = next((name for name in signature.parameters if name.startswith("no_")), None)

@@ -1,4 +1,4 @@
-"""captune mismatch: which class names CLIP does not connect with their images, and by which numbers."""
+"""captune mismatch: the class names that CLIP does not connect with their images, and the numbers that show it."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _print(console: Console, context: Context, rows: list[dict[str, Any]]) -> No
         table.add_column(
             _HEADINGS[name], justify="left" if name in ("class", "verdict", "description") else "right", overflow="fold"
         )
-    # Those that stand out first; the rest in the order in which they were matched.
+    # Classes that stand out come first, the rest in the order in which they were matched.
     for row in sorted(
         rows, key=lambda row: (row["verdict"] != "mismatched", row["verdict"] == "", row["taken_as"] or 0)
     ):

@@ -1,11 +1,12 @@
 """Options made from the fields of configuration classes, in one place for every command.
 
-An option's help text is the description of its field in captune/config.py, its type that of the field, and the field's
-panel is the heading in `--help`. A field that gets a description there is thereby an option: of `run` and `compare`, of
-`adapt` too if it says what is trained on what (TaskConfig, TrialConfig), of `resume` if it says how it runs
-(MachineConfig). A method's own settings (captune/algorithms/configs.py) are no options: `--set NAME=VALUE` gives them.
+An option's help text is the description of its field in captune/config.py, its type is that of the field, and the
+field's panel is the heading in `--help`. Every field there is an option unless it is marked `NO_OPTION`: of `run` and
+`compare`; of `adapt` too if it says what is trained on what (TaskConfig, TrialConfig); of `resume` if it says how it
+runs (MachineConfig). A method's own settings (captune/algorithms/configs.py) are no options: `--set NAME=VALUE` gives
+them.
 
-What a study.yaml says can be undone: a flag by `--no-NAME`, an option that needs no value by `none`.
+What a study.yaml says can be undone: a flag by `--no-NAME`, an option that may be left empty by `none`.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ Set = Annotated[
 ]
 C = TypeVar("C", bound=Config)
 NONE = "none"
-"""What is typed to undo the value of an option that needs none."""
+"""Typed as the value of an option that may be left empty: it undoes an earlier value."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What was typed, by the configuration class whose option it is; what was not typed is not there.
+    """The options that were typed, by the configuration class they belong to; others are missing.
 
-    None is what `none` was typed for: the option's value is as if nobody had given one.
+    A value of None means that `none` was typed: the option counts as not given by anybody.
     """
 
     task: dict[str, Any] = field(default_factory=dict)
@@ -90,9 +91,9 @@ def with_options(
     """Give a command the options of configuration classes; they arrive together in its argument `given`.
 
     Args:
-        groups: attributes of `Given` whose classes' fields become options.
-        only: the fields that do; all if None.
-        without: fields that do not.
+        groups: attributes of `Given`; the fields of their classes become options.
+        only: the fields that become options; all if None.
+        without: fields that do not become options.
         notes: field → what this command adds to its help text.
         defaults: field → this command's own default.
     """
@@ -149,8 +150,8 @@ def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any) 
     text = (info.description or "") + note
     shown = isinstance(default, (str, int, float)) and kind is not bool
     option = typer.Option(
-        # Help shows both spellings of what is on by default and one of the rest: two of each would leave no room for
-        # the text. `_opposite` makes the other one.
+        # Help shows both spellings of a flag that is on by default, but only one of the others: two of each would leave
+        # no room for the text. `_opposite` makes the other one.
         f"{flag}/--no-{flag[2:]}" if kind is bool and default is True else flag,
         help=f"{text[:1].upper()}{text[1:]}." + (f" Default: {default}." if shown else ""),
         rich_help_panel=panel,
@@ -161,18 +162,18 @@ def _parameter(name: str, info: FieldInfo, panel: str, note: str, default: Any) 
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        # As text, since the parser would refuse `none` for a number: `_value` reads it.
+        # As text, since the parser would refuse `none` for a number; `_value` converts it.
         annotation=Annotated[(str if _takes_none(info) else kind) | None, option],
     )
 
 
 def _takes_none(info: FieldInfo) -> bool:
-    """Whether `none` undoes the option's value: the setting needs none."""
+    """Whether `none` undoes the option's value, because the setting may be left empty."""
     return info.get_default() is None
 
 
 def _value(kind: type, text: str) -> Any:
-    """What was typed for an option that takes none; a text that is no such value is left to the configuration class."""
+    """The value that was typed for an option that takes `none`. Any other text is left to the configuration class."""
     if text == NONE:
         return None
     try:
@@ -186,7 +187,7 @@ def _is_off(info: FieldInfo, default: Any) -> bool:
 
 
 def _opposite(name: str) -> inspect.Parameter:
-    """`--no-NAME` of a flag that is off by default: it undoes what a study.yaml says. Help says so once, at its end."""
+    """`--no-NAME` of a flag that is off by default; it undoes what a study.yaml says. Help mentions it at its end."""
     option = typer.Option(f"--no-{name.replace('_', '-')}", hidden=True)
     return inspect.Parameter(
         f"no_{name}", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
@@ -206,7 +207,7 @@ def _turned_off(name: str, value: bool | None) -> bool:
 
 
 def _typed(annotation: Any) -> tuple[type, tuple[str, ...]]:
-    """The type of a field's option, and what it may be where that is a list. Pydantic checks the value itself."""
+    """The type of a field's option, and its choices if it has a list of them. Pydantic checks the value itself."""
     if get_origin(annotation) is Annotated:
         kind, *marks = get_args(annotation)
         # An option whose value a validator parses is typed as text.
@@ -259,7 +260,7 @@ def say_notes(console: Console, notes: Iterable[str]) -> None:
 
 
 def names_in(text: str, option: str) -> list[str]:
-    """The parts of an a,b option.
+    """The parts of an option that is a list with commas.
 
     Raises:
         UsageError: there is none.

@@ -37,20 +37,20 @@ if TYPE_CHECKING:
 
 
 def check_preset(preset: str) -> None:
-    """A preset must be one there is.
+    """Check that a preset exists.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it does not.
     """
     if preset not in PRESETS:
         raise UsageError(f"--preset must be '{PRESETS[0]}'", got=f"'{preset}'")
 
 
 def check_show(preset: str | None) -> None:
-    """`--show` shows a preset.
+    """Check that `--show` comes with a preset.
 
     Raises:
-        UsageError: without one.
+        UsageError: there is none, or it does not exist.
     """
     if preset is None:
         raise UsageError("--show must be used with --preset", got="no --preset", next_step="Add --preset paper.")
@@ -89,15 +89,14 @@ def show_preset(datasets: Sequence[str], console: Console) -> None:
 def run_paper_table(
     task_values: dict[str, Any], trial_values: dict[str, Any], methods: str, out: Path, console: Console
 ) -> None:
-    """Run every cell of the paper's table over its seeds, one after another, and write the table; what is in the folder
-    already is not done again.
+    """Run every cell of the paper's table over its seeds, one after another, and write the table.
 
-    Published numbers stand only beside cells of the published splits, prompts and model; where settings are not the
-    preset's, a note of the table says which.
+    Runs that are already in the folder are not repeated. Published numbers stand only beside cells of the published
+    splits, prompts and model. If settings are not the preset's, a note in the table says which.
 
     Raises:
-        DataError: nothing of what was asked for is on disk.
-        UsageError: the folder holds adaptations of other settings than those that are asked for.
+        DataError: none of the datasets is on disk.
+        UsageError: the folder holds adaptations with other settings than those that are asked for.
         TrainingFailed: some trials failed; the table holds the others.
     """
     datasets, paradigms, names = _asked(task_values, methods)
@@ -165,7 +164,7 @@ def _asked(task_values: dict[str, Any], methods: str) -> tuple[list[str], list[s
 
 
 def _fitting(paradigm: str, names: list[str], task_values: dict[str, Any], console: Console) -> list[str]:
-    """The methods that fit the paradigm; the others are named."""
+    """The methods that fit the paradigm; the others are named on the console."""
     labelled = has_labels(TaskConfig.parse({**task_values, "dataset": "digits", "paradigm": paradigm}))
     kept = [name for name in names if labelled or not method_named(name).labels_only]
     for name in names:
@@ -201,8 +200,9 @@ def _found(datasets: list[str], values: dict[str, Any], console: Console) -> tup
     return missing, there
 
 
-# Where things lie, what is the same mathematics, and of what concerns people's own images all but how these are read:
-# it says what is let pass, and images that are left out stand in the notes.
+# Settings that do not change a cell's numbers: places, computations that are the same mathematics, and options for a
+# user's own images. `pixels` is kept, as it says how images are read. The other options only say what is let pass, and
+# images that are left out are in the notes.
 _NO_MATTER = {"data_root", "cache_dir", "kernels", "micro_batch"} | {
     name for name, info in TaskConfig.model_fields.items() if OWN in info.metadata and name != "pixels"
 }
@@ -222,7 +222,7 @@ def _folder(out: Path, cell: Cell, seed: int) -> Path:
 
 
 def _settings(task: TaskConfig, config: TrialConfig) -> dict[str, Any]:
-    """All settings that make numbers, where none was given what stands for it."""
+    """All settings that change numbers; where None was given, what stands for it."""
     backbone, pretrained = default_backbone(task)
     values = {
         **task.model_dump(mode="json"),
@@ -236,10 +236,10 @@ def _settings(task: TaskConfig, config: TrialConfig) -> dict[str, Any]:
 
 
 def _check_kept(cells: list[Cell], task_values: dict[str, Any], trial_values: dict[str, Any], out: Path) -> None:
-    """Runs in the folder are kept, so each must be of the settings that are asked for.
+    """Check that every run in the folder has the settings that are asked for, because these runs are kept.
 
     Raises:
-        UsageError: one is of others, or of settings that nothing tells any more.
+        UsageError: a run has other settings, or nothing tells its settings any more.
     """
     for cell in cells:
         for split_seed, seed in zip(SPLIT_SEEDS, TRAINING_SEEDS, strict=True):
@@ -259,7 +259,7 @@ def _check_kept(cells: list[Cell], task_values: dict[str, Any], trial_values: di
 
 
 def _kept(folder: Path, cell: Cell) -> tuple[TaskConfig, TrialConfig]:
-    """The settings of an adaptation that is there. Earlier versions wrote the cell's into the checkpoint alone."""
+    """The settings of an adaptation in the folder. Earlier versions wrote the task's only into the checkpoint."""
     config_class = method_named(cell[2]).config_class
     if (folder / TASK).exists():
         task, config = folder / TASK, folder / CONFIG
@@ -279,7 +279,7 @@ def _kept(folder: Path, cell: Cell) -> tuple[TaskConfig, TrialConfig]:
 
 
 def _departures(planned: list[_Planned], other_protocol: bool) -> list[str]:
-    """The settings that differ from the preset's, as a reader of the table must know them."""
+    """The settings that differ from the preset's, as sentences for readers of the table."""
     differ: dict[str, dict[str, None]] = {}
     for cell, task, config in planned:
         preset = _settings(*_planned(cell, {}, {}))
@@ -304,7 +304,7 @@ def _run(
     out: Path,
     console: Console,
 ) -> tuple[list[str], list[str]]:
-    """Run what is not there yet; what failed, and what a person should know of all that is there."""
+    """Run what is not there yet; returns what failed, and what a person should know about all runs in the folder."""
     from captune.training.notes import cell_notes
 
     failed: list[str] = []
@@ -319,7 +319,7 @@ def _run(
                 continue
             task, config = _planned(cell, task_values, trial_values, split_seed)
             folder.mkdir(parents=True, exist_ok=True)
-            # Checkpoints hold it too, but are what is deleted where space is short.
+            # Checkpoints contain it too, but they are what people delete when space is short.
             atomic_write(folder / TASK, task.model_copy(update={"data_root": None, "cache_dir": None}).to_yaml())
             try:
                 report = adapt_once(task, name, config, folder, seed=seed, notes=list(cell_notes(task)))

@@ -1,4 +1,4 @@
-"""Directories of studies as people name them: a study, its study.yaml, a folder of studies, what a shell's * makes."""
+"""Find directories of studies as users name them: a study, its study.yaml, a folder of studies, or a shell's *."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from captune.records.layout import JOURNAL, PAGE, STUDY
 
 
 def shown_path(path: Path) -> Path:
-    """A path as a person would type it: relative where it lies below the working directory."""
+    """A path as a user would type it: relative if it lies below the working directory."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -19,8 +19,8 @@ def studies_in(places: Sequence[Path], passed_over: list[str] | None = None) -> 
 
     Args:
         places: each a study's directory, a file in it (study.yaml, journal.jsonl, report.html), or a folder of studies.
-        passed_over: takes up, one sentence each, what holds no study where others do (as a shell's * names them);
-            where it is None, such a path is an error.
+        passed_over: collects, one sentence each, the paths without a study if others have one (a shell's * names both);
+            if it is None, such a path is an error.
 
     Raises:
         UsageError: a path is not there (the nearest is named), or none of them holds a study.

@@ -147,14 +147,14 @@ def _ranked_csv(listed: list[tuple[str, int, str, float]]) -> str:
 
 
 def _show(found: list[Prediction], listed: list[tuple[str, int, str, float]], *, rows: bool) -> None:
-    """What the CSV says, as a table for a person; `rows`: images are rows of a feature file."""
+    """Print what the CSV says as a table for a person; `rows`: the images are rows of a feature file."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     image = "row" if rows else "image"
     headings = (image, "rank", "class", "probability") if listed else (image, "class", "", "next class", "")
     for heading in headings:
         words = heading in ("image", "class", "next class")
         table.add_column(heading, overflow="fold", justify="left" if words else "right")
-    # The folder is said once: rows of long paths are hard to read.
+    # Print the common folder once: rows of long paths are hard to read.
     parents = [Path(one.image).absolute().parent for one in found]
     folder = Path.cwd() if rows else Path(os.path.commonpath(parents or [Path.cwd()]))
 

@@ -1,4 +1,4 @@
-"""captune run: studies over configurations, for one cell or a matrix of them."""
+"""captune run: studies over configurations, for one cell or for many."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def run(
             plans.append(plan)
     how = Settings(**machine.model_dump(), resume=resume)
     if dry_run:
-        # What measures a cost needs PyTorch, which a study loads while Ray starts.
+        # Imported here: measuring a cost needs PyTorch, which a study loads while Ray starts.
         from captune.cli.dry_run import show_cost, show_matrix, show_plan
 
         check_before_ray(plans, address=how.address, gpus_per_trial=how.gpus_per_trial, allow_cpu=how.allow_cpu)
@@ -164,12 +164,12 @@ def _warm_starts(text: str | None) -> list[Path]:
 
 @dataclass(frozen=True)
 class StudyFile:
-    """What a file of a study gives to a new one.
+    """What the file of a study gives to a new one.
 
     Attributes:
         path: the file; None without one.
         values: fields of `StudyConfig`, the cell's under "task".
-        space: the resolved search space that study.yaml records; empty where the file has none.
+        space: the resolved search space that study.yaml records; empty if the file has none.
     """
 
     path: Path | None = None
@@ -194,7 +194,7 @@ class StudyFile:
                 "the file of a study must hold its settings, with the cell's under `task`", got="something else",
                 where=path, next_step="Give the study.yaml that a study wrote.",
             )  # fmt: skip
-        # A screen's second space is resolved anew, and with it the first.
+        # With a screen a study has two spaces; both are resolved again.
         resolved = recorded and not content.get("screen")
         return cls(path, values, (content.get("space") or {}) if resolved else {})
 

@@ -53,7 +53,7 @@ def serve(
         from captune.adapted import open_adapted
         from captune.tuning.serving import served
 
-        # Opened here once, so that what is wrong with the model is reported by this process.
+        # Open it here once, so that this process reports what is wrong with the model.
         _ = open_adapted(checkpoint, **given.task, device=device).image_backbone
     chosen = _port(port)
     with served(checkpoint, {**given.task, "device": device}, port=chosen, token=token) as address:

@@ -27,7 +27,7 @@ from captune.tuning.specs import CellInfo
 
 _WATCH_SECONDS = 5.0
 _USUAL = "runs"
-"""Where `captune run` puts studies by itself."""
+"""Where `captune run` puts studies by default."""
 
 
 def status(
@@ -104,7 +104,12 @@ def _base(values: Any) -> TrialConfig:
 
 
 def read_standing(directory: Path, *, running: bool) -> tuple[Standing, StudyRecord]:
-    """The standing of a study on disk, which a driver runs or not, without its data; and its record."""
+    """The standing of a study on disk and its record, read without its data.
+
+    Args:
+        directory: the study's directory.
+        running: whether a driver runs it now.
+    """
     study, space = read_study(directory)
     header = read_yaml(directory / STUDY)
     base = _base(header.get("base"))

@@ -41,7 +41,7 @@ def stop(
 
 
 def _ends(directory: Path, holder: dict[str, Any], seconds: float) -> bool:
-    """Whether a driver gives its study back, or dies, within so many seconds."""
+    """Whether a driver gives its study back, or dies, within `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         now = read_lock(directory)

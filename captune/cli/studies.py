@@ -42,7 +42,7 @@ class Screen(Watcher):
         self._watching = False
 
     def wait_for(self, what: str | None) -> None:
-        """Show on a terminal what is waited for, and for how long; None: nothing any more."""
+        """Show on a terminal what is waited for, and for how long; None ends the display."""
         if self._waiting is not None:
             self._waiting.stop()
             self._waiting = None
@@ -53,11 +53,11 @@ class Screen(Watcher):
             self._waiting.start()
 
     def note(self, text: str) -> None:
-        """Print it."""
+        """Print a note."""
         say_notes(self._console, [text])
 
     def warn(self, text: str) -> None:
-        """Print it."""
+        """Print a warning."""
         self._console.print(labelled("warning", text, "yellow"))
 
     def started(self, cells: Sequence[Cell], cluster: Cluster, allotment: Allotment) -> None:
@@ -66,7 +66,7 @@ class Screen(Watcher):
         self.wait_for("Preparing images")
 
     def dashboard(self, cluster: Cluster) -> None:
-        """Say where it is."""
+        """Say where the Ray dashboard is."""
         self._console.print(
             f"Ray dashboard: http://{cluster.dashboard}"
             + (f" (asks for the token in {token_file()})" if cluster.authenticated else ""),
@@ -86,7 +86,7 @@ class Screen(Watcher):
         self._watching = False
 
     def ended(self, cells: Sequence[Cell]) -> None:
-        """Say what is waited for: closing a study takes seconds in which nothing else would be shown."""
+        """Say what is waited for, because closing a study takes seconds in which nothing else is shown."""
         self._console.print("All trials have ended. Choosing, measuring on the test, drawing the report …")
         self.wait_for("Closing the study" if len(cells) == 1 else "Closing the studies")
 
@@ -126,8 +126,8 @@ def execute(
 
 
 def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> None:
-    """The answer and why, the candidates beside the references, where everything lies, and what to type next."""
-    from captune.results.answer import answer_of  # with pandas and scipy.stats, which a study that starts does not use
+    """Print the answer and why, the candidates beside the references, where the files are, and what to type next."""
+    from captune.results.answer import answer_of  # imports pandas and scipy.stats, which a starting study does not use
 
     choice, answer = study.choice or Chosen(), answer_of(study)
     console.print(Text.assemble("\n", (study.name, "bold"), ": ", (answer.sentence, "bold")))
@@ -169,7 +169,7 @@ def _candidates(study: StudyRecord, choice: Chosen, advised: str) -> Table:
         reports = [trial for trial in trials if trial.role == Role.REPORT] or trials
         metrics = [trial.metric for trial in reports if trial.metric is not None]
         own = {trial.method for trial in trials if row["config_id"] is not None} - {None, study.method}
-        said = sorted(str(method) for method in own)  # of a study over several methods each candidate has its own
+        said = sorted(str(method) for method in own)  # in a study over several methods each candidate has its own
         said += [study.first_origin] if row["config_id"] == 0 else []
         said += ["advised"] if row["name"] == advised else []
         table.add_row(
@@ -187,7 +187,7 @@ def _metric_words(study: StudyRecord) -> str:
 
 
 def _kinds(files: Sequence[Path]) -> str:
-    """What a report wrote, in a line: the files a person opens by name, tables and figures by number."""
+    """What a report wrote, in one line: files that a person opens by name, tables and figures by number."""
     names = {path.name for path in files}
     opened = [name for name in (PAGE, BEST_CONFIG, PREDICTIONS_CSV, CHECKPOINT) if name in names]
     tables = {name for name in names if name.endswith(".csv")} - {PREDICTIONS_CSV}
@@ -196,7 +196,7 @@ def _kinds(files: Sequence[Path]) -> str:
 
 
 def next_steps(study: StudyRecord, where: Path, *, width: int) -> list[str]:
-    """What to do with a study that has ended, one line each; two where a line would be wider than the terminal."""
+    """What to do with a study that has ended, one line each; two if a line would be wider than the terminal."""
     steps = [(f"open {where / PAGE}", "the same with figures and pictures")]
     if str(study.task.get("dataset", "")).startswith("features:"):
         steps.append((f"captune predict {where} NEW.npz", "classify new features"))

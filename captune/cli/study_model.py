@@ -21,7 +21,7 @@ Yes = Annotated[
 
 
 def model_at(place: Path, *, yes: bool, device: str) -> Path:
-    """Where a model lies that was named by its checkpoint, its folder, an export or a study's directory.
+    """The path of a model that was named by its checkpoint, its folder, an export or a study's directory.
 
     Args:
         place: what was named.
@@ -39,7 +39,7 @@ def model_at(place: Path, *, yes: bool, device: str) -> Path:
 
 
 def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> Path:
-    """The folder of a study's model: what it advises as its trials saved it; adapted where nothing was saved.
+    """The folder of a study's model: what it advises, as its trials saved it; adapted now if nothing was saved.
 
     Args:
         study: the study's directory.
@@ -48,7 +48,7 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
         console: where to ask and tell.
 
     Raises:
-        StudyError: the study has not chosen yet.
+        StudyError: the study has not chosen yet, or the model there is of an earlier choice.
         UsageError: it would have to be adapted, and nobody can be asked.
         typer.Abort: the answer was no.
     """
