@@ -1,4 +1,4 @@
-"""Read `.npz` files that may come from anywhere: only plain arrays, and no memory is allocated on a header's word."""
+"""Read `.npz` files from anywhere: only plain arrays, and never more memory than the data in the file need."""
 
 from __future__ import annotations
 
