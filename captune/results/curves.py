@@ -86,7 +86,7 @@ def expected_best(
 
     Args:
         scores_N: selection scores.
-        metrics_N: sealed metrics of the same trials; None where they are not known.
+        metrics_N: test metrics of the same trials; None if they are not known.
         counts: the numbers of trials n; default: 1 … N.
     """
     return _expected(subset_weights(len(scores_N), counts), scores_N, metrics_N)

@@ -1,4 +1,4 @@
-"""studies.csv: what each study was, how far it got, what cannot be said about it, and what to try next."""
+"""studies.csv and notes.csv: what each study was, how far it got, its gaps and doubts, and what to try next."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _THEMED = {
 
 @dataclass(frozen=True)
 class ShownFigure:
-    """A figure as it stands in a page."""
+    """A figure in a page."""
 
     svg: Markup
     caption: str

@@ -57,7 +57,7 @@ def report_study(study: StudyRecord | Path, *, images: bool = True) -> list[Path
 
     Args:
         study: the study, or its directory.
-        images: whether the page shows small pictures of the images, where the study took some.
+        images: whether the page shows small pictures of the images, if the study took any.
 
     Returns:
         The files, in the order written: CSVs, best_config.yaml, figures, columns.csv, datapackage.json, report.html.

@@ -34,7 +34,7 @@ class Surrogate:
         return self.encode_params({**trial.config, **trial.params})
 
     def encode_params(self, params: dict[str, Any]) -> Floats:
-        """Unit coordinates (P,) of settings by name; 0.5 where one is missing."""
+        """Unit coordinates (P,) of settings by name; 0.5 for a missing one."""
         return np.array([place(parameter, params.get(parameter.name)) for parameter in self.parameters])
 
     def predict_trees(self, units_NP: Floats) -> Floats:

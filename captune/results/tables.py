@@ -38,7 +38,7 @@ _NAMES_TAKEN = {*_TRIAL_COLUMNS, "score", "metric", "seconds", "node", "fidelity
 
 
 def trials_table(studies: Iterable[StudyRecord]) -> pd.DataFrame:
-    """One row per reference, screening and search trial; fractions in [0, 1], empty where the journal has no number.
+    """One row per reference, screening and search trial; fractions in [0, 1], empty if the journal has no number.
 
     `tuning` says what a trial trained. Scores of screening trials (features) and of search trials (prompts) must not be
     compared.
