@@ -96,7 +96,7 @@ def _state_on_disk(task: TaskConfig) -> tuple[tuple[str, int, int], ...]:
 def _folders_in(folder: Path) -> list[Path]:
     try:
         return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
-    except OSError:  # missing or unreadable: the error of reading it says so better
+    except OSError:  # missing or unreadable; reading it later raises a better error
         return []
 
 
@@ -366,7 +366,7 @@ def _unlabelled(dataset: Dataset) -> Dataset:
 
 
 def _reading_notes(key: str, listing: Listing) -> tuple[str, ...]:
-    """How a dataset was read, in one sentence, and what else its reader said."""
+    """How a dataset was read, in one sentence, and the other notes of its reader."""
     cut = f", cut by captune: {listing.cut}" if listing.cut else ""
     return (f"{printable(key)} is read as {listing.layout}{cut}", *listing.notes)
 

@@ -19,7 +19,7 @@ class Split:
 
     Attributes:
         paths: absolute file names; empty for datasets of arrays or features.
-        labels_N: class indices, int64; `UNKNOWN` (-1) where there is none.
+        labels_N: class indices, int64; `UNKNOWN` (-1) if there is none.
     """
 
     paths: tuple[str, ...]
@@ -50,10 +50,10 @@ class Dataset:
         rows_M: of precomputed features, the row of each image in its file, in index order.
         text_features_KD: precomputed class features, else None.
         logit_scale: exp(logit_scale) that belongs to the precomputed features, if the file gives one.
-        source: where it lies, for people.
-        layout: the folder shape it was read in, for people.
-        licence: what its owners allow, for people.
-        notes: what a person should know of how it was read, one sentence each.
+        source: where it is, as shown to users.
+        layout: the folder shape it was read in, as shown to users.
+        licence: what its owners allow, as shown to users.
+        notes: what a person should know about how it was read, one sentence each.
         reading: how pixels are read, "open_clip" or "viewer" (`captune.data.decode`).
         max_unreadable: fraction of the images that may be unreadable; these are left out.
     """

@@ -26,8 +26,8 @@ class Listing:
         splits: "train", "val", "test" → images and labels.
         image_folder: what image names are relative to; None if they are absolute and already checked.
         where: the file or folder that this was read from, for messages.
-        layout: the shape it was read in, for people; empty if the caller knows.
-        notes: what a person should know of how it was read, one sentence each.
+        layout: the shape it was read in, as shown to users; empty if the caller knows.
+        notes: what a person should know about how it was read, one sentence each.
         cut: how captune itself cut it into splits; empty for splits that were given.
     """
 
@@ -72,7 +72,7 @@ class Layout:
     """One folder shape of one dataset below the data root.
 
     Attributes:
-        name: for people.
+        name: what users see.
         protocols: whose splits these are: "coop", "paper", or both if the splits are the same.
         needs: files and folders that must be there, relative to the data root (any case).
         read: those paths on disk, in the same order → listing.

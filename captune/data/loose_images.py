@@ -30,7 +30,7 @@ class Batch:
     """Some readable images.
 
     Attributes:
-        paths: of the images.
+        paths: files of the images.
         pixels_B3SS: their weak views, normalised, on the device.
     """
 

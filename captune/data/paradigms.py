@@ -117,7 +117,7 @@ class Task:
 
 
 def without_images(task: Task, unreadable: IntArray) -> Task:
-    """The task without some images, whatever their roles."""
+    """The task without the unreadable images, in all roles."""
 
     def kept(images: IntArray) -> IntArray:
         return _frozen(images[~np.isin(images, unreadable)])

@@ -73,7 +73,7 @@ class ResidentPixels:
         self._taps = math.floor(4 * shrink) + 1
 
     def centres(self, indices_B: Tensor, dtype: torch.dtype) -> Tensor:
-        """Central crops (B, 3, S, S), normalised; black where an image is shorter."""
+        """Central crops (B, 3, S, S), normalised; black beyond the edge of a smaller image."""
         return self._cut(indices_B, self._centre_N5[indices_B], dtype, taps=1)
 
     def crops(self, indices_B: Tensor, boxes_B5: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,7 +82,7 @@ class ResidentPixels:
         Args:
             indices_B: images, on the device.
             boxes_B5: top, left, height, width and 1 for a flip, inside the images.
-            dtype: of the views.
+            dtype: type of the views.
         """
         return self._cut(indices_B, boxes_B5, dtype, taps=self._taps)
 

@@ -104,7 +104,7 @@ def cut(
         size: S.
         factors, shifts: three each; a view is grey level · factor + shift.
         taps: source pixels per axis under the widest kernel; 1 copies boxes of S × S, black outside an image.
-        dtype: of the views.
+        dtype: type of the views.
     """
     out = torch.empty(len(indices_B), 3, size, size, dtype=dtype, device=pixels.device)
     if len(indices_B):

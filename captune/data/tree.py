@@ -244,7 +244,7 @@ class Tree:
 
 
 def lies_in(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies below it, judged by the two texts alone."""
+    """Whether a path is a folder or lies below it, judged by the two strings alone."""
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 

@@ -98,7 +98,7 @@ class CropViews(ABC):
         Args:
             indices_SB: images.
             generator: CPU generator that everything random comes from.
-            flip_probability: of a horizontal flip.
+            flip_probability: probability of a horizontal flip.
             crop_scale_min: smallest share of the image's area that a crop may cover.
             feature_dropout: not used here; views of features take it.
         """
