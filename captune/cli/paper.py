@@ -201,7 +201,7 @@ def _found(datasets: list[str], values: dict[str, Any], console: Console) -> tup
 
 
 # Settings that do not change a cell's numbers: places, computations that are the same mathematics, and options for a
-# user's own images. `pixels` is kept, as it says how images are read. The other options only say what is let pass, and
+# user's own images. `pixels` is kept, as it says how images are read. The other options only say what is accepted, and
 # images that are left out are in the notes.
 _NO_MATTER = {"data_root", "cache_dir", "kernels", "micro_batch"} | {
     name for name, info in TaskConfig.model_fields.items() if OWN in info.metadata and name != "pixels"
