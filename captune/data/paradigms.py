@@ -201,12 +201,12 @@ def build_task(config: TaskConfig, *, role: Role) -> tuple[Task, SealedLabels]:
     return task, SealedLabels(pool=labels_M[pool], holdout=labels_M[holdout], test=labels_M[test])
 
 
-def _label_notes(num_measurable: int, numreported_images: int, config: TaskConfig) -> list[str]:
-    if config.open_set_fraction or num_measurable == numreported_images:
+def _label_notes(num_measurable: int, num_reported: int, config: TaskConfig) -> list[str]:
+    if config.open_set_fraction or num_measurable == num_reported:
         return []
     if num_measurable == 0:
-        return [f"{NO_LABELS}. The {numreported_images} images are classified all the same, see predictions.csv"]
-    return [f"test metrics are over the {num_measurable} of {numreported_images} classified images that have a label"]
+        return [f"{NO_LABELS}. The {num_reported} images are classified all the same, see predictions.csv"]
+    return [f"test metrics are over the {num_measurable} of {num_reported} classified images that have a label"]
 
 
 def _size_notes(num_pool: int, num_scored: int) -> list[str]:

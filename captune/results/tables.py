@@ -26,7 +26,7 @@ REPORT_COLUMNS = (
     "metric", "accuracy", "seen_accuracy", "unseen_accuracy", "worst_class_recall", "ece", "prediction_balance",
     "prediction_cv", "agreement_zero_shot",
 )  # fmt: skip
-STRESS_COLUMNS = ("pool_imbalance", "pool_fraction", "open_set_fraction", "shot_noise")
+STRESS_COLUMNS = ("pool_imbalance", "pool_fraction", "present_fraction", "open_set_fraction", "shot_noise")
 """Fields of `TaskConfig` that a stress trial may change."""
 _TRIAL_COLUMNS = ("study", "key", "phase", "tuning", "number", "origin", "advised", "promoted_from", "state")
 _TRIAL_RESULTS = (

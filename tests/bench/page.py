@@ -37,6 +37,9 @@ def main() -> None:
         seconds = sum(sum(resource.getrusage(who)[:2]) for who in whole) - before
         print(f"{seconds:.2f} {max(resource.getrusage(who).ru_maxrss for who in whole) / 1e3:.0f}")
         return
+    if sys.argv[1] == "--numbers":
+        print(*measure(int(sys.argv[2])))
+        return
     for num_trials in map(int, sys.argv[1:]):
         seconds, megabytes = measure(num_trials)
         print(f"{num_trials} trials: {seconds:.2f} CPU s, {megabytes:.0f} MB", flush=True)

@@ -55,9 +55,17 @@ def compared(
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure: the tree before, how often, and features of 59 classes if there are any."""
+    """What to measure: the trees before, how often, and features of 59 classes if there are any.
+
+    Attributes:
+        before: whose whole commands are measured.
+        benched: whose `tests.bench` measures what is inside.
+        repeats, long_repeats: of what takes seconds, and of what takes half a minute and more.
+        features: a feature file.
+    """
 
     before: Path
+    benched: Path
     repeats: int
     long_repeats: int
     features: Path | None
@@ -87,8 +95,8 @@ def of_both(asked: Asked, repeats: int, *python: str, most: Mapping[str, int] | 
     """Medians of the numbers that a command prints, of both trees in turn; none where the tree before cannot do it."""
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in asked.trees}
     for number in range(repeats):
-        for name, tree in asked.trees.items():
-            if number < (most or {}).get(name, repeats) and (tree / "tests" / "bench").is_dir():
+        for name, tree in (("before", asked.benched), ("now", HERE)):
+            if number < (most or {}).get(name, repeats):
                 found[name].append(numbers_of(tree, *python))
     medians = {name: [median(each) for each in zip(*told, strict=True)] for name, told in found.items()}
     return {name: told or [float("nan")] * 9 for name, told in medians.items()}

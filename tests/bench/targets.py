@@ -6,10 +6,11 @@ many times less that is; measured in turn in one run. Where a target compares tw
 Everything is a median of `--repeats`, or of `--long-repeats` where one takes half a minute; the number stands in the
 row, the load average above the table. What this machine lacks, and what cannot be reached, stands in the last column.
 
-    git worktree add ../release-before 7f55219
-    python -m tests.bench.targets targets.json --before ../release-before --features caltech101_59.npz
+    git worktree add ../before 53b2a88
+    git worktree add ../benched 7f55219
+    python -m tests.bench.targets targets.json --before ../before --benched ../benched --features caltech101_59.npz
 
-A tree without `tests/bench` (before 7f55219) serves the rows of whole commands alone: first command, help, `predict`.
+`--benched` serves the rows that only a tree with `tests/bench` can measure; older ones have none.
 """
 
 from __future__ import annotations
@@ -184,10 +185,10 @@ def long_studies(asked: Asked) -> Iterator[Target]:
             f"opening {number:,} trials, next proposal", "linear" if number == 1000 else "linear, ≤ 4 s",
             seconds["before"], seconds["now"], "CPU s", asked.long_repeats, digits=2,
         )  # fmt: skip
-    page = "from tests.bench.page import measure; print(*measure({}))"
+    page = str(HERE / "tests/bench/page.py")  # older trees have none
     for number, wanted in ((1000, "≤ 10 s, ≤ 500 MB"), (5000, "≤ 50 s, ≤ 500 MB")):
         # With 5,000 trials the tree before takes minutes.
-        found = of_both(asked, 1, "-c", page.format(number), most={"before": 1 if number == 1000 else 0})
+        found = of_both(asked, 1, page, "--numbers", str(number), most={"before": 1 if number == 1000 else 0})
         yield Target(
             f"page of {number:,} trials", wanted,
             *("–" if np.isnan(told[0]) else f"{told[0]:.0f} CPU s, {told[1]:.0f} MB" for told in found.values()),
@@ -303,13 +304,17 @@ GROUPS: dict[str, Callable[[Asked], Iterator[Target]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="all rows as JSON")
-    parser.add_argument("--before", type=Path, required=True, help="a checkout of the release before")
+    parser.add_argument("--before", type=Path, required=True, help="a checkout of before, for rows of whole commands")
+    parser.add_argument("--benched", type=Path, help="one that has tests/bench, for the others; default: the same")
     parser.add_argument("--features", type=Path, help="a feature file of 59 classes × 512")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--long-repeats", type=int, default=2, help="of what takes half a minute and more")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
     given = parser.parse_args()
-    asked = Asked(given.before.absolute(), given.repeats, given.long_repeats, given.features)
+    before, benched = given.before.absolute(), (given.benched or given.before).absolute()
+    asked = Asked(before, benched, given.repeats, given.long_repeats, given.features)
+    for tree in {before, benched, HERE}:
+        first_command.compile_tree(tree)
     began, load = time.monotonic(), os.getloadavg()
     where = f"{platform.machine()}, {os.cpu_count()} CPUs, PyTorch {torch.__version__}"
     loads = " ".join(f"{one:.1f}" for one in load)

@@ -15,6 +15,7 @@ from captune.results.data_dictionary import meaning_of
 from captune.results.load import load_study
 from captune.results.tables import (
     ORACLE_STAMP,
+    STRESS_COLUMNS,
     WALL_CLOCK_COLUMNS,
     confirm_table,
     epochs_table,
@@ -22,6 +23,7 @@ from captune.results.tables import (
     trials_table,
     write_csv,
 )
+from captune.tuning.agenda import STRESSES
 
 
 def test_trials_table_has_references_then_search_in_order(study: StudyRecord) -> None:
@@ -131,6 +133,10 @@ def test_confirm_table_holds_confirmation_and_stress(study: StudyRecord) -> None
         0.5,
     ]
     assert list(table[table["configuration"] == "c0"]["seed"]) == [1, 2, 3]
+
+
+def test_each_setting_that_a_stress_trial_changes_has_its_column() -> None:
+    assert set(STRESS_COLUMNS) == {name for overrides in STRESSES.values() for name in overrides}
 
 
 def test_pareto_front_by_hand(tmp_path: Path) -> None:
