@@ -1,4 +1,4 @@
-"""What a trial and a study will cost on this machine: two short epochs are run and counted up."""
+"""Estimate what a trial and a study cost on this machine, by running a few short epochs."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from captune.training.loop import Loop, train_together
 
 _STEPS, _EPOCH_HOLDOUT = 2, 512
 _ENOUGH_STEPS, _ENOUGH_SECONDS = 8, 2.0
-# A larger pack is hardly cheaper a trial, and is built first (analysis/measurements/packs.md).
+# In larger packs a trial is hardly cheaper (analysis/measurements/packs.md), and every trial has to be built first.
 _MOST_TIMED = 8
-# What a process keeps on a card beside its tensors, and the share of the card that fragments leave.
+# GPU memory that a process takes beside its tensors, and the share of a card that fragmentation leaves usable.
 _PROCESS_BYTES, _USABLE = 600_000_000, 0.9
 
 
 @dataclass(frozen=True)
 class TrialCost:
-    """Seconds and bytes of one trial on this machine, alone on it.
+    """Seconds and bytes that one trial takes when it runs alone on this machine.
 
     Attributes:
-        step_seconds: a training step.
-        epoch_seconds: an epoch: its steps, margin, boards and selection score.
-        trial_seconds: all epochs, the start and the final predictions; 0 epochs for methods without training.
-        memory_bytes: most memory while training (resident on a CPU, allocated on a GPU).
-        prepare_seconds: once per node: decoding and encoding every image; 0 if nothing has to be encoded.
-        num_epochs: of a full trial.
-        halve: what to change to halve it, in sentences, the surest first.
+        step_seconds: of a training step.
+        epoch_seconds: of an epoch: its steps, margin, main samples and selection score.
+        trial_seconds: of the start, all epochs and the final predictions.
+        memory_bytes: peak memory of training and predicting (resident on a CPU, allocated on a GPU).
+        prepare_seconds: of decoding and encoding every image, once per node; 0 if nothing has to be encoded.
+        num_epochs: of a full trial; 0 for methods without training.
+        halve: what to change to make it about half as expensive, one sentence each, the surest first.
     """
 
     step_seconds: float
@@ -53,7 +53,10 @@ class TrialCost:
 
     @classmethod
     def mean(cls, costs: Collection[TrialCost]) -> TrialCost:
-        """A trial of a study over several methods, each with as many trials; images are prepared once for all."""
+        """The mean trial of a study over several methods with equally many trials each.
+
+        Memory and preparation are those of the most demanding method: images are prepared once for all methods.
+        """
 
         def of(name: str) -> float:
             return sum(getattr(cost, name) for cost in costs) / len(costs)
@@ -64,7 +67,7 @@ class TrialCost:
         )  # fmt: skip
 
     def study_seconds(self, num_trials: float, *, concurrency: int = 1) -> float:
-        """Wall-clock of so many full trials, `concurrency` at a time, each with cores (or a GPU share) of its own.
+        """Wall-clock seconds of `num_trials` full trials, where each has its own cores or its own share of a GPU.
 
         Args:
             num_trials: full-length trials; a trial stopped at a third of its budget counts as a third.
@@ -73,7 +76,7 @@ class TrialCost:
         return self.prepare_seconds + math.ceil(num_trials / concurrency) * self.trial_seconds
 
     def trials_on_card(self, card_bytes: int) -> int:
-        """How many such trials fit beside each other on a card of so many bytes; 0 where not even one does."""
+        """How many such trials fit on a card of `card_bytes` at the same time; 0 if not even one does."""
         return int(_USABLE * card_bytes // (self.memory_bytes + _PROCESS_BYTES))
 
     def sentences(
@@ -87,7 +90,7 @@ class TrialCost:
         budget_seconds: float | None = None,
         name: str = "A trial",
     ) -> tuple[str, ...]:
-        """For people: what a trial and the study cost here at most, and what to change to halve it.
+        """Sentences for the user: the cost of a trial, the highest cost of the study, and how to lower it.
 
         Args:
             study: its settings.
@@ -95,8 +98,8 @@ class TrialCost:
             screen: the cost of a screening trial, where the study screens.
             both_roles: whether confirmations run twice, once to be scored and once to be reported.
             card_bytes: memory of the GPU that trials share, if there is one.
-            budget_seconds: time that the study may use, if that is bounded.
-            name: what a trial is called.
+            budget_seconds: time limit of the study, if it has one.
+            name: what the first sentence calls a trial.
         """
         confirmed = num_confirmations(study, both_roles=both_roles)
         most = self.study_seconds(study.trials + confirmed, concurrency=concurrency)
@@ -146,12 +149,12 @@ class TrialCost:
 
 
 def num_confirmations(study: StudyConfig, *, both_roles: bool) -> int:
-    """Confirmation trials at most; twice as many where they run once to be scored and once to be reported."""
+    """The largest number of confirmation trials; `both_roles`: each runs once for its score and once for the report."""
     return num_confirmed(study.trials, study.confirm_top) * study.confirm_seeds * (2 if both_roles else 1)
 
 
 def _budget_sentence(budget: float, fit: int, trials: int, confirmed: int) -> str:
-    """How many trials fit into the part of a budget in seconds that nothing else needs."""
+    """A sentence about the `fit` trials for which a budget of `budget` seconds leaves time beside confirmations."""
     beside = f"{confirmed} confirmations"
     if fit < 1:
         return f"A budget of {_span(budget)} fits no trial beside {beside}: raise it, or lower --confirm-top."
@@ -160,7 +163,7 @@ def _budget_sentence(budget: float, fit: int, trials: int, confirmed: int) -> st
 
 
 def cards() -> tuple[int, int]:
-    """How many GPUs this machine has, and the bytes of the first; (0, 0) without any."""
+    """The number of GPUs of this machine and the memory of the first in bytes; (0, 0) without a GPU."""
     if not torch.cuda.is_available():
         return 0, 0
     return torch.cuda.device_count(), int(torch.cuda.get_device_properties(0).total_memory)
@@ -175,10 +178,10 @@ def estimate_trial_cost(
     advice: bool = True,
     packed: int = 1,
 ) -> TrialCost:
-    """Measure a few real steps of a configuration and count up what a trial will cost.
+    """Measure a few real training steps of a configuration and calculate from them what a trial costs.
 
-    Nothing is built: of image files a sample is decoded into a temporary store. Mismatch detection, which a process
-    runs once for all its trials, is left out.
+    No image store is built: only a sample of the image files is decoded, into a temporary store. Mismatch detection is
+    left out, because a process runs it once for all its trials.
 
     Args:
         task_config: the cell.
@@ -186,8 +189,8 @@ def estimate_trial_cost(
         method: a key of ALGORITHMS.
         device: auto, cpu, cuda.
         advice: also measure what would make the trial cheaper.
-        packed: trials that a worker trains together where their steps can be (`captune.training.packs`); their time is
-            shared evenly, their memory is that of all.
+        packed: number of trials that a worker trains together, if the method allows it (`captune.training.packs`). Each
+            is given an equal part of their time; the memory is that of all together.
 
     Raises:
         UsageError: no such method or dataset.
@@ -213,7 +216,7 @@ class _Parts:
     build: float
     step: float
     bookkeeping: float
-    predict: float  # an image
+    predict: float  # per image
     memory: int
 
     def epoch(self, config: TrialConfig, task: Task) -> float:
@@ -236,7 +239,7 @@ def _measure(context: Context, config: TrialConfig, method: str, packed: int = 1
         own = member_config(config, member, context.task.config)
         seeds = max(1, len(member.seeds))
         trained = seeds * method_named(member.method).num_epochs(own)
-        # Seeds of a member train side by side, in packs as a search's trials do.
+        # The seeds of a member train together in packs, as the trials of a search do.
         members.append((seeds, trained, _measure_one(context, own, member.method, min(seeds * packed, _MOST_TIMED))))
     epochs = max(1, method_named(method).num_epochs(config))
     return _Parts(
@@ -268,8 +271,8 @@ def _measure_one(context: Context, config: TrialConfig, method: str, packed: int
                 if isinstance(outcome, Exception):
                     raise outcome
 
-        # The first epoch warms up allocators and kernels. Where steps are recorded their memory is counted then alone:
-        # what a replay uses is not allocated anew.
+        # The first epoch warms up allocators and kernels. It alone shows the memory of steps that are recorded as a
+        # CUDA graph, because replaying them allocates nothing.
         memory = peak_bytes_of(epoch, device)
         watch.steps.clear()
         started = time.perf_counter()

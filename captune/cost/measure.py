@@ -1,4 +1,4 @@
-"""Clocks, peak memory, what machine this is, and how fast its matrix products are."""
+"""Measure time, peak memory and the speed of matrix products; describe the machine."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-# Rates of one machine left alone differ by some per cent; a quarter less of it would turn verdicts over.
+# Rates on an idle machine differ by a few per cent. If other processes took a quarter of it, conclusions would change.
 NOISY = 0.15
 _PACKAGES = ("captune", "torch", "open_clip_torch", "numpy")
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, the device's queue empty before and after."""
+    """Wall-clock seconds of one call; waits before and after it until the device's queue is empty."""
     synchronize(device)
     started = time.perf_counter()
     work()
@@ -46,10 +46,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_bytes_of(work: Callable[[], object], device: torch.device) -> int:
-    """Most memory held during one call: the process's resident memory on a CPU, the allocator's on a GPU.
+    """Peak memory in bytes during one call: the process's resident memory on a CPU, the allocator's on a GPU.
 
-    The CPU number holds everything the process held before (weights, libraries); freed memory is returned first. Where
-    the kernel cannot reset its high-water mark, it is that of the whole process so far.
+    The CPU number includes what the process held before the call (weights, libraries), but not freed memory, which is
+    returned to the system first. Where the kernel cannot reset its high-water mark, it is the peak since the process
+    began.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -75,7 +76,7 @@ class MatrixRate:
         precision: of the factors.
         shape: (rows, inner, columns) of the product.
         flops: operations per second, a multiplication and an addition counting as two.
-        taken: share of this process's CPUs that others took meanwhile; 0 on a GPU.
+        taken: share of this process's CPU time that other processes took meanwhile; 0 on a GPU.
     """
 
     precision: str
@@ -95,7 +96,7 @@ def matrix_rate(
 
     Args:
         precision: fp32, bf16 or fp16. fp32 on a GPU is measured as torch is set there (TF32 or not).
-        device: where.
+        device: where to measure.
         shape: rows, inner, columns.
         seconds: how long to try; a product that takes longer is measured once.
     """
@@ -119,10 +120,10 @@ def matrix_rate(
 
     calls = 1
     best = busy()
-    # Without instructions for bf16, a CPU's first product may take all the time there is; it then stands alone.
+    # On a CPU without bf16 instructions the first product may take longer than `seconds`; no other is then measured.
     if best < seconds:
         best = min(best, busy(), busy())
-        # A single product on a GPU is shorter than the clock's and the queue's overhead.
+        # Several products are timed together: one on a GPU takes less time than the clock and the queue add.
         calls = max(1, int(0.02 / max(best, 1e-7)))
         best = min(busy() for _ in range(max(3, int(seconds / max(0.02, best)))))
     wall, cpu = (sum(column) for column in zip(*clocks, strict=True))
@@ -133,7 +134,8 @@ def matrix_rate(
 def why_too_noisy(before: MatrixRate, after: MatrixRate) -> str | None:
     """Why a measurement between two matrix rates cannot be trusted, in words; None if it can.
 
-    Others that take CPUs lengthen the clock's seconds, and by the caches and the memory they share also CPU seconds.
+    Other processes that take CPUs lengthen wall-clock time. They lengthen CPU time too, by using the same caches and
+    memory.
     """
     change = abs(after.flops - before.flops) / max(after.flops, before.flops)
     taken = max(before.taken, after.taken)
@@ -145,13 +147,13 @@ def why_too_noisy(before: MatrixRate, after: MatrixRate) -> str | None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The hardware that was measured, in words and numbers."""
+    """The hardware of this machine, as plain values."""
     described: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_features": _cpu_features(),
-        # How busy the machine was with everything, this included, when asked.
+        # The load at this moment, this process included.
         "load_average": os.getloadavg()[0],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": str(device),
@@ -164,7 +166,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what was measured."""
+    """Versions of Python and of the measured packages, by name."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Made-up photographs: they cost what real ones do, so that a machine can be measured without a dataset."""
+"""Made-up photographs, so that a machine can be measured without a dataset; reading them costs as much as real ones."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _THINGS = (
     "coffee cup", "fire engine", "maple leaf", "woodpecker", "garden chair", "church tower", "sewing machine",
     "river otter", "passenger aircraft", "yellow iris flower",
 )  # fmt: skip
-# Height and width in pixels: what cameras and collections give.
+# Height and width in pixels, as in common collections of photographs.
 _SHAPES = ((375, 500), (500, 375), (400, 400), (333, 500))
 
 
 def class_names(count: int) -> list[str]:
-    """Names of ordinary length; up to 100 of two or more words, then numbered.
+    """`count` class names of ordinary length: 100 of two or more words, then the same ones with a number.
 
     Raises:
-        UsageError: fewer than two.
+        UsageError: `count` is less than two.
     """
     if count < 2:
         raise UsageError("--classes must be at least 2", got=count)
@@ -33,11 +33,11 @@ def class_names(count: int) -> list[str]:
 
 
 def write_photographs(folder: Path, names: list[str], num_train: int) -> None:
-    """JPEG files of coloured blurs, the same whenever they are made: train/<class>/ and test/<class>/.
+    """Write JPEG files of coloured blurs to train/<class>/ and test/<class>/; every call makes the same files.
 
     Args:
         folder: to write into.
-        names: classes.
+        names: of the classes.
         num_train: training images in all, at least one per class.
     """
     generator = numpy_generator(0, "photographs")

@@ -1,4 +1,4 @@
-"""A cell's context over a sample of its images. It costs as much as the real one, but nothing has to be built first."""
+"""A cell's context over a sample of its images: steps cost as much as in the real one, but no store has to be built."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sampled_context(config: TaskConfig, device: str) -> Iterator[tuple[Context, 
     """A context that costs what the real one does, and the seconds that building the real one takes on a fresh node."""
     dataset = load_dataset(config)
     if not dataset.paths:
-        # Precomputed features, or the embedded digits: quick enough to be the real thing.
+        # Precomputed features and the embedded digits open quickly, so the real context is used.
         yield open_context(config, Role.SCORE, device), 0.0
         return
     task, _ = build_task(config, role=Role.SCORE)
@@ -76,7 +76,7 @@ def _first_images(dataset: Dataset) -> Dataset:
 
 
 class _SampledViews(ImageViews):
-    """Views of a sample that stand for the views of all images."""
+    """Views of a sample in place of all images: an index beyond the sample wraps around."""
 
     def feed(self, indices_SB: IntArray) -> Feed:
         return super().feed(indices_SB % len(self))

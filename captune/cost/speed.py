@@ -24,7 +24,7 @@ _IMAGES = 96
 
 @dataclass(frozen=True)
 class Speed:
-    """Prompt tuning with so many classes in one precision, alone on this machine.
+    """The speed of prompt tuning with one number of classes in one precision, alone on this machine.
 
     Attributes:
         classes: number of classes K.
@@ -32,12 +32,12 @@ class Speed:
         batch_size: images per stream and step; the streams are main samples, weak and strong views of the pool.
         step_seconds: of a training step.
         images_per_second: views encoded per second while training.
-        prepared_per_second: images per second that are decoded and encoded once for every node.
-        memory_bytes: most memory while training (resident on a CPU, allocated on a GPU).
-        trial_seconds: training at the paper's budget of 50 × 50 steps.
-        study_seconds: training of the default study's trials and confirmations, one at a time, none stopped early.
+        prepared_per_second: images decoded and encoded per second, as is done once on every node.
+        memory_bytes: peak memory of training and predicting (resident on a CPU, allocated on a GPU).
+        trial_seconds: of training at the paper's budget of 50 × 50 steps.
+        study_seconds: of training the default study's trials and confirmations, one at a time, none stopped early.
         matrix_flops: operations per second of matrix products, measured just before and after.
-        too_noisy: why these numbers are not to be trusted; None where they are.
+        too_noisy: why these numbers cannot be trusted; None if they can.
     """
 
     classes: int
@@ -67,12 +67,12 @@ def measure_speed(
 
     Args:
         backbone: open_clip model name, or tiny.
-        pretrained: weights; random ones cost what trained ones do.
+        pretrained: weights; random ones take as long as trained ones.
         classes: class counts.
         precisions: of the frozen towers.
         batch_size: images per stream and step.
         device: auto, cpu, cuda or cuda:N.
-        say: told what is measured next.
+        say: called with a description of what is measured next.
 
     Raises:
         UsageError: fewer than two classes, or an unknown backbone.
@@ -94,7 +94,7 @@ def measure_speed(
                         "pretrained": pretrained, "precision": precision,
                     }
                 )  # fmt: skip
-                # Every pseudolabel counts, so that the strong views of all images are trained on: the dearest step.
+                # At a threshold of 0 the strong views of all images are trained on: this is the most expensive step.
                 config = default_config("cap", task, "prompts").with_values(
                     {"batch_size": batch_size, "confidence_threshold": 0.0, "epochs": 50, "steps_per_epoch": 50}
                 )
@@ -141,10 +141,10 @@ def _speed(
 
 
 def precisions_in(text: str) -> tuple[Precision, ...]:
-    """The precisions an option names, as 'fp32,bf16'.
+    """The precisions that an option such as 'fp32,bf16' names.
 
     Raises:
-        UsageError: another name, or none.
+        UsageError: it holds an unknown name, or none.
     """
     known: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
     asked = text.replace(",", " ").split()

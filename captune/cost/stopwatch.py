@@ -1,4 +1,4 @@
-"""A clock on what the loop asks of an algorithm, step by step, taken alone or in a pack."""
+"""Measure the time of an algorithm's steps and epochs in the training loop, alone or in a pack."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from captune.training.step import Batch
 
 
 class Stopwatch:
-    """An algorithm with a clock on what the loop asks of it.
+    """Wraps an algorithm and measures how long the calls of the training loop take.
 
     Attributes:
         start, end: seconds of each `start_epoch` and `end_epoch`.
-        steps: seconds from each step's beginning to the next one's, optimiser included (none for an epoch's last); of
-            steps that are taken together an even share of the epoch's mean.
-        around: seconds of each epoch around steps that are taken together, shared likewise.
+        steps: seconds from the beginning of each step to that of the next, optimiser included (an epoch's last step has
+            none). In a pack: the mean step of the epoch, divided by the number of trials.
+        around: seconds that a pack takes before and after the steps of each epoch, divided in the same way.
     """
 
     def __init__(self, algorithm: Algorithm, device: torch.device) -> None:
-        """Watch `algorithm` on `device`."""
+        """Wrap `algorithm`, which computes on `device`."""
         self.algorithm, self.device = algorithm, device
         self.classifier = algorithm.classifier
         self.start: list[float] = []
@@ -37,11 +37,11 @@ class Stopwatch:
         self._step_began = 0.0
 
     def start_epoch(self, epoch: int) -> None:
-        """As the algorithm's, timed."""
+        """Call the algorithm's, timed."""
         self.start.append(seconds_of(lambda: self.algorithm.start_epoch(epoch), self.device))
 
     def batch(self, step: int) -> Batch:
-        """As the algorithm's; a step lasts until the next one begins."""
+        """Call the algorithm's. The previous step ends here, since a step lasts until the next one begins."""
         synchronize(self.device)
         now = time.perf_counter()
         if step > 0:
@@ -50,41 +50,41 @@ class Stopwatch:
         return self.algorithm.batch(step)
 
     def pack_key(self) -> Hashable | None:
-        """As the algorithm's; None where it cannot be packed."""
+        """The algorithm's; None if it cannot be packed."""
         key: Hashable | None = getattr(self.algorithm, "pack_key", lambda: None)()
         return key
 
     @property
     def moved_in_packs(self) -> list[str]:
-        """As the algorithm's."""
+        """The algorithm's."""
         algorithm: Any = self.algorithm
         names: list[str] = algorithm.moved_in_packs
         return names
 
     def plan_epoch(self, epoch: int) -> None:
-        """As the algorithm's, timed."""
+        """Call the algorithm's, timed."""
         algorithm: Any = self.algorithm
         self.start.append(seconds_of(lambda: algorithm.plan_epoch(epoch), self.device))
 
     def packed(self, others: Sequence[Stopwatch], stack: LearnedStack) -> PackedSteps:
-        """As the algorithm's, timed: this stopwatch notes the shares of all."""
+        """The algorithm's, timed; only this stopwatch, the first of the pack, records the time per trial."""
         algorithm: Any = self.algorithm
         return _TimedSteps(algorithm.packed([other.algorithm for other in others], stack), others)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """As the algorithm's."""
+        """Call the algorithm's."""
         return self.algorithm.loss(batch)
 
     def observe(self, seen: Batch) -> None:
-        """As the algorithm's."""
+        """Call the algorithm's."""
         self.algorithm.observe(seen)
 
     def moving_state(self) -> list[Tensor]:
-        """As the algorithm's."""
+        """The algorithm's."""
         return self.algorithm.moving_state()
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """As the algorithm's, timed."""
+        """Call the algorithm's, timed."""
         synchronize(self.device)
         started = time.perf_counter()
         figures = self.algorithm.end_epoch(epoch)
@@ -93,20 +93,20 @@ class Stopwatch:
         return figures
 
     def predict(self, indices: IntArray) -> Tensor:
-        """As the algorithm's."""
+        """Call the algorithm's."""
         return self.algorithm.predict(indices)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As the algorithm's."""
+        """The algorithm's."""
         return self.algorithm.tensors()
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """As the algorithm's."""
+        """Call the algorithm's."""
         self.algorithm.load_tensors(tensors)
 
 
 class _TimedSteps:
-    """What a pack does, with a clock; the first stopwatch notes the shares of all."""
+    """The steps of a pack, timed; the first stopwatch records the time divided by the number of trials."""
 
     def __init__(self, steps: PackedSteps, watches: Sequence[Stopwatch]) -> None:
         self._steps, self._watches, self._watch, self._share = steps, watches, watches[0], 1 / len(watches)
@@ -123,7 +123,7 @@ class _TimedSteps:
 
     @property
     def in_fixed_places(self) -> bool:
-        return False  # what a GPU records and replays would not pass by here
+        return False  # steps that a GPU replays from a recording would not call these methods
 
     def prepare(self, inputs: Batch) -> Batch:
         started = time.perf_counter()
