@@ -1,6 +1,6 @@
-"""Checks before Ray starts and anything is trained: do addresses answer, are the GPUs and files there?
+"""Checks that run before Ray starts: do addresses answer, do the GPUs and files exist?
 
-What only some studies need (PyTorch, the database's library) is imported for those alone.
+PyTorch and the database's library are imported only for studies that need them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def check_before_ray(
 
     Args:
         plans: the studies.
-        address: of a running cluster; its own GPUs are looked at when it is connected.
-        gpus_per_trial: as asked for.
-        allow_cpu: whether trials may do without.
+        address: of a running cluster, whose GPUs are checked later, once it is connected; None: this machine.
+        gpus_per_trial: as the user gave it.
+        allow_cpu: whether trials may train on the CPU where a GPU cannot be used.
 
     Raises:
-        UsageError: a cluster or database that does not answer, more than one GPU for a trial, or one that this machine
-            does not have.
-        ConfigError: descriptions that cannot be read.
+        UsageError: a cluster or database does not answer, or a trial asks for more than one GPU or for one that this
+            machine does not have.
+        ConfigError: class descriptions cannot be read.
     """
     refuse_several_gpus(gpus_per_trial)
     if address is not None:
@@ -65,7 +65,7 @@ def fetch_weights_here(plans: Sequence[Plan]) -> None:
     """Download the weights that this machine's trials will need, before Ray starts.
 
     Raises:
-        ModelError: weights that are neither on disk nor to be had.
+        ModelError: weights are not on disk and cannot be downloaded.
     """
     named = (plan.study.task for plan in plans if not plan.study.task.dataset.startswith("features:"))
     backbones = [names for names in dict.fromkeys(map(default_backbone, named)) if names != (TINY, None)]
@@ -82,7 +82,7 @@ def check_storage(storage: str) -> None:
     """Check that a database answers; for an SQLite file it is enough that its folder exists.
 
     Raises:
-        UsageError: it does not, with the reason.
+        UsageError: it does not; the message says why.
     """
     from sqlalchemy import create_engine
     from sqlalchemy.engine import make_url
@@ -98,7 +98,7 @@ def check_storage(storage: str) -> None:
         if url.host is not None:
             port = url.port or _PORTS.get(url.get_backend_name())
             if port is not None:
-                # A driver would wait for minutes where nothing answers.
+                # If nothing answers, the database's driver would wait for minutes.
                 socket.create_connection((url.host, port), timeout=_ANSWER_SECONDS).close()
         create_engine(url).connect().close()
     except Exception as error:  # the database drivers have no common base

@@ -62,13 +62,13 @@ from captune.training.trial_predictions import write_predictions
 from captune.tuning.votes import Votes
 
 Write = Callable[[Event], object]
-# Images times classes above which clustering the pool again and again takes minutes.
+# Number of images times classes above which mismatch detection, which clusters the pool repeatedly, takes minutes.
 _MISMATCH_LIMIT = 20_000_000
 _FOUND = "found_in_data"
 
 
 def close_study(directory: Path) -> tuple[StudyRecord, list[Path]]:
-    """Choose, read the test labels, write the report; what is done already is left alone.
+    """Choose, read the test labels and write the report; steps that are already done are skipped.
 
     Returns:
         The study, and the files of the report.
@@ -85,7 +85,7 @@ def close_study(directory: Path) -> tuple[StudyRecord, list[Path]]:
 
 
 def choose_and_evaluate(directory: Path) -> StudyRecord:
-    """The steps of closing that end up in the journal: everything but the report.
+    """Run the steps whose results are written to the journal: everything but the report.
 
     Raises:
         StudyError, RecordError: as `close_study`.
@@ -103,7 +103,7 @@ def choose_and_evaluate(directory: Path) -> StudyRecord:
 
 
 def write_ensembles(record: StudyRecord, write: Write) -> None:
-    """Average the confirmed configurations, where a criterion chooses among them and their ensemble."""
+    """Average the confirmed configurations, if a criterion will choose among them and this ensemble."""
     if chooses_by_criterion(record):
         for role in Role:
             _write_ensemble(record, write, role, ensemble_trials(record, even_shares(record), role), None, {})
@@ -117,14 +117,14 @@ def _write_ensemble(
     weights: dict[str, float] | None,
     config: dict[str, Any],
 ) -> None:
-    """Average trials of a role into a reference of its own, unless its average is newer than all of them.
+    """Average trials of one role and record the result as a reference, unless one newer than all of them exists.
 
     Args:
-        record, write: the study.
+        record, write: the study, and what writes its events.
         role: the trials' role.
         groups: candidate → its trials.
-        weights: of the candidates; None: all the same.
-        config: the ensemble as a configuration of `blend`; empty where nobody needs it.
+        weights: of the candidates; None: equal.
+        config: the ensemble as a configuration of `blend`; empty if it is not needed.
     """
     key = trial_key(ENSEMBLE, role=role)
     known = record.find(key)
@@ -156,14 +156,14 @@ def _write_ensemble(
 def settle_votes(record: StudyRecord, write: Write) -> None:
     """Score every candidate by its agreement with the vote of all.
 
-    During the search a candidate only meets the vote of those before it.
+    During the search each candidate was scored against the vote of those before it only.
     """
     voters = [
         trial
         for trial in sorted(record.complete(), key=lambda trial: trial.ended_at)
         if trial.role is Role.SCORE
         and trial.phase in (Phase.REFERENCE, Phase.SEARCH, Phase.CONFIRM)
-        # An ensemble that the choice decides on is built after the vote, so it casts none.
+        # An ensemble that is built by the choice comes after the vote, so it does not vote.
         and (trial.origin != ENSEMBLE or chooses_by_criterion(record))
     ]
     if record.settled_at > max((trial.ended_at for trial in voters), default=0):
@@ -176,7 +176,7 @@ def settle_votes(record: StudyRecord, write: Write) -> None:
 
 
 def find_mismatch(record: StudyRecord, write: Write) -> None:
-    """Note which class names concept-mismatch detection flags on the whole pool; once per study, without a label."""
+    """Record, once per study, the class names that concept-mismatch detection flags on the whole pool (no labels)."""
     if record.mismatch is not None:
         return
     if (record.opened.num_pool or 0) * (record.opened.num_classes or 0) > _MISMATCH_LIMIT:
@@ -188,9 +188,9 @@ def find_mismatch(record: StudyRecord, write: Write) -> None:
 
 
 def note_data(record: StudyRecord, write: Write) -> None:
-    """Note what only the opened weights and the decoded images tell, once per study; in study.yaml too.
+    """Record, once per study, notes that need the weights and the decoded images; in study.yaml too.
 
-    That is how the weights were read, unreadable images, and test images that nearly equal a training image.
+    They say how the weights were read, which images are unreadable and which test images nearly equal a training image.
     """
     if record.data_notes is None:
         write(_found_in_data(record))
@@ -238,7 +238,10 @@ def record_choice(record: StudyRecord, write: Write) -> None:
 
 
 def choice_of(record: StudyRecord) -> Choice:
-    """What an ended study chooses: from predictions, or by its criterion; of these only `oracle` uses test labels."""
+    """The choice of a study whose trials have ended, from the candidates' predictions or by the study's criterion.
+
+    Only the criterion `oracle` uses test labels.
+    """
     trials = candidate_trials(record)
     paths = {name: [trial_directory(record.directory, trial.key) for trial in group] for name, group in trials.items()}
     if chooses_by_criterion(record):
@@ -248,12 +251,12 @@ def choice_of(record: StudyRecord) -> Choice:
 
 
 def chosen_now(record: StudyRecord) -> Chosen:
-    """The same as an event, for a study that stresses what it has chosen."""
+    """`choice_of` as an event, for a study that runs stress tests on its choice."""
     return choice_of(record).as_event()
 
 
 def write_advised(record: StudyRecord) -> list[Path]:
-    """Write checkpoint.safetensors, the advised model itself as the study's trials saved it, for `captune predict`."""
+    """Write checkpoint.safetensors for `captune predict`: the advised model, as the study's trials saved it."""
     if record.choice is None:
         return []
     shares = advised_shares(record, record.choice)
@@ -265,7 +268,7 @@ def write_advised(record: StudyRecord) -> list[Path]:
 
 
 def write_study_predictions(record: StudyRecord) -> list[Path]:
-    """Write predictions.csv: what the advised candidate, over all its seeds, says of the images of the report."""
+    """Write predictions.csv: what the advised candidate predicts, over all its seeds, for the images of the report."""
     if record.choice is None:
         return []
     # The ensemble's predictions are read from disk, as they were averaged.
@@ -286,7 +289,7 @@ STEPS: tuple[Callable[[StudyRecord, Write], None], ...] = (
     record_seal_opened,
     record_test_metrics,
 )
-"""In their order: everything before `record_seal_opened` is done without a test label."""
+"""In this order. No step before `record_seal_opened` uses test labels, except with the criterion `oracle`."""
 
 
 def _check_closable(record: StudyRecord) -> None:

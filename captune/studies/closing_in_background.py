@@ -16,10 +16,10 @@ from captune.tuning.open_study import OpenStudy
 
 Closed = tuple[StudyRecord, list[Path]]
 _EVERY_SECONDS = 1.0
-# Each is a process of some 0.8 GB beside those that train, and many studies can end at once.
+# Closing a study takes a process of about 0.8 GB beside those that train, and many studies can end at once.
 AT_ONCE = max(2, min((os.cpu_count() or 2) // 2, 8))
 # Writing the page of several studies reads all their records, which takes seconds, or minutes where there are many.
-# It is therefore renewed at most once a minute, and may take a tenth of the time.
+# It is therefore renewed at most once a minute, and takes at most a tenth of the time.
 _PAGE_SECONDS = 60.0
 _PAGE_SHARE = 0.1
 
@@ -29,9 +29,9 @@ class BackgroundClosing:
 
     Args:
         studies: all that the driver runs; each keeps its lock until the driver ends.
-        closed: told of each study that is closed, with the files of its report.
-        together: where the page of all closed studies is renewed, once a minute at most; None: nowhere. The last page
-            is made by who runs the studies, when all have ended.
+        closed: called with each closed study and the files of its report.
+        together: path of the page of all closed studies, renewed at most once a minute; None: there is no such page.
+            The caller writes its final version once all studies have ended.
 
     Attributes:
         records: the closed studies, by directory.
@@ -57,7 +57,7 @@ class BackgroundClosing:
         self.failures: dict[Path, StudyError] = {}
 
     def look(self) -> None:
-        """Start to close what has ended, take in what is closed; called at every turn of Ray's loop."""
+        """Start to close studies that have ended, and collect closed ones. Called in every iteration of Ray's loop."""
         if time.monotonic() - self._looked < _EVERY_SECONDS:
             return
         self._looked = time.monotonic()
@@ -68,7 +68,7 @@ class BackgroundClosing:
         self._renew_page()
 
     def seconds_left(self) -> float:
-        """What the reports still to be written will take, the common one too, each as long as the longest so far."""
+        """Seconds until the remaining reports and the common one are written, if each takes as long as the longest."""
         done = {*self.records, *self.failures}
         reports = 1 + sum(one.directory not in done and one.cell.unable is None for one in self._studies)
         now = time.monotonic()
@@ -76,7 +76,7 @@ class BackgroundClosing:
         return max([*(self._took or [CLOSING_SECONDS]), *running]) * max(1, reports / AT_ONCE)
 
     def wait(self, *, begin: bool = True) -> None:
-        """Wait for the studies that are being closed; `begin`: and for all others that have ended."""
+        """Wait until studies that are being closed are closed; with `begin`, also close all others that have ended."""
         while self._running:
             directory = next(iter(self._running))
             self._take(directory, self._running[directory])
@@ -86,7 +86,7 @@ class BackgroundClosing:
             self._take_page(self._page)
 
     def _begin(self) -> None:
-        """Start to close what has ended, a few at once."""
+        """Start to close studies that have ended; at most AT_ONCE are closed at the same time."""
         ended = (one for one in self._studies if one.cell.finished and one.cell.unable is None)
         for opened in [one for one in ended if not self._begun(one.directory)][: AT_ONCE - len(self._running)]:
             # Imported only now, because it needs PyTorch.
@@ -111,7 +111,7 @@ class BackgroundClosing:
     def _take_page(self, page: Answer[list[Path]]) -> None:
         self._page = None
         self._page_pause = max(_PAGE_SECONDS, (time.monotonic() - self._page_begun) / _PAGE_SHARE)
-        # An error is reported where the last page is written.
+        # An error that persists is reported when the final version is written.
         with contextlib.suppress(Exception):
             page.get()
 

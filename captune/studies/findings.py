@@ -31,7 +31,7 @@ from captune.training.near_duplicates import near_duplicates
 from captune.training.pool_changes import PoolChanges, pool_changes
 
 MOST_BYTES = 1_100_000
-"""Of all JPEGs together: as text in the page they take a third more, and a page shall stay below 2 MB."""
+"""Limit for all JPEGs together: as text in the page they take a third more, and a page should stay below 2 MB."""
 _CLASSES, _SUREST, _LEAST_SURE = 4, 6, 3
 _MISMATCHED, _MAIN_SAMPLES = 4, 6
 _PAIRS, _EXAMPLES = 4, 5
@@ -39,7 +39,7 @@ Picture = dict[str, Any]
 
 
 def write_findings(record: StudyRecord) -> list[Path]:
-    """Write the file of a study that has chosen; nothing where it has no candidate to put beside zero-shot."""
+    """Write the file for a study that has made its choice, unless it has no candidate to compare with zero-shot."""
     name, zero_shot = compared_candidate(record), record.find(ZERO_SHOT)
     if name is None or zero_shot is None:
         return []
@@ -89,7 +89,7 @@ def _chosen(record: StudyRecord, pool: PoolChanges | None, measured: MeasuredCha
 
 
 def _of_changed_classes(pool: PoolChanges) -> Iterator[Picture]:
-    """Images that came to or left the classes whose shares changed most, the surest and the least sure of each."""
+    """Images that moved into or out of the classes whose shares changed most: the surest and least sure of each."""
     shown: set[int] = set()
     for label in pool.most_changed(_CLASSES):
         # An image moves between two classes: it is shown with the one that changed more.
@@ -137,7 +137,7 @@ def _mistakes(measured: MeasuredChanges) -> Iterator[Picture]:
 
 
 def _duplicates(record: StudyRecord) -> Iterator[Picture]:
-    """Test images beside the training images that they nearly equal; of one's own images."""
+    """Test images, each beside a training image that nearly equals it; only for the user's own images."""
     if not record.dataset.startswith(("folder:", "csv:")):
         return
     found = near_duplicates(TaskConfig.parse(record.task))
@@ -146,7 +146,7 @@ def _duplicates(record: StudyRecord) -> Iterator[Picture]:
 
 
 def _taken(dataset: Dataset, chosen: Iterator[Picture]) -> list[Picture]:
-    """The pictures with their JPEGs as text, until the limit; one that cannot be read is passed over."""
+    """The pictures with their JPEGs as text, up to MOST_BYTES in all; pictures that cannot be read are left out."""
     found: list[Picture] = []
     taken: dict[int, bytes | None] = {}
     size = 0

@@ -33,7 +33,7 @@ class Plan:
         info: facts of its cell.
         space: the search space, resolved for the cell.
         warm_starts: configurations to try after the first.
-        after: name of the directory next to it whose best configurations are tried first.
+        after: directory name of the study beside it whose best configurations are tried first.
     """
 
     directory: Path
@@ -52,17 +52,18 @@ def plan_study(
     warm_starts: Sequence[Path] = (),
     space: Space | None = None,
 ) -> Plan:
-    """A new study.
+    """Plan a new study.
 
     Args:
         study: its settings.
         directory: where it is written.
-        fork: start next to the study in the directory instead, from its best configurations; the name of the new one.
+        fork: a name; the new study is then `<directory>-<fork>` and starts from the best configurations of the study in
+            `directory`.
         warm_starts: configurations to try first: YAML files, or directories of studies, whose best are taken.
-        space: the search space where it is resolved already; otherwise the study's space file is read.
+        space: the resolved search space; None: the study's space file is read and resolved.
 
     Raises:
-        UsageError: settings that the method or the paradigm does not have.
+        UsageError: there are settings that the method or the paradigm does not have.
         DataError: the cell cannot be built.
     """
     tunable = study.method == AUTO or method_named(study.method).tunable
@@ -86,14 +87,14 @@ def plan_study(
 
 
 def with_usual_budget(study: StudyConfig, info: CellInfo) -> StudyConfig:
-    """The study with the usual numbers of search trials and seeds for its cell, where the user gave none.
+    """The study with the usual numbers of search trials and confirmation seeds, where the user gave none.
 
-    Where trials on frozen features are trained in packs, more of them cost little. A search that was asked to be
-    smaller is confirmed over fewer seeds too. A study's file says both numbers, so one that is continued or repeated
-    keeps its own.
+    The numbers are higher where trials on frozen features train in packs, because further trials then cost little. If
+    the user asked for fewer trials than usual, the seeds are not raised either. study.yaml holds both numbers, so a
+    study that is continued or repeated keeps them.
     """
-    # A study over methods rarely proposes the same one twice in a row, and unlike methods are not packed. A blend
-    # trains several members already.
+    # A study over methods rarely proposes the same method twice in a row, and a pack holds one method only. A blend
+    # already trains several members.
     one = study.method != AUTO and not isinstance(info.base, BlendConfig)
     packs = one and method_named(study.method).packs and study.task.kernels == "auto"
     if not packs or info.base.tuning != "features" or info.most_packed < 2:
@@ -115,12 +116,12 @@ def _refuse_space_of_another_method(file: Path, method: str) -> None:
 
 
 def plan_to_continue(directory: Path, *, trials: int | None = None, storage: str | None = None) -> Plan:
-    """The study in a directory, to be continued.
+    """Plan to continue the study in a directory.
 
     Args:
         directory: where it lies.
-        trials: search trials in all, where they should be more than before.
-        storage: address of the Optuna copy's database, where it has a password.
+        trials: the new total of search trials; None: as before.
+        storage: address of the Optuna copy's database, which must be given again if it has a password.
 
     Raises:
         StudyError: there is no study.
@@ -135,10 +136,10 @@ def plan_to_continue(directory: Path, *, trials: int | None = None, storage: str
 
 
 def _methods_in(study: StudyConfig, source: Path | None) -> tuple[str, ...]:
-    """The methods that the space of a study over several chooses among, as far as they fit the cell.
+    """The methods that the space of a study over several methods names and that fit the cell; () for other studies.
 
     Raises:
-        ConfigError: the space does not name them.
+        ConfigError: the space names no methods.
     """
     if study.method != AUTO or source is None:
         return ()

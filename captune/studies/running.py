@@ -1,7 +1,7 @@
 """Run studies to their end: open them, give all to Ray together, close each as it ends.
 
-Nothing here prints: what happens is told to a `Watcher`, and the command line has one that does. What closes studies
-needs PyTorch, plots and more; it is imported when the first one is closed, not before Ray starts.
+Nothing here prints. Events are passed to a `Watcher`; the command line has one that prints them. The modules that close
+studies import PyTorch, plotting and more, so they are imported only after Ray has started.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from captune.tuning.trainable import OpenTrial
 
 
 class Settings(MachineConfig):
-    """How studies are run: the machine's settings, and what a command asks besides.
+    """How studies are run: the machine's settings, and what a command adds to them.
 
     Attributes:
-        resume: go on with studies that are in their directories already.
-        retry_failed: hand failed trials out again.
-        open_trial: how a worker opens a trial; tests put quick ones here.
+        resume: continue studies that already exist in their directories.
+        retry_failed: run failed trials again.
+        open_trial: opens a trial in a worker; tests pass one whose trials are quick.
     """
 
     resume: bool = False
@@ -60,21 +60,21 @@ class Settings(MachineConfig):
 
     @property
     def loggers(self) -> tuple[str, ...]:
-        """Where curves go: the names in `logger`."""
+        """The loggers that `logger` names."""
         return check_loggers(self.logger)
 
 
 class Watcher:
-    """Is told how studies proceed. This class ignores it all; a subclass overrides what it wants to show."""
+    """Receives the events of running studies. This class ignores all; a subclass overrides what it wants to show."""
 
     def note(self, text: str) -> None:
-        """Something a person should know before reading numbers."""
+        """A note that the user should read before the numbers."""
 
     def warn(self, text: str) -> None:
         """Something went wrong that does not stop the studies."""
 
     def started(self, cells: Sequence[Cell], cluster: Cluster, allotment: Allotment) -> None:
-        """Ray is there, and trials are about to start."""
+        """Ray is connected, and trials are about to start."""
 
     def dashboard(self, cluster: Cluster) -> None:
         """Ray's dashboard is up."""
@@ -83,17 +83,17 @@ class Watcher:
     def watching(
         self, cells: Sequence[Cell], *, concurrency: int, budget: Callable[[], str | None]
     ) -> Iterator[Callable[[], None]]:
-        """Watch studies while the block runs; yields what is called at every turn of Ray's loop.
+        """Watch studies while the block runs; yields a function that is called in every iteration of Ray's loop.
 
-        `concurrency` is the trials at once, `budget` says what is left of it.
+        `concurrency` is the number of trials at once; `budget` returns what is left of the budget in words, or None.
         """
         yield lambda: None
 
     def ended(self, cells: Sequence[Cell]) -> None:
-        """The last trial has ended; what is left is to choose, to measure on the test and to report."""
+        """The last trial has ended; the choice, the test metrics and the report follow."""
 
     def interrupted(self, cells: Sequence[Cell]) -> None:
-        """The studies stop here; what is finished is kept. Without cells nothing was begun."""
+        """The studies stop here; finished trials are kept. `cells` is empty if none was begun."""
 
     def closed(self, record: StudyRecord, files: Sequence[Path]) -> None:
         """A study is done and its report is written."""
@@ -164,7 +164,7 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
 
 
 def notes_of(plans: Sequence[Plan]) -> list[str]:
-    """What a person should know of the studies, each note once; of several studies, with those that it is about."""
+    """The notes on the studies, each once; a note that is not about all of them names those it is about."""
     about: dict[str, list[str]] = {}
     for plan in plans:
         for note in plan.info.notes:
@@ -184,7 +184,7 @@ def _common_report(plans: Sequence[Plan]) -> Path:
 
 
 def _unable(opened: OpenStudy) -> StudyError:
-    """Why no trial of a study could begin. A study that had not begun before leaves nothing on disk."""
+    """The error of a study none of whose trials could begin. The files of a new study are deleted."""
     opened.withdraw()
     return StudyError(
         "every node that runs trials must see the data and the weights",
@@ -196,7 +196,7 @@ def _unable(opened: OpenStudy) -> StudyError:
 def _run_trials(
     plans: Sequence[Plan], settings: Settings, watcher: Watcher, stack: contextlib.ExitStack
 ) -> tuple[list[OpenStudy], BackgroundClosing]:
-    """Open the studies and run their trials, closing each of several as it ends; all are given up with the stack."""
+    """Open the studies and run their trials; if there are several, close each as it ends. `stack` releases them all."""
     studies: list[OpenStudy] = []
     try:
         for plan in plans:
@@ -238,10 +238,10 @@ def _run_trials(
 
 
 def chain(studies: Sequence[OpenStudy]) -> None:
-    """Let studies that start from an earlier one's best configurations wait for it.
+    """Make each study that starts from an earlier one's best configurations wait for it.
 
     Raises:
-        UsageError: the earlier one is not among those that are run.
+        UsageError: the earlier study is not among those that are run.
     """
     cells = {opened.directory: opened.cell for opened in studies}
     for opened in studies:
@@ -273,8 +273,8 @@ def _run_on_ray(
     preparation = Preparation(
         [] if settings.open_trial is not None else cells, watcher.warn, patience=settings.trial_timeout
     )
-    # Where this machine's CPUs train and one dataset is to be prepared, this process does it while Ray starts. Where a
-    # read may hang, a process does it that can be ended.
+    # If all trials train on this machine's CPUs and share one dataset, this process prepares the images while Ray
+    # starts. With a time limit another process does it, because that one can be ended if a read hangs.
     alone = settings.address is None and len(preparation.groups) == 1 and not machine_has_gpus()
     alone = alone and settings.trial_timeout is None
     preparing = Alongside(preparation.prepare_here) if alone else None
@@ -313,7 +313,7 @@ def _run_on_ray(
     watched = watcher.watching(cells, concurrency=allotment.concurrency, budget=budget.left)
     silence = Silence(cells, watcher.warn)
     dashboard = DashboardComesUp(cluster, watcher.dashboard)
-    # While the last trials run a core is free, and this process will need it.
+    # Imported while the last trials run, because a core is free then and this process needs the module next.
     closing = ImportedAhead("captune.studies.closing")
     with watched as refresh, publishing as publish:
         if preparing is not None:

@@ -25,7 +25,7 @@ def record_seal_opened(record: StudyRecord, write: Callable[[Event], object]) ->
     """Record in the journal that test labels may be read from here on.
 
     Raises:
-        StudyError: the study has not chosen yet: what it chooses could depend on what is seen.
+        StudyError: the study has not chosen yet, so its choice could depend on the labels.
     """
     if record.choice is None:
         raise StudyError(
