@@ -1,6 +1,6 @@
-"""One adaptation without Ray: train a configuration once, predict, read the test labels, write what came of it.
+"""Adapt without a search and without Ray: train one configuration, predict, read the test labels, write the results.
 
-`captune adapt` and `captune.adapt` are both this.
+`captune adapt` and `captune.adapt` both use this module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, EPOCHS_CSV, METRI
 if TYPE_CHECKING:
     from captune.training.trial import TrainingTrial
 
-# Within the directory of an adaptation: its trial's, as long as it trains.
+# Subdirectory of an adaptation where its trial keeps its files until it is finished.
 _WORK = ".trial"
 
 
@@ -39,23 +39,24 @@ def configuration(
     paper: bool = False,
     where: object = "settings",
 ) -> tuple[str, TrialConfig, Role]:
-    """The method, its role, and the configuration to train: the method's default, under what a file and the caller say.
+    """What to train: the method's defaults, replaced by the settings of a file, replaced by those of the caller.
 
     Args:
         task: the cell.
-        method: a key of ALGORITHMS; the file's, else cap, if None.
+        method: a key of ALGORITHMS; None: the one that `config` names, else cap.
         config: best_config.yaml of a study, any file of trial settings, or such settings themselves.
-        settings: settings that take precedence over it.
+        settings: settings that take precedence over `config`.
         paper: all published settings, budget included (`captune.algorithms.preset`).
-        where: what messages call the place of the settings.
+        where: how error messages name the source of the settings.
 
     Returns:
-        The role is "report": everything is learned from. Where the configuration says `learn_from: part`, as a
-        study's best_config.yaml does whose own trials held images out, it is "score": the same images are held out, and
-        the study's accuracy comes out again.
+        The method, its configuration, and the role. The role is "report", in which the model learns from all images,
+        unless the settings say `learn_from: part`. Then it is "score", in which the images that the study held out are
+        held out again, so that the study's accuracy is reproduced. best_config.yaml says `learn_from: part` if the
+        trials that the study reports held images out.
 
     Raises:
-        UsageError: unknown settings, or a method other than the file's.
+        UsageError: settings are unknown, or `method` is not the one that `config` names.
     """
     values = dict(config) if isinstance(config, Mapping) else read_yaml(config) if config is not None else {}
     place = config if isinstance(config, Path) else where
@@ -76,10 +77,10 @@ def configuration(
 
 
 def check_out(directory: Path) -> None:
-    """Make the directory of an adaptation and see that it can be written before anything is trained.
+    """Create the directory of an adaptation and check that it is writable, before anything is trained.
 
     Raises:
-        UsageError: it holds a finished adaptation, or may not be written.
+        UsageError: it holds a finished adaptation, or is not writable.
     """
     if (directory / METRICS).exists():
         raise UsageError(
@@ -107,7 +108,7 @@ def adapt_once(
     device: str = "auto",
     notes: list[str] | None = None,
 ) -> dict[str, Any]:
-    """As `adapt_seeds`, with one seed; what its metrics.json holds."""
+    """`adapt_seeds` with one seed; returns the content of its metrics.json."""
     (report,) = adapt_seeds(task, method, config, {seed: out}, role=role, device=device, notes=notes)
     return report
 
@@ -126,27 +127,27 @@ def adapt_seeds(
 ) -> list[dict[str, Any]]:
     """Train one configuration with several seeds, and write checkpoint, predictions, epochs and metrics of each.
 
-    Seeds train side by side where their steps can be taken together (`captune.training.packs`) and memory allows, else
-    one behind another; their numbers are the same. An adaptation that was interrupted goes on from its last epoch.
+    Seeds train together if the method allows it (`captune.training.packs`) and memory suffices, else one after another;
+    the numbers are the same. An adaptation that was interrupted continues after its last epoch.
 
     Args:
         task: the cell.
         method: a key of ALGORITHMS.
         config: the method's configuration.
         places: the directory of each seed, as `check_out` leaves it.
-        role: "report" learns from everything; "score" holds out what a study's own trials do.
+        role: "report" learns from all images; "score" holds out those that a study's own trials hold out.
         device: auto, cpu, cuda or cuda:N.
-        notes: what a person should know, for metrics.json; what only the weights tell is added.
+        notes: notes for the user, written to metrics.json; those that need the opened weights are added.
         opened: called with each trial before its first epoch.
         trained: called with the trial and the epoch's record after each epoch.
 
     Returns:
-        What each metrics.json holds, in the order of the seeds.
+        The content of each metrics.json, in the order of the seeds.
 
     Raises:
         DataError, ModelError: the cell cannot be opened.
-        TrainingFailed: a loss became NaN, say. The other seeds are trained and written first.
-        KeyboardInterrupt: a first Ctrl-C or SIGTERM, after the epoch it came in.
+        TrainingFailed: a seed failed, for example because its loss became NaN. The other seeds are finished first.
+        KeyboardInterrupt: on the first Ctrl-C or SIGTERM, after the epoch in which it arrived.
     """
     from captune.training.context import open_context
     from captune.training.memory import free_memory, is_out_of_memory
@@ -177,7 +178,7 @@ def adapt_seeds(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            # Not until this block has ended: the error, by its frames, holds what was open.
+            # Memory is freed after this block: until then the error's frames keep the open trials alive.
             trials, waiting, most = {}, seeds + waiting, 1
         if not trials:
             free_memory()
@@ -188,7 +189,7 @@ def adapt_seeds(
                 failed[seed] = error
                 continue
             if report["metric"] is not None and method != ZERO_SHOT:
-                # The frozen model is the same beside every seed.
+                # The frozen model is the same for every seed.
                 frozen = frozen or _zero_shot(task, role, places[seed] / _WORK, device)
                 report["zero_shot"] = frozen
             _hand_over(places[seed], report)
@@ -203,7 +204,7 @@ def adapt_seeds(
 def _train(
     trials: dict[int, TrainingTrial], trained: Callable[[TrainingTrial, dict[str, Any]], None]
 ) -> dict[int, Exception]:
-    """Train trials side by side to their ends; those that fail are taken out of `trials`, and what ended them told.
+    """Train trials together to their ends. Removes those that fail from `trials` and returns their errors by seed.
 
     Raises:
         RuntimeError: memory ran out while several trained together; one alone goes on in micro-batches.
@@ -231,7 +232,7 @@ def _train(
 
 
 def _finish(trial: TrainingTrial, task: TaskConfig, method: str, out: Path, notes: list[str]) -> dict[str, Any]:
-    """Predict, read the test labels, write predictions and epochs; what metrics.json will hold."""
+    """Predict, read the test labels, write predictions and epochs; returns what metrics.json will hold."""
     from captune.training.evaluation import evaluate_trial
     from captune.training.trial_predictions import write_predictions
 
@@ -251,13 +252,13 @@ def _finish(trial: TrainingTrial, task: TaskConfig, method: str, out: Path, note
         "zero_shot": None,
         "num_parameters": outcome["num_parameters"],
         "class_names": list(trial.context.task.class_names),
-        # Some settings follow from the weight file and the class names, such as the activation; the trial records them.
+        # The context adds notes on settings that follow from the weight file and class names, such as the activation.
         "notes": list(dict.fromkeys([*notes, *trial.context.notes, *held_out_note(role)])),
     }
 
 
 def _hand_over(out: Path, report: dict[str, Any]) -> None:
-    """Move what a finished trial left to where it belongs, metrics.json last; again after a kill in the middle."""
+    """Move a finished trial's files to `out` and write metrics.json last, so that a killed call can be repeated."""
     for name in (CHECKPOINT, CONFIG):
         if (out / _WORK / name).exists():
             (out / _WORK / name).replace(out / name)
@@ -266,7 +267,7 @@ def _hand_over(out: Path, report: dict[str, Any]) -> None:
 
 
 def held_out_note(role: Role) -> list[str]:
-    """The note for an adaptation that holds images out because it repeats a study's."""
+    """The note for an adaptation that holds out the same images as the study that it repeats; none for others."""
     if role is Role.REPORT:
         return []
     return [
@@ -276,7 +277,7 @@ def held_out_note(role: Role) -> list[str]:
 
 
 def _zero_shot(task: TaskConfig, role: Role, work: Path, device: str) -> dict[str, Any]:
-    """What the frozen model reaches on the same test images; its predictions go with the folder `work`."""
+    """Metrics of the frozen model on the same test images. Its files lie in `work` and are deleted with it."""
     from captune.training.evaluation import evaluate_trial
     from captune.training.trial import TrainingTrial
 
@@ -291,7 +292,7 @@ def _zero_shot(task: TaskConfig, role: Role, work: Path, device: str) -> dict[st
 
 
 def advice_against(config: Path) -> str | None:
-    """The advice that a study wrote into the header of its best_config.yaml where it was not to adapt; else None."""
+    """The advice in the header of a study's best_config.yaml, if it advises against adapting; else None."""
     lines = [line.removeprefix("#").strip() for line in config.read_text(encoding="utf-8").splitlines()[:10]]
     advice = next((line.removeprefix("Advice:").strip() for line in lines if line.startswith("Advice:")), "")
     against = ("keep zero-shot", "adaptation changed nothing")

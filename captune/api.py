@@ -83,7 +83,7 @@ class Study:
 
     @property
     def best_config(self) -> dict[str, Any] | None:
-        """What is advised, settings and method, as `captune.adapt(config=…)` takes it; None before the choice."""
+        """The advised method and settings, as `captune.adapt(config=…)` takes them; None before the choice."""
         chosen = self._record.choice
         if chosen is None or not (chosen.advised or chosen.config):
             return None
@@ -116,9 +116,9 @@ def run(
         dataset: a dataset's name, or folder:DIR, csv:FILE, features:FILE, as on the command line.
         paradigm: ul, ssl, trzsl or tft.
         method: a method's name; "auto" for one study over several.
-        trials: configurations to try, the default one included; None: what is usual in the cell.
+        trials: configurations to try, the default one included; None: the usual number (12; 48 on frozen features).
         out: the study's directory; runs/NAME if None.
-        resume: go on with the study in the directory.
+        resume: continue the study in the directory.
         options: any other option of `captune run` by its name, or any setting of the method, which is then fixed:
             `confirm_top`, `concurrency`, `dashboard`, `backbone`, `epochs`, `margin_scale`, …
 
@@ -126,9 +126,9 @@ def run(
         The finished study.
 
     Raises:
-        UsageError: an unknown option (the nearest is named), or a directory that holds another study.
+        UsageError: an option is unknown (the nearest is named), or the directory holds another study.
         StudyError: every trial failed.
-        KeyboardInterrupt: what is finished is kept; `resume=True` goes on.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM. Finished trials are kept, and `resume=True` continues.
 
     Example:
         >>> import captune
@@ -194,14 +194,14 @@ def load(
     """Open an adapted model: what `adapt`, `captune adapt`, `captune export` or a finished study wrote.
 
     Args:
-        path: the folder, or the file in it. A study's folder must hold `checkpoint.safetensors`, as it does where the
-            advised model could be saved; else `captune predict` adapts it once, into the folder `adapted` inside.
-        backbone: open_clip model name, where the recorded one is called otherwise here.
-        pretrained: weights, where the recorded ones lie elsewhere now.
+        path: the folder, or the file in it. A study's folder holds `checkpoint.safetensors` if the advised model could
+            be saved; if not, `captune predict` adapts once and writes the model to the folder `adapted` inside.
+        backbone: open_clip model name, if the recorded one has another name on this machine.
+        pretrained: weights, if the recorded ones have moved.
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        CheckpointError: no checkpoint, or one of another backbone.
+        CheckpointError: there is no checkpoint, or it belongs to another backbone.
 
     Example:
         >>> import captune
@@ -239,7 +239,7 @@ def adapt(
         class_names: names of the classes, or a file of them.
         dataset: a dataset's name, or folder:DIR, csv:FILE, features:FILE, as on the command line.
         paradigm: ul, ssl, trzsl or tft.
-        method: a method's name; the configuration's, else cap.
+        method: a method's name; None: the one that `config` names, else cap.
         config: best_config.yaml of a study, any file of trial settings, or a mapping of them.
         out: the folder to write to: checkpoint, predictions, epochs, metrics. It must not hold another adaptation.
         seed: of the training.
@@ -251,8 +251,8 @@ def adapt(
         The adapted model; `captune.load(out)` opens it again.
 
     Raises:
-        UsageError: no images, an unknown option (the nearest is named), or a value out of range.
-        DataError, ModelError: images or weights that cannot be used.
+        UsageError: no images are given, an option is unknown (the nearest is named), or a value is out of range.
+        DataError, ModelError: images or weights cannot be used.
 
     Example:
         >>> import captune
@@ -322,10 +322,10 @@ def datasets(*, data_root: str | Path | None = None, protocol: str = "coop") -> 
 
 
 def split_options(options: Mapping[str, Any], *classes: type[Config]) -> tuple[dict[str, Any], ...]:
-    """Options by the configuration class that has the field; the first one where several do.
+    """Divide options among configuration classes by their fields; a field of several classes goes to the first.
 
     Raises:
-        UsageError: no class has it, with the nearest name.
+        UsageError: no class has the field; the message names the nearest.
     """
     parts: tuple[dict[str, Any], ...] = tuple({} for _ in classes)
     for name, value in options.items():

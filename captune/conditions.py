@@ -10,17 +10,17 @@ from captune.config import TrialConfig
 from captune.errors import did_you_mean
 
 METHOD = "method"
-"""The parameter that chooses a configuration's method, in a space over several."""
+"""In a space over several methods, the parameter that chooses the method."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """When a parameter is part of a configuration: another one has one of some values, or is above a number.
+    """A parameter is part of a configuration only if another one has one of some values, or exceeds a number.
 
     Attributes:
-        name: the other parameter, which stands before it.
-        values: what it may be; empty where `above` says it.
-        above: what it must exceed.
+        name: the other parameter, which comes before it in the space.
+        values: values that the other parameter may have; empty if `above` is given.
+        above: number that it must exceed; None if `values` are given.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Condition:
     above: float | None = None
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether it is met by a configuration, in which the other parameter may itself have no part."""
+        """Whether a configuration meets it; the other parameter may be absent from the configuration."""
         value = values.get(self.name)
         if self.above is None:
             return value in self.values
@@ -40,10 +40,10 @@ class Condition:
 
     @classmethod
     def read(cls, name: str, entry: Any) -> Condition:
-        """The condition of an entry.
+        """Read a condition from an entry under `when:`.
 
         Raises:
-            ValueError: of another form.
+            ValueError: the entry has another form.
         """
         if isinstance(entry, dict):
             above = entry.get("above")
@@ -61,9 +61,9 @@ def conditions_of(
     fixed: Mapping[str, Any],
     methods: Mapping[str, TrialConfig],
 ) -> tuple[tuple[Condition, ...] | None, list[str]]:
-    """The conditions of an entry on parameters that are searched, and what is wrong with them.
+    """The conditions of an entry on searched parameters, and the problems found in them.
 
-    A condition on a setting that is not searched is decided now: None if it is never met.
+    A condition on a setting that is not searched is decided at once. If it is not met, the conditions are None.
     """
     when = entry.get("when", {}) if isinstance(entry, dict) else {}
     if not isinstance(when, dict):

@@ -35,7 +35,7 @@ PARADIGMS: dict[str, str] = {
     "trzsl": "transductive zero-shot learning: seen classes labelled, the pool is the unseen classes' training images",
     "tft": "transductive fine-tuning (Dhillon et al., ICLR 2020): the pool is the test images, labels sealed",
 }
-# A screening trial costs about a fortieth of a search trial with prompts.
+# Screening trials per search trial; each costs about a fortieth of a search trial with prompts.
 SCREENED_A_TRIAL = 4
 PARADIGM_ALIASES = {"transductive": "tft"}
 USES_SHOTS = ("ssl", "tft")
@@ -43,10 +43,10 @@ USES_SHOTS = ("ssl", "tft")
 
 
 def refuse_unused_shots(task: TaskConfig) -> None:
-    """Refuse a number of labelled images where the paradigm has none to choose.
+    """Refuse `shots` in a paradigm that does not label a number of images per class.
 
     Raises:
-        UsageError: `shots` with ul or trzsl.
+        UsageError: `shots` is given with ul or trzsl.
     """
     if task.shots is not None and task.paradigm not in USES_SHOTS:
         labels = "uses no labels" if task.paradigm == "ul" else "labels all images of the seen classes"
@@ -75,7 +75,7 @@ NO_OPTION = Panel(None)
 
 
 def _names_or_file(value: Any) -> Any:
-    """A file of class names by its absolute path, so that other processes find it; names themselves as they are."""
+    """The absolute path of a file of class names, so that other processes find it; a list of names is left as it is."""
     text = str(value) if isinstance(value, Path) else value
     is_file = isinstance(text, str) and os.path.isfile(text)  # noqa: PTH113 - Path raises on long names
     if isinstance(text, str) and (is_file or "," not in text or text.endswith((".yaml", ".yml", ".txt"))):

@@ -1,4 +1,4 @@
-"""What every configuration is: frozen, without unknown keys, all mistakes told at once; and YAML files of them."""
+"""The base of all configurations: frozen, no unknown keys, all mistakes reported at once. Also reads YAML files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from captune.errors import ConfigError, did_you_mean, did_you_mean_path, nearest
 from captune.plain_yaml import dump_yaml, parse_yaml
 
 COMMAND_LINE = "the command line"
-"""What messages call the place of an option."""
+"""How error messages name the source of an option."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Where a field stands in `--help`; put it beside the type: `Annotated[int, Panel("Model")]`.
+    """The heading under which `--help` lists a field; written beside the type: `Annotated[int, Panel("Model")]`.
 
     Attributes:
         name: the heading of the panel; None for a field that is no option.
@@ -30,7 +30,7 @@ class Panel:
 class Config(BaseModel):
     """Base of all configurations: frozen, no unknown keys.
 
-    `panel` is the heading in `--help` of the fields that name none themselves.
+    `panel` is the heading in `--help` of fields without a `Panel` of their own.
     """
 
     panel: ClassVar[str] = "Options"
@@ -81,7 +81,7 @@ def _problems(error: ValidationError, cls: type[BaseModel]) -> list[str]:
 
 
 def _nearest(value: str, expected: str) -> str:
-    """The nearest of pydantic's listing of what a literal may be, as a sentence; nothing where none is near."""
+    """A sentence that suggests the nearest of the values that pydantic lists as allowed; empty if none is near."""
     near = nearest(value, re.findall(r"'([^']+)'", expected))
     return f". Did you mean '{near}'?" if near else ""
 
@@ -112,10 +112,10 @@ def _owner(cls: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a mapping, by the safe loader.
+    """Read a YAML file that holds a mapping, with the safe loader.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is no mapping.
+        ConfigError: the file is missing, is not YAML, or holds no mapping.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -9,7 +9,11 @@ from pydantic import BeforeValidator
 
 
 def parse_duration(value: Any) -> Any:
-    """Seconds of a time such as 45s, 90m, 6h, 2d or 1h30m; anything but a text is left as it is."""
+    """Convert a time such as 45s, 90m, 6h, 2d or 1h30m to seconds; a value that is no text is returned unchanged.
+
+    Raises:
+        ValueError: the text is no such time.
+    """
     if not isinstance(value, str):
         return value
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -10,7 +10,7 @@
     ├── RecordError                 exit 1   records on disk that cannot be read
     └── StudyError                  exit 1   a study that cannot start or go on
 
-Each says what must hold, what was got, where, and what to do next.
+Each message says what must hold, what was found instead, where, and what to do next.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CaptuneError(Exception):
         return text
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Ray sends errors between processes; keyword-only arguments need help to be rebuilt.
+        # Ray pickles errors to send them between processes; pickle does not pass keyword-only arguments by itself.
         return (
             _rebuild,
             (type(self), self.must_hold, self.got and str(self.got), self.where and str(self.where), self.next_step),
@@ -108,18 +108,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a typing mistake makes of `name`, large and small letters alike; None where none is near."""
+    """The known name that `name` is probably a misspelling of, ignoring case; None if none is near."""
     lowered: dict[str, str] = {}
     for one in known:
         lowered.setdefault(one.lower(), one)
-    # One wrong letter of three leaves two thirds; longer names with so little in common differ (cifar10, ucf101).
+    # One wrong letter in a name of three leaves a similarity of 2/3, so short names need a low cutoff. Among longer
+    # names one as low would take different names for each other (cifar10, ucf101).
     cutoff = 0.65 if len(name) <= 4 else 0.72
     near = get_close_matches(name.lower(), lowered, n=1, cutoff=cutoff)
     return lowered[near[0]] if near else None
 
 
 def did_you_mean_path(path: Path) -> str | None:
-    """The sentence that names what lies nearest to a path that is not there; None where nothing is near."""
+    """The sentence that suggests an existing path in place of one that does not exist; None if none is near."""
     for parent in path.absolute().parents:
         if not parent.is_dir():
             continue

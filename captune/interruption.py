@@ -1,9 +1,10 @@
 """Ctrl-C and SIGTERM, the same for every command.
 
-Both raise KeyboardInterrupt where they arrive. That is not enough in a library that is busy: it may swallow the
-exception (an `except:`, a destructor), or be left half started and never end. So a signal is also remembered, `check`
-raises it again where a stage ends, and inside `noted` a first signal only leaves word. A second SIGTERM right after
-the first is the same request: Slurm sends it to every process of a job, and the job's script passes it on as well.
+Both raise KeyboardInterrupt where they arrive. That is not enough while a library is busy: the library may swallow the
+exception (an `except:`, a destructor), or be left half started and never end. Therefore a signal is also remembered,
+and `check` raises it again at the end of a stage. Inside `noted` the first signal only calls a function. A second
+SIGTERM within seconds of the first is taken for the same request, because Slurm sends it to every process of a job and
+the job's script passes it on as well.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def handled() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if a signal came since `handled` began, whatever became of it then."""
+    """Raise KeyboardInterrupt if a signal has arrived since `handled` began, even if its exception was swallowed."""
     if _received and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Metrics on labels and predictions (NumPy; every value a fraction in [0, 1] unless said)."""
+"""Metrics on labels and predictions (NumPy; every value is a fraction in [0, 1] unless stated otherwise)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def harmonic_mean(first: float, second: float) -> float:
 
 
 def balance(counts_K: FloatArray | IntArray) -> float:
-    """Normalised entropy of class counts: 1 when equal, 0 when one class has all (0 log 0 = 0; 1 for one class)."""
+    """Normalised entropy of K class counts: 1 when equal, 0 when one class has all; 0 without counts, 1 if K is 1."""
     total = float(np.sum(counts_K))
     if total == 0:
         return 0.0

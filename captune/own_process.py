@@ -1,7 +1,8 @@
 """Whether a process is captune's own: the command line, and the workers that captune starts on Ray.
 
-Only there may captune change what other code of the process would see, to save memory and time. A notebook that imports
-captune belongs to its user. The mark is an environment variable, so that processes started from a marked one have it.
+Only in its own processes does captune change settings that other code could notice, to save memory and time; a notebook
+that imports captune belongs to its user. The mark of an own process is an environment variable, which the processes
+that it starts inherit.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 
 VARIABLES = {"CAPTUNE_OWN_PROCESS": "1"}
-"""The mark, for the environment of a process that is to be started."""
+"""The mark, as environment variables for a process that is to be started."""
 
 
 def declare() -> None:
@@ -23,10 +24,10 @@ def is_own() -> bool:
 
 
 def wait_passively() -> None:
-    """Let threads that wait sleep; must be called before PyTorch is imported.
+    """Let waiting threads sleep; must be called before PyTorch is imported.
 
-    By default a thread that waits for the others spins, which counts as its CPU time: on a busy machine a step of many
-    short products then looks dearer than it is.
+    By default a thread that waits for others spins, and spinning counts as CPU time. On a busy machine a step of many
+    short products then seems to cost more than it does.
     """
     for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0")):
         os.environ.setdefault(name, value)

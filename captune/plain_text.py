@@ -1,7 +1,7 @@
-"""Names of strangers' files and classes as text that may be shown; numbers of things in words.
+"""Make names of files and classes safe to show, and put counts into words.
 
-A name may hold every character but `/` and NUL: also those that colour a terminal, clear it, write into its clipboard
-or turn the direction of what follows.
+A file name may hold any character except `/` and NUL, even those that colour or clear a terminal, write to its
+clipboard or reverse the direction of the text that follows.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _HALF = re.compile(r"[\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """A text whose characters all show and none acts; ends of lines and tabs stay.
+    """The text with each control character replaced by a visible one; line ends and tabs stay.
 
-    One character stands for one: `␛` for escape and the like, `�` where Unicode has no picture.
+    Escape becomes `␛`, and so on; characters for which Unicode has no picture become `�`.
 
     Example:
         >>> visible("a\\x1b[2Jb")
@@ -25,7 +25,7 @@ def visible(text: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """A text as `visible` gives it, with pictures for ends of lines and tabs too: a name inside a sentence.
+    """`visible`, but with line ends and tabs replaced too, for a name inside a sentence.
 
     Example:
         >>> on_one_line("new\\nline")
@@ -35,12 +35,12 @@ def on_one_line(text: str) -> str:
 
 
 def as_unicode(text: str) -> str:
-    """The text itself, with `�` for bytes that are not UTF-8 (half surrogates in Python), so that it can be written."""
+    """The text with `�` for bytes that are not UTF-8 (in Python lone surrogates), so that it can be written."""
     return _HALF.sub("\ufffd", text)
 
 
 def counted(number: int, what: str) -> str:
-    """How many there are, in words.
+    """A number and its noun, in the singular or the plural.
 
     Example:
         >>> counted(1, "image"), counted(2, "unreadable image"), counted(0, "study")

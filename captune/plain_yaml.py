@@ -1,7 +1,8 @@
-"""YAML as people write it: numbers are numbers, words are words, and what is ambiguous is named by its line.
+"""YAML as people mean it: numbers are numbers, words are words; what is ambiguous is refused, and its line is named.
 
-PyYAML reads YAML 1.1, where `1e-4` is text, `no` is false, `12:30` is 750 and a key that stands twice counts once.
-Here `1e-4` is a number, true and false are the only truth values, times and dates are text.
+PyYAML reads YAML 1.1, where `1e-4` is text, `no` is false, `12:30` is 750, and the second of two equal keys replaces
+the first. Here `1e-4` is a number, true and false are the only truth values, times and dates are text, and a repeated
+key is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """PyYAML's, which also quotes text that only YAML 1.2 reads as a number."""
+    """PyYAML's safe dumper, which here also quotes text that only YAML 1.2 reads as a number."""
 
 
 _RULES = (
@@ -53,11 +54,12 @@ def parse_yaml(text: str, *, where: object, what: str, words: bool = False) -> A
         text: the YAML.
         where: the file, for messages.
         what: what the file is ("a search space"), for messages.
-        words: yes, no, on and off are words (class names); else they are refused, as 1.1 and 1.2 differ on them.
+        words: whether yes, no, on and off are read as words, as in class names; otherwise they are refused, because
+            YAML 1.1 and 1.2 read them differently.
 
     Raises:
-        ConfigError: no YAML, a key that stands twice, yes or no where `words` is false, or a text that unfolds to more
-            than it may.
+        ConfigError: the text is not YAML, repeats a key, holds yes, no, on or off where `words` is false, or unfolds to
+            too many values.
     """
     try:
         loader = _Loader(text)
@@ -83,7 +85,7 @@ def parse_yaml(text: str, *, where: object, what: str, words: bool = False) -> A
 
 def dump_yaml(values: Any) -> str:
     """Plain values as YAML that `parse_yaml` reads back unchanged, keys in their order."""
-    # libyaml's emitter, where PyYAML has it, writes the same ten times as fast: every trial writes one.
+    # Every trial writes such a text. libyaml's emitter, where PyYAML has it, is ten times as fast.
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
@@ -111,7 +113,11 @@ def _check(root: Any, *, words: bool) -> None:
 
 
 def _size(node: Any, sizes: dict[int, int], depth: int, words: bool) -> int:
-    """Nodes a node unfolds to; what an anchor repeats counts each time, what holds itself has no end."""
+    """The number of nodes that a node unfolds to; a part that an anchor repeats counts each time.
+
+    Raises:
+        _Refused: the node holds itself, is too deep or too large, repeats a key, or is yes or no against `words`.
+    """
     known = sizes.get(id(node))
     if known is not None:
         if known < 0:

@@ -11,7 +11,7 @@ from pathlib import Path
 def git_revision() -> str | None:
     """The revision of captune's source tree, `-dirty` where files were changed; None outside a tree.
 
-    Git is asked once per process, whose code is loaded once, too.
+    Git is asked only once per process, since a process loads captune's code once.
     """
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():

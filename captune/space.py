@@ -32,10 +32,10 @@ class Parameter:
     Attributes:
         name: the field of the method's configuration.
         kind: float, int or categorical.
-        role: scientific (the question), nuisance (tuned so that the question is fair).
+        role: scientific (what the study asks about) or nuisance (tuned so that the comparison is fair).
         low, high: bounds, both inside the domain (numbers only).
-        log: spread evenly in the logarithm.
-        step: distance of the values, or None.
+        log: whether values are spread evenly on a logarithmic scale.
+        step: distance between values, or None.
         choices: the values of a categorical parameter.
         when: all of these must hold for it to be part of a configuration.
     """
@@ -82,7 +82,7 @@ class Parameter:
         return (value - low) / (high - low) if high > low else 0.0
 
     def values(self, most: int) -> tuple[Any, ...] | None:
-        """All its values in order, or None where there are more than `most` or no end of them."""
+        """All its values in order; None if there are more than `most`, or infinitely many."""
         if self.kind == "categorical":
             return self.choices if len(self.choices) <= most else None
         step = self.step or (1.0 if self.kind == "int" else None)
@@ -116,7 +116,7 @@ class Space:
         parameters: the searched ones, in the file's order.
         fixed: fields the file sets to one value.
         source: the file, for messages.
-        screen: the same parameters at the budget of the trials that screen, where a study screens.
+        screen: the same parameters at the budget of screening trials; None if the study does not screen.
     """
 
     parameters: tuple[Parameter, ...]
@@ -130,7 +130,7 @@ class Space:
         return searched | {name: {"role": "fixed", "value": value} for name, value in self.fixed.items()}
 
     def points(self, most: int) -> list[dict[str, Any]] | None:
-        """Every point of the space, or None where there are more than `most` or no end of them."""
+        """Every point of the space; None if there are more than `most`, or infinitely many."""
         columns = [parameter.values(most) for parameter in self.parameters]
         known = [column for column in columns if column is not None]
         if len(known) < len(columns) or math.prod(map(len, known)) > most:
@@ -145,7 +145,7 @@ class Space:
         return any(parameter.when for parameter in self.parameters)
 
     def active(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values that are part of a configuration, in the order of the parameters."""
+        """Those of the values whose parameters are part of the configuration, in the order of the parameters."""
         kept: dict[str, Any] = {}
         for parameter in self.parameters:
             if parameter.name in values and parameter.active(kept):
@@ -166,7 +166,7 @@ class Space:
 
 
 def shipped_space(method: str) -> Path | None:
-    """The file `<method>.yaml` that travels with captune (in the wheel, or beside the package in a source tree)."""
+    """The file `<method>.yaml` that comes with captune (in the wheel or the source tree); None if there is none."""
     for folder in (resources.files("captune") / "search_spaces", Path(__file__).parents[1] / "search_spaces"):
         path = Path(str(folder)) / f"{method}.yaml"
         if path.is_file():
@@ -204,9 +204,9 @@ def load_space(
     Args:
         path: the YAML file.
         base: the method's own configuration at the cell's budget; its class says which fields exist.
-        methods: where the space chooses among methods, the configuration of each; a parameter is checked against the
+        methods: if the space chooses among methods, the configuration of each; a parameter is checked against the
             first method that it is for.
-        fixed: fields set on the command line; they leave the space.
+        fixed: fields set on the command line; they are not searched.
         class_size: estimated pool images per class, the cap of `max: class_size`.
 
     Raises:
@@ -232,7 +232,7 @@ def load_space(
         searched = [parameter.name for parameter in parameters if parameter.name not in (fixed or {})]
         conditions, found = conditions_of(name, entry, searched, base, {**constants, **(fixed or {})}, methods or {})
         if conditions is None and not found:
-            continue  # so it is in no configuration of this study
+            continue  # the parameter is in no configuration of this study
         own = _base_of(conditions or (), base, methods or {})
         found += _entry_problems(name, entry, type(own).model_fields)
         if not found:
@@ -325,7 +325,7 @@ def _resolve(name: str, entry: Mapping[str, Any], base: TrialConfig, class_size:
         if kind == "int":
             low, high = max(1.0, math.floor(low)), max(1.0, math.ceil(high))
     if entry.get("max") == "class_size" and class_size is not None:
-        # More main samples than a class has images freezes the model at zero-shot.
+        # With more main samples than a class has images, the model stays at zero-shot.
         high = max(low, min(high, float(class_size)))
     return Parameter(name, kind, role, low, high, bool(entry.get("log", False)), entry.get("step"))
 
