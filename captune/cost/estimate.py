@@ -149,7 +149,10 @@ class TrialCost:
 
 
 def num_confirmations(study: StudyConfig, *, both_roles: bool) -> int:
-    """The largest number of confirmation trials; `both_roles`: each runs once for its score and once for the report."""
+    """Confirmation trials of the best configurations and the first, if none drops out; twice as many with both roles.
+
+    With `both_roles` each runs once for its score and once for the report. A plateau pick is not counted.
+    """
     return num_confirmed(study.trials, study.confirm_top) * study.confirm_seeds * (2 if both_roles else 1)
 
 

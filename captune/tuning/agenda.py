@@ -1,7 +1,7 @@
 """What a study does next: references, a screen, the search, confirmation over fresh seeds, stress tests.
 
-It is a function of the study's record, so a resumed study needs no memory of its plans. Only what a sampler proposes
-is asked for once, and written down before it is used.
+The next step is a function of the study's record, so a resumed study needs no other state. Only a sampler's proposal
+is asked for once, and it is recorded before it is used.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Proposal:
         base: the configuration that they complete.
         fixed: values that the search space fixes.
         source: the file of the search space, for errors.
-        methods: in a study over several methods, the configuration of each that its values complete.
+        methods: in a study over several methods, the configuration of each method that the values complete.
     """
 
     plan: Planned
@@ -73,9 +73,9 @@ class Agenda:
     """The order of a study's trials.
 
     Args:
-        study, info, space: what is searched, and where.
-        record: what has been done.
-        search, screening: the trials of the search and of the screen, with what they are ranked by.
+        study, info, space: the study's settings, the facts of its cell, and the search space.
+        record: what has been done so far.
+        search, screening: the trials of the search and of the screen, and what they are ranked by.
         warm_starts: values to try after the first configuration, inside the space.
     """
 
@@ -109,7 +109,7 @@ class Agenda:
 
     @property
     def num_trials(self) -> int:
-        """Search trials to be run (one where nothing is searched)."""
+        """Number of search trials to run; 1 if nothing is searched."""
         if not self._space.parameters:
             return 1
         if self.ended is not None:
@@ -120,12 +120,12 @@ class Agenda:
 
     @property
     def ended(self) -> SearchEnded | None:
-        """The event that ended the search early, if one did; it does not count once the study has more trials."""
+        """The event that ended the search early, if one did; None again once the study is given more trials."""
         ended = self._record.search_ended
         return None if ended is None or self._study.trials > (ended.trials or 0) else ended
 
     def why_settled(self) -> str | None:
-        """With `--stop-when-settled`, why the search need not go on: its remaining trials would hardly gain."""
+        """With `--stop-when-settled`, why the search may end: its remaining trials would gain hardly anything."""
         left = self.num_trials - len(self._search.trials)
         if not self._study.stop_when_settled or left < 1 or self.ended is not None or not self._space.parameters:
             return None
@@ -137,7 +137,7 @@ class Agenda:
         return self._outlook[1]
 
     def _walk(self) -> list[dict[str, Any]] | None:
-        """The points of a small space that are still to be tried after the first and warm starts, in a drawn order."""
+        """The points of a small space to try after the first configuration and the warm starts, in random order."""
         if self._points is None:
             return None
         starts = [{}, *self.warm_starts]
@@ -147,12 +147,12 @@ class Agenda:
         return points
 
     def outcome_changes(self) -> None:
-        """Told when a trial that had ended is repeated: what follows from the search is then worked out again."""
+        """To be called when an ended trial is repeated: the configurations to confirm are then determined again."""
         self._chosen = None
 
     @property
     def num_screened(self) -> int:
-        """Screening trials to be run. Once the search has begun it is too late for more."""
+        """Number of screening trials to run. Once the search has begun, no more are planned."""
         if self._screening is None:
             return 0
         began = self._search.trials or self.ended is not None
@@ -165,7 +165,10 @@ class Agenda:
 
     @property
     def num_confirmations(self) -> int:
-        """Confirmation trials to be run; before the search has ended, of its best and its first configuration."""
+        """Number of confirmation trials to run if no further configuration drops out.
+
+        Before the search has ended, the best configurations and the first are counted.
+        """
         seeds, top = self._study.confirm_seeds, self._study.confirm_top
         if not self.search_done:
             number = seeds * num_confirmed(self.num_trials, top)
@@ -198,7 +201,7 @@ class Agenda:
         return self._after_search()
 
     def _reference(self) -> Planned | None:
-        # What a later captune compares with too does not join a study that was closed and is not searched further.
+        # References that a later captune adds are not run in a study that was closed and is not searched further.
         if self._closed and len(self._search.trials) >= self.num_trials:
             return None
         for key, method, config in self._info.references:
@@ -258,9 +261,9 @@ class Agenda:
         return None
 
     def _confirm_rounds(self) -> Iterator[tuple[range, dict[int, str]]]:
-        """Seeds that are confirmed at once, by index, with the configurations; after the first ones weak ones drop out.
+        """The rounds of confirmation: the indices of the seeds, and the configurations with the reason for each.
 
-        What comes after the race is not known before the trials that it compares have ended.
+        After the first round weak configurations drop out, so the second is yielded only once the first has ended.
         """
         chosen, seeds = self._candidates(), self._study.confirm_seeds
         # The methods form one ensemble, so none of them drops out.
@@ -279,17 +282,17 @@ class Agenda:
         yield range(first, seeds), {config_id: why for config_id, why in chosen.items() if config_id not in lost}
 
     def num_confirmed_with(self, trial: Trial) -> int:
-        """How many confirmations of a trial's role run at the same time, itself included: none waits for another."""
+        """How many confirmations of a trial's role can run at the same time, itself included: none needs another."""
         index = (trial.seed or 0) - self._fresh_seed(0)
         return next((len(indices) * len(configs) for indices, configs in self._confirm_rounds() if index in indices), 1)
 
     def _draws(self, config_id: int) -> bool:
-        """Whether another seed gives another model; for a method without training it does not."""
+        """Whether another seed gives another model, which it does not for a method without training."""
         method = self._search.trials[config_id].method
         return not self._info.methods or method is None or method_named(method).trains
 
     def _candidates(self) -> dict[int, str]:
-        # Fixed once the search has ended, and asked for at every turn of the loop.
+        # Kept, because this is asked for in every iteration of Ray's loop and is fixed once the search has ended.
         num_trials = len(self._search.trials)
         if self._chosen is None or self._chosen[0] != num_trials:
             top = self._study.confirm_top if self._space.parameters else min(1, self._study.confirm_top)
@@ -310,7 +313,7 @@ class Agenda:
 
     @property
     def awaits_choice(self) -> bool:
-        """Whether what is stressed must be chosen first: all is confirmed, and the predictions decide."""
+        """Whether stress tests wait for the choice: all confirmations have ended, and predictions decide the choice."""
         if not (self.decides and self._study.stress and self.search_done) or chooses_by_criterion(self._record):
             return False
         if (self.ended is not None and not self.ended.confirm) or self._confirm() is not None:
@@ -348,7 +351,7 @@ class Agenda:
         for name, overrides in STRESSES.items():
             if "shot_noise" in overrides and not _has_labels(self._study):
                 continue
-            # Seeds of one pool are trained together.
+            # The seeds are the inner loop, because trials on one pool are trained together.
             for index in range(min(_STRESS_SEEDS, self._study.confirm_seeds)):
                 if by_predictions and chosen is not None and chosen.weights:
                     plan = self._stress_ensemble(name, chosen.weights, index, role)
@@ -360,7 +363,7 @@ class Agenda:
         return None
 
     def _stress_ensemble(self, name: str, shares: dict[str, float], index: int, role: Role) -> Planned:
-        """The ensemble that was considered, each of its members with one seed."""
+        """The plan of a stress trial of the ensemble that the choice considered, with one seed per member."""
         config = advised_config(self._record, shares)
         method = config.pop("method")
         config = {key: value for key, value in config.items() if key != "learn_from"}

@@ -1,4 +1,4 @@
-"""How many trials fit: what a trial asks of Ray, what nodes have, and what a measured trial says of both."""
+"""How many trials run at once and how many form a pack, by what a trial needs and what the nodes have."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from captune.errors import UsageError
 from captune.training.pack_sizes import most_in_memory
 
-# What a trial on frozen features needs, process and libraries included (captune/tuning/README.md says how measured).
+# Memory of a trial on frozen features, process and libraries included (measured: captune/tuning/README.md).
 TRIAL_BYTES = 1_250_000_000
-# A measured peak is not the highest there will be; a process on a GPU holds the driver's context and libraries besides.
+# Later trials may need more than a measured peak, and a process on a GPU also holds the driver's context and libraries.
 _MARGIN = 1.1
 _GB = 1e9
-# Measured (analysis/measurements/packs.md): from here on a step is arithmetic and memory, no longer overhead.
+# In larger packs a step is bound by arithmetic and memory, no longer by overhead (analysis/measurements/packs.md).
 MOST_PACKED = 8
 # Random trials before a sampler's model takes over. With Optuna's ten, a study of twelve would hardly search.
 STARTUP_TRIALS = 6
 _LARGEST_WIDTH = 1024
 USUAL_TRIALS, USUAL_SEEDS = 48, 6
-"""Search trials and confirmation seeds of a study whose trials are packed: on digits about a third more time than 12
-and 3, where 96 and 10 take twice as long and find nothing better (analysis/measurements/budget.md)."""
+"""Search trials and confirmation seeds of a study whose trials are packed. On digits they take half as long again as 12
+and 3; 96 and 10 take twice as long as 12 and 3 and find nothing better (analysis/measurements/budget.md)."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Allotment:
-    """What trials get.
+    """The resources that trials get.
 
     Attributes:
         concurrency: trials at once, over all studies.
-        cpus, gpus: of one trial; a part of a GPU is shared.
+        cpus, gpus: of one trial; with less than one GPU, trials share it.
         memory_bytes: of one trial, or None.
     """
 
@@ -59,7 +59,7 @@ class Allotment:
         return max(1, int(self.cpus))
 
     def resources(self) -> dict[str, float]:
-        """The same as Ray's resources."""
+        """What a trial asks of Ray, by Ray's names."""
         wanted: dict[str, float] = {"cpu": self.cpus, "gpu": self.gpus}
         if self.memory_bytes is not None:
             wanted["memory"] = self.memory_bytes
@@ -87,15 +87,15 @@ def allot(
     measured_bytes: int = 0,
     deterministic: bool = False,
 ) -> Allotment:
-    """How many trials run at once, and the CPUs, GPUs and memory of each. All CPUs (or GPUs) are used, none by two.
+    """How many trials run at once, and the CPUs, GPUs and memory of each. Uses every CPU or GPU, none beyond its limit.
 
     Args:
         nodes: of the cluster.
         concurrency: trials at once; as many as fit if None.
         cpus: of a trial; one if None.
         gpus: of a trial; a whole one, where there is one, if None.
-        memory_bytes: of a trial. If None, what trials of these studies were measured to need, at least TRIAL_BYTES, but
-            no more than a node has: a guess must not keep a study from running.
+        memory_bytes: of a trial. None: what trials of these studies were measured to need and at least TRIAL_BYTES, but
+            no more than a node has, because a guess must not keep a study from running.
         measured_bytes: the most a trial of these studies was measured to need before.
         deterministic: one trial at a time.
 
@@ -131,7 +131,7 @@ def refuse_several_gpus(gpus: float | None) -> None:
     """Check that a trial asks for no more than it can use.
 
     Raises:
-        UsageError: for more than one GPU.
+        UsageError: it asks for more than one GPU.
     """
     if gpus is not None and gpus > 1:
         raise UsageError(
@@ -143,11 +143,11 @@ def refuse_several_gpus(gpus: float | None) -> None:
 
 
 def most_packed(num_images: int, width: int | None) -> int:
-    """Trials that one worker trains together at most: fewer where the features are large.
+    """The most trials that one worker trains together; fewer if the features are large.
 
     Args:
         num_images: of the dataset.
-        width: of its features; None where no model is opened yet to tell.
+        width: of its features; None if it is not known before a model is opened.
     """
     return min(MOST_PACKED, most_in_memory(num_images, width or _LARGEST_WIDTH))
 
@@ -156,10 +156,10 @@ def block_size(num_trials: int, most: int, *, workers: int = 2, rounds: int = 1)
     """Size of equal blocks of trials, such that every worker gets the same number of blocks, at least `rounds`.
 
     Args:
-        num_trials: to be dealt out.
-        most: trials of a block at most.
-        workers: that take blocks at once.
-        rounds: blocks of each worker at least, as far as there are trials.
+        num_trials: number of trials to divide into blocks.
+        most: the most trials in a block.
+        workers: number of workers that take blocks at once.
+        rounds: the least number of blocks per worker, if there are enough trials.
     """
     rounds = max(rounds, math.ceil(num_trials / (workers * most)))
     return max(1, math.ceil(num_trials / (workers * rounds)))
@@ -168,7 +168,7 @@ def block_size(num_trials: int, most: int, *, workers: int = 2, rounds: int = 1)
 def search_block(num_trials: int, most: int, *, workers: int) -> int:
     """Length of the blocks in which the trials of a search (or screen) are proposed and trained.
 
-    Every worker gets two blocks at least, so that its second is proposed knowing what came of its first. Only a search
-    that ends before the sampler learns anything is dealt out at once.
+    Every worker gets at least two blocks, so that the sampler knows the results of the first when it proposes the
+    second. Only a search too short for the sampler to learn from is proposed all at once.
     """
     return block_size(num_trials, most, workers=workers, rounds=1 if num_trials <= STARTUP_TRIALS else 2)

@@ -1,4 +1,4 @@
-"""Whether a Ray cluster may answer at an address: asked without Ray, whose import alone takes seconds."""
+"""Check whether a Ray cluster may answer at an address, without importing Ray, which takes seconds."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import socket
 from captune.errors import UsageError
 
 ANSWER_SECONDS = 4.0
-# How every gRPC client begins (RFC 9113, section 3.4): the preface and an empty SETTINGS frame; servers answer with
-# theirs. A server of another protocol answers with other bytes, and Ray would ask it for minutes.
+# Every gRPC client begins with the preface and an empty SETTINGS frame (RFC 9113, section 3.4), and the server answers
+# with a SETTINGS frame of its own. If anything else answers, Ray itself would go on trying for minutes.
 _SETTINGS = bytes([4])
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0]) + _SETTINGS + bytes(5)
 
 
 def check_answers(address: str | None) -> None:
-    """Check that something at an address speaks gRPC; Ray itself would wait for it for minutes.
+    """Check that something at an address speaks gRPC; Ray itself would wait for minutes if nothing does.
 
     Args:
-        address: HOST:PORT or ray://HOST:PORT; None, `auto` and other schemes are left to Ray, which knows more of them.
+        address: HOST:PORT or ray://HOST:PORT. None, `auto` and other schemes are not checked, but left to Ray.
 
     Raises:
-        UsageError: nothing does, within seconds, or it is no such address.
+        UsageError: nothing that speaks gRPC answers within seconds, or the address has another form.
     """
     if address is None or address == "auto" or ("://" in address and not address.startswith("ray://")):
         return
@@ -37,7 +37,7 @@ def check_answers(address: str | None) -> None:
         raise no_cluster(f"'{address}': no answer within {ANSWER_SECONDS:.0f} s") from None
     except (OSError, OverflowError) as error:
         raise no_cluster(f"'{address}': {getattr(error, 'strerror', None) or error}") from None
-    if frame[3:] != _SETTINGS:  # behind three bytes of its length, the type of the first frame
+    if frame[3:] != _SETTINGS:  # a frame begins with three bytes for its length, followed by its type
         raise no_cluster(f"'{address}': something answers there that is not Ray")
 
 

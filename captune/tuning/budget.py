@@ -1,7 +1,7 @@
-"""How much of its time and of its GPUs a study has used, and when its search must end to close within its budget.
+"""How much time and how many GPU hours a study has used, and when its search must end to close within its budget.
 
-Both are counted from the journal (`captune.records.usage`), over every driver that ran the study. Studies that run
-side by side share one budget: hours on the clock count once, GPU hours add up.
+Both are counted from the journal (`captune.records.usage`), over every driver that ran the study. Studies that run at
+the same time share one budget: wall-clock time counts once, GPU hours are added up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from captune.tuning.time_left import seconds_to_close
 # The last trials of a phase leave workers idle, which the sum of the remaining training does not include.
 _MARGIN = 1.15
 CLOSING_SECONDS = 20.0
-"""What choosing, reading the test labels and writing the report take, until a study of this command has shown it."""
+"""Assumed time to choose, read the test labels and write the report, until a study of this command was timed."""
 _EVERY_SECONDS = 1.0
 
 
@@ -26,10 +26,11 @@ class Budget:
 
     Args:
         cells: opened studies, which share the budget.
-        seconds: on the clock; None: no limit.
-        gpu_hours: trials' seconds times their GPUs; None: no limit.
-        closings: seconds that choosing, measuring and reporting will still take; None: as for a study each.
-        clock: Unix seconds.
+        seconds: limit of wall-clock time; None: no limit.
+        gpu_hours: limit of the trials' hours times their GPUs; None: no limit.
+        closings: returns the seconds that choosing, measuring and reporting will still take; None: CLOSING_SECONDS for
+            each unfinished study.
+        clock: returns Unix time in seconds.
     """
 
     def __init__(
@@ -72,14 +73,14 @@ class Budget:
         return ", ".join(told) or None
 
     def reopen(self) -> None:
-        """Reopen searches that an earlier budget ended, where this one leaves time for more than closing them."""
+        """Reopen searches that an earlier budget ended, if this one leaves time for more than closing the studies."""
         if (self._seconds is None and self._gpu_seconds is None) or self._exceeded(1, 0.0) is not None:
             return
         for cell in self._cells:
             cell.reopen_search()
 
     def check(self, *, concurrency: int, gpus: float) -> None:
-        """End each search when closing its study needs the rest of the budget; past the limit, plan nothing more."""
+        """End all searches once closing the studies needs the rest of the budget; past the limit, plan nothing more."""
         now = self._clock()
         if now - self._checked < _EVERY_SECONDS or (self._seconds is None and self._gpu_seconds is None):
             return
@@ -91,7 +92,7 @@ class Budget:
                 cell.end_search(reason, confirm=over is None)
 
     def _exceeded(self, concurrency: int, gpus: float, *, reserve: bool = True) -> str | None:
-        """Which limit is reached, in words."""
+        """Which limit is reached, in words, or None; `reserve`: the time to close the studies counts as used."""
         work = [seconds_to_close(cell) for cell in self._cells if not cell.finished] if reserve else []
         total, longest = sum(seconds for seconds, _ in work), max((single for _, single in work), default=0.0)
         wall = _MARGIN * (total / max(concurrency, 1) + longest)

@@ -1,7 +1,7 @@
 """One study as a state machine over its journal.
 
-A study's state is what its events say, live and after a kill alike: `write` writes an event and applies it, `replay`
-applies those on disk. What to do next is a function of that state, so a resumed study needs nothing else.
+A study's state follows from its events: `write` records an event and applies it, and after a kill `replay` applies
+those on disk. What to do next is a function of that state, so a resumed study needs nothing else.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Cell:
         info: facts of the cell.
         space: the resolved search space.
         warm_starts: configurations (parts of them) to try after the first.
-        proposes: whether trials will be asked for; without, the study can only be looked at, and Optuna stays out.
+        proposes: whether trials will be asked for; if not, the study can only be read, and Optuna is not imported.
 
     Attributes:
         report_seconds: how long a trial gathers epochs before it reports them.
-        unprepared: what its trials wait for, in words: nodes that decode and encode its images; None: nothing.
-        unable: why no node can run its trials; they are not begun then, and this is written nowhere.
+        unprepared: what its trials wait for, in words, while nodes decode and encode its images; else None.
+        unable: why no node can run its trials, which are then not begun; this is not recorded in the journal.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class Cell:
             self._journal = None
 
     def write(self, event: Event) -> None:
-        """Write an event to the journal, then act on it."""
+        """Write an event to the journal, then apply it."""
         self.check_driver()
         self._apply(self._opened.append(event))
 
     def together(self) -> AbstractContextManager[None]:
-        """Sync all that the block writes to disk at once, at its end."""
+        """Sync to disk only once, at the end of the block, what the block writes."""
         return self._opened.together()
 
     @property
@@ -201,7 +201,7 @@ class Cell:
             self.write(SearchEnded())
 
     def retry_failed(self) -> list[str]:
-        """Hand failed trials out again; their keys: the search's first trial, references, confirmations, others."""
+        """Run failed trials again: the search's first, references, confirmations, others; returns their keys."""
         order = (Phase.REFERENCE, Phase.CONFIRM, *Phase)
         failed = [t for t in self.trials.values() if t.state is State.FAILED and not t.averaged]
         failed.sort(key=lambda trial: (not trial.starts_search, order.index(trial.phase)))
@@ -211,7 +211,7 @@ class Cell:
         return [trial.key for trial in failed]
 
     def chooses_by(self, decide: Callable[[StudyRecord], Chosen]) -> None:
-        """Let the study choose before it stresses what it has chosen."""
+        """Give the function by which the study chooses before it runs stress tests on its choice."""
         self._decide, self._agenda.decides = decide, True
 
     def _plan(self, fits: Callable[[Trial | Planned], bool]) -> Planned | None:
@@ -228,7 +228,7 @@ class Cell:
         return step.with_values(search.suggest(step.plan.number or 0))
 
     def _record_warm_starts(self) -> bool:
-        """Record what an earlier study found, where this one waits for it; False while that one still searches."""
+        """If this study waits for an earlier one, record what that one found; False while that one still searches."""
         if self.after is not None and self.record.warm_starts is None:
             if not (self.after.search_done or self.after.finished):
                 return False
@@ -236,7 +236,7 @@ class Cell:
         return True
 
     def spec(self, trial: Trial, *, threads: int) -> TrialSpec:
-        """The order a worker gets for a trial."""
+        """What a worker is given to run a trial."""
         task = self.study.task.model_dump(mode="json") | trial.task_overrides
         return TrialSpec(
             cell=self.name,
@@ -256,12 +256,12 @@ class Cell:
 
     @property
     def num_trials(self) -> int:
-        """Search trials to be run (one where nothing is searched)."""
+        """Number of search trials to run; 1 if nothing is searched."""
         return self._agenda.num_trials
 
     @property
     def num_screened(self) -> int:
-        """Screening trials to be run."""
+        """Number of screening trials to run."""
         return self._agenda.num_screened
 
     @property
@@ -276,11 +276,11 @@ class Cell:
 
     @property
     def num_confirmations(self) -> int:
-        """Confirmation trials to be run; while a race between seeds is on, at most."""
+        """Number of confirmation trials to run if no further configuration drops out."""
         return self._agenda.num_confirmations
 
     def num_confirmed_with(self, trial: Trial) -> int:
-        """Confirmations of a trial's role that are done at once, itself among them."""
+        """How many confirmations of a trial's role can run at the same time, itself included."""
         return self._agenda.num_confirmed_with(trial)
 
     def best_configs(self, count: int) -> list[dict[str, Any]]:
@@ -294,7 +294,7 @@ class Cell:
             self.write(Started(key=key, node=node, attempt=trial.attempts + 1, gpus=gpus))
 
     def deliver(self, key: str, payload: dict[str, Any]) -> bool:
-        """Take in what a worker reports of a trial, of epochs only what is new; whether the trial should stop.
+        """Record what a worker reports of a trial, epochs only if they are new; returns whether the trial should stop.
 
         Args:
             key: the trial.
@@ -315,7 +315,7 @@ class Cell:
         return trial.ended
 
     def _judged(self, trial: Trial, outcome: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-        """The state and outcome of a trial that came to its end, with the scores that only the driver can give it."""
+        """The state and outcome of a trial that has reached its end, with the scores that only the driver computes."""
         scores: dict[str, float] = outcome.get("scores") or {}
         vote = self._vote(trial)
         if vote is not None:
@@ -329,7 +329,7 @@ class Cell:
         return State.COMPLETE, outcome
 
     def _deliver_epochs(self, trial: Trial, rows: Iterable[dict[str, Any]]) -> bool:
-        """Record epochs that are new; whether the trial should stop with the last of them."""
+        """Record epochs that are new; returns whether the trial should stop after the last recorded one."""
         with self.together():
             for row in rows:
                 if row["epoch"] > trial.num_epochs:
@@ -340,12 +340,12 @@ class Cell:
         return False
 
     def _vote(self, trial: Trial) -> float | None:
-        # Screening trials vote among themselves: they are models of another kind.
+        # Screening trials vote only among themselves, because they are models of another kind.
         votes = (self._search_of(trial) or self._search).votes
         return None if votes is None else votes.add(trial.key, trial_directory(self.directory, trial.key))
 
     def _sealed_metric(self, trial: Trial) -> float:
-        # Read by the driver alone, and only for a study that is stamped: the trials themselves never see it.
+        # Only the driver reads this, and only for a study whose outputs are stamped. Trials never see it.
         from captune.training.evaluation import oracle_score
 
         task = self.study.task.model_copy(update=trial.task_overrides)
@@ -356,7 +356,7 @@ class Cell:
         return search is not None and search.should_stop(trial, row["fidelity"], row.get("score"))
 
     def crash(self, key: str, reason: str, *, node: str | None, preempted: bool) -> None:
-        """Record that a trial's process died. The trial comes next again, unless it has crashed too often."""
+        """Record that a trial's process died. The trial is run again, unless it has crashed too often."""
         trial = self.trials[key]
         self.active.discard(key)
         if trial.ended:

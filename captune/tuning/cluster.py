@@ -36,7 +36,7 @@ _START_SECONDS = 180.0
 _USUAL_START_SECONDS = 15.0
 # A node that has just been started registers within this time.
 _NODE_SECONDS = 5
-# The driver goes first, then workers, far behind them the dashboard's dozen processes, which import much.
+# The driver has priority over workers, and both over the dashboard's dozen processes, which import much.
 _WORKER_NICENESS, _DASHBOARD_NICENESS = 3, 19
 _OPEN_CLUSTER = (
     "this cluster asks for no token: whoever reaches its ports can run commands on it. "
@@ -45,19 +45,19 @@ _OPEN_CLUSTER = (
 
 
 class Ending:
-    """The end of a connection: a cluster of one's own takes seconds to stop its processes one after another."""
+    """Ends a connection. For a private cluster this takes seconds, because its processes are stopped one by one."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Begin to end the connection, in the background; Ray must not be used any more."""
+        """Begin to end the connection in the background. Ray must not be used after this call."""
         if self._thread is None:
             self._thread = threading.Thread(target=ray.shutdown, name="captune-ray-ends")
             self._thread.start()
 
     def wait(self) -> None:
-        """End it, or wait until it has ended."""
+        """End the connection; if `begin` was called, wait until it has ended."""
         with interruption.noted():
             if self._thread is not None:
                 self._thread.join()
@@ -68,18 +68,18 @@ class Ending:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that is connected.
+    """A connected cluster.
 
     Attributes:
-        starts_dashboard: whether Ray's dashboard comes up, which is not waited for.
-        known_dashboard: its address (host:port), where it was up before.
-        nodes: what each has, as far as Ray was told.
+        starts_dashboard: whether Ray's dashboard is being started; nothing waits for it.
+        known_dashboard: address (host:port) of a dashboard that was up before, or None.
+        nodes: the resources of each node, as Ray reports them.
         local: whether it was started here, for this study.
         authenticated: whether it asks for a token.
-        warning: what its user should know, or None.
-        storage: where Tune may keep its scraps while the study runs.
-        ready: where the workers of an own cluster leave word that they have imported what trials need.
-        ending: the end of the connection, which may begin before the block of `connected` ends.
+        warning: a warning for the user, or None.
+        storage: directory for Tune's own files, deleted when the study ends.
+        ready: folder in which workers of a private cluster create a file once they have imported what trials need.
+        ending: ends the connection; `ending.begin` may be called before the block of `connected` ends.
     """
 
     starts_dashboard: bool
@@ -94,17 +94,17 @@ class Cluster:
 
     @property
     def dashboard(self) -> str | None:
-        """The dashboard's address (host:port); None where there is none, or it is not up yet."""
+        """The dashboard's address (host:port); None if there is none, or if it is not up yet."""
         return ray_internals.dashboard_address() if self.starts_dashboard else self.known_dashboard
 
     @property
     def cpus(self) -> float:
-        """Of all nodes."""
+        """CPUs of all nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> float:
-        """Of all nodes."""
+        """GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
 
@@ -118,20 +118,21 @@ def connected(
     cpus: int | None = None,
     modules: Sequence[str] = (),
 ) -> Iterator[Cluster]:
-    """Connect to a cluster, starting one on this machine if no address is given, and leave nothing behind.
+    """Connect to a cluster, or start a private one on this machine if no address is given; clean up after the block.
 
-    The environment has captune's variables for Ray (`captune.tuning.environment`) as long as the block lasts.
+    Captune's environment variables for Ray (`captune.tuning.environment`) are set while the block runs.
 
     Args:
-        address: `auto`, `host:port`, `ray://…`, or None for a cluster of one's own.
+        address: `auto`, `host:port`, `ray://…`, or None for a private cluster.
         threads: CPU threads of a trial, set before its process imports torch.
-        dashboard: whether an own cluster shows Ray's dashboard.
-        dashboard_host: where that listens; None is loopback.
-        cpus: CPUs of an own cluster (default: the machine's).
-        modules: what an own cluster's workers import as they start, before they have anything to do.
+        dashboard: whether a private cluster starts Ray's dashboard.
+        dashboard_host: the address on which the dashboard listens; None: loopback.
+        cpus: CPUs of a private cluster (default: the machine's).
+        modules: modules that a private cluster's workers import as soon as they start.
 
     Raises:
-        StudyError: no cluster answers at the address.
+        UsageError: no cluster answers at the address, or the token's file cannot be written.
+        StudyError: a private cluster does not start.
     """
     with ray_environment():
         if address is not None:
@@ -142,7 +143,7 @@ def connected(
             raise no_cluster(f"'{address}': something answers there that is not Ray")
         if head == "nothing":
             raise no_cluster(f"'{address}': its head takes connections and does not answer")
-        # A process that asks for a token is given up by a cluster that sends none, and its actors with it.
+        # A cluster without tokens sends none, so it loses a process that asks for one, and the actors of that process.
         is_open = head == "open"
         with (
             variables({"RAY_AUTH_MODE": "disabled"} if is_open else {}),
@@ -170,22 +171,23 @@ def _connection(
     ensure_token()
     if address is None:
         options |= {
-            "address": "local",  # RAY_ADDRESS in the environment names another one
+            "address": "local",  # otherwise Ray would join a cluster that RAY_ADDRESS names
             "include_dashboard": dashboard,
             "dashboard_host": dashboard_host or _LOOPBACK,
             "num_cpus": cpus,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_temp_dir": str(scraps / "ray"),
         }
-        # Its processes have the variables from this one: workers that Ray starts ahead can be used, and none of them
-        # waits for the agent that sets up environments.
+        # Ray's processes inherit these variables. Workers that Ray starts in advance can therefore be used, and no
+        # worker waits for the agent that sets up environments.
         inherited = workers
     else:
         options |= {"address": address, "runtime_env": {"env_vars": workers}}
         inherited = {}
     loopback = address is None or _listens_on_loopback_only(address)
     try:
-        # Starting Ray takes seconds and leaves processes behind if it is interrupted, so a signal waits for its end.
+        # Starting Ray takes seconds and leaves processes behind if it is interrupted, so a signal takes effect only
+        # after the start.
         noted = interruption.noted(_say_that_ray_starts)
         with (
             noted,
@@ -200,7 +202,7 @@ def _connection(
             _said_if_slow(),
         ):
             context = ray.init(**options)
-    except Exception as error:  # Ray raises plain ones too, where its processes are slow to start
+    except Exception as error:  # Ray also raises plain exceptions, if its processes are slow to start
         shutil.rmtree(scraps, ignore_errors=True)
         if address is None:
             raise StudyError(
@@ -240,7 +242,7 @@ def _connection(
 
 @contextlib.contextmanager
 def _said_if_slow() -> Iterator[None]:
-    """A sentence of what is waited for, where Ray takes longer than usual to start."""
+    """Print what is being waited for if Ray takes longer than usual to start in the block."""
     timer = threading.Timer(_USUAL_START_SECONDS, _say_that_ray_is_slow)
     timer.daemon = True
     timer.start()
@@ -251,7 +253,7 @@ def _said_if_slow() -> Iterator[None]:
 
 
 def _say_that_ray_is_slow() -> None:
-    # On a terminal the line may already hold what the command shows of its waiting.
+    # On a terminal the current line may already show what the command is waiting for.
     begin = "\r" if sys.__stderr__ is not None and sys.__stderr__.isatty() else ""
     print(
         f"{begin}Waiting for Ray's node to start on this machine, up to {_START_SECONDS:.0f} s …", file=sys.__stderr__
@@ -270,8 +272,8 @@ def _nodes() -> tuple[Node, ...]:
 
 
 def _scraps() -> Path:
-    """A temporary folder of this process; those of killed drivers are removed."""
-    # Ray puts sockets below it, and a socket's path may have about a hundred characters at most.
+    """Make a temporary folder for this process, and remove those of killed drivers."""
+    # Ray puts sockets into it, and a socket's path may have about a hundred characters at most.
     place = Path(tempfile.gettempdir())
     if len(str(place)) > 30 and Path("/tmp").is_dir():
         place = Path("/tmp")
@@ -284,10 +286,10 @@ def _scraps() -> Path:
 
 
 def _found(address: str) -> str:
-    """The address that `auto` stands for on this machine, as Ray finds it; Ray itself mistakes clusters on loopback."""
+    """The address that `auto` stands for on this machine, which tells whether that cluster listens on loopback."""
     if address != "auto":
         return address
-    # The attempt to connect reports what is wrong.
+    # If there is none, `auto` is kept, and the attempt to connect reports what is wrong.
     return ray_internals.address_of_this_machine() or address
 
 
@@ -295,7 +297,7 @@ def check_address(address: str) -> None:
     """Check that a cluster answers at an address, without connecting to it.
 
     Raises:
-        UsageError: nothing does, within seconds, or `auto` finds no cluster on this machine.
+        UsageError: none answers within seconds, or `auto` finds no cluster on this machine.
     """
     found = _found(address)
     if found == "auto":
@@ -316,7 +318,7 @@ def _listens_on_loopback_only(address: str) -> bool:
 
 @contextlib.contextmanager
 def _own_processes_quick(modules: Sequence[str], ready: Path) -> Iterator[None]:
-    """The processes of a cluster that is started in the block keep nobody waiting who does not need them."""
+    """Start a private cluster in the block without waiting for processes that are not needed yet."""
     with (
         ray_internals.dashboard_unawaited(_DASHBOARD_NICENESS),
         ray_internals.agents_given_ports(),
@@ -337,20 +339,23 @@ def _silence() -> None:
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """Environment that bounds a process to some CPU threads (read when numerical libraries load)."""
+    """Environment variables that limit a process to `threads` CPU threads; numerical libraries read them on import."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return dict.fromkeys(names, str(threads))
 
 
 def token_file() -> str:
-    """Where the token lies, as a person would type it."""
+    """The path of the token file, as a person would type it."""
     return os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
 
 
 def ensure_token() -> Path | None:
-    """The token file of clusters started here, made if there is none, readable by its owner only.
+    """The token file of clusters started here, readable by its owner only; it is made if there is none.
 
-    None where the environment gives the token itself or turns authentication off.
+    None if the environment holds the token itself or turns authentication off.
+
+    Raises:
+        UsageError: the file cannot be written.
     """
     if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return None

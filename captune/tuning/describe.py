@@ -22,7 +22,7 @@ from captune.training.notes import cell_notes
 from captune.tuning.allotment import most_packed
 from captune.tuning.specs import CellInfo
 
-# Frozen features learn faster than prompts: after as many epochs they have long been overfitted, and rank nothing.
+# Frozen features learn faster than prompts: after as many epochs they are long overfitted and rank nothing well.
 SCREEN_BUDGET = 0.25
 
 
@@ -51,7 +51,7 @@ def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
     screen_base = _screen_base(study, base)
     score, _ = build_task(task_config, role=Role.SCORE)
     report, _ = build_task(task_config, role=Role.REPORT)
-    # Hidden from the score role although the report is about it: classes (trzsl), test images in the pool (tft).
+    # The score role does not see some of what is reported: classes (trzsl) or test images in the pool (tft).
     both_roles = bool(score.pseudo_unseen_K.any() or np.isin(score.holdout, report.test).any())
     if criterion == "oracle" and report.num_measurable == 0:
         raise UsageError(
@@ -83,11 +83,11 @@ def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
 def _screen_base(study: StudyConfig, base: TrialConfig) -> TrialConfig | None:
     """The first configuration on frozen features at the screen's budget; None without a screen.
 
-    All other settings stay those of the search. A dataset's own defaults for frozen features are made to gain most
-    there, which is another question than which configuration will do best with prompts.
+    All other settings stay those of the search. A dataset's defaults for frozen features are not used: they are chosen
+    to gain most there, whereas a screen asks which configuration will do best with prompts.
 
     Raises:
-        UsageError: there is nothing that could be screened on frozen features, or no screen for --screen-trials.
+        UsageError: nothing can be screened on frozen features, or --screen-trials is given without a screen.
     """
     if study.screen == "none":
         if study.screen_trials is not None:
@@ -120,7 +120,7 @@ def _screen_base(study: StudyConfig, base: TrialConfig) -> TrialConfig | None:
 
 
 def _width(task_config: TaskConfig) -> int | None:
-    """Numbers of a frozen feature, where that is known before the backbone is opened."""
+    """The dimension of a frozen feature; None if it is not known before the backbone is opened."""
     features = load_dataset(task_config).image_features_MD
     if features is not None:
         return int(features.shape[1])
@@ -145,6 +145,6 @@ def _references(task_config: TaskConfig, both_roles: bool) -> tuple[tuple[str, s
             config = default_config(name, task_config)
             found.append((name, name, config))
             if both_roles:
-                # References in the report must know what a trial in the report role knows.
+                # In the report, a reference must learn from the same images as the trials it is compared with.
                 found.append((f"{name}-report", name, config))
     return tuple(found)

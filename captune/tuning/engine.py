@@ -21,8 +21,9 @@ from captune.tuning.planner import Planner, StopOnInterrupt, StudyCallback, Stud
 from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import SPEC, OpenTrial, StudyTrainable, open_trial_anywhere
 
-# A report costs the driver some milliseconds and a wait for the disk, and further epochs in it cost little. With many
-# trials at once, each therefore reports less often. Where a scheduler decides, each epoch is reported at once.
+# A report costs the driver some milliseconds and a wait for the disk; further epochs in the same report cost little.
+# With many trials at once, each therefore reports less often. An epoch at which the scheduler decides is reported at
+# once.
 _REPORTS_A_SECOND = 16
 
 
@@ -41,10 +42,10 @@ def run_cells(
 ) -> bool:
     """Run all cells until they are finished; False when interrupted (what is done is kept).
 
-    Ctrl-C and SIGTERM end the study in order; a second one ends it at once. A trial that was given a GPU fails where
-    torch finds none, unless `allow_cpu` is said; a trial that takes more than `trial_timeout` seconds fails too.
-    `should_stop` is asked at every turn of Ray's loop, and ends the study in order once it says so. `when_spare` is
-    called when a worker is free and there is no trial for it.
+    Ctrl-C and SIGTERM end the study in order; a second one ends it at once. A trial that was given a GPU fails if torch
+    finds none, unless `allow_cpu` is set; a trial that takes more than `trial_timeout` seconds fails too. `should_stop`
+    is called in every iteration of Ray's loop and ends the study in order once it returns True. `when_spare` is called
+    when a worker is free and there is no trial for it.
 
     Raises:
         StudyError: Ray cannot go on.
@@ -55,7 +56,7 @@ def run_cells(
         threads=allotment.threads,
         gpus=allotment.gpus,
         timeout=trial_timeout,
-        # A logger that is a service has one entry per trial of Tune's.
+        # Loggers that are services make one entry per Tune trial, which then must not hold a pack.
         packed=not callbacks,
         workers=allotment.concurrency,
     )
@@ -92,7 +93,7 @@ def run_cells(
             stop=StopOnInterrupt(planner),
             verbose=0,
             callbacks=[StudyCallback(planner, step), *callbacks],
-            # The planner retries: a lost trial is handed out again as another trial of Tune's.
+            # Tune must not retry. The planner does: it hands out a lost trial again, as a new Tune trial.
             failure_config=FailureConfig(max_failures=0, fail_fast=False),
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
         ),
@@ -114,7 +115,7 @@ def run_cells(
 
 
 def gathering_seconds(concurrency: int) -> float:
-    """How long each of so many trials at once gathers its epochs before it reports them."""
+    """For how many seconds a trial gathers epochs before it reports them, with `concurrency` trials at once."""
     return max(1.0, concurrency / _REPORTS_A_SECOND)
 
 

@@ -20,12 +20,12 @@ RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Ray's C++ handler would take SIGTERM from captune's and abort.
+    # Ray's C++ handler for SIGTERM would replace captune's and abort.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     # Ray Serve gives its HTTP process five seconds; importing it takes longer on a busy machine.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "180",
 }
-# Read by a worker about itself, also on a cluster that captune did not start.
+# Variables that each worker reads for itself, even on a cluster that captune did not start.
 _WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",)
 
 
@@ -38,7 +38,7 @@ def ray_environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes that are started in the block; afterwards they are as before."""
+    """Set environment variables while the block runs, for the processes that are started in it."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -52,5 +52,5 @@ def variables(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def worker_variables() -> dict[str, str]:
-    """What the processes of trials need in their environment, for Ray to give to them."""
+    """The environment variables that Ray must give to the processes of trials."""
     return {name: os.environ.get(name, RAY_VARIABLES[name]) for name in _WORKERS}

@@ -9,7 +9,7 @@ _SAME_FAILURES, _ANY_FAILURES = 3, 6
 
 
 class Failures:
-    """The outcomes of a session's trials, from which it follows whether the study should be given up."""
+    """Decides from the outcomes of a session's trials whether the study should be given up."""
 
     def __init__(self) -> None:
         self._reasons: list[str] = []
@@ -27,7 +27,7 @@ class Failures:
             self._succeeded = True
 
     def reason_to_give_up(self) -> str | None:
-        """Why the study should be given up, if it should."""
+        """Why the study should be given up; None if it should go on."""
         first = self._reasons[:_SAME_FAILURES]
         same = len(first) == _SAME_FAILURES and len(set(first)) == 1
         if self._succeeded or not (same or len(self._reasons) >= _ANY_FAILURES):

@@ -1,7 +1,7 @@
 """Whether torch can use the GPUs that Ray counts, and if not, why.
 
-Ray takes the number it is given (`--num-gpus`, a pod's limits). Whether torch can compute there depends on its build,
-the driver and the card. A process of its own looks at them, so that no GPU memory stays taken afterwards.
+Ray believes the number it is given (`--num-gpus`, a pod's limits). Whether torch can compute on the GPUs depends on its
+build, the driver and the card. A separate process tries, so that no GPU memory stays reserved afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from captune.errors import StudyError
 
 # The oldest Linux driver for each CUDA major version (NVIDIA, "CUDA Compatibility", minor version compatibility).
 OLDEST_DRIVER = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
-# A first context on a busy machine takes a while; a driver that hangs never answers.
+# The first CUDA context takes a while on a busy machine; a driver that hangs never answers.
 _PROBE_SECONDS = 180.0
 
 
@@ -30,10 +30,10 @@ class GpuProof:
     Attributes:
         torch: its version.
         cuda: the CUDA (or ROCm) version torch was built for; None for a build without.
-        driver: of NVIDIA, None where there is none.
+        driver: version of NVIDIA's driver; None if there is none.
         devices: each GPU on which torch computed a product, in words.
-        trouble: why GPUs cannot be used, None where all can.
-        next_step: what to do then.
+        trouble: why GPUs cannot be used; None if all can.
+        next_step: what to do about the trouble.
     """
 
     torch: str = ""
@@ -45,11 +45,11 @@ class GpuProof:
 
 
 def prove_gpus(expected: int = 0, environment: Mapping[str, str] | None = None) -> GpuProof:
-    """Look at this machine's GPUs with torch.
+    """Check in a separate process what torch can do on this machine's GPUs.
 
     Args:
         expected: how many there should be.
-        environment: of the process that looks; this one's if None.
+        environment: of that process; None: the environment of this one.
     """
     try:
         done = subprocess.run(
@@ -84,7 +84,7 @@ def judge(
     error: str | None,
     expected: int,
 ) -> GpuProof:
-    """Why `expected` GPUs cannot be used with what was found, and what to do; no trouble where they can."""
+    """Judge what was found: why `expected` GPUs cannot be used and what to do about it, or no trouble if they can."""
     trouble, next_step = None, None
     needed = OLDEST_DRIVER.get(int(cuda.split(".")[0])) if cuda else None
     none_declared = "start Ray there with --num-gpus=0"
@@ -107,15 +107,15 @@ def judge(
 
 
 def machine_has_gpus() -> bool:
-    """Whether this machine may have a GPU, by the kernel's devices: PyTorch, which would know, is not asked."""
+    """Whether this machine may have a GPU, judged by its drivers, so that PyTorch need not be imported."""
     return _driver() is not None or Path("/dev/kfd").exists()
 
 
 def require_gpu() -> None:
-    """Check that the GPU this process was given is there.
+    """Check that torch finds the GPU that this process was given.
 
     Raises:
-        StudyError: it is not.
+        StudyError: it does not.
     """
     import torch
 
@@ -157,7 +157,7 @@ def _driver() -> str | None:
 
 
 def _look() -> dict[str, object]:
-    """What torch sees, each GPU after a product of two matrices on it."""
+    """What torch sees; a GPU is listed only if it has computed a product of two matrices correctly."""
     import torch
 
     devices, error = [], None

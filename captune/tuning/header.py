@@ -33,7 +33,7 @@ def read_study(directory: Path) -> tuple[StudyConfig, Space]:
 
 
 def space_from(description: dict[str, Any], source: str) -> Space:
-    """A space from its own description (the file it came from may have changed since)."""
+    """A space from its description in study.yaml, because the file it came from may have changed since."""
     parameters, fixed = [], {}
     for name, entry in description.items():
         if entry["role"] == "fixed":

@@ -1,8 +1,9 @@
-"""One driver at a time on a study: a lock file with an owner and a heartbeat.
+"""Let only one driver at a time run a study, by a lock file with an owner and a heartbeat.
 
 All changes of the file happen under an `flock` on a second file, so that two drivers that find a stale lock at the same
-moment cannot both take it. Between hosts a heartbeat decides, and not by comparing clocks alone: one that looks old is
-watched before the lock is taken over, and a driver that slept through its own beats looks whether it still has it.
+moment cannot both take it. An owner on another host is judged by its heartbeat. Clocks may differ, so a heartbeat that
+looks old is watched for a while before the lock is taken over, and a driver that was suspended and missed its own
+heartbeats checks whether it still holds the lock.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class DriverLock:
                 self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Check that the lock is still held; looks at the file only after a pause that others may have taken for death.
+        """Check that the lock is still held. The file is read only if heartbeats were missed for a while.
 
         Raises:
             StudyError: another driver has taken the study over.
@@ -110,17 +111,17 @@ class DriverLock:
 
 
 def _watched(directory: Path) -> dict[str, Any] | None:
-    """The lock as it stands, or None where it changed while it was watched."""
+    """The lock's content; None if nobody holds it, or if it changed while it was watched."""
     holder = read_lock(directory)
     changed = holder is not None and _may_beat(holder) and drivers_of([directory])[directory] is not None
     return None if changed else holder
 
 
 def drivers_of(directories: Sequence[Path]) -> dict[Path, dict[str, Any] | None]:
-    """Who runs each of these studies now, or None.
+    """Who runs each of these studies now: the content of its lock, or None.
 
-    The clocks of two hosts may differ by hours: a heartbeat of another host that does not look fresh is watched for
-    longer than the pause between two, those of all directories together.
+    The clocks of two hosts may differ by hours. If a heartbeat of another host does not look fresh, it is watched for
+    longer than the pause between two heartbeats; those of all directories are watched at the same time.
     """
     holders = {directory: read_lock(directory) for directory in directories}
     found = {at: holder if holder is not None and is_alive(holder) else None for at, holder in holders.items()}
@@ -136,7 +137,7 @@ def drivers_of(directories: Sequence[Path]) -> dict[Path, dict[str, Any] | None]
 
 
 def _may_beat(holder: dict[str, Any]) -> bool:
-    """Whether only watching a lock can tell if its owner runs."""
+    """Whether the lock must be watched to tell if its owner runs."""
     return holder["host"] != platform.node() and not is_alive(holder)
 
 
@@ -155,16 +156,16 @@ def read_lock(directory: Path) -> dict[str, Any] | None:
 
 
 def is_alive(holder: dict[str, Any]) -> bool:
-    """Whether a lock's owner still runs: on this host its process is looked for, on another its heartbeat counts.
+    """Whether a lock's owner still runs, judged by its process on this host and by its heartbeat on another.
 
-    A heartbeat of the future counts no more than an old one: that host's clock is ahead, and its driver may be gone.
+    A heartbeat from the future counts as old: that host's clock is ahead, so its driver may have ended.
     """
     if holder["host"] != platform.node():
         return abs(time.time() - float(holder.get("heartbeat", 0.0))) < STALE_SECONDS
     if holder.get("boot") != _boot_id():
         return False
     started = _process_start(int(holder["pid"]))
-    # A process number is used again; the moment its process started is not.
+    # Process numbers are reused, so the time when the process started must be the same as well.
     return started is not None and (holder.get("started") is None or started == holder["started"])
 
 

@@ -14,7 +14,7 @@ def check_loggers(text: str) -> tuple[str, ...]:
     """The loggers that `--logger` names.
 
     Raises:
-        UsageError: unknown, or its package is not installed.
+        UsageError: a logger is unknown, or its package is not installed.
     """
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for name in names:

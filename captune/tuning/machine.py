@@ -15,7 +15,7 @@ from captune.tuning.allotment import Node
 from captune.tuning.gpus import GpuProof, prove_gpus
 
 FINE, NOTE, BROKEN = "ok", "note", "broken"
-# A trial of a small backbone with its process; below this a study of one trial at a time gets into trouble.
+# What one trial of a small backbone needs, its process included; with less, even one trial at a time may fail.
 _LEAST_MEMORY, _LEAST_DISK = 2_000_000_000, 2_000_000_000
 # What a Ray head listens on unless told otherwise (docs.ray.io, "Configuring Ray: ports").
 RAY_PORTS = {6379: "GCS", 8265: "dashboard", 10001: "client server"}
@@ -23,7 +23,7 @@ RAY_PORTS = {6379: "GCS", 8265: "dashboard", 10001: "client server"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: its name, what was found, whether a study can live with it, what to do if not."""
+    """One thing that was checked: its name, what was found, whether a study can run with it, what to do if not."""
 
     name: str
     found: str
@@ -34,13 +34,13 @@ class Finding:
 def examine(
     directories: Sequence[str] = (), *, expected_gpus: int = 0, gpus: GpuProof | None = None, ports: bool = False
 ) -> list[Finding]:
-    """Look at this machine.
+    """Examine this machine.
 
     Args:
-        directories: each must be there and writable.
+        directories: each must exist and be writable.
         expected_gpus: how many GPUs Ray counts here.
-        gpus: what torch sees, where that was found out already.
-        ports: also whether Ray's usual ports are free.
+        gpus: what torch sees, if that is known already.
+        ports: also check whether Ray's usual ports are free.
     """
     proof = prove_gpus(expected_gpus) if gpus is None else gpus
     return [
@@ -61,7 +61,7 @@ def examine(
 
 
 def this_node(gpus: GpuProof) -> Node:
-    """This machine as a node of the Ray that a study starts here."""
+    """This machine as a node of the private cluster that a study starts here."""
     return Node(os.cpu_count() or 1, len(gpus.devices), _memory_bytes()[1])
 
 
@@ -94,7 +94,7 @@ def _memory() -> Finding:
 
 
 def _memory_bytes() -> tuple[int, int]:
-    """All and free; a container's limit where that is less."""
+    """Total and free memory in bytes, or a container's limit if that is less; (0, 0) if unknown."""
     path = Path("/proc/meminfo")
     if not path.exists():
         return 0, 0

@@ -1,8 +1,8 @@
 """A copy of the search in an Optuna storage, for optuna-dashboard and for teams that read a database.
 
-It goes one way only: the journal is what counts, the copy follows it. A thread of its own writes it, so that a slow
-database never holds up the study. Whenever a study starts, the copy is completed from the journal. If writing fails,
-that is reported once and the study goes on.
+The copy follows the journal; nothing in the copy ever changes the study. A separate thread writes it, so that a slow
+database never delays the study. Whenever a study starts, the copy is completed from the journal. If writing fails, that
+is reported once and the study goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HIDDEN = "…"
 
 
 def open_storage(directory: Path, storage: str | None) -> BaseStorage:
-    """The storage of a mirror: a journal file in the trial's directory, or a database by its address.
+    """The storage of a mirror: a journal file in the study's directory, or the database at the address `storage`.
 
     Raises:
         UsageError: the database cannot be opened.
@@ -56,7 +56,7 @@ def open_storage(directory: Path, storage: str | None) -> BaseStorage:
 
 
 def without_password(address: str) -> str:
-    """A database's address as it may be shown and recorded."""
+    """A database's address with its password hidden, so that it may be shown and recorded."""
     address = re.sub(r"([?&](?:password|passwd|sslpassword)=)[^&]*", rf"\1{HIDDEN}", address)
     head, separator, tail = address.rpartition("@")
     if not separator:
@@ -73,8 +73,8 @@ class Mirror:
     """Follows one study's search trials into an Optuna storage.
 
     Args:
-        open_storage: opens it (in the mirror's thread).
-        study_name: of the study there.
+        open_storage: opens the storage; called in the mirror's thread.
+        study_name: name of the Optuna study.
         space: the search space.
         phase: whose trials are followed.
         num_objectives: 1, or 2 with pseudolabel balance.
@@ -111,7 +111,7 @@ class Mirror:
         Args:
             trials: the search trials the journal knows, in order.
         """
-        # Copies: the thread works on them while the trials change.
+        # The thread gets copies, because the trials change while it works.
         copies = [replace(trial, epoch_events=dict(trial.epoch_events)) for trial in trials]
         self._orders.put(("reconcile", (copies,)))
         self._thread = threading.Thread(target=self._work, name="captune-mirror", daemon=True)
@@ -141,18 +141,19 @@ class Mirror:
             ended = False
             while not ended:
                 orders, ended = self._next_orders()
-                # With a hundred trials there are a hundred reports per second, and each write costs milliseconds.
+                # Reports are written together: a hundred trials make a hundred per second, and a write takes
+                # milliseconds.
                 for together, some in itertools.groupby(orders, lambda order: order[0] == "report"):
                     if together:
                         self._report([arguments for _, arguments in some])
                     else:
                         for name, arguments in some:
                             getattr(self, "_" + name)(*arguments)
-        except Exception as error:  # whatever a database driver raises: the mirror is a convenience
+        except Exception as error:  # of any database driver: a study must go on without its copy
             self._on_trouble(f"The Optuna storage is no longer written ({type(error).__name__}: {error}).")
 
     def _next_orders(self) -> tuple[list[tuple[str, tuple[Any, ...]]], bool]:
-        """What has come in since, and whether that was all; reports are gathered for a while."""
+        """The orders that have come in, and whether no more will follow; waits a while to gather reports."""
         orders = [self._orders.get()]
         if orders[0] is not None and orders[0][0] == "report":
             self._closing.wait(_GATHER_SECONDS)

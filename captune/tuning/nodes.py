@@ -1,4 +1,4 @@
-"""What every node of a cluster must see and have before the first trial: directories and GPUs."""
+"""Run functions on the nodes of a cluster; check before the first trial that each sees directories and GPUs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from captune.tuning.gpus import GpuProof, prove_gpus
 from captune.tuning.machine import BROKEN, Finding, examine
 
 T = TypeVar("T")
-# A busy node takes a minute to start a process, and a GPU that hangs is waited for by itself (`captune.tuning.gpus`).
+# A busy node takes a minute to start a process, and checking a GPU that hangs takes minutes (`captune.tuning.gpus`).
 _ANSWER_SECONDS = 300.0
 
 
 def check_nodes(directories: Sequence[Path], *, here: bool = False) -> None:
-    """Check from every node that studies can be written there, before the first trial.
+    """Check on every node, before the first trial, that the directories of the studies can be seen and written.
 
     Args:
         directories: of the studies.
-        here: there is no node but this machine, which is looked at by this process; that saves a start.
+        here: whether this machine is the only node. This process then checks it, which saves starting another.
 
     Raises:
-        StudyError: names the nodes that cannot, and why.
+        StudyError: some nodes cannot; the message names them and the reasons.
     """
     token = secrets.token_hex(8)
     names = [str(directory) for directory in directories]
@@ -60,14 +60,14 @@ def node_name(node: dict[str, Any]) -> str:
 def on_each_node(
     ask: Callable[..., Any], *arguments: Any, among: Callable[[dict[str, Any]], bool] = lambda _node: True
 ) -> dict[str, Any]:
-    """A function's result on every live node, by the node's name; "does not answer: ..." where it cannot.
+    """A function's result on every live node, by the node's name; "does not answer …" for a node that gives none.
 
-    A node on which it hangs, as on a dead mount, is waited for five minutes.
+    If the function hangs on a node, for example on a dead mount, the node is given up after five minutes.
 
     Args:
-        ask: runs in a process of Ray's on the node, beside trials: it takes no CPU and no GPU from them.
+        ask: the function. It runs in one of Ray's processes on the node and reserves no CPU and no GPU.
         arguments: its arguments.
-        among: which nodes, by what `ray.nodes()` tells of them.
+        among: whether to ask a node, given its entry in `ray.nodes()`.
     """
     nodes = [node for node in ray.nodes() if node["Alive"] and among(node)]  # type: ignore[no-untyped-call]
     task = ray.remote(num_cpus=0, max_retries=1)(ask)
@@ -104,7 +104,7 @@ class Answer(Generic[T]):
         return bool(ray.wait([self._reference], timeout=0)[0])
 
     def get(self) -> T:
-        """Its result, waited for; what it raised is raised here.
+        """Wait for its result; an exception that it raised is raised here.
 
         Raises:
             StudyError: its process died.
@@ -135,7 +135,7 @@ def check_gpus(*, allow_cpu: bool = False) -> bool:
         Whether any GPU can be used.
 
     Raises:
-        StudyError: a GPU that Ray counts cannot be used; names the node, why, and what to do.
+        StudyError: a GPU that Ray counts cannot be used; the message names the node, the reason and what to do.
     """
     answers = on_each_node(gpus_of_this_node, among=lambda node: node["Resources"].get("GPU", 0) > 0)
     proofs = {
@@ -156,7 +156,7 @@ def examine_nodes(directories: Sequence[str] = ()) -> dict[str, list[Finding]]:
     """What every live node offers a study, by the node's name.
 
     Args:
-        directories: each must be there and writable on every node.
+        directories: each must exist and be writable on every node.
     """
     answers = on_each_node(_examine_this_node, list(directories))
     return {
@@ -184,7 +184,7 @@ def gpus_of_this_node() -> GpuProof:
 
 
 def _show_gpus(environment: MutableMapping[str, str]) -> None:
-    """Make the GPUs visible that the node of this process was started with."""
+    """Make those GPUs visible in `environment` with which the node of this process was started."""
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0"):
@@ -200,7 +200,7 @@ def _gpus_declared() -> int:
 
 
 def _probe_node(directories: list[str], token: str) -> str | None:
-    """What keeps this node from writing there, in words; None if nothing does."""
+    """Why this node cannot write to the directories, in words; None if it can."""
     for directory in directories:
         mark = Path(directory) / f".visible.{token}"
         try:

@@ -1,4 +1,4 @@
-"""A study on disk: begun, continued, refused where its settings differ, or forked."""
+"""Open a study on disk: begin it, continue it, or refuse to if its settings differ."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from captune.tuning.lock import DriverLock
 from captune.tuning.mirror import HIDDEN, Mirror, open_storage, without_password
 from captune.tuning.specs import CellInfo
 
-# Settings that may change when a study goes on: how much is done, and paths on this machine.
+# Settings that may change when a study is continued: how much is done, and paths on this machine.
 _FREE = (
     "trials", "stop_when_settled", "confirm_top", "confirm_seeds", "stress", "max_failures", "storage", "space",
     "images",
@@ -40,21 +40,23 @@ _PACKAGES = ("captune", "torch", "open_clip_torch", "ray", "optuna", "numpy", "s
 
 
 class OpenStudy:
-    """A cell with its lock, journal and mirror, open from start to end of a driver.
+    """A cell with its lock, journal and mirrors, open as long as a driver runs it.
 
     Args:
         directory: the study's directory.
         study: its settings.
         info: facts of the cell.
         space: the resolved search space.
-        resume: go on with what lies in the directory.
-        warm_starts: configurations to try after the first; a study that goes on has those it began with.
-        after: the directory's name of the study beside it whose best configurations are tried first, likewise.
+        resume: continue the study in the directory.
+        warm_starts: configurations to try after the first; a continued study keeps those it began with.
+        after: directory name of the study beside it whose best configurations are tried first; a continued study keeps
+            the one it began with.
         durable: fsync the journal (off only where a test measures something else).
 
     Raises:
-        UsageError: the directory holds another study, or this one and `resume` was not said, or cannot be written.
+        UsageError: the directory holds another study, or this one and `resume` is off, or it cannot be written.
         StudyError: another driver runs it.
+        RecordError: its journal cannot be read, or was written by a newer captune.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class OpenStudy:
         return replace(header, warm_starts=opened.warm_starts, after=opened.after)
 
     def _follow(self, study: StudyConfig, space: Space) -> list[Mirror]:
-        """A copy of the search in Optuna's storage, and one of the screen beside it."""
+        """Start the copy of the search in Optuna's storage and, if there is a screen, a copy of it too."""
         name = f"{self.cell.name}-{self.study_id[:8]}"
         followed = [(Phase.SEARCH, name, space, self.cell.search)]
         if space.screen is not None and self.cell.screening is not None:
@@ -135,19 +137,19 @@ class OpenStudy:
             discard_progress(self.cell, event.key)
 
     def note_spent(self, seconds: float, gpu_hours: float, *, shared_by: int) -> None:
-        """Write into study.yaml what was used so far, over all resumes; studies of one command share it."""
+        """Write into study.yaml the time used so far, over all resumes, which studies of one command share."""
         path = self.directory / STUDY
         spent = {"seconds": round(seconds, 1), "gpu_hours": round(gpu_hours, 4), "studies": shared_by}
         atomic_write(path, dump_yaml(read_yaml(path) | {"spent": spent}))
 
     def settle(self) -> None:
-        """Close journal and mirror but keep the lock: what is left to write is the choice and the report."""
+        """Close journal and mirrors but keep the lock, because the choice and the report are still to be written."""
         self.cell.close()
         for mirror in self.mirrors:
             mirror.close()
 
     def close(self) -> None:
-        """Close journal and mirror and give the lock back."""
+        """Close journal and mirrors and give the lock back."""
         self.settle()
         if not self._closed:
             self._lock.release()
@@ -170,7 +172,7 @@ class OpenStudy:
 
 
 def discard_progress(cell: Cell, key: str) -> None:
-    """Delete the resume checkpoint of a trial that has ended: its outcome is in the journal now."""
+    """Delete the resume checkpoint and the lock file of a trial that has ended; its outcome is in the journal now."""
     for name in (RESUME, TRIAL_LOCK):
         (trial_directory(cell.directory, key) / name).unlink(missing_ok=True)
 
@@ -189,20 +191,19 @@ def _make_directory(directory: Path) -> None:
 
 
 def _clean(directory: Path) -> None:
-    """Remove what killed processes left. The lock of the driver must be held."""
+    """Remove files that killed processes left. The driver's lock must be held."""
     for place in (directory, *(directory / TRIALS).iterdir()):
         remove_leftovers(place)
-    # Optuna's own lock on the copy, which only this study's driver writes; an old one holds it up for half a minute.
+    # Optuna's own lock on the copy. A stale one would delay it for half a minute, and nobody else writes the copy.
     for path in directory.glob(f"{OPTUNA_COPY}.lock*"):
         path.unlink(missing_ok=True)
 
 
 def _known_events(directory: Path) -> tuple[list[Event], int]:
-    """What the journal holds, and its length; nothing where the study was killed before its first line: it is then
-    begun anew.
+    """The events of the journal, and its length; none if the study was killed before its first line: it begins anew.
 
     Raises:
-        UsageError: trials without a journal: it was lost, and a new one would train them again.
+        UsageError: there are trials but no journal. With a new journal they would be trained again.
     """
     path = directory / JOURNAL
     if path.exists():
@@ -312,15 +313,15 @@ def _screen_header(info: CellInfo, space: Space) -> dict[str, Any] | None:
 
 
 def write_study(directory: Path, header: StudyOpened) -> None:
-    """Write study.yaml: the opening, readable."""
+    """Write study.yaml, which holds the opening event in readable form."""
     values = jsonable({name: value for name, value in header.as_json().items() if name not in ("event", "time")})
     atomic_write(directory / STUDY, dump_yaml(values))
 
 
 def with_storage(study: StudyConfig, storage: str | None) -> StudyConfig:
-    """A recorded study's settings with its database's address, which is recorded without the password.
+    """A recorded study's settings with `storage` as the address of its database; passwords are not recorded.
 
-    `none` as the address: no database, but a file in the study's directory.
+    None keeps the recorded address; `none` means a file in the study's directory instead of a database.
 
     Raises:
         UsageError: the password is needed and was not given.
@@ -334,7 +335,7 @@ def with_storage(study: StudyConfig, storage: str | None) -> StudyConfig:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -1,8 +1,8 @@
-"""What captune needs of Optuna that Optuna does not promise to keep: every private name stands here and nowhere else.
+"""What captune uses of Optuna that is not public. No other module uses a private name of Optuna.
 
-Run on Optuna 4.2.0 and 5.0.0, the ends of what pyproject.toml allows (tests/tuning/test_versions.py). `Study.add_trial`
-and `Trial.report` are the public ways, but the first does not tell the number of what it added and the second works on
-trials that were asked for only.
+Run on Optuna 4.2.0 and 5.0.0, the ends of what pyproject.toml allows (tests/tuning/test_versions.py). The public ways
+do not suffice: `Study.add_trial` does not return the number of the trial that it adds, and `Trial.report` works only on
+trials that were asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 def add_trial(study: optuna.Study, template: FrozenTrial) -> int:
-    """Add a trial; its identity in the storage, for the writes below."""
+    """Add a trial; returns its identity in the storage, which the functions below take as `trial_id`."""
     return int(study._storage.create_new_trial(study._study_id, template_trial=template))
 
 
@@ -34,8 +34,8 @@ def set_intermediate_value(study: optuna.Study, trial_id: int, step: int, value:
 def set_intermediate_values(study: optuna.Study, values: Sequence[tuple[int, int, float]]) -> None:
     """Enter intermediate values of running trials: identity, step and value of each.
 
-    A journal takes them in one write, which Optuna has no public way for; one by one each would lock, open, write and
-    sync the file.
+    They are added to a journal in one write, for which Optuna has no public function. One by one, each would lock,
+    open, write and sync the file.
     """
     storage = study._storage
     if not isinstance(storage, JournalStorage):
@@ -59,7 +59,7 @@ def set_intermediate_values(study: optuna.Study, values: Sequence[tuple[int, int
 def finish_trial(
     study: optuna.Study, trial_id: int, state: TrialState, values: Sequence[float] | None, attributes: dict[str, Any]
 ) -> None:
-    """Enter a trial's end with what else is known of it."""
+    """Enter a trial's final state and values, and `attributes` as its user attributes."""
     for name, value in attributes.items():
         study._storage.set_trial_user_attr(trial_id, name, value)
     study._storage.set_trial_state_values(trial_id, state, values)

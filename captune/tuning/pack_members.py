@@ -10,15 +10,15 @@ from captune.tuning.cell import Cell
 
 
 def next_pack(cell: Cell, *, packed: bool = True, workers: int = 2) -> list[Trial]:
-    """The next trials of a study, for one worker: several where their steps can be taken together; empty for none now.
+    """The next trials of a study for one worker: several if they can train together; empty if there are none now.
 
-    New trials are planned up to the end of their block of the search and no further. So what a sampler knew when it
-    proposed a trial is the same in a study that was killed and continued.
+    New trials are planned only up to the end of their block of the search. A sampler therefore knows the same when it
+    proposes a trial, whether or not the study was killed and continued.
 
     Args:
         cell: the study.
         packed: whether trials may train together at all.
-        workers: packs that train at once; blocks are even, so that none of them waits for another's long one.
+        workers: number of packs that train at once; blocks are equally long, so that no worker waits for another.
     """
     first = cell.next_trial()
     if first is None:
@@ -38,14 +38,14 @@ def next_pack(cell: Cell, *, packed: bool = True, workers: int = 2) -> list[Tria
 
 
 def _most(cell: Cell, first: Trial, workers: int) -> int:
-    """Trials of a pack at most. Confirmations come many at once: the workers share them evenly."""
+    """The most trials in a pack. Many confirmations can run at once, so they are divided evenly among the workers."""
     if first.phase is not Phase.CONFIRM:
         return cell.info.most_packed
     return block_size(cell.num_confirmed_with(first), cell.info.most_packed, workers=workers)
 
 
 def _may_be_packed(trial: Trial, cell: Cell) -> bool:
-    """Whether a trial may train beside others; one whose process died before is tried again alone."""
+    """Whether a trial may train in a pack; one whose process died before is tried again alone."""
     method = ALGORITHMS.get(trial.method or cell.study.method)
     return method is not None and method.packs and trial.config.get("tuning") == "features" and not trial.crashes
 

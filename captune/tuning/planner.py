@@ -1,7 +1,7 @@
 """The planner: one Ray Tune searcher and scheduler over any number of studies.
 
-Tune asks for a trial whenever there is room, and reports what workers say; the planner picks the cell whose turn it is.
-For Tune a lost trial is over. The planner submits it again, as a new trial of Tune's.
+Tune asks for a trial whenever there is room, and passes on what workers report; the planner picks the cell whose turn
+it is. For Tune a lost trial is over. The planner submits it again, as a new Tune trial.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Planner(Searcher):
         cells: opened studies.
         threads: CPU threads of a trial.
         packed: whether a worker may train several trials on frozen features together.
-        workers: that train at once.
-        gpus: its share of them.
-        timeout: seconds after which a trial that has not ended is ended as failed. Trials that train together have the
-            time of all, but no longer than this between two reports.
+        workers: number of workers that train at once.
+        gpus: GPUs of a worker; may be a fraction.
+        timeout: seconds after which an unfinished trial is ended as failed. Trials that train together have this time
+            for each of them, but no more than this between two reports.
 
     Attributes:
-        while_waiting: called when there is no trial to hand out: where none runs either, Tune asks again and again for
-            ten minutes, and does nothing else meanwhile.
+        while_waiting: called when there is no trial to hand out and none runs. Tune then asks again and again for ten
+            minutes and does nothing else.
         when_spare: called when a worker is free and there is no trial for it.
     """
 
@@ -116,7 +116,10 @@ class Planner(Searcher):
         return list(self._trials)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take in epochs; whether the worker should stop. It drops by itself those of a pack that have ended."""
+        """Record what a worker reports; returns whether it should stop, because all its trials have ended.
+
+        The worker itself drops the trials of a pack that have ended.
+        """
         cell, keys = self._trials[trial_id]
         self._heard[trial_id] = time.monotonic()
         _deliver(cell, result)
@@ -131,7 +134,7 @@ class Planner(Searcher):
                 cell.start(key, node, self._gpus / len(keys))
 
     def overdue(self) -> dict[str, StudyError]:
-        """Tune's trials that have had more than their time, with the error to end them by."""
+        """The ids of Tune trials that have exceeded their time, with the error to end each with."""
         if self._timeout is None:
             return {}
         now = time.monotonic()
@@ -160,16 +163,16 @@ class Planner(Searcher):
             preempted = gone and cell.trials[key].preemptions < _MOST_PREEMPTIONS
             cell.crash(key, _reason(error), node=node_ip, preempted=preempted)
 
-    # Tune snapshots its searcher; the journal is the only truth, so there is nothing to save.
+    # Tune saves and restores its searcher. Here all state follows from the journal, so there is nothing to save.
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the truth."""
+        """Do nothing: all state is in the journal."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the truth."""
+        """Do nothing: all state is in the journal."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: the journal is the truth."""
+        """Do nothing: all state is in the journal."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Planner:
         return self
@@ -187,10 +190,10 @@ def _deliver(cell: Cell, result: dict[str, Any]) -> None:
 
 
 def _node_gone(error: RayActorError, node_ip: str | None) -> bool:
-    """Whether the worker went with its node (which is preemption) or alone (which is a crash).
+    """Whether the worker was lost together with its node (a preemption) rather than alone (a crash).
 
-    A worker that dies alone is reported dead by its node; one that cannot be reached and of which nobody knows more
-    went with its node, which Ray itself notices only later.
+    A worker that dies alone is reported dead by its node. One that cannot be reached, without such a report, was lost
+    with its node, which Ray itself notices only later.
     """
     if isinstance(error, ActorUnavailableError):
         return True
@@ -208,7 +211,7 @@ def _error_of(trial: Trial) -> BaseException | None:
     path = trial.pickled_error_file
     if path is None or not Path(path).exists():
         return None
-    # A file that Tune wrote a moment ago into this study's own temporary folder.
+    # Unpickling is safe: Tune has just written the file into this study's own temporary folder.
     error: BaseException = cloudpickle.loads(Path(path).read_bytes())
     return error
 
@@ -218,7 +221,7 @@ def _reason(error: BaseException | None) -> str:
     if not lines:
         return "its process ended"
     if isinstance(error, RayTaskError):
-        return lines[-1]  # a traceback ends with what happened
+        return lines[-1]  # the last line of a traceback says what happened
     details = [
         line for line in lines[1:] if line.startswith(("The actor", "Worker exit", "The node", "ray.exceptions"))
     ]
@@ -229,8 +232,8 @@ class StudyScheduler(FIFOScheduler):
     """Passes Tune's events to the planner, and the planner's decisions back.
 
     Args:
-        planner: of the trials.
-        kept: workers that are kept while they have nothing to do; on a cluster of others' they are not.
+        planner: hands out the trials.
+        kept: number of idle workers that are kept; 0 on a cluster that was not started here.
     """
 
     def __init__(self, planner: Planner, kept: int = 0) -> None:
@@ -242,7 +245,7 @@ class StudyScheduler(FIFOScheduler):
         self._ended: dict[str, StudyError] = {}
 
     def end_overdue(self) -> None:
-        """End the trials that have had more than their time."""
+        """End the trials that have exceeded their time."""
         for trial_id, error in self._planner.overdue().items():
             trial = None if self._controller is None else self._controller.get_trial(trial_id)
             if trial is not None:
@@ -260,15 +263,16 @@ class StudyScheduler(FIFOScheduler):
         self._planner.lost(trial.trial_id, error, trial.node_ip)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The first pending trial without an actor, else the first (looked for among the live ones only).
+        """The first pending trial without an actor, else the first pending one.
 
-        Tune gives a free actor to the chosen trial and throws away the one that trial was waiting for. Were that the
-        oldest, trials shorter than the start of a process would keep a second actor from ever coming up.
+        Tune gives a free actor to the chosen trial and discards the actor for which that trial was waiting. If the
+        oldest trial were always chosen, its actor would be discarded again and again, and with trials shorter than the
+        start of a process a second worker would never start.
         """
         self._controller = tune_controller
         pending = {t.trial_id: t for t in tune_controller.get_live_trials() if t.status == Trial.PENDING}
         if pending and self._kept:
-            resources = next(iter(pending.values())).placement_group_factory  # of all trials the same
+            resources = next(iter(pending.values())).placement_group_factory  # the same for all trials
             ray_internals.keep_actors(tune_controller, resources, self._kept)
             self._kept = 0
         waiting = [pending[trial_id] for trial_id in self._planner.handed_out() if trial_id in pending]
@@ -284,7 +288,7 @@ class StudyCallback(Callback):
         self._on_step = on_step
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune writes its settings to a file that nobody reads; the progress view is left out of it.
+        # Tune pickles its callbacks into a file that nobody reads; what this one holds is left out.
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -292,7 +296,7 @@ class StudyCallback(Callback):
         self._planner.started(trial.trial_id, None)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Tune's loop has turned once."""
+        """An iteration of Tune's loop has ended."""
         self._on_step()
 
 

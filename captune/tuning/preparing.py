@@ -1,6 +1,6 @@
-"""What trials share, made once: each dataset decoded and encoded on the nodes that run trials, beside the training.
+"""Decode and encode each dataset once on every node that runs trials, while trials of other datasets train.
 
-A cell's trials wait until every such node is ready for it. A node that joins later is made ready by its first trial.
+A cell's trials wait until every such node is ready for it. A node that joins later is prepared by its first trial.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _WAITING = "preparing images"
 
 
 class Preparation:
-    """Lets nodes decode and encode what the cells' trials look at; cells begin as their images are ready.
+    """Makes nodes decode and encode the images of the cells; a cell's trials begin once its images are ready.
 
     Cells with the same images and backbone are prepared together, small datasets first.
 
     Args:
         cells: opened studies.
-        tell: told of each node that others do without, in words.
-        patience: seconds without a step after which a node is done without.
+        tell: called with a message about each node that is left out.
+        patience: seconds without a step after which a node is left out.
 
     Attributes:
         groups: the cells that share images and backbone.
@@ -64,13 +64,13 @@ class Preparation:
         self._looked = 0.0
 
     def prepare_here(self, look: Callable[[], None] = lambda: None) -> None:
-        """Prepare everything in this process; where it is the only one that there is to prepare, that saves a start.
+        """Prepare everything in this process. If no other node has to be prepared, this saves starting a process.
 
         Args:
             look: called for every few images; what it raises ends the preparation.
 
         Raises:
-            CaptuneError: what is wrong with data or weights, in their own words.
+            CaptuneError: data or weights cannot be used.
         """
         for group in self.groups:
             made = prepare_this_process(group[0].study.task.model_dump(mode="json"), look)
@@ -78,7 +78,7 @@ class Preparation:
             _note(group[0], platform.node(), made)
 
     def begin(self, allotment: Allotment) -> None:
-        """Start to prepare on every node that has room for a trial; `look` sees how far it is."""
+        """Start to prepare on every node that has room for a trial; `look` collects the results."""
         nodes = [
             node
             for node in ray.nodes()  # type: ignore[no-untyped-call]
@@ -97,7 +97,7 @@ class Preparation:
                 self._pending[actor.prepare.remote(task)] = (number, node_name(node))
 
     def look(self) -> None:
-        """Take in what nodes have prepared; called at every turn of Ray's loop."""
+        """Collect what nodes have prepared; called in every iteration of Ray's loop."""
         if not self._pending or time.monotonic() - self._looked < _EVERY_SECONDS:
             return
         self._looked = time.monotonic()
@@ -115,7 +115,7 @@ class Preparation:
             self.close()
 
     def close(self) -> None:
-        """End the processes that prepare, and with them what they hold of memory and GPUs."""
+        """End the processes that prepare, which frees their memory and GPUs."""
         self._pending.clear()
         for actor in self._makers:
             with contextlib.suppress(RayError):
@@ -123,9 +123,9 @@ class Preparation:
         self._makers.clear()
 
     def _settle(self, group: Sequence[Cell], answers: dict[str, Made]) -> None:
-        """All nodes have answered: the group's cells begin, or cannot."""
+        """Let the cells of a group begin, now that all nodes have answered, or record why they cannot."""
         refused = {node: made.refused for node, made in answers.items() if made.refused is not None}
-        # A lost node runs no trial. It is an error of the cells only if no other node answers.
+        # A node that is silent runs no trials and is left out. If no other node is ready, it is an error of the cells.
         if any(made.refused is None for made in answers.values()):
             for node in [node for node in refused if answers[node].silent]:
                 names = ", ".join(cell.name for cell in group)
@@ -145,9 +145,9 @@ class Made:
 
     Attributes:
         work: images decoded and encoded.
-        seconds: that it took.
-        refused: why it could not, if it could not.
-        silent: whether that is because it does not answer or hangs.
+        seconds: how long it took.
+        refused: why it could not; None if it could.
+        silent: whether the reason is that it does not answer or hangs.
     """
 
     work: Work = field(default_factory=Work)
@@ -182,7 +182,7 @@ class NodePreparer:
         except RuntimeError as error:
             if "out of memory" not in str(error):
                 raise
-            # Trials fill the GPU: the first of this dataset prepares it on its own share.
+            # Other trials fill the GPU. The first trial of this dataset will prepare it on its own share of the GPU.
             return Made()
 
 
@@ -190,7 +190,7 @@ def prepare_this_process(task: dict[str, Any], look: Callable[[], None] = lambda
     """Prepare the node of this process for a cell, calling `look` for every few images.
 
     Raises:
-        CaptuneError: data or weights are not there, or not as they should be.
+        CaptuneError: data or weights are missing or cannot be used.
     """
     from captune.training.context import prepare_node
 

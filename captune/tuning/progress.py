@@ -29,7 +29,7 @@ _PHASES = {
 
 
 _WIDE = 110
-"""Columns from which a terminal shows every count."""
+"""The least width, in columns, of a terminal on which every count is shown."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Standing:
 
 def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
     """The standing of a study, from what its journal says."""
-    # Ensembles are no trials: closing a study averages them.
+    # Ensembles are not trials that run: they are averaged when the study is closed.
     trials = [trial for trial in cell.trials.values() if trial.origin != ENSEMBLE]
     ended = [trial for trial in trials if trial.ended]
     scores = [trial.score_at_end for trial in cell.search if trial.scored and trial.score_at_end is not None]
-    # A study that is read from disk knows only how many there are.
+    # A study that was read from disk knows only the number of its references.
     references = len(cell.info.references) or cell.record.opened.num_references or 0
     expected = references + cell.num_screened + cell.num_trials + cell.num_confirmations
     return Standing(
@@ -88,13 +88,13 @@ def _score(trial: Trial | None) -> float | None:
 
 
 class Progress:
-    """Shows how studies go on.
+    """Shows the progress of studies.
 
     Args:
         cells: the studies.
-        console: where to; a terminal gets a live table, anything else a line for each finished trial.
-        concurrency: trials at once, for the time that is left.
-        budget: what is left of it, in words, if there is one.
+        console: where to print; a terminal gets a live table, anything else a line for each finished trial.
+        concurrency: trials at once, from which the time left is estimated.
+        budget: returns what is left of the budget in words; None if there is no budget.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Progress:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[Progress]:
-        """Show it while the block runs."""
+        """Show the progress while the block runs."""
         self.refresh()
         if not self._console.is_terminal:
             yield self
@@ -131,7 +131,7 @@ class Progress:
             yield self
 
     def refresh(self) -> None:
-        """Note how far the studies are. Called at every turn of Tune's loop; draws a few times per second at most."""
+        """Update what is shown, at most four times per second; called in every iteration of Tune's loop."""
         now = time.monotonic()
         if now - self._refreshed > 0.25:
             self._refreshed = now
@@ -168,7 +168,7 @@ class Progress:
 
 
 def trial_line(cell: Cell, trial: Trial, event: Finished | Preempted | Crashed, now: Standing | None) -> str:
-    """The end or the loss of a trial as one line of text; with the study's standing, where that is given."""
+    """The end or the loss of a trial as one line of text, followed by the study's standing if that is given."""
     words = {State.COMPLETE: "finished", State.PRUNED: "stopped early", State.FAILED: "FAILED"}
     what = words[trial.state] if isinstance(event, Finished) else event.kind
     line = f"{cell.name} {trial.key:<16} {what:<13}"
@@ -176,7 +176,7 @@ def trial_line(cell: Cell, trial: Trial, event: Finished | Preempted | Crashed, 
         line += f" {(event.reason or '').splitlines()[0] if event.reason else ''}"
     elif trial.score_at_end is not None:
         line += f" {cell.info.criterion} {trial.score_at_end:.4f}"
-        # Not to be compared with a search trial's.
+        # Such a score must not be compared with that of a search trial.
         line += " on frozen features" if trial.phase is Phase.SCREEN else ""
     if now is None:
         return line
@@ -191,7 +191,7 @@ def trial_line(cell: Cell, trial: Trial, event: Finished | Preempted | Crashed, 
 
 
 def standings_table(standings: Sequence[Standing], *, width: int = _WIDE) -> Table:
-    """Standings of studies as a table for a terminal of so many columns; in a narrow one the rarer counts go."""
+    """Standings of studies as a table for a terminal of `width` columns; a narrow one leaves out some counts."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     if width < _WIDE:
         return _narrow(table, standings)

@@ -1,7 +1,7 @@
-"""What captune needs of Ray that Ray does not promise to keep: every private name stands here and nowhere else.
+"""What captune uses of Ray that is not public. No other module uses a private name of Ray.
 
-Run on Ray 2.52.0, the lowest that pyproject.toml allows, and 2.60.0 (tests/tuning/test_versions.py); those between were
-not tried. For each: what is used, and what would be lost without it.
+Run on Ray 2.52.0, the lowest that pyproject.toml allows, and 2.60.0 (tests/tuning/test_versions.py); versions between
+were not tried. Each docstring says what is used, and what would go wrong without the function.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from ray.experimental import internal_kv
 from captune.tuning import worker_start
 from captune.tuning.environment import variables
 
-# Named after the systems where it is off by default. Off, Ray knows a machine as 127.0.0.1 and its ports stay there;
-# on, it knows it by its network address, and GCS, raylet, agents and metrics listen on every interface.
+# Named after the systems where it is off by default. If it is off, Ray knows a machine as 127.0.0.1 and listens only
+# there. If it is on, Ray uses the network address, and GCS, raylet, agents and metrics listen on every interface.
 NETWORK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _HANDLER_SWITCH = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 _GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
 _AGENTS_PORTS = (
     "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port",
 )  # fmt: skip
-# Below these are the usual ones of services, Ray's own among them.
+# Lower ports are the usual ones of services, Ray's own among them.
 _LOWEST_PORT, _PORTS_OF_KERNEL = 20_000, Path("/proc/sys/net/ipv4/ip_local_port_range")
 _NICENESS = "RAY_worker_niceness"
 
 
 @contextlib.contextmanager
 def _replaced(place: Any, **values: Any) -> Iterator[None]:
-    """Attributes of a module or class of Ray's have other values in the block; afterwards they are as before."""
+    """Give attributes of one of Ray's modules or classes other values while the block runs."""
     before = {name: getattr(place, name) for name in values}
     try:
         for name, value in values.items():
@@ -56,7 +56,7 @@ def _replaced(place: Any, **values: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
-    """Ray as it is started or joined in the block knows this machine by its loopback address.
+    """Make Ray, started or joined in the block, know this machine by its loopback address.
 
     Uses `ray._private.ray_constants.ENABLE_RAY_CLUSTER`, which was read from the environment when ray was imported.
     Without it the ports of a private cluster listen on every interface.
@@ -67,10 +67,14 @@ def on_loopback() -> Iterator[None]:
 
 
 def asked_without_token(address: str, seconds: float) -> Literal["open", "token", "no Ray", "nothing"] | None:
-    """What a head answers who sends no token: that anyone may, that a token is needed, what no Ray would, or nothing.
+    """How the head of a cluster answers a request that carries no token.
 
-    None where that cannot be told. Uses the gRPC method `ray.rpc.NodeInfoGcsService/GetClusterId` of Ray's head, and
-    `ray.rpc.RayletDriver/ClusterInfo` of its client server (`ray://`).
+    Uses the gRPC method `ray.rpc.NodeInfoGcsService/GetClusterId` of Ray's head, and `ray.rpc.RayletDriver/ClusterInfo`
+    of its client server (`ray://`).
+
+    Returns:
+        "open": it accepts the request; "token": it demands a token; "no Ray": something other than Ray answers;
+        "nothing": there is no answer within `seconds`; None: the answer tells none of these.
     """
     import grpc
 
@@ -90,12 +94,12 @@ def asked_without_token(address: str, seconds: float) -> Literal["open", "token"
 
 @contextlib.contextmanager
 def environment_heard() -> Iterator[None]:
-    """Ray as it is started or joined in the block has the environment's RAY_AUTH_MODE and leaves SIGTERM as it says.
+    """Make Ray, started or joined in the block, follow the environment's settings for tokens and for SIGTERM.
 
     Ray read both when it was imported, before captune set them. Uses `ray._raylet.Config.initialize`, as Ray does when
-    it turns tokens on by itself, and `ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER`, which the lowest
-    Ray that is allowed (2.52) does not have: it always puts a C++ handler of its own in place, which is replaced again
-    here. Without it a cluster might ask for no token, and SIGTERM would abort the driver in C++.
+    it turns tokens on by itself, and `ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER`. The lowest Ray
+    that is allowed (2.52) lacks the latter and always installs a C++ handler for SIGTERM; after the block Python's is
+    installed again. Without this a cluster might ask for no token, and SIGTERM would abort the driver in C++.
     """
     constants: Any = ray._private.ray_constants
     before = getattr(constants, _HANDLER_SWITCH, None)
@@ -114,10 +118,10 @@ def environment_heard() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """The command's SIGTERM handler stays while Ray starts.
+    """Keep the command's SIGTERM handler while Ray starts.
 
-    Ray puts its own in place at several moments of a start, by `ray._private.utils.set_sigterm_handler`. Without this
-    a SIGTERM would end the driver in the middle of a study.
+    Ray installs its own at several moments of a start, by `ray._private.utils.set_sigterm_handler`. Without this a
+    SIGTERM would end the driver in the middle of a study.
     """
     with _replaced(ray._private.utils, set_sigterm_handler=lambda _handler: None):
         yield
@@ -125,10 +129,10 @@ def signals_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def patient_start(seconds: float) -> Iterator[None]:
-    """Ray as it is started in the block waits this long for its own node to come up, instead of half a minute.
+    """Make Ray, started in the block, wait this long for its own node to come up, instead of half a minute.
 
     Replaces `ray._private.services.get_node`, which `ray._private.node.Node` asks until it knows the node or 30 s are
-    over, and sets the variable by which the wait for GCS is set. Without it a busy login node cannot start Ray.
+    over, and sets the variable that limits the wait for GCS. Without this a busy login node cannot start Ray.
     """
     services: Any = ray._private.services
     before, end = services.get_node, time.monotonic() + seconds
@@ -137,7 +141,7 @@ def patient_start(seconds: float) -> Iterator[None]:
         while True:
             try:
                 return before(*arguments, **options)
-            except RuntimeError:  # not known yet
+            except RuntimeError:  # the node is not known yet
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.2)
@@ -149,11 +153,11 @@ def patient_start(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def node_found_within(seconds: int) -> Iterator[None]:
-    """Ray as it joins a cluster in the block looks this long for a node of it on this machine, instead of a minute.
+    """Make Ray, joining a cluster in the block, look this long for its node on this machine, instead of a minute.
 
-    Replaces `ray._private.services.get_node_to_connect_for_driver` where it has a time to give up after, which the
-    lowest Ray that is allowed has not. Without it a head whose node has died, and a machine that is no node of the
-    cluster, are refused after a minute.
+    Wraps `ray._private.services.get_node_to_connect_for_driver` if that takes a timeout, which it does not in the
+    lowest Ray that is allowed. Without this a head whose node has died, and a machine that is no node of the cluster,
+    are refused only after a minute.
     """
     services: Any = ray._private.services
     find = services.get_node_to_connect_for_driver
@@ -165,13 +169,14 @@ def node_found_within(seconds: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def dashboard_unawaited(niceness: int = 0) -> Iterator[None]:
-    """Ray as it is started in the block does not wait for its dashboard, which gives way to trials by so much.
+    """Start Ray in the block without waiting for its dashboard, whose niceness is raised by `niceness`.
 
-    So do the processes that read logs and watch resources: on two cores each of them delays the first trial. Answers
-    `ray.experimental.internal_kv._internal_kv_get` for the dashboard's address, by which
-    `ray._private.services.start_api_server` learns that it is up, with an empty one, and sets the priority of what
-    `ray._private.services.start_ray_process` starts. Without it a start takes seconds longer, and a dozen processes of
-    the dashboard import their modules on the CPUs that the first trials need.
+    The same is done to the processes that read logs and watch resources, because on two cores each of them delays the
+    first trial.
+    `ray._private.services.start_api_server` learns that the dashboard is up by asking
+    `ray.experimental.internal_kv._internal_kv_get` for its address; here it gets an empty address at once. The niceness
+    is set on what `ray._private.services.start_ray_process` starts. Without this a start takes seconds longer, and a
+    dozen processes of the dashboard import their modules on the CPUs that the first trials need.
     """
     services: Any = ray._private.services
     constants: Any = ray._private.ray_constants
@@ -195,12 +200,12 @@ def dashboard_unawaited(niceness: int = 0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def agents_given_ports() -> Iterator[None]:
-    """A node that is started in the block gives its two agents free ports, so that it waits less for them.
+    """Give the two agents of a node that is started in the block free ports, so that the node waits less for them.
 
-    One sets up environments, the other tells the dashboard what the node does. Where Ray leaves it to them to find a
-    port, a node is up only when both have imported all they need and told theirs. The ports are given by wrapping
-    `ray._private.services.start_raylet`. Without it the first trial begins seconds later. The agents keep the usual
-    priority: a raylet ends with a failed check when its agents have not reported within some 15 s.
+    One agent sets up environments, the other reports to the dashboard what the node does. If they choose their ports
+    themselves, the node is up only after both have imported all they need and reported their ports. The ports are given
+    by wrapping `ray._private.services.start_raylet`. Without this the first trial begins seconds later. The agents keep
+    the usual priority, because a raylet whose agents have not reported within some 15 s ends with a failed check.
     """
     services: Any = ray._private.services
     start = services.start_raylet
@@ -214,7 +219,7 @@ def agents_given_ports() -> Iterator[None]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on and the kernel gives to nobody by itself; none where it may."""
+    """Free ports of this machine outside the range from which the kernel assigns ports; [] if it has not enough."""
     with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as bound:
         first = int(_PORTS_OF_KERNEL.read_text().split()[0])
         found: list[int] = []
@@ -229,15 +234,15 @@ def _free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def workers_ready(modules: Sequence[str], ready: Path, niceness: int) -> Iterator[None]:
-    """Workers of the cluster that is started in the block import modules as soon as they are up, and run at a priority.
+    """Make workers of the cluster that is started in the block import modules as soon as they start, and set niceness.
 
-    Ray starts as many workers as there are CPUs with the first driver, and gives an actor to one of them; but not
-    before they have imported. To an actor that is asked for earlier it gives another worker, which imports the same
-    once more beside them. So each leaves word in the folder `ready`. Sets the variable
-    `ray._private.ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR`, by which Ray knows what a worker does first, and
-    `RAY_worker_niceness`, unless the user did. Without the first a worker imports what it needs only once it has a
-    trial; without the second it runs at 15, where a dozen processes of the dashboard at 19 take most of two cores from
-    two of them.
+    With the first driver Ray starts as many workers as there are CPUs, but it uses one for an actor only after it has
+    imported. If an actor is asked for earlier, Ray starts another worker, which imports the same at the same time. Each
+    worker therefore creates files in the folder `ready`, which tell when it is safe to ask. Sets the variable
+    `ray._private.ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR`, which names the function that a worker calls first,
+    and `RAY_worker_niceness`, unless the user has set it. Without the first a worker imports what it needs only once it
+    has a trial. Without the second workers run at niceness 15, where a dozen processes of the dashboard at 19 take most
+    of two cores from two workers.
     """
     constants: Any = ray._private.ray_constants
     values = {} if _NICENESS in os.environ else {_NICENESS: str(niceness)}
@@ -254,13 +259,13 @@ def workers_ready(modules: Sequence[str], ready: Path, niceness: int) -> Iterato
 
 @contextlib.contextmanager
 def workers_taken_as_they_are() -> Iterator[None]:
-    """Tune's actors in the block ask for no environment of their own, so that workers that Ray started ahead fit.
+    """Let Tune's actors in the block ask for no environment of their own, so that workers started in advance fit them.
 
-    For a cluster of one's own, whose workers have the driver's variables already. Replaces
-    `ray.tune.execution.class_cache._ActorClassCache.get`, which asks for some of those variables again. Without it the
-    workers that were started ahead stay idle, and others are started and import the same once more.
+    Only for a private cluster, whose workers already have the driver's variables. Replaces
+    `ray.tune.execution.class_cache._ActorClassCache.get`, which asks for some of those variables again. Without this
+    the workers that were started in advance stay idle, and others are started and import the same modules.
     """
-    from ray.tune.execution import class_cache  # with Tune, which who only looks at a cluster does not need
+    from ray.tune.execution import class_cache  # imported here: it imports Tune, which `captune status` does not need
 
     def get(self: Any, trainable_cls: Any) -> Any:
         if trainable_cls not in self._cache:
@@ -273,10 +278,10 @@ def workers_taken_as_they_are() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loggers_uncounted() -> Iterator[None]:
-    """Tune in the block does not count which of the known loggers it was given.
+    """Keep Tune, while the block runs, from counting which of the known loggers it was given.
 
-    That is a part of Ray's telemetry, which is off; but to count them, `ray.air._internal.usage.tag_callbacks` imports
-    MLflow, Weights & Biases and Comet where they are installed. Without it that takes up to seven seconds.
+    The count is part of Ray's telemetry, which is off. To make it, `ray.air._internal.usage.tag_callbacks` nevertheless
+    imports MLflow, Weights & Biases and Comet if they are installed, which takes up to seven seconds.
     """
     from ray.air._internal import usage
 
@@ -285,10 +290,10 @@ def loggers_uncounted() -> Iterator[None]:
 
 
 def dashboard_address() -> str | None:
-    """The `host:port` of the dashboard of the cluster that is connected; None as long as it is not up.
+    """The `host:port` of the connected cluster's dashboard; None as long as it is not up.
 
-    Uses the key `ray._private.ray_constants.DASHBOARD_ADDRESS`, which a dashboard sets when it answers, and tells Ray,
-    which was started without waiting for it, under the key that `ray.init` would have set.
+    Uses the key `ray._private.ray_constants.DASHBOARD_ADDRESS`, which a dashboard sets once it answers. The address is
+    stored for Ray under the key that `ray.init` would have set if it had waited for the dashboard.
     """
     constants: Any = ray._private.ray_constants
     found = internal_kv._internal_kv_get(constants.DASHBOARD_ADDRESS, namespace=constants.KV_NAMESPACE_DASHBOARD)
@@ -299,20 +304,20 @@ def dashboard_address() -> str | None:
 
 
 def address_of_this_machine() -> str | None:
-    """The `host:port` that `auto` stands for here; None where no cluster is known.
+    """The `host:port` that `auto` stands for on this machine; None if no cluster is known.
 
     Uses `ray._private.services.get_ray_address_from_environment`. Without it `--address auto` could not tell a cluster
     that listens on loopback from one that listens on the network.
     """
     services: Any = ray._private.services
-    with contextlib.suppress(Exception):  # several kinds, for several ways of finding nothing
+    with contextlib.suppress(Exception):  # Ray raises several kinds if it finds nothing
         found = services.get_ray_address_from_environment("auto", None)
         return None if found is None else str(found)
     return None
 
 
 def put_value(key: str, value: str, *, namespace: str) -> None:
-    """Leave a text in the cluster's key-value store (`ray.experimental.internal_kv`)."""
+    """Store a text in the cluster's key-value store (`ray.experimental.internal_kv`)."""
     internal_kv._internal_kv_put(key, value, overwrite=True, namespace=namespace)
 
 
@@ -324,10 +329,10 @@ def values_of(prefix: str, *, namespace: str) -> dict[str, str]:
 
 
 def fail_trial(tune_controller: Any, trial: Any, error: Exception) -> None:
-    """End a Tune trial as failed with an error, and its process at once, whatever it waits for.
+    """End a Tune trial as failed with an error, and kill its process at once, whatever the process waits for.
 
-    Uses `TuneController._process_trial_failure`, which tells scheduler and searcher, and the trial's actor. Tune's own
-    way asks the process to end itself and waits ten minutes for it.
+    Uses `TuneController._process_trial_failure`, which tells scheduler and searcher, and the trial's actor. Tune itself
+    would ask the process to end and wait ten minutes for it.
     """
     actor = trial.temporary_state.ray_actor
     tune_controller._process_trial_failure(trial, error)
@@ -336,10 +341,10 @@ def fail_trial(tune_controller: Any, trial: Any, error: Exception) -> None:
 
 
 def keep_actors(tune_controller: Any, resources: Any, count: int) -> None:
-    """Let Tune keep so many actors of these resources that have nothing to do, for trials that come later.
+    """Let Tune keep up to `count` idle actors of these resources for later trials.
 
-    Uses `TuneController._actor_cache`; by itself Tune keeps one. Without it all workers but one are ended between the
-    last trial of a search and the first of the confirmation, and others import everything once more.
+    Uses `TuneController._actor_cache`; by itself Tune keeps one. Without this all workers but one are ended between the
+    last trial of a search and the first of the confirmation, and new ones have to import everything again.
     """
     cache = getattr(tune_controller, "_actor_cache", None)
     if cache is not None:

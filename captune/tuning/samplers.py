@@ -1,7 +1,7 @@
 """Samplers: Optuna's, in memory, rebuilt from the journal.
 
-What a sampler proposes for search trial n depends on the study's seed, on n, and on the outcomes told before. So none
-of it has to be stored, and a resumed study goes on as the uninterrupted one would have.
+What a sampler proposes for search trial n depends only on the study's seed, on n, and on the outcomes it was told
+before. Its state therefore need not be stored, and a resumed study goes on as the uninterrupted one would have.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from captune.tuning import optuna_internals
 from captune.tuning.allotment import STARTUP_TRIALS
 
 OPTUNA_STATES = {State.COMPLETE: TrialState.COMPLETE, State.PRUNED: TrialState.PRUNED, State.FAILED: TrialState.FAIL}
-# These keep state of their own, so they are rebuilt by asking again; the others by showing them the finished trials.
+# These keep state of their own and are rebuilt by asking them again; the others are only shown the known trials.
 _STATEFUL = ("qmc", "cmaes", "nsga2")
 
 
@@ -71,8 +71,8 @@ class _Taken:
 class Sampler:
     """Proposes configurations and learns from their outcomes; search trial numbers are Optuna's trial numbers.
 
-    Trials that it did not propose are given to Optuna only when the next proposal is asked for, each as it is by then:
-    a study of thousands of trials is opened in one pass over its journal.
+    Trials that it did not propose are passed to Optuna only when the next proposal is asked for, each in the state that
+    it has then. This way a study of thousands of trials is opened in one pass over its journal.
     """
 
     def __init__(self, name: str, space: Space, *, seed: int, num_objectives: int = 1) -> None:
@@ -100,11 +100,11 @@ class Sampler:
 
         Args:
             number: the search trial.
-            params: its values; outside the space they stand at the nearest border for the sampler.
-            suggested: whether the sampler had proposed it (a replay).
+            params: its values; the sampler is told the nearest border for a value outside the space.
+            suggested: whether the sampler had proposed it before (a replay).
 
         Raises:
-            UsageError: asked again, a sampler with state of its own proposes something else.
+            UsageError: a sampler with state of its own, asked again, proposes something else.
         """
         if suggested and self._stateful:
             again = self._ask(number).params
@@ -118,8 +118,8 @@ class Sampler:
         self._taken[number] = _Taken(self._space.clip(params))
 
     def report(self, number: int, percent: int, score: float | None) -> None:
-        """Enter an intermediate score at a share of the budget (percent, so that budgets compare)."""
-        # A trial that has already ended failed before and is tried again: the sampler keeps its first result.
+        """Enter a score at a percentage of the trial's budget, so that trials of different budgets can be compared."""
+        # A trial that has ended already had failed and is tried again; the sampler keeps its first result.
         if score is None or not self._single or number in self._ended:
             return
         if number in self._taken:
@@ -140,7 +140,7 @@ class Sampler:
             return
         taken = self._taken[number]
         if told == TrialState.PRUNED and taken.intermediate_values:
-            # As `tell` does: a pruned trial has only its last intermediate value.
+            # As in Optuna's `tell`, the value of a pruned trial is its last intermediate value.
             values = [taken.intermediate_values[max(taken.intermediate_values)]]
         taken.state, taken.values = told, None if values is None else list(values)
 

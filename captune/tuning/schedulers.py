@@ -1,8 +1,8 @@
 """Early stopping: asynchronous successive halving on a trial's share of its own budget.
 
 Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020, Algorithm 2, in its stopping form. The
-rule is a pure function of the scores that came to a rung, in the order of the journal, so replaying the journal
-rebuilds it; Ray's own scheduler forgets its rungs on restore.
+rule is a pure function of the scores that reached a rung, in the order of the journal, so replaying the journal
+rebuilds its state. Ray's own scheduler forgets its rungs on restore.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Two thirds of the warm-up's noise lie behind a quarter of the budget; before that, scores say little.
+# After a quarter of the budget two thirds of the early epochs' noise is over; before that, scores say little.
 RUNGS = (0.25, 0.5)
 REDUCTION = 2
 # With fewer trials a rung's quantile is mostly chance.
@@ -19,7 +19,7 @@ MIN_TRIALS = 4
 
 
 def at_rung(epoch: int, num_epochs: int) -> bool:
-    """Whether a trial is compared after this epoch (from 1): it has just come to a rung."""
+    """Whether a trial reaches a rung with this epoch (counted from 1), at which it is compared."""
     return any(epoch >= rung * num_epochs - 1e-9 > epoch - 1 for rung in RUNGS)
 
 
@@ -27,7 +27,7 @@ class Halving:
     """The rungs of one cell.
 
     Args:
-        rungs: shares of a trial's budget at which it is compared, rising.
+        rungs: shares of a trial's budget at which it is compared, in increasing order.
         reduction: one of this many trials goes on.
     """
 
@@ -40,7 +40,7 @@ class Halving:
     def should_stop(self, key: str, fidelity: float, score: float | None) -> bool:
         """Whether a trial should stop: its score is below the (1 − 1/reduction) quantile of those at its rung.
 
-        A rung judges once four trials have come to it; a trial without a score is never stopped.
+        A rung stops no trial before MIN_TRIALS others have reached it. A trial without a score is never stopped.
         """
         rung = self._reached(key, fidelity)
         if rung is None or score is None:
@@ -49,7 +49,7 @@ class Halving:
         return len(others) >= MIN_TRIALS and score < float(np.quantile(others, 1 - 1 / self.reduction))
 
     def enter(self, key: str, fidelity: float, score: float | None) -> None:
-        """Enter a trial's score in the highest rung it has come to and not been entered in (higher is better)."""
+        """Enter a trial's score (higher is better) in the highest rung that it has newly reached, if any."""
         rung = self._reached(key, fidelity)
         if rung is not None and score is not None:
             self._passed[key] = rung

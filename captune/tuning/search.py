@@ -1,6 +1,6 @@
-"""One search over one space: what samples it, what stops weak trials early, and how those that finish rank.
+"""One search over one space: its sampler, the rule that stops weak trials early, and the ranking of finished ones.
 
-A study has one, and with `--screen` a second, cheaper one before it: scores of the two are never mixed.
+A study has one search and, with `--screen`, a second, cheaper one before it. Scores of the two are never mixed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ PROMOTE_ONE_OF = 8
 
 
 class Search:
-    """The trials of a search and what is learned from them, a function of the journal's events in their order.
+    """The trials of a search and what is learned from them; both follow from the journal's events in their order.
 
     Args:
         space: what is searched.
         study: sampler, scheduler, objectives.
         seed: of the sampler.
         votes: whether trials are scored by the vote of all (`ensv`).
-        proposes: whether trials will be asked for. Without, Optuna is not imported and no sampler is kept up to date.
+        proposes: whether proposals will be asked for; if not, Optuna is not imported and there is no sampler.
     """
 
     def __init__(self, space: Space, study: StudyConfig, *, seed: int, votes: bool, proposes: bool = True) -> None:
@@ -44,26 +44,26 @@ class Search:
         self._sampler = _sampler(study.sampler, space, seed, self._num_objectives) if proposes else None
 
     def suggest(self, number: int) -> dict[str, Any]:
-        """The sampler's proposal for trial `number`; to be planned at once."""
+        """The sampler's proposal for trial `number`, which must be planned at once."""
         if self._sampler is None:
             raise ValueError("a search must have a sampler to propose trials, but was opened only to be read")
         return self._sampler.suggest(number)
 
     def plan(self, trial: Trial, *, just_suggested: bool) -> None:
-        """A trial of this search was planned; `just_suggested`: the sampler has proposed it, so it knows it."""
+        """Add a planned trial. `just_suggested`: the sampler has just proposed it and knows it already."""
         self.trials.append(trial)
         if self._sampler is not None and not just_suggested:
             self._sampler.take(self._number(trial), trial.params, suggested=trial.origin == "sampler")
 
     def epoch(self, trial: Trial) -> None:
-        """A trial has trained a new epoch."""
+        """Take note that a trial has trained a new epoch."""
         if self._sampler is not None:
             self._sampler.report(self._number(trial), round(100 * trial.progress), trial.score_so_far)
         if self._halving is not None:
             self._halving.enter(trial.key, trial.progress, trial.score_so_far)
 
     def end(self, trial: Trial) -> None:
-        """A trial has ended."""
+        """Take note that a trial has ended."""
         if self._sampler is None:
             return
         values = None if trial.score_at_end is None else [trial.score_at_end]
@@ -72,7 +72,7 @@ class Search:
         self._sampler.tell(self._number(trial), trial.state, values)
 
     def should_stop(self, trial: Trial, fidelity: float, score: float | None) -> bool:
-        """Whether a trial should stop; the first configuration never does, nor that of a method among several."""
+        """Whether a trial should stop. The first configuration (with several methods, each one's first) never does."""
         first = trial.starts_search or (trial.origin == "warm_start" and METHOD in trial.params)
         stoppable = self._halving is not None and not first and fidelity < 1
         return stoppable and self._halving is not None and self._halving.should_stop(trial.key, fidelity, score)
@@ -82,7 +82,7 @@ class Search:
         return len(self.trials) >= at_least and all(trial.ended for trial in self.trials)
 
     def scored(self) -> list[Scored]:
-        """The finished trials with their scores and places, by number."""
+        """The finished trials in order of number, with their scores and their places in the unit cube."""
         return [
             Scored(self._number(trial), self._settled_score(trial), tuple(self.space.unit(trial.params)))
             for trial in self.trials
@@ -95,9 +95,9 @@ class Search:
         return [self.trials[trial.number] for trial in best_first]
 
     def promoted(self, rank: int) -> tuple[str, tuple[float, ...]] | None:
-        """Key and place of the configuration of this rank that a screen hands on to the search; None past the last.
+        """Key and place of the screened configuration of this rank that is promoted to the search; None past the last.
 
-        The first configuration is left out: the search begins with it anyway.
+        The first configuration is left out, because the search begins with it anyway.
         """
         places: dict[tuple[float, ...], str] = {}
         for trial in self.ranked():
@@ -107,7 +107,7 @@ class Search:
         return (chosen[rank][1], chosen[rank][0]) if rank < len(chosen) else None
 
     def settled_scores(self) -> dict[str, float]:
-        """Scores that changed after the end of a trial: the vote of all, by key."""
+        """Scores, by key, that have changed since their trials ended: agreement with the vote, if `votes`; else {}."""
         return {} if self.votes is None else self.votes.agreements()
 
     def _settled_score(self, trial: Trial) -> float:

@@ -1,7 +1,7 @@
 """An adapted model behind HTTP on this machine, by Ray Serve: POST an image, get classes and probabilities.
 
-It listens on loopback only, and answers only requests that carry the token and name this machine as the host, because
-any page in a browser can reach loopback.
+It listens on loopback only. Since any page in a browser can reach loopback, every request must name this machine as the
+host, and a request for a prediction must carry the token.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Classifier:
     Args:
         place: the model, as `open_adapted` takes it.
         options: backbone, pretrained and device for it.
-        token: who knows it may ask.
+        token: secret that a request must carry.
     """
 
     def __init__(self, place: str, options: dict[str, Any], token: str) -> None:
@@ -47,8 +47,8 @@ class Classifier:
     async def __call__(self, request: Request) -> Response:
         """`GET /`: the page. `POST /predict?top=K` with an image as the body: its K most probable classes.
 
-        401 without the token (`Authorization: Bearer TOKEN`), 403 for another host's name, 413 above MAX_BYTES, 422 for
-        what is no image that can be read.
+        401 without the token (`Authorization: Bearer TOKEN`), 403 for another host's name, 404 for another path, 405
+        for another method, 413 above MAX_BYTES, 422 for a body that is no readable image and for a wrong `top`.
         """
         if request.url.hostname not in _HOSTS:
             return _refusal(403, f"this server answers to {' and '.join(_HOSTS)} only")
@@ -74,7 +74,7 @@ class Classifier:
         return await asyncio.to_thread(self._classified, bytes(body), int(top))
 
     def _classified(self, content: bytes, top: int) -> Response:
-        # As a file, so that it is decoded by the same code as those of `captune predict`.
+        # Written to a file, so that the code of `captune predict` decodes it.
         with tempfile.NamedTemporaryFile(prefix="captune-image-") as file:
             file.write(content)
             file.flush()
@@ -101,7 +101,7 @@ def served(place: Path, options: dict[str, Any], *, port: int, token: str) -> It
         place: the model, as `open_adapted` takes it.
         options: backbone, pretrained and device for it.
         port: on loopback.
-        token: who knows it may ask.
+        token: secret that a request must carry.
 
     Raises:
         StudyError: Ray does not start.
@@ -114,7 +114,7 @@ def served(place: Path, options: dict[str, Any], *, port: int, token: str) -> It
         serve.start(http_options={"host": HOST, "port": port}, logging_config={"log_level": "ERROR"})
         try:
             serve.run(deployment.bind(str(place.absolute()), options, token), route_prefix="/", logging_config=None)
-            # The fragment of an address stays in the browser.
+            # A browser does not send the fragment of an address, so the token does not appear in requests for the page.
             yield f"http://{HOST}:{port}/#{token}"
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]

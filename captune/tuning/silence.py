@@ -1,4 +1,4 @@
-"""Warn of trials that make no step for ten times their usual time, since nothing ends them by itself."""
+"""Warn of trials that do not report for ten times as long as an epoch takes; only --trial-timeout would end them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from captune.tuning.cell import Cell
 from captune.tuning.time_left import seconds_an_epoch
 
 _TIMES = 10
-# Opening a trial and its final evaluation are no epochs, and short epochs are reported together.
+# Less time is no reason to warn: opening and final evaluation take longer than an epoch, and short epochs are gathered.
 _LEAST_SECONDS = 60.0
 _EVERY_SECONDS = 1.0
 
@@ -22,8 +22,8 @@ class Silence:
 
     Args:
         cells: opened studies.
-        tell: told once of each trial that is silent, in words; of those of one node together.
-        clock: seconds.
+        tell: called with a warning, once per silent trial; silent trials on one node share a warning.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Silence:
             cell.listeners.append(self._listener(cell))
 
     def look(self) -> None:
-        """Tell of trials that have become silent; called at every turn of the loop."""
+        """Warn of trials that have become silent; called in every iteration of Ray's loop."""
         now = self._clock()
         if now - self._looked < _EVERY_SECONDS:
             return

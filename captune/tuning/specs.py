@@ -1,4 +1,4 @@
-"""What a study must know of its cell, and the order that a worker gets for a trial."""
+"""What a study must know of its cell, and what a worker is given to run a trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captune.space import Space
 
 @dataclass(frozen=True)
 class CellInfo:
-    """What a study must know of its cell before anything is trained; no label in it.
+    """What a study must know of its cell before anything is trained. It holds no labels.
 
     Attributes:
         name: the name of the study's directory, `<dataset>-<paradigm>-<method>`.
@@ -29,9 +29,9 @@ class CellInfo:
         metric_name: the report metric.
         criterion, criterion_help: what the search selects by.
         both_roles: True if report metrics need trials of their own, because score trials hide classes or test images.
-        notes: what a person should know of the backbone, in sentences.
-        screen_base: the same for the trials that screen, where the study screens.
-        most_packed: trials on frozen features that one worker's memory holds at once.
+        notes: sentences about data and backbone that the user should read.
+        screen_base: the same as `base` for screening trials; None if the study does not screen.
+        most_packed: the most trials on frozen features that one worker trains together.
         methods: in a study over several methods, the configuration that each begins with; `base` is the first one's.
     """
 
@@ -54,7 +54,7 @@ class CellInfo:
     methods: Mapping[str, TrialConfig] = field(default_factory=dict)
 
     def starting_values(self, space: Space, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What the first configuration has for the searched settings, with `given` in place of its own."""
+        """The first configuration's values of the searched settings, replaced by `given` where that has them."""
         given = given or {}
         method = given.get(METHOD, next(iter(self.methods), None))
         base = self.methods.get(str(method), self.base)
@@ -66,7 +66,7 @@ class CellInfo:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """An order for a worker: everything a trial needs, as plain data."""
+    """Everything that a worker needs to run one trial, as plain data."""
 
     cell: str
     key: str
@@ -84,18 +84,19 @@ class TrialSpec:
 
     @staticmethod
     def pack_to_json(pack: Sequence[TrialSpec]) -> str:
-        """Orders for trials that one worker trains together, as one line (Tune copies and flattens configurations; a
-        string stays a string).
+        """The specs of trials that one worker trains together, as one line.
+
+        It is a string because Tune copies and flattens the values of a configuration, but not strings.
         """
         return json.dumps([asdict(spec) for spec in pack])
 
     @classmethod
     def pack_from_json(cls, text: str) -> list[TrialSpec]:
-        """The orders that `pack_to_json` wrote."""
+        """The specs that `pack_to_json` wrote."""
         return [cls(**values | {"role": Role(values["role"])}) for values in json.loads(text)]
 
     def hyperparameters(self) -> dict[str, Any]:
-        """What the trial is, for people who look at it elsewhere."""
+        """The trial's settings and identity, as other loggers show them."""
         what = {"cell": self.cell, "key": self.key, "method": self.method, "seed": self.seed, "role": self.role}
         return self.config | what
 

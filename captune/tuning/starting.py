@@ -1,4 +1,4 @@
-"""What is done while Ray and its workers come up, so that the first trials need not wait for it."""
+"""Work that is done while Ray and its workers start, so that the first trials need not wait for it."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from captune.tuning.worker_start import words_left
 
 _EVERY_SECONDS = 1.0
 _OFTEN_SECONDS, _BEGIN_SECONDS, _IMPORT_SECONDS = 0.1, 20.0, 60.0
-# Images times classes. Above this a reference takes seconds, so workers train at the same time.
+# Images times classes. Above this a reference takes seconds and is left to the workers, which run several at once.
 _SMALL = 1_000_000
-# Workers that import PyTorch before they have a trial: each takes 300 MB.
+# The most workers that import PyTorch before they have a trial; each takes 300 MB.
 _MOST_READY = 8
 
 
 class Alongside:
-    """Runs a function in a thread while the block runs, and waits for it at its end; what it raises is raised there.
+    """Runs a function in a thread while the block runs. The block's end waits for it and raises what it raised.
 
-    Where the block ends by an exception or a signal, the function is asked to stop, and waited for as well: a process
-    that ends while PyTorch computes in a thread of its own aborts.
+    If the block ends by an exception or a signal, the function is asked to stop and is waited for as well, because a
+    process that ends while PyTorch computes in another thread aborts.
 
     Args:
-        work: is given a function that it has to call now and then; that raises once it should stop.
-        patience: seconds without such a call, as on a dead mount, after which it is not waited for any longer.
+        work: gets a function that it must call now and then, and that raises once the work should stop.
+        patience: seconds without such a call (as on a dead mount) after which the work is not waited for any longer.
 
     Attributes:
-        hangs: whether that has happened.
+        hangs: whether the work was given up for that reason.
     """
 
     def __init__(self, work: Callable[[Callable[[], None]], None], *, patience: float | None = None) -> None:
@@ -103,11 +103,11 @@ class Alongside:
 
 
 class DashboardComesUp:
-    """Tells once that Ray's dashboard is up; nobody waits for it.
+    """Calls a function once when Ray's dashboard is up; nothing waits for it.
 
     Args:
-        cluster: that is connected.
-        tell: called with it.
+        cluster: the connected cluster.
+        tell: called with the cluster.
     """
 
     def __init__(self, cluster: Cluster, tell: Callable[[Cluster], None]) -> None:
@@ -116,7 +116,7 @@ class DashboardComesUp:
         self._looked = 0.0
 
     def look(self) -> None:
-        """Called at every turn of Ray's loop."""
+        """See whether the dashboard is up; called in every iteration of Ray's loop."""
         if self._expected and time.monotonic() - self._looked > _EVERY_SECONDS:
             self._looked = time.monotonic()
             if self._cluster.dashboard is not None:
@@ -125,13 +125,13 @@ class DashboardComesUp:
 
 
 def modules_of_trials(cells: Sequence[Cell], *, concurrency: int | None, cpus_per_trial: float | None) -> list[str]:
-    """What the workers of a cluster of one's own import as they start; nothing where most would do so in vain.
+    """The modules that workers of a private cluster import as they start; none if most workers would not need them.
 
-    Ray starts one for each CPU, before it is known how many will have trials.
+    Ray starts a worker for each CPU, before it is known how many will have trials.
     """
     cpus = os.cpu_count() or 1
     needed = (concurrency or cpus) >= cpus and (cpus_per_trial or 1) <= 1
-    if not needed or cpus > _MOST_READY or machine_has_gpus():  # a GPU is assigned to a process before it imports
+    if not needed or cpus > _MOST_READY or machine_has_gpus():  # a worker must get its GPU before it imports
         return []
     methods = {trial.method or "" for cell in cells for trial in cell.trials.values()}
     methods |= {cell.study.method for cell in cells} | {name for cell in cells for name in cell.info.methods}
@@ -140,30 +140,30 @@ def modules_of_trials(cells: Sequence[Cell], *, concurrency: int | None, cpus_pe
 
 
 class ImportedAhead:
-    """Imports a module in a thread, once it is asked to; who needs the module then waits for what is left."""
+    """Imports a module in a thread once `begin` is called; importing it elsewhere then waits only for the rest."""
 
     def __init__(self, module: str) -> None:
         self._module = module
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Begin, unless it has begun."""
+        """Begin to import, unless that has begun already."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="captune-imports")
             self._thread.start()
 
     def _run(self) -> None:
-        with contextlib.suppress(Exception):  # who needs the module is told
+        with contextlib.suppress(Exception):  # raised again by the import where the module is needed
             importlib.import_module(self._module)
 
 
 def wait_for_workers(ready: Path, count: int, *, look: Callable[[], None]) -> None:
-    """Wait until the workers that Ray starts ahead have imported what trials need; not for ever, if some never do.
+    """Wait until the workers that Ray starts in advance have imported what trials need, or make no more progress.
 
     Args:
-        ready: where they leave word.
-        count: that come.
-        look: called now and then.
+        ready: folder in which the workers create files.
+        count: number of workers to wait for.
+        look: called several times per second.
     """
     known, since = words_left(ready), time.monotonic()
     while known[1] < count and time.monotonic() - since < (_IMPORT_SECONDS if known[0] else _BEGIN_SECONDS):
@@ -177,18 +177,18 @@ def wait_for_workers(ready: Path, count: int, *, look: Callable[[], None]) -> No
 def run_references_here(cells: Sequence[Cell], *, threads: int, look: Callable[[], None] = lambda: None) -> None:
     """Run the references of small studies in this process, which has prepared their images.
 
-    They do not train and take milliseconds; so the first scores do not wait for a worker's imports.
+    References do not train and take milliseconds, so the first scores need not wait for a worker's imports.
 
     Args:
         cells: the studies.
         threads: CPU threads of a trial.
-        look: called after each.
+        look: called after each reference.
     """
 
     def reference(trial: Trial | Planned) -> bool:
         return trial.phase is Phase.REFERENCE and not (isinstance(trial, Trial) and trial.crashes)
 
-    import torch  # not before Ray starts: it takes seconds
+    import torch  # imported here, because it takes seconds and must not delay the start of Ray
 
     before = torch.get_num_threads()
     with variables(thread_variables(threads)):

@@ -1,4 +1,4 @@
-"""Asking a running study to stop in order, from any machine that sees its directory."""
+"""Ask a running study to stop in order, from any machine that sees its directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def request_stop(directory: Path) -> None:
 
 
 class StopRequests:
-    """Whether somebody asked one of a driver's studies to stop; those of earlier drivers do not count.
+    """Tells whether somebody has asked one of a driver's studies to stop. Older requests are deleted first.
 
     Args:
         directories: of the studies.
@@ -33,7 +33,7 @@ class StopRequests:
             path.unlink(missing_ok=True)
 
     def came(self) -> bool:
-        """Look, once a second at most; a request is taken away as it is heard."""
+        """Whether a request has arrived. Looks at most once a second, and deletes the requests it finds."""
         now = time.monotonic()
         if now - self._looked < _EVERY_SECONDS:
             return False

@@ -1,4 +1,4 @@
-"""Watching from outside: gauges in Ray's metrics, TensorBoard logs, standings for `captune status ADDRESS`."""
+"""Publish progress outside the driver: Ray's metrics, TensorBoard logs, standings for `captune status ADDRESS`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _KEY = "standings:"
 
 
 def logger_callbacks(loggers: Sequence[str], cells: Sequence[Cell]) -> list[Any]:
-    """Ray's own callbacks for the loggers that are services."""
+    """Ray's own callbacks for the loggers that are services (MLflow, Weights & Biases)."""
     project = cells[0].name if len(cells) == 1 else "captune"
     callbacks: list[Any] = []
     if "mlflow" in loggers:
@@ -57,7 +57,7 @@ def logger_callbacks(loggers: Sequence[str], cells: Sequence[Cell]) -> list[Any]
 
 
 def _readable(callback: type[Any]) -> type[Any]:
-    """One of Ray's callbacks, which sees hyperparameters instead of a worker's order, and a failure as one."""
+    """A subclass of one of Ray's callbacks that logs a trial's hyperparameters, not its TrialSpec, and its failure."""
 
     class Readable(callback):
         def log_trial_start(self, trial: Any) -> None:
@@ -80,7 +80,7 @@ def _readable(callback: type[Any]) -> type[Any]:
 def telemetry(
     cells: Sequence[Cell], *, loggers: Sequence[str] = (), concurrency: int = 1
 ) -> Iterator[Callable[[], None]]:
-    """Publish how studies go on while the block runs; yields what is to be called at every turn of the loop."""
+    """Publish the progress of studies while the block runs; yields a function to call in every iteration of a loop."""
     publisher = Publisher(cells, concurrency=concurrency)
     boards = [TensorBoard(cell) for cell in cells] if "tensorboard" in loggers else []
     try:
@@ -92,7 +92,7 @@ def telemetry(
 
 
 class Publisher:
-    """Sets the gauges and leaves the standings in Ray's key-value store, every two seconds at most."""
+    """Sets the gauges and writes the standings to Ray's key-value store, at most every two seconds."""
 
     def __init__(self, cells: Sequence[Cell], *, concurrency: int) -> None:
         self._cells = list(cells)
@@ -105,7 +105,7 @@ class Publisher:
             cell.listeners.append(self._listener(cell))
 
     def publish(self, now: bool = False) -> None:
-        """Publish if it is time."""
+        """Publish, unless the last time was less than two seconds ago; with `now`, always."""
         if not now and time.monotonic() - self._published < _EVERY_SECONDS:
             return
         self._published = time.monotonic()
@@ -116,7 +116,7 @@ class Publisher:
             for name, value in values.items():
                 self._gauges[name].set(value, {"cell": cell_name, "trial": trial})
         self._steps.clear()
-        # A lost cluster takes the store with it; the study's own error explains that better.
+        # If the cluster is lost, the store is lost too. The study's own error explains that better.
         with contextlib.suppress(Exception):
             told = json.dumps([asdict(how) for how in standings])
             ray_internals.put_value(_KEY + self._identity, told, namespace=_NAMESPACE)
@@ -154,14 +154,14 @@ def _figures(event: Epoch, trial: Trial) -> dict[str, float]:
 
 
 class CurveFile:
-    """An event file of TensorBoard's.
+    """A TensorBoard event file.
 
-    tensorboardX's own writer sends every number through a pipe to a thread of its own, three threads per file; with a
-    hundred trials at once that is most of what a report costs. This writes the numbers of an epoch as one record.
+    tensorboardX's own writer has three threads per file and sends every number through a pipe to one of them. With a
+    hundred trials at once that is most of a report's cost. This class writes the numbers of an epoch as one record.
     """
 
     def __init__(self, directory: Path) -> None:
-        # Loaded late: it brings protobuf with it.
+        # Imported here, because it imports protobuf.
         from tensorboardX.event_file_writer import EventsWriter
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -213,6 +213,6 @@ class TensorBoard:
 
 
 def published_standings() -> list[Standing]:
-    """The standings that drivers left in the connected cluster, of the latest drivers last."""
+    """The standings that drivers wrote to the connected cluster's store, those of the latest drivers last."""
     found = sorted(ray_internals.values_of(_KEY, namespace=_NAMESPACE).items())
     return [Standing(**values) for _, text in found for values in json.loads(text)]

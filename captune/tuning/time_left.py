@@ -12,8 +12,8 @@ from captune.tuning.cell import Cell
 def seconds_left(cell: Cell, *, concurrency: int = 1) -> float | None:
     """Seconds until a study ends, `concurrency` trials at a time; None until an epoch of each kind left was measured.
 
-    Frozen-feature epochs and prompt epochs cost differently and are counted apart. A trial that is still to be
-    planned is taken to have the mean budget of those like it, and to be stopped as early as they were.
+    Frozen-feature epochs and prompt epochs cost differently and are counted separately. A trial that is not planned yet
+    is assumed to train as many epochs as the ended trials of its phase did on average.
     """
     trials = [trial for trial in cell.trials.values() if trial.phase != Phase.REFERENCE]
     rates = seconds_an_epoch(trials)
@@ -33,9 +33,9 @@ def seconds_left(cell: Cell, *, concurrency: int = 1) -> float | None:
 
 
 def seconds_to_close(cell: Cell) -> tuple[float, float]:
-    """Seconds of training until a study ends if its search ended now: all of it, and its longest single trial.
+    """Seconds of training that would be left if the search ended now: in total, and of the longest single trial.
 
-    Running trials come to their end and the best are confirmed. Zero where nothing has been measured yet.
+    Running trials would be finished and the best configurations confirmed. Zero if nothing has been measured yet.
     """
     trials = [trial for trial in cell.trials.values() if trial.phase != Phase.REFERENCE]
     rates = seconds_an_epoch(trials)
@@ -65,7 +65,7 @@ def _to_be_planned(cell: Cell) -> list[tuple[Phase, int, dict[str, Any]]]:
 
 
 def seconds_an_epoch(trials: Sequence[Trial]) -> dict[str, float]:
-    """By what is tuned; a method without epochs counts each of its trials as one."""
+    """Mean seconds per epoch, by what is tuned; an ended trial of a method without epochs counts as one epoch."""
     seconds: dict[str, float] = {}
     epochs: dict[str, float] = {}
     for trial in trials:
@@ -76,7 +76,7 @@ def seconds_an_epoch(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def _mean_epochs(alike: Sequence[Trial], otherwise: float) -> float:
-    """How many epochs such a trial trains: the mean of those that have ended, else its budget."""
+    """How many epochs such a trial trains: the mean of `alike` that have ended, else their mean budget."""
     ended = [float(trial.num_epochs or 1) for trial in alike if trial.ended]
     budgets = ended or [_budget(trial) for trial in alike] or [otherwise]
     return sum(budgets) / len(budgets)

@@ -1,7 +1,7 @@
-"""The Ray Tune trainable: one actor that trains trial after trial, on frozen features several together.
+"""The Ray Tune trainable: one actor that trains one trial after another, on frozen features several together.
 
-It reports epochs and an outcome; what they mean is decided by the driver. A trial's own files are the only thing it
-needs to go on after its process died, so Tune's checkpoints stay off.
+It reports epochs and outcomes, and the driver decides what follows from them. After its process has died, a trial goes
+on from its own files alone, so Tune's checkpoints stay off.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class OpenTrial(Protocol):
         """Epochs trained so far."""
 
     def run_epoch(self) -> dict[str, Any]:
-        """Train an epoch; its record."""
+        """Train an epoch; returns its record."""
 
     def finish(self) -> dict[str, Any]:
-        """Write what is to be kept; the outcome."""
+        """Write what is to be kept; returns the outcome."""
 
 
 def open_trial(spec: TrialSpec) -> OpenTrial:
-    """Open a trial by captune's own training code, on the GPU that Ray gave it where it gave one.
+    """Open a trial with captune's own training code, on the GPU that Ray gave it, if it gave one.
 
     Raises:
         StudyError: torch does not see that GPU.
@@ -64,7 +64,7 @@ def open_trial(spec: TrialSpec) -> OpenTrial:
 
 
 def open_trial_anywhere(spec: TrialSpec) -> OpenTrial:
-    """The same on any device. Training code is imported here, since the driver needs none of it."""
+    """`open_trial` on any device. Training code is imported here, because the driver needs none of it."""
     from captune.algorithms import method_named
     from captune.config import TaskConfig
     from captune.training.memory import reset_peaks
@@ -85,14 +85,14 @@ def open_trial_anywhere(spec: TrialSpec) -> OpenTrial:
 
 
 class Member:
-    """A trial that an actor trains: its order, and once it is open its lock, its training and what is to be told.
+    """A trial that an actor trains: its spec and, once it is open, its lock, its training and the records to report.
 
     Attributes:
-        spec: the order.
-        trial: its training, None before it is open and after it was let go.
-        ended: whether it has come to its end, has failed or was ended by the driver.
-        told: epochs that the driver knows.
-        prepared: images that opening it decoded and encoded: on a node that joined later, or whose store was removed.
+        spec: what the driver asked for.
+        trial: its training; None before it is opened and after it is released.
+        ended: whether it has reached its end, has failed or was ended by the driver.
+        told: number of epochs that were reported to the driver.
+        prepared: images decoded and encoded to open it, as on a node that joined later or whose store was removed.
     """
 
     def __init__(self, spec: TrialSpec) -> None:
@@ -106,11 +106,11 @@ class Member:
 
     @property
     def due(self) -> int | None:
-        """The epoch that is to be told next; None where every one was told."""
+        """The next epoch to report; None if every one was reported or the trial is not open."""
         return self.told + 1 if self.trial is not None and self.told < self.trial.num_epochs else None
 
     def open(self, open_trial: Callable[[TrialSpec], OpenTrial]) -> None:
-        """Open the trial. Epochs that were trained but not told when a process died have their records on disk."""
+        """Open the trial, and read the records of epochs that were trained but not reported before a process died."""
         self._lock = _lock(self.spec.path)
         before = work_done()
         self.trial = open_trial(self.spec)
@@ -118,11 +118,11 @@ class Member:
         self._rows = {row["epoch"]: row for row in _known_rows(self.spec.path) if row["epoch"] <= self.trial.epoch}
 
     def take(self, row: dict[str, Any]) -> None:
-        """Keep the record of an epoch until it is told."""
+        """Keep the record of an epoch until it is reported."""
         self._rows[row["epoch"]] = row | _memory()
 
     def tell(self) -> dict[str, Any]:
-        """The record of the epoch that is due."""
+        """Count the epoch that is due as reported; returns its record."""
         self.told += 1
         return self._rows.pop(self.told)
 
@@ -131,7 +131,7 @@ class Member:
         return self._lock is not None and not (self.spec.path / TRIAL_LOCK).exists()
 
     def release(self) -> None:
-        """Let go of the trial."""
+        """Drop the trial and give back its lock."""
         self.trial = None
         if self._lock is not None:
             self._lock.close()
@@ -139,10 +139,10 @@ class Member:
 
 
 class StudyTrainable(Trainable):
-    """Trains the trials its configuration names together; an actor is used for one pack of trials after another.
+    """Trains the trials that its configuration names, together; an actor trains one pack of trials after another.
 
-    What it tells of a pack comes epoch by epoch, of each epoch in the order of the pack. So a pack that was killed and
-    goes on, perhaps with some of its trials an epoch ahead, tells the driver what it would have told uninterrupted.
+    It reports a pack epoch by epoch, and within an epoch in the order of the pack. Therefore a pack that was killed and
+    continued, perhaps with some of its trials an epoch ahead, reports the same as an uninterrupted one.
     """
 
     def setup(self, config: dict[str, Any], open_trial: Callable[[TrialSpec], OpenTrial] = open_trial) -> None:
@@ -160,10 +160,10 @@ class StudyTrainable(Trainable):
         self._members = [Member(spec) for spec in TrialSpec.pack_from_json(config[SPEC])]
 
     def step(self) -> dict[str, Any]:
-        """Train until there is something to report, and report it; failures are reported, not raised.
+        """Train until there is something to report, and return it; failures are reported, not raised.
 
-        That is one epoch where epochs take long; short ones come together, as often as a person can follow, and always
-        up to where the scheduler decides. The last come with the outcome.
+        A long epoch is reported by itself. Short ones are gathered for `report_seconds`, but not past an epoch at which
+        the scheduler decides. The last epochs are reported together with the outcome.
 
         Raises:
             RuntimeError: memory ran out for a pack; its trials are then tried again one by one.
@@ -184,7 +184,7 @@ class StudyTrainable(Trainable):
         return {**numbers, PAYLOAD: payload, "done": all(member.ended for member in self._members)}
 
     def _advance(self) -> None:
-        """Open the trials or train on until there is something to report."""
+        """Open trials that are not open, and train until there is something to report."""
         began, seconds = time.perf_counter(), self._members[0].spec.report_seconds
         for member in self._members:
             if member.dropped():
@@ -227,13 +227,13 @@ class StudyTrainable(Trainable):
                     member.take(record)
 
     def _finish(self) -> bool:
-        """Finish the members that have trained all epochs; whether there were any."""
+        """Finish the members whose epochs are all reported; returns whether there were any."""
         through = [member for member in self._alive if member.due is None]
         for member in through:
             with self._failing(member):
                 assert member.trial is not None  # for the type checker: it has been opened
                 started = time.perf_counter()
-                while member.trial.epoch < member.trial.num_epochs:  # told, but trained after the last checkpoint
+                while member.trial.epoch < member.trial.num_epochs:  # reported before, but newer than the checkpoint
                     member.trial.run_epoch()
                 outcome = member.trial.finish()
                 self._tell(member, outcome={**outcome, "seconds": time.perf_counter() - started})
@@ -250,7 +250,7 @@ class StudyTrainable(Trainable):
 
     @contextlib.contextmanager
     def _failing(self, member: Member) -> Iterator[None]:
-        """A bug or a full disk ends one trial with its reason; others go on."""
+        """Report an error in the block (a bug, a full disk) as the failure of one trial; the others go on."""
         try:
             yield
         except (CaptuneError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, OSError) as error:
@@ -259,7 +259,7 @@ class StudyTrainable(Trainable):
             member.release()
 
     def cleanup(self) -> None:
-        """Let go of the trials."""
+        """Release all trials."""
         self._release()
 
     def _release(self) -> None:
@@ -278,10 +278,10 @@ def _known_rows(directory: Path) -> list[dict[str, Any]]:
 
 
 def _lock(directory: Path) -> IO[str]:
-    """Keep other processes out of a trial's directory, waiting for a dying one.
+    """Lock a trial's directory against other processes; waits for a dying one to give its lock back.
 
     Raises:
-        StudyError: another process keeps it.
+        StudyError: another process keeps the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
     file = (directory / TRIAL_LOCK).open("w")
@@ -303,7 +303,7 @@ def _lock(directory: Path) -> IO[str]:
 
 
 def _memory() -> dict[str, int]:
-    """Peak memory of the trial's process while it ran, and of its GPU, where it has one."""
+    """Peak memory in bytes of this process and, if it has a GPU, on the GPU; {} if the trial does not use torch."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
@@ -317,7 +317,7 @@ def _memory() -> dict[str, int]:
 
 
 def _free_memory() -> None:
-    """Give back what a failed trial leaves, where it trained: others share the GPU."""
+    """Free the memory that a failed trial leaves behind, because other trials may share its GPU."""
     if "torch" in sys.modules:
         from captune.training.memory import free_memory
 

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from captune.records.layout import PREDICTIONS
 
-# Where no pool image is held out (trzsl) the validation images are voted on; their labels are left alone.
+# If no pool image is held out (trzsl), the vote is on the validation images, whose labels are not used.
 _JUDGED = ("holdout_probs", "validation_probs")
 
 
@@ -25,9 +25,9 @@ class Votes:
         self._predicted_N: dict[str, np.ndarray] = {}
 
     def add(self, key: str, directory: Path) -> float | None:
-        """Enter a candidate from its stored predictions; its agreement with the vote, itself included.
+        """Enter a candidate's stored predictions; returns its agreement with the vote, its own vote included.
 
-        None where it has no predictions on held-out images.
+        None if it has no predictions on held-out images.
         """
         path = directory / PREDICTIONS
         if key not in self._predicted_N:

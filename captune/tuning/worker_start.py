@@ -1,6 +1,7 @@
-"""What a worker of a private cluster does before it has a trial: it imports what trials need, and leaves word.
+"""What a worker of a private cluster does before it has a trial: it imports what trials need, and says so by files.
 
-Ray calls `begin` by its name (`captune.tuning.ray_internals.workers_ready`), so nothing heavy may be imported here.
+Every worker imports this module to call `begin` (`captune.tuning.ray_internals.workers_ready`), so it must import
+nothing heavy itself.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ MODULES, READY = "CAPTUNE_WORKER_MODULES", "CAPTUNE_WORKERS_READY"
 
 
 def begin() -> None:
-    """Import the modules that the environment names, and leave word in the folder it names, before and after.
+    """Import the modules that the environment names; before and after, create a file in the folder that it names.
 
-    It never fails, since Ray ends a worker that does: what cannot be imported fails again where it is needed.
+    It never raises, since Ray would end the worker. A module that cannot be imported fails again where it is needed.
     """
     _leave_word("begun")
     for module in os.environ.get(MODULES, "").split(","):
@@ -31,5 +32,5 @@ def _leave_word(what: str) -> None:
 
 
 def words_left(folder: Path) -> tuple[int, int]:
-    """How many workers have begun to import, and how many have done so."""
+    """How many workers have begun to import, and how many have finished."""
     return len(list(folder.glob("*.begun"))), len(list(folder.glob("*.ready")))
