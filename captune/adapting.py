@@ -39,7 +39,7 @@ def configuration(
     paper: bool = False,
     where: object = "settings",
 ) -> tuple[str, TrialConfig, Role]:
-    """What to train: the method's defaults, replaced by the settings of a file, replaced by those of the caller.
+    """What to train. The caller's settings take precedence over those of a file, and these over the method's defaults.
 
     Args:
         task: the cell.

@@ -1,4 +1,4 @@
-"""Times as people type them (45s, 90m, 6h, 2d, 1h30m) and as they say them (45 s, 3 min, 2 h 10 min)."""
+"""Read times as people type them (45s, 90m, 6h, 2d, 1h30m), and write them for reading (45 s, 3 min, 2 h 10 min)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 
 
 def duration(seconds: float) -> str:
-    """A time span as people say it: 45 s, 3 min, 2 h 10 min."""
+    """A time span for reading: 45 s, 3 min, 2 h 10 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""How a backbone wants its images: shared by the image store (data) and the backbones (model)."""
+"""How images are prepared for a backbone; used by the image store (data) and the backbones (model)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ class Preprocessing:
     Attributes:
         image_size: side of the square input, in pixels.
         mean: per-channel mean subtracted from values in [0, 1].
-        std: per-channel standard deviation divided by.
-        resize_mode: shortest side then centre crop, both sides, or longest side then padding.
+        std: per-channel standard deviation by which they are then divided.
+        resize_mode: what is resized to `image_size`: the shortest side, followed by a centre crop (shortest); both
+            sides (squash); or the longest side, followed by padding (longest).
         interpolation: of the resize.
     """
 

@@ -337,7 +337,7 @@ def _extremes(parameter: Parameter) -> list[Any]:
 
 
 def _value_problems(name: str, base: TrialConfig, values: list[Any]) -> list[str]:
-    """The configuration's own objections to values of one field."""
+    """The problems that the configuration itself finds with values of one field."""
     problems = []
     for value in values:
         try:

@@ -271,7 +271,7 @@ def write_study_predictions(record: StudyRecord) -> list[Path]:
     """Write predictions.csv: what the advised candidate predicts, over all its seeds, for the images of the report."""
     if record.choice is None:
         return []
-    # The ensemble's predictions are read from disk, as they were averaged.
+    # An ensemble's predictions were averaged when it was made; they are read from disk like those of a trial.
     name = str(record.choice.name)
     own = [trial for trial in record.complete() if trial.name == name and trial.phase is not Phase.STRESS]
     role = Role.REPORT if any(trial.role is Role.REPORT for trial in own) else Role.SCORE

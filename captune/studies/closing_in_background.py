@@ -76,7 +76,7 @@ class BackgroundClosing:
         return max([*(self._took or [CLOSING_SECONDS]), *running]) * max(1, reports / AT_ONCE)
 
     def wait(self, *, begin: bool = True) -> None:
-        """Wait until studies that are being closed are closed; with `begin`, also close all others that have ended."""
+        """Wait for the closings that have begun; with `begin`, also close all other studies that have ended."""
         while self._running:
             directory = next(iter(self._running))
             self._take(directory, self._running[directory])

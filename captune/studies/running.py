@@ -196,7 +196,7 @@ def _unable(opened: OpenStudy) -> StudyError:
 def _run_trials(
     plans: Sequence[Plan], settings: Settings, watcher: Watcher, stack: contextlib.ExitStack
 ) -> tuple[list[OpenStudy], BackgroundClosing]:
-    """Open the studies and run their trials; if there are several, close each as it ends. `stack` releases them all."""
+    """Open the studies and run their trials; close each of several as it ends. Closing `stack` releases them."""
     studies: list[OpenStudy] = []
     try:
         for plan in plans:

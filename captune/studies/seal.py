@@ -1,8 +1,8 @@
 """When the test labels of a study may be read: once it has chosen, and not before.
 
-This module records that the time has come and what the labels then said. They are read in
-`captune.training.evaluation` alone. (A sealed label is a true label that no part of training, search or choice can
-reach.)
+This module records in the journal that the labels may be read, and the metrics that follow from them. Only
+`captune.training.evaluation` reads them. A sealed label is a true label that no part of training, search or choice can
+reach; the one exception is `--select-by oracle`, which is for research.
 """
 
 from __future__ import annotations

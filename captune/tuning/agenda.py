@@ -125,7 +125,7 @@ class Agenda:
         return None if ended is None or self._study.trials > (ended.trials or 0) else ended
 
     def why_settled(self) -> str | None:
-        """With `--stop-when-settled`, why the search may end: its remaining trials would gain hardly anything."""
+        """With `--stop-when-settled`, why the search may end (its other trials would hardly gain); None otherwise."""
         left = self.num_trials - len(self._search.trials)
         if not self._study.stop_when_settled or left < 1 or self.ended is not None or not self._space.parameters:
             return None
@@ -282,7 +282,7 @@ class Agenda:
         yield range(first, seeds), {config_id: why for config_id, why in chosen.items() if config_id not in lost}
 
     def num_confirmed_with(self, trial: Trial) -> int:
-        """How many confirmations of a trial's role can run at the same time, itself included: none needs another."""
+        """How many confirmations of a trial's role can run at once, itself included, because none waits for another."""
         index = (trial.seed or 0) - self._fresh_seed(0)
         return next((len(indices) * len(configs) for indices, configs in self._confirm_rounds() if index in indices), 1)
 

@@ -87,13 +87,13 @@ def allot(
     measured_bytes: int = 0,
     deterministic: bool = False,
 ) -> Allotment:
-    """How many trials run at once, and the CPUs, GPUs and memory of each. Uses every CPU or GPU, none beyond its limit.
+    """How many trials run at once, and the CPUs, GPUs and memory of each. Uses the nodes fully without oversubscribing.
 
     Args:
         nodes: of the cluster.
-        concurrency: trials at once; as many as fit if None.
-        cpus: of a trial; one if None.
-        gpus: of a trial; a whole one, where there is one, if None.
+        concurrency: trials at once; None: as many as fit.
+        cpus: of a trial; None: one.
+        gpus: of a trial; None: a whole one if the cluster has any, else none.
         memory_bytes: of a trial. None: what trials of these studies were measured to need and at least TRIAL_BYTES, but
             no more than a node has, because a guess must not keep a study from running.
         measured_bytes: the most a trial of these studies was measured to need before.

@@ -120,7 +120,7 @@ class Cell:
         self._apply(self._opened.append(event))
 
     def together(self) -> AbstractContextManager[None]:
-        """Sync to disk only once, at the end of the block, what the block writes."""
+        """Sync what the block writes to disk once, at the end of the block."""
         return self._opened.together()
 
     @property

@@ -34,7 +34,7 @@ def cell_name(dataset: str, paradigm: Paradigm, method: str) -> str:
 
 
 def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
-    """Facts of a study's cell. Builds the cell's split; no label is looked at.
+    """Facts of a study's cell, without labels. Builds the cell's split.
 
     Args:
         study: its settings.

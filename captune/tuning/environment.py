@@ -1,4 +1,4 @@
-"""The environment variables by which captune sets Ray up. They are set while captune uses Ray, never by an import."""
+"""The environment variables with which captune configures Ray. They are set while it uses Ray, never by an import."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",)
 
 @contextlib.contextmanager
 def ray_environment() -> Iterator[None]:
-    """Set those of `RAY_VARIABLES` that the user has not set; after the block they are gone again."""
+    """Set those of `RAY_VARIABLES` that the user has not set, while the block runs."""
     with variables({name: value for name, value in RAY_VARIABLES.items() if name not in os.environ}):
         yield
 

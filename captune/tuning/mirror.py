@@ -141,8 +141,7 @@ class Mirror:
             ended = False
             while not ended:
                 orders, ended = self._next_orders()
-                # Reports are written together: a hundred trials make a hundred per second, and a write takes
-                # milliseconds.
+                # Reports are written together: there may be a hundred per second, and a write takes milliseconds.
                 for together, some in itertools.groupby(orders, lambda order: order[0] == "report"):
                     if together:
                         self._report([arguments for _, arguments in some])

@@ -137,7 +137,7 @@ class OpenStudy:
             discard_progress(self.cell, event.key)
 
     def note_spent(self, seconds: float, gpu_hours: float, *, shared_by: int) -> None:
-        """Write into study.yaml the time used so far, over all resumes, which studies of one command share."""
+        """Write the time and GPU hours of all sessions into study.yaml; studies of one command share these numbers."""
         path = self.directory / STUDY
         spent = {"seconds": round(seconds, 1), "gpu_hours": round(gpu_hours, 4), "studies": shared_by}
         atomic_write(path, dump_yaml(read_yaml(path) | {"spent": spent}))

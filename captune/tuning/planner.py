@@ -112,7 +112,7 @@ class Planner(Searcher):
             cell.give_back(key)
 
     def handed_out(self) -> list[str]:
-        """Tune's trials that have not ended, in the order they were handed out."""
+        """The ids of Tune trials that have not ended, in the order in which they were handed out."""
         return list(self._trials)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:

@@ -72,7 +72,7 @@ class Search:
         self._sampler.tell(self._number(trial), trial.state, values)
 
     def should_stop(self, trial: Trial, fidelity: float, score: float | None) -> bool:
-        """Whether a trial should stop. The first configuration (with several methods, each one's first) never does."""
+        """Whether a trial should stop. The first configuration never does, nor does the first one of any method."""
         first = trial.starts_search or (trial.origin == "warm_start" and METHOD in trial.params)
         stoppable = self._halving is not None and not first and fidelity < 1
         return stoppable and self._halving is not None and self._halving.should_stop(trial.key, fidelity, score)

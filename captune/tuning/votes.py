@@ -1,7 +1,7 @@
-"""EnsV: a candidate's score is its agreement with the vote of all candidates so far (NeurIPS 2024 D&B).
+"""EnsV: a candidate's score is its agreement with the majority vote of all candidates (NeurIPS 2024 D&B).
 
-During the search a score is measured against the votes so far. When the study closes, all confirmed trials are scored
-again by the votes of all.
+During the search a score is measured against the votes so far. When the study is closed, every candidate is scored
+again, by the votes of all.
 """
 
 from __future__ import annotations
