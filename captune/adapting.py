@@ -159,9 +159,12 @@ def adapt_seeds(
             task, config, algorithm=ALGORITHMS[method], seed=seed, directory=places[seed] / _WORK, role=role,
             device=device,
         )  # fmt: skip
-        opened(trial)
+        if seed not in told:
+            told.add(seed)
+            opened(trial)
         return trial
 
+    told: set[int] = set()
     most = 1
     if len(places) > 1 and ALGORITHMS[method].packs and config.tuning == "features":
         context = open_context(task, role, device)
@@ -172,11 +175,13 @@ def adapt_seeds(
     failed: dict[int, Exception] = {}
     while waiting:
         seeds, waiting = waiting[:most], waiting[most:]
-        trials = {seed: trial_of(seed) for seed in seeds}
+        trials: dict[int, TrainingTrial] = {}
         try:
+            for seed in seeds:
+                trials[seed] = trial_of(seed)
             failed |= _train(trials, trained)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if len(seeds) == 1 or not is_out_of_memory(error):
                 raise
             # Memory is freed after this block: until then the error's frames keep the open trials alive.
             trials, waiting, most = {}, seeds + waiting, 1
@@ -196,7 +201,12 @@ def adapt_seeds(
             reports.append(report)
     for seed, reason in failed.items():
         if len(places) > 1 and isinstance(reason, CaptuneError):
-            reason.where = ", ".join(str(part) for part in (f"seed {seed}", reason.where) if part)
+            others = [
+                f"seed {other} failed too: {str(error).splitlines()[0]}"
+                for other, error in failed.items()
+                if other != seed
+            ]
+            reason.where = "; ".join([", ".join(str(part) for part in (f"seed {seed}", reason.where) if part), *others])
         raise reason
     return reports
 

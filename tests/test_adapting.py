@@ -71,14 +71,14 @@ def test_a_seed_that_fails_is_named_and_the_others_are_written(tmp_path: Path, m
     record = TrainingTrial._record_epoch
 
     def failing(trial: TrainingTrial, *arguments: Any) -> dict[str, Any]:
-        if trial.seed == 1:
+        if trial.seed in (1, 3):
             raise TrainingFailed("the loss must stay finite", got="nan", where="epoch 1 of 2")
         return record(trial, *arguments)
 
     monkeypatch.setattr(TrainingTrial, "_record_epoch", failing)
-    with pytest.raises(TrainingFailed, match=r"in seed 1, epoch 1 of 2"):
-        adapt_seeds(DIGITS, "cap", config("cap"), places(tmp_path, 0, 1, 2))
-    assert [(tmp_path / f"seed{seed}" / METRICS).exists() for seed in (0, 1, 2)] == [True, False, True]
+    with pytest.raises(TrainingFailed, match=r"in seed 1, epoch 1 of 2; seed 3 failed too: the loss must stay finite"):
+        adapt_seeds(DIGITS, "cap", config("cap"), places(tmp_path, 0, 1, 2, 3))
+    assert [(tmp_path / f"seed{seed}" / METRICS).exists() for seed in (0, 1, 2, 3)] == [True, False, True, False]
 
 
 def test_an_adaptation_that_is_killed_while_the_frozen_model_is_measured_goes_on(
@@ -132,8 +132,28 @@ def test_where_a_pack_does_not_fit_its_seeds_are_trained_one_behind_another(
         return run_together(trials)
 
     monkeypatch.setattr(trial_module, "run_epochs_together", cramped)
+    told: list[int] = []
+    seeds = places(tmp_path / "cramped", 0, 1)
+    assert adapt_seeds(DIGITS, "cap", config("cap"), seeds, opened=lambda trial: told.append(trial.seed)) == want
+    assert sizes == [2, 2] and told == [0, 1]
+
+
+@pytest.mark.parametrize("at", ["open", "_record_epoch"])
+def test_memory_that_runs_out_beside_the_steps_of_a_pack_leaves_its_seeds_to_be_trained_one_behind_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    want = adapt_seeds(DIGITS, "cap", config("cap"), places(tmp_path / "pack", 0, 1))
+    work, calls = getattr(TrainingTrial, at), []
+
+    def cramped(*arguments: Any, **options: Any) -> Any:
+        calls.append(at)
+        if len(calls) == 2:
+            raise RuntimeError("can't allocate memory: you tried to allocate 4 bytes")
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(TrainingTrial, at, cramped)
     assert adapt_seeds(DIGITS, "cap", config("cap"), places(tmp_path / "cramped", 0, 1)) == want
-    assert sizes == [2, 2]
+    assert len(calls) > 3
 
 
 def test_no_more_seeds_are_open_at_once_than_memory_is_taken_to_hold(

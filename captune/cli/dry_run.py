@@ -94,7 +94,8 @@ def show_cost(plan: Plan, settings: Settings, console: Console, *, num_studies: 
         cost, screen = _measured(plan, at_once)
     for sentence in cost.sentences(
         plan.study, concurrency=at_once, screen=screen, both_roles=plan.info.both_roles,
-        card_bytes=card_bytes, budget_seconds=_share_of_budget(settings, at_once, num_studies),
+        num_methods=len(plan.info.methods), card_bytes=card_bytes,
+        budget_seconds=_share_of_budget(settings, at_once, num_studies),
         name="The mean of them, if all have as many trials" if over_methods else "A trial",
     ):  # fmt: skip
         console.print(sentence, highlight=False)
@@ -113,7 +114,9 @@ def show_matrix(plans: Sequence[Plan], settings: Settings, console: Console) -> 
     total, num_trials = 0.0, 0
     for plan in plans:
         study, seconds = plan.study, 0.0
-        trials = study.trials + num_confirmations(study, both_roles=plan.info.both_roles)
+        trials = study.trials + num_confirmations(
+            study, both_roles=plan.info.both_roles, num_methods=len(plan.info.methods)
+        )
         screen: TrialCost | None = None
         if study.method == AUTO:
             seconds = TrialCost.mean(_by_method(plan).values()).study_seconds(trials, concurrency=at_once)

@@ -86,6 +86,7 @@ class TrialCost:
         concurrency: int = 1,
         screen: TrialCost | None = None,
         both_roles: bool = False,
+        num_methods: int = 0,
         card_bytes: int | None = None,
         budget_seconds: float | None = None,
         name: str = "A trial",
@@ -97,11 +98,12 @@ class TrialCost:
             concurrency: trials at once.
             screen: the cost of a screening trial, where the study screens.
             both_roles: whether confirmations run twice, once to be scored and once to be reported.
+            num_methods: in a study over several methods, how many.
             card_bytes: memory of the GPU that trials share, if there is one.
             budget_seconds: time limit of the study, if it has one.
             name: what the first sentence calls a trial.
         """
-        confirmed = num_confirmations(study, both_roles=both_roles)
+        confirmed = num_confirmations(study, both_roles=both_roles, num_methods=num_methods)
         most = self.study_seconds(study.trials + confirmed, concurrency=concurrency)
         what = f"{study.trials} trials and {confirmed} confirmations"
         sentences = [self._trial_sentence(name)]
@@ -148,12 +150,13 @@ class TrialCost:
         )
 
 
-def num_confirmations(study: StudyConfig, *, both_roles: bool) -> int:
-    """Confirmation trials of the best configurations and the first, if none drops out; twice as many with both roles.
+def num_confirmations(study: StudyConfig, *, both_roles: bool = False, num_methods: int = 0) -> int:
+    """Confirmation trials at most (`captune.decisions.confirming.num_confirmed`), if no configuration drops out.
 
-    With `both_roles` each runs once for its score and once for the report. A plateau pick is not counted.
+    With `both_roles` each runs twice, once for its score and once for the report.
     """
-    return num_confirmed(study.trials, study.confirm_top) * study.confirm_seeds * (2 if both_roles else 1)
+    confirmed = num_confirmed(study.trials, study.confirm_top, num_methods)
+    return confirmed * study.confirm_seeds * (2 if both_roles else 1)
 
 
 def _budget_sentence(budget: float, fit: int, trials: int, confirmed: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from captune.algorithms import default_config
 from captune.config import StudyConfig, TaskConfig
-from captune.cost.estimate import TrialCost, estimate_trial_cost
+from captune.cost.estimate import TrialCost, estimate_trial_cost, num_confirmations
 from captune.cost.measure import MatrixRate, machine, matrix_rate, versions, why_too_noisy
 from captune.cost.photographs import class_names, write_photographs
 from captune.errors import UsageError
@@ -123,7 +123,7 @@ def _speed(
     beside: tuple[MatrixRate, MatrixRate],
 ) -> Speed:
     study = StudyConfig.parse({"task": {"dataset": "digits", "paradigm": "ul"}})
-    trials = study.trials + (study.confirm_top + 1) * study.confirm_seeds
+    trials = study.trials + num_confirmations(study)
     training = cost.num_epochs * cost.epoch_seconds
     return Speed(
         classes=count,

@@ -44,9 +44,18 @@ def configurations_to_confirm(finished: Sequence[Scored], top: int) -> dict[int,
     return chosen
 
 
-def num_confirmed(num_trials: int, top: int) -> int:
-    """How many configurations of a search will be confirmed, before it has ended: its best `top` and its first."""
-    return min(top + 1, num_trials) if top else 0
+def num_confirmed(num_trials: int, top: int, num_methods: int = 0) -> int:
+    """How many configurations of a search are confirmed at most: `configurations_to_confirm` before it has ended.
+
+    Args:
+        num_trials: of the whole search.
+        top: how many of the best are asked for.
+        num_methods: in a study over several methods, how many: the best of each is confirmed.
+    """
+    if not top:
+        return 0
+    most = num_methods or top + 1 + (num_trials >= _PLATEAU_TRIALS)
+    return min(most, num_trials)
 
 
 def best_of_each(finished: Sequence[Scored], methods: Mapping[int, str]) -> dict[int, str]:

@@ -348,6 +348,8 @@ def run_epochs_together(trials: Sequence[TrainingTrial]) -> list[dict[str, Any] 
         try:
             records.append(figure if isinstance(figure, Exception) else trial._record_epoch(figure, loops, seconds))
         except Exception as error:
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise  # the other trials of the pack hold the memory, so each is tried again alone
             records.append(error)
     return records
 

@@ -171,7 +171,7 @@ class Agenda:
         """
         seeds, top = self._study.confirm_seeds, self._study.confirm_top
         if not self.search_done:
-            number = seeds * num_confirmed(self.num_trials, top)
+            number = seeds * num_confirmed(self.num_trials, top, len(self._info.methods))
         else:
             rounds = list(self._confirm_rounds())
             number = sum(index == 0 or self._draws(c) for indices, each in rounds for index in indices for c in each)

@@ -102,4 +102,6 @@ def test_a_run_that_skips_a_rung_is_entered_in_the_higher_only() -> None:
 
 def test_as_many_are_confirmed_as_were_searched_at_most() -> None:
     assert [num_confirmed(trials, 3) for trials in (1, 3, 4, 12)] == [1, 3, 4, 4]
-    assert num_confirmed(12, 0) == 0
+    assert num_confirmed(20, 3) == 5, "and the plateau's"
+    assert num_confirmed(12, 0) == 0 == num_confirmed(12, 0, 3)
+    assert num_confirmed(48, 1, num_methods=3) == 3, "the best of each method"
