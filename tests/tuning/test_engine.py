@@ -112,6 +112,7 @@ def test_a_study_on_ray_is_the_study_driven_by_hand(cluster: Cluster, tmp_path: 
     assert len(pids) == 1, "one actor serves one run after another"
 
 
+@pytest.mark.slow
 def test_workers_are_kept_between_the_search_and_the_confirmation(tmp_path: Path, cluster: Cluster) -> None:
     cell = new_cell(tmp_path, trials=3, confirm_top=1, confirm_seeds=3, scheduler="none")
     assert run_cells([cell], cluster, Allotment(2), open_trial=partial(FakeTrial, pause=0.1))
