@@ -50,6 +50,7 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _received = 0
 
 
 def check() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 
 import pytest
 
@@ -75,3 +76,10 @@ def test_a_second_term_right_after_the_first_is_the_same_request(number: int, mo
             with pytest.raises(KeyboardInterrupt):
                 send(number)
     assert words == ["stop"]
+
+
+def test_what_ended_one_command_does_not_end_the_next(number: int) -> None:
+    with pytest.raises(KeyboardInterrupt), interruption.handled():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    interruption.check()

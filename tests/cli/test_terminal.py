@@ -64,7 +64,7 @@ def test_a_dry_run_is_one_screen(capsys: pytest.CaptureFixture[str], tmp_path: P
     code, out, _ = call(capsys, *digits, "--paradigm", "ul", "--method", "auto", "--trials", "4", "--epochs", "2")
     said = " ".join(out.split())
     assert code == 0 and len(out.splitlines()) <= 40 and "A trial of each method: grip" in said
-    assert "at most" in said and "4 trials and 12 confirmations" in said
+    assert "at most" in said and "4 trials and 9 confirmations" in said
     assert not (tmp_path / "out").exists()
 
 
