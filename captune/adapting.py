@@ -147,7 +147,7 @@ def adapt_seeds(
     Raises:
         DataError, ModelError: the cell cannot be opened.
         TrainingFailed: a seed failed, for example because its loss became NaN. The other seeds are finished first.
-        KeyboardInterrupt: on the first Ctrl-C or SIGTERM, after the epoch in which it arrived.
+        KeyboardInterrupt: on Ctrl-C, and on SIGTERM inside `captune.interruption.handled`.
     """
     from captune.training.context import open_context
     from captune.training.memory import free_memory, is_out_of_memory
@@ -202,13 +202,15 @@ def adapt_seeds(
     for seed, reason in failed.items():
         if len(places) > 1 and isinstance(reason, CaptuneError):
             others = [
-                f"seed {other} failed too: {str(error).splitlines()[0]}"
-                for other, error in failed.items()
-                if other != seed
+                f"seed {other} failed too: {_first_line(error)}" for other, error in failed.items() if other != seed
             ]
             reason.where = "; ".join([", ".join(str(part) for part in (f"seed {seed}", reason.where) if part), *others])
         raise reason
     return reports
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _train(

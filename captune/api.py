@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captune import interruption
 from captune.config import Config, MachineConfig, StudyConfig, TaskConfig, refuse_unused_shots
 from captune.decisions.criteria import resolve_criterion
 from captune.errors import UsageError, did_you_mean
@@ -165,7 +166,8 @@ def run(
     name = cell_name(task.dataset, task.paradigm, method)
     directory = Path("runs", name) if out is None else Path(out).expanduser()
     settings = Settings(**how.model_dump(), resume=resume)
-    (record,) = run_studies([plan_study(study, directory.absolute())], settings)
+    with interruption.handled():
+        (record,) = run_studies([plan_study(study, directory.absolute(), resume=resume)], settings)
     return Study(record)
 
 
@@ -278,7 +280,8 @@ def adapt(
     check_out(place)
     from captune.training.notes import cell_notes
 
-    adapt_once(task, name, trial, place, seed=seed, role=role, device=device, notes=list(cell_notes(task)))
+    with interruption.handled():
+        adapt_once(task, name, trial, place, seed=seed, role=role, device=device, notes=list(cell_notes(task)))
     return load(place, backbone=task.backbone, pretrained=task.pretrained, device=device)
 
 

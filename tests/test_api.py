@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import pytest
 from PIL import Image
 
 import captune
-from captune import api
+from captune import api, interruption
 from captune.data.digits import load_digits_arrays
 from captune.errors import CaptuneError, DataError, UsageError
 from tests.slow import in_one_test
@@ -140,10 +144,12 @@ def test_images_that_cannot_be_used_are_named(model: captune.AdaptedModel, tmp_p
         model.predict(tmp_path / "broken.png")
     with pytest.raises(DataError, match="there must be an image"):
         model.predict([])
-    with pytest.raises(UsageError, match=r"float64 of shape \(8, 8, 3\)"):
-        model.predict(np.zeros((8, 8, 3)))
-    with pytest.raises(DataError, match=r"8 wide, where 64 are wanted.*must be uint8"):
+    with pytest.raises(UsageError, match=r"float64 of shape \(8, 8, 1\)"):
         model.predict(np.zeros((8, 8)))
+    with pytest.raises(UsageError, match=r"images or features.*neither"):
+        model.predict()
+    with pytest.raises(DataError, match="8 wide, where 64 are wanted"):
+        model.predict(features=np.zeros((8, 8)))
 
 
 def test_the_catalogue_is_a_table(tmp_path: Path) -> None:
@@ -199,3 +205,17 @@ def test_a_users_script_is_type_checked(tmp_path: Path) -> None:
     assert 'Revealed type is "captune.adapted.model.AdaptedModel"' in lines[0]
     assert "DataFrame" in lines[1]
     assert len(lines) == 3 and 'incompatible type "int"' in lines[2], done.stdout
+
+
+def test_a_signal_that_a_library_swallows_ends_a_study_begun_from_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallowing(*_: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        interruption.check()
+
+    monkeypatch.setattr("captune.studies.running.run_studies", swallowing)
+    with pytest.raises(KeyboardInterrupt):
+        captune.run(dataset="digits", trials=1, out=tmp_path / "study")

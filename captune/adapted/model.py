@@ -15,11 +15,11 @@ from torch import Tensor
 
 from captune.algorithms.configs import BlendConfig
 from captune.algorithms.zlap import as_probabilities
-from captune.data.feature_bank import checked_features
+from captune.data.feature_bank import checked_features, read_image_features
 from captune.data.loose_images import LooseImage, as_list, pixels_in_batches
 from captune.equations.averaging import blend
 from captune.equations.label_propagation import PropagatedLabels
-from captune.errors import CheckpointError, DataError
+from captune.errors import CheckpointError, DataError, UsageError
 from captune.model.backbone import Backbone
 from captune.model.classifier import Classifier
 from captune.model.recorded import no_backbone_recorded
@@ -69,13 +69,18 @@ class AdaptedModel:
     source: Path | None = None
 
     def predict(
-        self, images: LooseImage | Iterable[LooseImage] | npt.NDArray[np.floating], *, top: int = 1
+        self,
+        images: LooseImage | Iterable[LooseImage] | None = None,
+        *,
+        features: str | Path | npt.NDArray[np.floating] | Tensor | None = None,
+        top: int = 1,
     ) -> pd.DataFrame:
         """Classify images, or image features that were computed before.
 
         Args:
-            images: files or folders of them, Pillow images, uint8 arrays (H, W, 3), or several of these; or features
-                of the frozen backbone, a float array (N, D).
+            images: files or folders of them, Pillow images, uint8 arrays (H, W, 3), or several of these.
+            features: in place of images what the frozen backbone made of them: an array (N, D), or an `.npz` with
+                `image_features`.
             top: how many classes to list per image.
 
         Returns:
@@ -83,6 +88,7 @@ class AdaptedModel:
             `class`, `probability` in [0, 1].
 
         Raises:
+            UsageError: neither images nor features, or both.
             DataError: an image that is not there or cannot be read, features of another width.
             CheckpointError: images for a model of precomputed features whose backbone was not named; features for a
                 model that has learned prompts in the image tower.
@@ -94,15 +100,18 @@ class AdaptedModel:
         """
         import pandas as pd
 
+        if (images is None) == (features is None):
+            raise UsageError("predict must be given images or features", got="neither" if images is None else "both")
         names: Sequence[str | int]
-        if isinstance(images, np.ndarray) and images.ndim == 2 and np.issubdtype(images.dtype, np.floating):
-            names = range(len(images))
-            best = top_k(self.probabilities_of_features(images), self.class_names, top)
+        if features is not None:
+            rows_ND = read_image_features(Path(features)) if isinstance(features, (str, Path)) else features
+            names, probabilities = range(len(rows_ND)), self.in_parts(rows_ND)
         else:
+            assert images is not None  # for the type checker
             listed = as_list(images)
             names = [str(image) if isinstance(image, (str, Path)) else place for place, image in enumerate(listed)]
             probabilities = map(self.probabilities, self._pixels(listed))
-            best = [row for probs_BK in probabilities for row in top_k(probs_BK, self.class_names, top)]
+        best = [row for probs_BK in probabilities for row in top_k(probs_BK, self.class_names, top)]
         rows = [
             (name, rank, label, value)
             for name, classes in zip(names, best, strict=True)
@@ -193,6 +202,11 @@ class AdaptedModel:
         """Class probabilities (B, K) fp32 of preprocessed images."""
         return self._probabilities(pixels_B3SS, cache(lambda: self.image_backbone.encode_images(pixels_B3SS)))
 
+    def in_parts(self, image_features_ND: npt.NDArray[np.floating] | Tensor) -> Iterator[Tensor]:
+        """`probabilities_of_features` of 4,096 rows at a time: (N, K) may not fit into memory."""
+        for start in range(0, len(image_features_ND), _FEATURES_AT_ONCE):
+            yield self.probabilities_of_features(image_features_ND[start : start + _FEATURES_AT_ONCE])
+
     @torch.no_grad()
     def probabilities_of_features(self, image_features_ND: npt.NDArray[np.floating] | Tensor) -> Tensor:
         """Class probabilities (N, K) fp32 of image features that the frozen backbone gave, of any length but 0.
@@ -208,17 +222,18 @@ class AdaptedModel:
                 where=self.source,
                 next_step="Give images.",
             )
+        if isinstance(image_features_ND, Tensor):
+            image_features_ND = image_features_ND.detach().float().cpu().numpy()
         given = np.asarray(image_features_ND)
         if given.ndim == 2 and given.shape[1] != self.text_KD.shape[1]:
             raise DataError(
                 "image features must be as wide as those the model was made on",
                 got=f"{given.shape[1]} wide, where {self.text_KD.shape[1]} are wanted",
-                next_step="Were they made by the same backbone? Pixels of a grey image must be uint8, not float.",
+                next_step="Were they made by the same backbone?",
             )
         checked = checked_features(given, "the image features")
         features_ND = torch.nn.functional.normalize(torch.from_numpy(checked), dim=-1).to(self.text_KD.device)
-        parts = torch.split(features_ND, _FEATURES_AT_ONCE)
-        return torch.cat([self._probabilities(None, lambda own=own: own) for own in parts])  # type: ignore[misc]
+        return self._probabilities(None, lambda: features_ND)
 
     def _probabilities(self, pixels_B3SS: Tensor | None, frozen: Callable[[], Tensor]) -> Tensor:
         """The same; `frozen` gives the frozen towers' features of the images, which members share.

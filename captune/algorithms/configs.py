@@ -193,7 +193,10 @@ class IterationConfig(LearnerConfig):
 
 
 class GripConfig(IterationConfig, FplConfig):
-    """GRIP's own settings; `num_pseudolabels` is not read: K_i follows from the pool."""
+    """GRIP's own settings; `num_pseudolabels` is not read: K_i follows from the pool.
+
+    Learning rate, decay and batches are those of `LearnerConfig`, not FPL's, because `IterationConfig` comes first.
+    """
 
 
 class CplConfig(IterationConfig):

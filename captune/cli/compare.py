@@ -98,7 +98,9 @@ def compare(
         from captune.tuning.describe import cell_name
     with console.status("Reading what the studies need"):
         plans = [
-            plan_study(study, out / "runs" / cell_name(study.task.dataset, study.task.paradigm, study.method))
+            plan_study(
+                study, out / "runs" / cell_name(study.task.dataset, study.task.paradigm, study.method), resume=resume
+            )
             for study in studies
         ]
     lost: CaptuneError | None = None

@@ -13,9 +13,10 @@ from rich.text import Text
 
 from captune.algorithms import method_named
 from captune.algorithms.automatic import AUTO
-from captune.config import TrialConfig
+from captune.config import StudyConfig, TrialConfig
 from captune.cost.estimate import TrialCost, cards, estimate_trial_cost, num_confirmations
 from captune.data.catalog import default_backbone
+from captune.decisions.confirming import num_confirmed
 from captune.durations import duration
 from captune.plain_text import counted
 from captune.seeding import derive_seed
@@ -44,7 +45,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"reports {info.metric_name}.\n"
         f"Search: {counted(study.trials, 'trial')}, sampler {study.sampler}, scheduler {study.scheduler}, "
         f"seed {study.seed}; "
-        f"then the best {study.confirm_top} and the first over {counted(study.confirm_seeds, 'seed')} each.",
+        f"then {_confirmed(study)} over {counted(study.confirm_seeds, 'seed')} each.",
         highlight=False,
     )
     for name, value in study.fixed.items():
@@ -66,6 +67,15 @@ def show_plan(plan: Plan, console: Console) -> None:
         table.add_row(parameter.name, _range(parameter), *(_short(values.get(parameter.name, "")) for values in first))
     if space.parameters:
         console.print(table)
+
+
+def _confirmed(study: StudyConfig) -> str:
+    """Which configurations are confirmed, in words."""
+    if study.method == AUTO:
+        return "the best of each method"
+    plateau = num_confirmed(study.trials, study.confirm_top) > min(study.confirm_top + 1, study.trials)
+    others = ", the first and the one with the best neighbours" if plateau else " and the first"
+    return f"the best {study.confirm_top}{others}"
 
 
 def _range(parameter: Parameter) -> str:

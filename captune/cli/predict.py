@@ -18,7 +18,7 @@ from captune.cli.places import shown_path
 from captune.cli.study_model import Yes, model_at
 from captune.data.labelling import Prediction, check_empty, predictions, predictions_csv, sort_into_folders
 from captune.data.tree import printable
-from captune.errors import DataError, UsageError
+from captune.errors import CheckpointError, DataError, UsageError
 from captune.plain_text import as_unicode, counted
 
 if TYPE_CHECKING:
@@ -85,9 +85,17 @@ def predict(
 
     with console.status("Classifying") as shown:
         if features_ND is not None:
-            take([str(row) for row in range(len(features_ND))], model.probabilities_of_features(features_ND))
+            for probs_BK in model.in_parts(features_ND):
+                take([str(len(found) + row) for row in range(len(probs_BK))], probs_BK)
+        elif model.backbone is None:
+            raise CheckpointError(
+                "a model of precomputed features must be given features, or the backbone they came from",
+                got="images",
+                where=checkpoint,
+                next_step="Give an .npz with image_features, or name the backbone by --backbone and --pretrained.",
+            )
         else:
-            frozen = model.image_backbone
+            frozen = model.backbone
             options.say_notes(console, [*notes, *frozen.notes])
             for batch in preprocessed_batches(files, frozen.preprocessing, frozen.device, broken):
                 take([str(path) for path in batch.paths], model.probabilities(batch.pixels_B3SS))
@@ -119,7 +127,7 @@ def _feature_file(images: list[Path]) -> Path | None:
     Raises:
         UsageError: one beside other places.
     """
-    files = [place for place in images if place.suffix.lower() == ".npz"]
+    files = [place for place in images if place.suffix.lower() == ".npz" and not place.is_dir()]
     if files and len(images) > 1:
         raise UsageError(
             "a file of image features must be given alone", got=f"{len(images)} places", where=files[0],

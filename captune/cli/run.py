@@ -133,6 +133,7 @@ def run(
             plan = plan_study(
                 study, _directory(out, name, len(studies)), fork=fork, warm_starts=_warm_starts(warm_start),
                 space=space_from(file.space, str(file.path)) if file.space and file.same_space(study) else None,
+                resume=resume,
             )  # fmt: skip
             if warm_start == "cells" and plans:
                 plan = replace(plan, after=plans[-1].directory.name)

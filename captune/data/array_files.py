@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,9 +20,10 @@ _CHUNK = 1 << 24
 _LARGE = 64 << 20
 _MAX_RATIO = 100
 _LAST_CHARACTER = 0x10FFFF
+_USUAL = ("image_features", "labels", "split", "class_names")
 
 
-def read_npz(file: Path) -> dict[str, npt.NDArray[np.generic]]:
+def read_npz(file: Path, *, only: Collection[str] = ()) -> dict[str, npt.NDArray[np.generic]]:
     """The arrays of an `.npz` by name.
 
     Raises:
@@ -33,6 +35,8 @@ def read_npz(file: Path) -> dict[str, npt.NDArray[np.generic]]:
             parts = archive.infolist()
             if len(parts) > _MAX_ARRAYS:
                 raise _Refused(f"{len(parts)} parts, where {_MAX_ARRAYS} are the most")
+            if only:
+                parts = [part for part in parts if part.filename.removesuffix(".npy") in only]
             found = {part.filename.removesuffix(".npy"): _array(archive, part, file.stat().st_size) for part in parts}
             if len(found) != len(parts):
                 raise _Refused("two parts of one name")
@@ -53,7 +57,7 @@ def read_npz(file: Path) -> dict[str, npt.NDArray[np.generic]]:
         "a feature file must be an .npz of plain arrays",
         got=got,
         where=file,
-        next_step="Write it by numpy.savez(file, image_features=…, labels=…, split=…, class_names=…).",
+        next_step=f"Write it by numpy.savez(file, {', '.join(f'{name}=…' for name in only or _USUAL)}).",
     )
 
 

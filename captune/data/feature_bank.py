@@ -160,11 +160,11 @@ def read_image_features(file: Path) -> Features:
     Raises:
         DataError: no such file or array, or no features.
     """
-    arrays = read_npz(file)
-    if "image_features" not in arrays:
+    arrays = read_npz(file, only=("image_features",))
+    if not arrays:
         raise DataError(
             "a file of features must hold image_features",
-            got=", ".join(arrays) or "nothing",
+            got="no such array",
             where=file,
             next_step="Write it by numpy.savez(file, image_features=…).",
         )

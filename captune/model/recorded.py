@@ -16,7 +16,7 @@ def no_backbone_recorded(where: object) -> CheckpointError:
     return CheckpointError(
         "a checkpoint made on precomputed features must be given the backbone they came from",
         where=where,
-        next_step="Name it by --backbone and --pretrained, or give a file of image features in place of images.",
+        next_step="Name it by --backbone and --pretrained.",
     )
 
 

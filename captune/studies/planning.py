@@ -14,6 +14,7 @@ from captune.conditions import METHOD
 from captune.config import StudyConfig, read_yaml
 from captune.errors import ConfigError
 from captune.records import JOURNAL, Phase, StudyRecord, read_journal
+from captune.records.layout import STUDY
 from captune.space import Space, load_space, space_file
 from captune.tuning.agenda import WARM_STARTS
 from captune.tuning.allotment import USUAL_SEEDS, USUAL_TRIALS
@@ -51,8 +52,9 @@ def plan_study(
     fork: str | None = None,
     warm_starts: Sequence[Path] = (),
     space: Space | None = None,
+    resume: bool = False,
 ) -> Plan:
-    """Plan a new study.
+    """Plan a new study, or one that is continued by the command that began it.
 
     Args:
         study: its settings.
@@ -61,6 +63,8 @@ def plan_study(
             `directory`.
         warm_starts: configurations to try first: YAML files, or directories of studies, whose best are taken.
         space: the resolved search space; None: the study's space file is read and resolved.
+        resume: whether a study in `directory` is continued. It keeps the space that it began with, unless the user
+            names a file: the space that comes with captune may have changed since.
 
     Raises:
         UsageError: there are settings that the method or the paradigm does not have.
@@ -70,6 +74,9 @@ def plan_study(
     source = space_file(study.space, study.method) if tunable else None
     info = describe_cell(study, _methods_in(study, source))
     study = with_usual_budget(study, info)
+    if space is None and resume and study.space is None and fork is None and (directory / STUDY).is_file():
+        begun, recorded = read_study(directory)
+        space = recorded if (begun.method, begun.fixed) == (study.method, study.fixed) else None
     if source is None:
         space = Space((), source=study.method)
     elif space is None:

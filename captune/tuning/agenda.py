@@ -163,15 +163,17 @@ class Agenda:
         """Whether every search trial has ended."""
         return self._search.all_ended(at_least=self.num_trials)
 
-    @property
-    def num_confirmations(self) -> int:
+    def num_confirmations(self, num_trials: int | None = None) -> int:
         """Number of confirmation trials to run if no further configuration drops out.
 
-        Before the search has ended, the best configurations and the first are counted.
+        Before the search has ended, `captune.decisions.confirming.num_confirmed` says how many there are at most.
+
+        Args:
+            num_trials: with how many the search ends; None: with all.
         """
         seeds, top = self._study.confirm_seeds, self._study.confirm_top
         if not self.search_done:
-            number = seeds * num_confirmed(self.num_trials, top, len(self._info.methods))
+            number = seeds * num_confirmed(num_trials or self.num_trials, top, len(self._info.methods))
         else:
             rounds = list(self._confirm_rounds())
             number = sum(index == 0 or self._draws(c) for indices, each in rounds for index in indices for c in each)

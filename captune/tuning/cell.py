@@ -274,10 +274,9 @@ class Cell:
         """Whether every search trial has ended."""
         return self._agenda.search_done
 
-    @property
-    def num_confirmations(self) -> int:
-        """Number of confirmation trials to run if no further configuration drops out."""
-        return self._agenda.num_confirmations
+    def num_confirmations(self, num_trials: int | None = None) -> int:
+        """Number of confirmation trials to run if no further configuration drops out; arguments as of `Agenda`."""
+        return self._agenda.num_confirmations(num_trials)
 
     def num_confirmed_with(self, trial: Trial) -> int:
         """How many confirmations of a trial's role can run at the same time, itself included."""

@@ -57,7 +57,7 @@ def standing(cell: Cell, *, concurrency: int = 1) -> Standing:
     scores = [trial.score_at_end for trial in cell.search if trial.scored and trial.score_at_end is not None]
     # A study that was read from disk knows only the number of its references.
     references = len(cell.info.references) or cell.record.opened.num_references or 0
-    expected = references + cell.num_screened + cell.num_trials + cell.num_confirmations
+    expected = references + cell.num_screened + cell.num_trials + cell.num_confirmations()
     return Standing(
         cell=cell.name,
         phase=_phase(cell),

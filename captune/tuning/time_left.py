@@ -46,7 +46,7 @@ def seconds_to_close(cell: Cell) -> tuple[float, float]:
     base = cell.info.base.model_dump()
     confirmed = sum(trial.phase == Phase.CONFIRM for trial in trials)
     whole = max((_budget(trial) for trial in cell.search), default=_epochs(base)) * rates.get(_tuning(base), 0.0)
-    seconds += [whole] * max(cell.num_confirmations - confirmed, 0)
+    seconds += [whole] * max(cell.num_confirmations(len(cell.search)) - confirmed, 0)
     return sum(seconds), max(seconds, default=0.0)
 
 
@@ -59,7 +59,7 @@ def _to_be_planned(cell: Cell) -> list[tuple[Phase, int, dict[str, Any]]]:
     counts = [
         (Phase.SCREEN, cell.num_screened - screened, screen_base),
         (Phase.SEARCH, cell.num_trials - len(cell.search), base),
-        (Phase.CONFIRM, cell.num_confirmations - confirmed if not cell.finished else 0, base),
+        (Phase.CONFIRM, cell.num_confirmations() - confirmed if not cell.finished else 0, base),
     ]
     return [(phase, max(count, 0), config) for phase, count, config in counts]
 

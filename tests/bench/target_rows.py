@@ -96,7 +96,7 @@ def of_both(asked: Asked, repeats: int, *python: str, most: Mapping[str, int] | 
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in asked.trees}
     for number in range(repeats):
         for name, tree in (("before", asked.benched), ("now", HERE)):
-            if number < (most or {}).get(name, repeats):
+            if number < (most or {}).get(name, repeats) and (tree / "tests" / "bench").is_dir():
                 found[name].append(numbers_of(tree, *python))
     medians = {name: [median(each) for each in zip(*told, strict=True)] for name, told in found.items()}
     return {name: told or [float("nan")] * 9 for name, told in medians.items()}

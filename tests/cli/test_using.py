@@ -163,7 +163,7 @@ def test_class_weights_of_precomputed_features_are_exported_without_any_backbone
     assert tensors["class_weights"].shape == (2, 64) and meta["class_names"] == ["dark", "light"]
     assert meta["logit_scale"] == 100
     assert captune("predict", exported, photos) == 1
-    assert "must be given the backbone they came from" in words(capsys.readouterr().err)
+    assert "must be given features, or the backbone they came from" in words(capsys.readouterr().err)
     for place in (adapted, exported):
         assert captune("predict", place, photos, *TINY, "--out", tmp_path / f"{place.name}.csv") == 0
     assert (tmp_path / "adapted.csv").read_text() == (tmp_path / "exported.csv").read_text()
@@ -195,7 +195,8 @@ def test_features_are_classified_by_a_model_of_features_and_called_by_their_rows
     np.savez(tmp_path / "new.npz", image_features=arrays["image_features"][:3])
     assert captune("predict", tmp_path / "cap", tmp_path / "new.npz", "--top", "2", "--out", out) == 0
     assert [row["rank"] for row in csv.DictReader(out.open())] == ["1", "2"] * 3
-    rows = captune_api.load(tmp_path / "cap").predict(arrays["image_features"])
+    rows = captune_api.load(tmp_path / "cap").predict(features=arrays["image_features"])
+    assert rows.equals(captune_api.load(tmp_path / "cap").predict(features=str(file)))
     assert rows["image"].tolist() == list(range(60)) and rows["class"].tolist() == [
         row["class"] for row in predicted(tmp_path / "cap", file, tmp_path / "again.csv")
     ]

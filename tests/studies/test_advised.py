@@ -121,7 +121,7 @@ def test_a_study_of_features_is_reproduced_to_the_last_image(tmp_path: Path) -> 
     said = pd.read_csv(directory / "predictions.csv").set_index("image")["class"]
     assert said.index.tolist() == list(range(2, 300, 3)) and said.nunique() > 2
     for place in (directory, tmp_path / "adapted"):
-        table = open_adapted(place, device="cpu").predict(image_MD)
+        table = open_adapted(place, device="cpu").predict(features=image_MD)
         assert table["class"][said.index].tolist() == said.tolist()
         assert np.isclose((table["class"][said.index] == [f"thing {k}" for k in labels_M[2::3]]).mean(), trial.metric)
 

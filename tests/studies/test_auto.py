@@ -106,7 +106,7 @@ def test_a_study_over_methods_that_goes_on_is_the_one_that_was_never_stopped(
     opened = run_trials(plan_to_continue(directory), resume=True)
     opened.close()
     # A method without training is confirmed with one seed, and is counted so.
-    assert opened.cell.num_confirmations == sum(plan["phase"] == "confirm" for plan in planned(whole)) == 7
+    assert opened.cell.num_confirmations() == sum(plan["phase"] == "confirm" for plan in planned(whole)) == 7
     ours = [plan for plan in planned(directory) if plan["key"] != "ensemble"]
     assert ours == [plan for plan in planned(whole) if plan["key"] != "ensemble"]
 

@@ -9,10 +9,12 @@ from typing import Any
 from captune.config import StudyConfig, TaskConfig
 from captune.data.catalog import TINY, TINY_WIDTH
 from captune.model.backbone import load_backbone
+from captune.space import space_file
 from captune.studies.planning import plan_study, plan_to_continue
 from captune.studies.running import notes_of
 from captune.tuning.open_study import OpenStudy
 from tests.slow import in_one_test
+from tests.studies.lives import run_trials, settings
 
 DIGITS = TaskConfig(dataset="digits", paradigm="ul")
 
@@ -64,3 +66,18 @@ def test_notes_of_several_studies_say_which_they_are_about(tmp_path: Path) -> No
         plans.append(replace(plan, info=replace(plan.info, notes=notes)))
     assert notes_of(plans) == ["digits-ul-cap: few images", "for all"]
     assert notes_of(plans[:1]) == ["few images", "for all"]
+
+
+def test_a_study_that_is_resumed_keeps_its_space_when_the_one_that_comes_with_captune_has_changed(
+    tmp_path: Path,
+) -> None:
+    study, directory = settings("ul", trials=1, confirm_top=0), tmp_path / "study"
+    shipped = plan_study(study, directory).space
+    former = replace(shipped, parameters=(replace(shipped.parameters[0], high=0.2), *shipped.parameters[1:]))
+    run_trials(plan_study(study, directory, space=former)).close()
+    assert plan_study(study, directory).space.parameters == shipped.parameters
+    again = plan_study(study, directory, resume=True)
+    assert again.space.parameters == former.parameters != shipped.parameters
+    run_trials(replace(again, study=again.study.model_copy(update={"trials": 2})), resume=True).close()
+    named = study.model_copy(update={"space": space_file(None, "cap")})
+    assert plan_study(named, directory, resume=True).space.parameters == shipped.parameters, "named by the user"

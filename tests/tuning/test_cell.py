@@ -232,7 +232,7 @@ def test_the_count_of_confirmations_to_come_is_right_from_the_searchs_end_on(
         while not advance(cell, trial.key, worker):
             continue
         if cell.search_done:
-            counts.append(cell.num_confirmations)
+            counts.append(cell.num_confirmations())
     assert counts[-1] == sum(end["phase"] == "confirm" for end in outcomes(tmp_path))
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == (2 if settings["confirm_seeds"] == 5 else 1), "only a race takes some away"

@@ -78,15 +78,19 @@ class Case:
             halves = [self._accuracies(predicted_M, labels_M, within_HM) for within_HM in (first_HM, ~first_HM)]
             named_CH.append(torch.cat(halves))
             judged_CH.append(torch.cat(halves[::-1]))
-        best_H = torch.stack(named_CH).argmax(0)
-        return torch.stack(judged_CH).gather(0, best_H[None])[0], torch.cat([~first_HM, first_HM]), labels_M
+        named, judged = torch.stack(named_CH), torch.stack(judged_CH)
+        # In trzsl a half may lack seen or unseen images.
+        whole_H = ~(named.isnan() | judged.isnan()).any(0)
+        best_CH = (named == named.max(0).values).double()  # of candidates that are best alike, the mean
+        best_H = (best_CH * judged).sum(0) / best_CH.sum(0)
+        return best_H[whole_H], torch.cat([~first_HM, first_HM])[whole_H], labels_M
 
     def _accuracies(self, predicted_M: torch.Tensor, labels_M: torch.Tensor, within_HM: torch.Tensor) -> torch.Tensor:
         """The accuracy on each of H sets of images, in percent; in trzsl the harmonic mean."""
         right_M, unseen_M = (predicted_M == labels_M).double(), self._unseen_K[labels_M]
 
         def share(among_HM: torch.Tensor) -> torch.Tensor:
-            return (among_HM.double() @ right_M) / among_HM.sum(1).clamp(min=1)
+            return (among_HM.double() @ right_M) / among_HM.sum(1)  # nan without images
 
         if not self._unseen_K.any():
             return 100 * share(within_HM)

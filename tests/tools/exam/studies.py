@@ -50,6 +50,10 @@ def main(
     command: bool = False,
 ) -> None:
     """One study a world; its trials train in full, or as short as the exam's candidates (quick)."""
+    if command and (method, trials, confirm_seeds, budget) != (AUTO, 12, 3, "full"):
+        raise typer.BadParameter("--command runs the command with its own defaults")
+    if out.exists() and next(csv.reader(out.open(encoding="utf-8"))) != list(COLUMNS):
+        raise typer.BadParameter(f"{out} has other columns: name another file")
     done = {row["world"] for row in csv.DictReader(out.open(encoding="utf-8"))} if out.exists() else set()
     for kind in kinds.split(","):
         for dataset in datasets.split(","):
