@@ -192,7 +192,7 @@ def long_studies(asked: Asked) -> Iterator[Target]:
         yield Target(
             f"page of {number:,} trials", wanted,
             *("–" if np.isnan(told[0]) else f"{told[0]:.0f} CPU s, {told[1]:.0f} MB" for told in found.values()),
-            f"{found['before'][0] / found['now'][0]:.2g}×", 1,
+            "–" if np.isnan(found["before"][0]) else f"{found['before'][0] / found['now'][0]:.2g}×", 1,
         )  # fmt: skip
 
 
