@@ -53,7 +53,7 @@ from tests.bench.target_rows import HERE, Asked, Target, compared, numbers_of, o
 from tests.bench.workbench import Workbench, open_backbone
 from tests.tools.photos import write_photos
 
-_NO_AMX = "bf16 needs AMX, which this CPU lacks; on one that has it (budget.md) {}"
+_NO_AMX = "bf16 needs AMX, which this CPU lacks; on one that has it (speed_targets.md) {}"
 # Of each row in bf16 what was reached where there is AMX, and the same operations at all of the matrix rate.
 _BF16 = {10: "5.6×, at most 7.2×", 100: "11.5×, at most 12.6×"}
 
