@@ -186,12 +186,17 @@ class AdaptedModel:
         return self.is_linear or (bool(self.members) and all(model.is_linear for _, model in self.members))
 
     @property
+    def _adapts_tower(self) -> bool:
+        """Whether prompts were learned in the image tower, so that frozen features are not what the model sees."""
+        config = self.meta["config"]
+        return self.classifier is not None and config["tuning"] == "prompts" and config["prompts"] != "text"
+
+    @property
     def image_side(self) -> str | None:
         """What was learned on the image side, in words; None where it is the frozen backbone's."""
         sides = {side for _, model in self.members if (side := model.image_side) is not None}
         if self.classifier is not None:
-            config = self.meta["config"]
-            if config["tuning"] == "prompts" and config["prompts"] != "text":
+            if self._adapts_tower:
                 sides.add("prompts in the image tower")
             if self.adapters:
                 sides.add("adapters on image features")
@@ -215,10 +220,10 @@ class AdaptedModel:
             CheckpointError: the model has learned prompts in the image tower, so that frozen features say nothing.
             DataError: not a table (N, D), features of another width, without direction, NaN or infinity.
         """
-        if (side := self.image_side) is not None and "prompts" in side:
+        if self._adapts_tower or any(model._adapts_tower for _, model in self.members):
             raise CheckpointError(
                 "features must go to a model whose image tower is frozen",
-                got=side,
+                got=self.image_side,
                 where=self.source,
                 next_step="Give images.",
             )
@@ -258,12 +263,11 @@ class AdaptedModel:
     def _image_features(self, pixels_B3SS: Tensor | None, frozen: Callable[[], Tensor]) -> Tensor:
         if self.classifier is None:
             return frozen()
-        config = self.meta["config"]
-        if config["tuning"] == "features" or config["prompts"] == "text":
-            image_BD = frozen()
-        else:
+        if self._adapts_tower:
             assert pixels_B3SS is not None  # for the type checker: such a model is given pixels
             image_BD = self.classifier.encode_images(pixels_B3SS)
+        else:
+            image_BD = frozen()
         return self.classifier.adapt_images(image_BD, "main") if self.adapters else image_BD
 
 

@@ -51,31 +51,35 @@ class Case:
 
     def accuracy(self, weights: Weights) -> float:
         """Accuracy on the test images in percent; in trzsl the harmonic mean over seen and unseen classes."""
-        labels_M = torch.from_numpy(self.facts.test_labels_M[self._known_M].astype(np.int64))
-        return 100 * validation_accuracy(self._predicted(weights), labels_M, self._unseen_K)
+        return 100 * validation_accuracy(self._predicted(weights), self._labels_M, self._unseen_K)
 
     @cached_property
     def _known_M(self) -> np.ndarray:
         """Test images of asked-for classes."""
         return self.facts.test_labels_M >= 0
 
+    @cached_property
+    def _labels_M(self) -> torch.Tensor:
+        """The labels of these images."""
+        return torch.from_numpy(self.facts.test_labels_M[self._known_M].astype(np.int64))
+
     def _predicted(self, weights: Weights) -> torch.Tensor:
         probs_MK = sum(share * self.test[name] for name, share in weights.items())
         return torch.from_numpy(np.argmax(probs_MK, 1)[self._known_M].astype(np.int64))
 
     @cached_property
-    def _halves(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _halves(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of 100 random halvings of the test images, both ways round: the accuracies on one half of the candidate that
-        is best on the other (H,), the images of that half (H, M), and the labels (M,).
+        is best on the other (H,), and the images of that half (H, M).
         """
-        labels_M = torch.from_numpy(self.facts.test_labels_M[self._known_M].astype(np.int64))
+        count = len(self._labels_M)
         generator = torch_generator(0, "halves", self.world.key)
-        first_HM = torch.stack([torch.randperm(len(labels_M), generator=generator) for _ in range(_HALVINGS)])
-        first_HM = first_HM < len(labels_M) // 2
+        first_HM = torch.stack([torch.randperm(count, generator=generator) for _ in range(_HALVINGS)])
+        first_HM = first_HM < count // 2
         named_CH, judged_CH = [], []
         for name in self.test:
             predicted_M = self._predicted({name: 1.0})
-            halves = [self._accuracies(predicted_M, labels_M, within_HM) for within_HM in (first_HM, ~first_HM)]
+            halves = [self._accuracies(predicted_M, within_HM) for within_HM in (first_HM, ~first_HM)]
             named_CH.append(torch.cat(halves))
             judged_CH.append(torch.cat(halves[::-1]))
         named, judged = torch.stack(named_CH), torch.stack(judged_CH)
@@ -83,11 +87,11 @@ class Case:
         whole_H = ~(named.isnan() | judged.isnan()).any(0)
         best_CH = (named == named.max(0).values).double()  # of candidates that are best alike, the mean
         best_H = (best_CH * judged).sum(0) / best_CH.sum(0)
-        return best_H[whole_H], torch.cat([~first_HM, first_HM])[whole_H], labels_M
+        return best_H[whole_H], torch.cat([~first_HM, first_HM])[whole_H]
 
-    def _accuracies(self, predicted_M: torch.Tensor, labels_M: torch.Tensor, within_HM: torch.Tensor) -> torch.Tensor:
+    def _accuracies(self, predicted_M: torch.Tensor, within_HM: torch.Tensor) -> torch.Tensor:
         """The accuracy on each of H sets of images, in percent; in trzsl the harmonic mean."""
-        right_M, unseen_M = (predicted_M == labels_M).double(), self._unseen_K[labels_M]
+        right_M, unseen_M = (predicted_M == self._labels_M).double(), self._unseen_K[self._labels_M]
 
         def share(among_HM: torch.Tensor) -> torch.Tensor:
             return (among_HM.double() @ right_M) / among_HM.sum(1)  # nan without images
@@ -103,8 +107,8 @@ class Case:
         The best of a dozen candidates on a sample owes a part of its lead to that sample: against it even the truly
         best one regrets something. A lead that is found on one half and measured on the other has no such part.
         """
-        best_H, images_HM, labels_M = self._halves
-        return float((best_H - self._accuracies(self._predicted(weights), labels_M, images_HM)).mean())
+        best_H, images_HM = self._halves
+        return float((best_H - self._accuracies(self._predicted(weights), images_HM)).mean())
 
     @cached_property
     def _unseen_K(self) -> torch.Tensor:
