@@ -18,7 +18,7 @@ import numpy as np
 from captune import interruption
 from captune.algorithms import ALGORITHMS, default_config, method_named, refuse_unfit
 from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
-from captune.errors import CaptuneError, TrainingFailed, UsageError
+from captune.errors import CaptuneError, TrainingFailed, UsageError, first_line
 from captune.records import ZERO_SHOT, Role, atomic_write
 from captune.records.enums import PART, WHOLE
 from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, EPOCHS_CSV, METRICS, PREDICTIONS_CSV
@@ -202,15 +202,11 @@ def adapt_seeds(
     for seed, reason in failed.items():
         if len(places) > 1 and isinstance(reason, CaptuneError):
             others = [
-                f"seed {other} failed too: {_first_line(error)}" for other, error in failed.items() if other != seed
+                f"seed {other} failed too: {first_line(error)}" for other, error in failed.items() if other != seed
             ]
             reason.where = "; ".join([", ".join(str(part) for part in (f"seed {seed}", reason.where) if part), *others])
         raise reason
     return reports
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _train(

@@ -132,3 +132,8 @@ def did_you_mean_path(path: Path) -> str | None:
         found = Path(*path.parts[: len(path.parts) - len(path.absolute().relative_to(parent).parts)], near)
         return f"Did you mean '{found}'?"
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from captune.errors import ConfigError
+from captune.errors import ConfigError, first_line
 
 _MAX_NODES = 200_000
 _MAX_DEPTH = 100
@@ -79,7 +79,7 @@ def parse_yaml(text: str, *, where: object, what: str, words: bool = False) -> A
         got, next_step = _explained(error, text)
         raise ConfigError(f"{what} must be valid YAML", got=got, where=where, next_step=next_step) from None
     except Exception as error:  # PyYAML's constructors raise half a dozen kinds of exceptions for malformed values
-        got = (str(error).splitlines() or [type(error).__name__])[0]
+        got = first_line(error)
         raise ConfigError(f"{what} must be valid YAML", got=got, where=where) from None
 
 

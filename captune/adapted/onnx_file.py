@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from captune.adapted.model import AdaptedModel
 from captune.data.loose_images import pixels_in_batches
-from captune.errors import ModelError, UsageError
+from captune.errors import ModelError, UsageError, first_line
 
 FILE = "model.onnx"
 INPUT, OUTPUT = "pixels", "probabilities"
@@ -102,7 +102,7 @@ def _exported(model: AdaptedModel, pixels_B3SS: Tensor) -> Any:
     except Exception as error:  # the exporter raises many kinds; each means that it cannot write the model
         raise ModelError(
             "the model must have a form in ONNX",
-            got=(str(error).splitlines() or [type(error).__name__])[0][:200],
+            got=first_line(error)[:200],
             where=model.image_backbone.name,
             next_step="Take --format bundle instead.",
         ) from error

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from captune.errors import DataError, did_you_mean_path
+from captune.errors import DataError, did_you_mean_path, first_line
 
 _MAX_ARRAYS = 64
 _MAX_HEADER = 10_000
@@ -52,7 +52,7 @@ def read_npz(file: Path, *, only: Collection[str] = ()) -> dict[str, npt.NDArray
     except zipfile.BadZipFile:
         got = "no archive, or a damaged one"
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for damaged bytes
-        got = (str(error).splitlines() or [""])[0] or type(error).__name__
+        got = first_line(error)
     raise DataError(
         "a feature file must be an .npz of plain arrays",
         got=got,

@@ -19,7 +19,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captune.errors import ModelError, UsageError
+from captune.errors import ModelError, UsageError, first_line
 from captune.model.blocks import LeanOptions
 from captune.model.configuration import CONFIG_FILE, read_configuration, without_remote_code
 from captune.model.hub import offline_if_unreachable
@@ -269,7 +269,7 @@ def _tokenizer(address: str, folder: Path | None) -> Callable[[Sequence[str]], T
     except Exception as error:  # transformers and the Hub raise many kinds; each means that no tokenizer is here
         raise ModelError(
             "the model's tokenizer must be installed or reachable",
-            got=(str(error).splitlines() or [type(error).__name__])[0][:200],
+            got=first_line(error)[:200],
             where=address,
             next_step="Models with open_clip's own tokenizer (ViT-B-32, ViT-B-16, ViT-L-14) need nothing more.",
         ) from None

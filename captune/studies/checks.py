@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captune.data.catalog import TINY, default_backbone
-from captune.errors import UsageError
+from captune.errors import UsageError, first_line
 from captune.studies.planning import Plan
 from captune.tuning.allotment import refuse_several_gpus
 from captune.tuning.cluster import check_address
@@ -102,8 +102,7 @@ def check_storage(storage: str) -> None:
                 socket.create_connection((url.host, port), timeout=_ANSWER_SECONDS).close()
         create_engine(url).connect().close()
     except Exception as error:  # the database drivers have no common base
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = "no address of a database" if isinstance(error, ArgumentError) else lines[0]
+        reason = "no address of a database" if isinstance(error, ArgumentError) else first_line(error)
         raise UsageError(
             "--storage must be the address of a database that answers",
             got=f"'{without_password(storage)}': {reason.replace(storage, without_password(storage))}",

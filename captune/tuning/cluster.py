@@ -23,7 +23,7 @@ from typing import Any
 import ray
 
 from captune import interruption, own_process
-from captune.errors import StudyError, UsageError
+from captune.errors import StudyError, UsageError, first_line
 from captune.tuning import ray_internals
 from captune.tuning.allotment import Node
 from captune.tuning.answering import ANSWER_SECONDS, check_answers, no_cluster
@@ -207,7 +207,7 @@ def _connection(
         if address is None:
             raise StudyError(
                 f"a Ray cluster must start on this machine within {_START_SECONDS:.0f} s",
-                got=(str(error).strip().splitlines() or [type(error).__name__])[0],
+                got=first_line(error),
                 next_step="A machine under heavy load needs longer: try again, or join a cluster by --address.",
             ) from error
         reason = str(error).strip().splitlines()[0]
