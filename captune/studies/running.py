@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from captune import interruption
 from captune.config import MachineConfig
 from captune.data.tree import name_some
 from captune.errors import StudyError, UsageError
@@ -199,14 +200,18 @@ def _run_trials(
     """Open the studies and run their trials; close each of several as it ends. Closing `stack` releases them."""
     studies: list[OpenStudy] = []
     try:
-        for plan in plans:
-            opened = OpenStudy(
-                plan.directory, plan.study, plan.info, plan.space, resume=settings.resume,
-                warm_starts=plan.warm_starts, after=plan.after,
-            )  # fmt: skip
-            opened.cell.chooses_by(_chosen_now)
-            stack.callback(opened.close)
-            studies.append(opened)
+        # Until a study stands in the list, an exception would leave its files behind. So a signal takes effect after
+        # all studies are open.
+        with interruption.noted():
+            for plan in plans:
+                opened = OpenStudy(
+                    plan.directory, plan.study, plan.info, plan.space, resume=settings.resume,
+                    warm_starts=plan.warm_starts, after=plan.after,
+                )  # fmt: skip
+                opened.cell.chooses_by(_chosen_now)
+                stack.callback(opened.close)
+                studies.append(opened)
+            interruption.check()
         chain(studies)
         cells = [opened.cell for opened in studies]
         # This process closes a single study itself, since it has nothing else to do.
@@ -223,8 +228,9 @@ def _run_trials(
         for opened in studies:
             opened.note_spent(budget.spent_seconds, budget.spent_gpu_hours, shared_by=len(studies))
     except BaseException as error:
-        for opened in studies:
-            opened.withdraw()
+        with interruption.noted():
+            for opened in reversed(studies):  # the first one made the folder that they share
+                opened.withdraw()
         if isinstance(error, KeyboardInterrupt):
             watcher.interrupted([opened.cell for opened in studies if opened.cell.trials])
         raise

@@ -73,14 +73,17 @@ class OpenStudy:
     ) -> None:
         self.directory = directory
         self.warnings: list[str] = []
+        self.mirrors: list[Mirror] = []
         self._closed = False
-        self._made_directory = not directory.exists()
+        self._made = [place for place in (directory, *directory.parents) if not place.exists()]
         _make_directory(directory)
         self._lock = DriverLock(directory)
+        begun = directory not in self._made
         try:
             _clean(directory)
             events, length = _known_events(directory)
             known = StudyRecord(directory, events)
+            begun = bool(known.num_openings)
             header = study_header(study, info, space, study_id=known.opened.study_id)
             header = replace(header, warm_starts=tuple(warm_starts), after=after)
             if known.num_openings:
@@ -88,12 +91,12 @@ class OpenStudy:
                 header = self._began_with(known.opened, header)
             self.after = header.after
             self.study_id = str(header.study_id)
-            self.resumed = bool(known.num_openings)
+            self.resumed = begun
             self.cell = Cell(directory, study, info, space, warm_starts=header.warm_starts)
             self.cell.replay(events)
             write_study(directory, header)
             journal = Journal(directory / JOURNAL, durable=durable, length=length)
-            self.mirrors = self._follow(study, space)
+            self._follow(study, space)
             self.cell.check_driver = self._lock.check
             self.cell.open(journal, header)
             for trial in self.cell.trials.values():
@@ -101,7 +104,11 @@ class OpenStudy:
                     discard_progress(self.cell, trial.key)
             self.cell.listeners.append(self._tidy)
         except BaseException:
+            for mirror in self.mirrors:
+                mirror.close()
             self._lock.release()
+            if not begun:
+                self._delete()
             raise
 
     def _began_with(self, opened: StudyOpened, header: StudyOpened) -> StudyOpened:
@@ -111,13 +118,12 @@ class OpenStudy:
             self.warnings.append("The warm starts that this study began with stay; those given now are not used.")
         return replace(header, warm_starts=opened.warm_starts, after=opened.after)
 
-    def _follow(self, study: StudyConfig, space: Space) -> list[Mirror]:
+    def _follow(self, study: StudyConfig, space: Space) -> None:
         """Start the copy of the search in Optuna's storage and, if there is a screen, a copy of it too."""
         name = f"{self.cell.name}-{self.study_id[:8]}"
         followed = [(Phase.SEARCH, name, space, self.cell.search)]
         if space.screen is not None and self.cell.screening is not None:
             followed.append((Phase.SCREEN, f"{name}-screen", space.screen, self.cell.screening.trials))
-        mirrors = []
         for phase, study_name, searched, trials in followed:
             mirror = Mirror(
                 lambda: open_storage(self.directory, study.storage),
@@ -129,8 +135,7 @@ class OpenStudy:
             )
             mirror.start(list(trials))
             self.cell.listeners.append(mirror.on_event)
-            mirrors.append(mirror)
-        return mirrors
+            self.mirrors.append(mirror)
 
     def _tidy(self, event: Event, trial: Trial | None) -> None:
         if isinstance(event, Finished):
@@ -161,14 +166,16 @@ class OpenStudy:
         Otherwise the user's corrected command would be refused as a different study.
         """
         self.close()
-        if self.resumed or self.cell.trials:
-            return
+        if not self.resumed and not self.cell.trials:
+            self._delete()
+
+    def _delete(self) -> None:
+        """Delete the study's files, and the folders that were made for it as far as they are empty."""
         for name in (JOURNAL, STUDY, OPTUNA_COPY, GUARD):
             (self.directory / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            (self.directory / TRIALS).rmdir()
-            if self._made_directory:
-                self.directory.rmdir()
+        for place in (self.directory / TRIALS, *self._made):
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def discard_progress(cell: Cell, key: str) -> None:
