@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +61,6 @@ class StandIns:
     def output(self) -> str:
         """All that scripts printed so far."""
         return (self.calls_file.parent / "out.txt").read_text()
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait for something to become true.
-
-    Raises:
-        TimeoutError: it did not.
-    """
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"still not true after {seconds} s")
-        time.sleep(0.05)
 
 
 def is_alive(pid: int) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.stand_ins import StandIns, is_alive, wait_until
+from tests.launch.stand_ins import StandIns, is_alive
+from tests.waiting import free_port, wait_until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "local.sh"
 
@@ -40,7 +41,7 @@ def local(tmp_path: Path):
     stand_ins = StandIns(tmp_path)
     stand_ins.add("ray", _RAY)
     stand_ins.add("captune", "exit 7")
-    stand_ins.environment |= {"CAPTUNE_RAY_PORT": str(_free_port()), "CAPTUNE_STEADY_SECONDS": "0"}
+    stand_ins.environment |= {"CAPTUNE_RAY_PORT": str(free_port()), "CAPTUNE_STEADY_SECONDS": "0"}
     yield stand_ins
     stand_ins.add("ray", _RAY)
     _run(stand_ins, "down")
@@ -178,7 +179,7 @@ def test_the_client_servers_port_is_a_free_one_or_the_one_that_was_set(local: St
 
 
 def test_two_nodes_on_one_machine_have_ports_of_their_own_and_end_by_themselves(local: StandIns):
-    other = {"CAPTUNE_RAY_PORT": str(_free_port())}
+    other = {"CAPTUNE_RAY_PORT": str(free_port())}
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):  # then somebody else has it, which is as good
@@ -225,12 +226,6 @@ def test_an_unknown_command_shows_the_usage(local: StandIns):
     assert _starts(local) == []
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _listening(group: int) -> set[str]:
     """Hexadecimal addresses on which processes of a group accept TCP connections."""
     sockets = set()
@@ -248,7 +243,7 @@ def _listening(group: int) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path(sys.executable).with_name("ray").exists(), reason="Ray's command is not installed")
 def test_a_real_node_listens_on_loopback_only_and_refuses_whoever_has_no_token(tmp_path: Path):
-    port, dashboard_port = _free_port(), _free_port()
+    port, dashboard_port = free_port(), free_port()
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
