@@ -26,12 +26,14 @@ class Processes:
     Attributes:
         names: process → its command line, as it was seen last.
         seconds: process → CPU seconds when it was seen last; what a process does in its last moments is missed.
+        looks: how often all processes have been looked at so far.
     """
 
     def __init__(self, root: int) -> None:
         self._root = root
         self.names: dict[int, str] = {root: "driver"}
         self.seconds: dict[int, float] = {root: 0.0}
+        self.looks = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -79,3 +81,4 @@ class Processes:
                     with contextlib.suppress(OSError):
                         name = Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ").strip()
                         self.names[process] = name or self.names.get(process, "")
+            self.looks += 1

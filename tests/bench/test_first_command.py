@@ -11,6 +11,7 @@ import pytest
 
 from tests.bench.first_command import PARTS, draw, parts_of, timed
 from tests.bench.processes import KINDS, Processes
+from tests.waiting import wait_until
 
 LINES = [
     (0.9, "digits ul cap: loading PyTorch and Ray"),
@@ -42,12 +43,25 @@ def test_the_bars_are_drawn(tmp_path: Path) -> None:
 
 
 def test_the_seconds_of_a_process_and_of_what_it_starts_are_told_apart() -> None:
-    busy = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\ntime.sleep(0.3)"
+    # Each says what it has used, its start included, and waits until that has been seen.
+    busy = (
+        "import sys, time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\n"
+        "print(time.process_time(), flush=True)\nsys.stdin.readline()"
+    )
     script = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {busy!r}, 'ray::worker'])\n{busy}"
-    process = subprocess.Popen([sys.executable, "-c", script])
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    used = {}
     with Processes(process.pid) as processes:
+        for kind in ("workers", "driver"):
+            used[kind] = float(process.stdout.readline())
+            before = processes.looks
+            wait_until(lambda before=before: processes.looks >= before + 2)  # type: ignore[misc]
+            process.stdin.write("\n")
+            process.stdin.flush()
         assert process.wait() == 0
-    assert processes.by_kind() == pytest.approx(dict.fromkeys(KINDS, 0.0) | {"driver": 0.5, "workers": 0.5}, abs=0.3)
+    assert min(used.values()) >= 0.5
+    assert processes.by_kind() == pytest.approx(dict.fromkeys(KINDS, 0.0) | used, abs=0.1)
 
 
 @pytest.mark.slow

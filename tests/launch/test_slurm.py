@@ -20,7 +20,7 @@ PORT = 20000 + JOB % 1000 * 10
 # A driver that works until it is told to stop, and then stops in order, as captune does.
 _WORK = "for _ in {1..2000}; do sleep 0.05; done"
 # One that ends when the test says so.
-_WORK_UNTIL_DONE = 'for _ in {1..2000}; do [[ ! -e $HOME/done ]] || break; sleep 0.05; done'
+_WORK_UNTIL_DONE = "for _ in {1..2000}; do [[ ! -e $HOME/done ]] || break; sleep 0.05; done"
 _STOP = "trap 'note captune-stopped; exit 130' TERM"
 # $HOME/preempted: what Slurm says of a job in its grace time.
 _SCONTROL = """case "$1 $2" in

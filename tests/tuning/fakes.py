@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from typing import Any
 from captune.config import StudyConfig, TaskConfig, TrialConfig
 from captune.errors import TrainingFailed
 from captune.tuning.specs import CellInfo, TrialSpec
+from tests.waiting import wait_until
 
 SPACE = """
 method: fake
@@ -65,6 +67,26 @@ class FakeTrial:
     def finish(self) -> dict[str, Any]:
         score = self.score(self.num_epochs) if self.num_epochs else 0.7
         return {"score": score, "scores": {"fake": score}, "num_parameters": 3, "prediction_balance": 0.9}
+
+
+def opened_by(directory: Path) -> list[str]:
+    """The process of each opening of a trial of a study."""
+    opened = sorted(directory.glob("trials/*/opened.txt"))
+    return [line.split()[0] for file in opened for line in file.read_text().splitlines()]
+
+
+class Gathering(FakeTrial):
+    """Trains only once processes of its study have opened trials, however long they take to start."""
+
+    def __init__(self, spec: TrialSpec, *, processes: int, pause: float = 0.0) -> None:
+        super().__init__(spec, pause=pause)
+        self.processes = processes
+
+    def run_epoch(self) -> dict[str, Any]:
+        study_directory = self.spec.path.parents[1]
+        with contextlib.suppress(TimeoutError):  # then the test sees that they were too few
+            wait_until(lambda: len(set(opened_by(study_directory))) >= self.processes, seconds=120)
+        return super().run_epoch()
 
 
 def open_fake(spec: TrialSpec) -> FakeTrial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -63,11 +64,12 @@ def listening(pid: int) -> set[tuple[str, int]]:
     """Addresses and ports on which a process and those below it take connections."""
     inodes = set()
     for process in [pid, *descendants(pid)]:
-        try:
-            links = [str(link.readlink()) for link in (PROC / str(process) / "fd").iterdir()]
-        except OSError:
-            continue
-        inodes |= {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
+        with contextlib.suppress(OSError):  # the process has ended
+            for link in (PROC / str(process) / "fd").iterdir():
+                with contextlib.suppress(OSError):  # closed meanwhile, as the one by which this folder was read
+                    target = str(link.readlink())
+                    if target.startswith("socket:["):
+                        inodes.add(target[len("socket:[") : -1])
     found = set()
     for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         for line in (PROC / "net" / name).read_text().splitlines()[1:]:
