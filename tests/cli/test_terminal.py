@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from captune.config import StudyConfig, TaskConfig
 from captune.data.labelling import Prediction
 from captune.records.layout import ADAPTED, BEST_CONFIG
 from captune.studies.planning import plan_study
+from captune.tuning import progress
 from captune.tuning.open_study import OpenStudy
 from captune.tuning.progress import Progress, Standing, standings_table
 
@@ -159,7 +161,8 @@ def terminal() -> tuple[Console, io.StringIO]:
     return Console(file=sent, force_terminal=True, width=80, color_system=None), sent
 
 
-def test_the_live_table_shows_time_and_epochs_and_what_is_left_of_a_budget() -> None:
+def test_the_live_table_shows_time_and_epochs_and_what_is_left_of_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 100.0))
     console, sent = terminal()
     with Progress([], console, concurrency=1, budget=lambda: "5 min left").shown():
         pass

@@ -21,6 +21,7 @@ from captune.data.views import ImageViews
 from captune.errors import DataError
 from captune.preprocessing import Preprocessing
 from tests.data.miniatures import write_image
+from tests.waiting import wait_until
 
 _PREPROCESSING = Preprocessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -143,19 +144,19 @@ def test_unwritable_cache_is_a_clear_error(tmp_path: Path) -> None:
 _FORK = multiprocessing.get_context("fork")  # another start would import PyTorch anew
 
 
-def _build(folder: Path, cache: Path, pause: float, log: Path, told: Any) -> None:
+def _build(folder: Path, cache: Path, pause: float, log: Path, told: Any, hangs_at: int) -> None:
     def progress(done: int, total: int) -> None:
         with log.open("a") as file:
             file.write(f"{done}\n")
-        time.sleep(pause)
+        time.sleep(pause if done != hangs_at else 600)
 
     store = ImageStore.open_or_build(_dataset(sorted(folder.glob("*.jpg"))), _PREPROCESSING, cache, progress=progress)
     told.put((len(store), int(store.image(19).sum())))
 
 
-def _builder(folder: Path, cache: Path, pause: float, log: Path, told: Any) -> Any:
+def _builder(folder: Path, cache: Path, pause: float, log: Path, told: Any, hangs_at: int = -1) -> Any:
     """A process of its own that builds a store and tells its length and the sum of one image."""
-    process = _FORK.Process(target=_build, args=(folder, cache, pause, log, told))
+    process = _FORK.Process(target=_build, args=(folder, cache, pause, log, told, hangs_at))
     process.start()
     return process
 
@@ -177,10 +178,8 @@ def test_two_builders_at_once_decode_every_image_once(tmp_path: Path) -> None:
 def test_killed_builder_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
     paths = _images(tmp_path / "images")
     log, cache = tmp_path / "log", tmp_path / "cache"
-    builder = _builder(tmp_path / "images", cache, 0.2, log, _FORK.Queue())
-    deadline = time.monotonic() + 60
-    while (not log.exists() or len(log.read_text().split()) < 5) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    builder = _builder(tmp_path / "images", cache, 0.0, log, _FORK.Queue(), hangs_at=5)
+    wait_until(lambda: log.exists() and len(log.read_text().split()) == 5)
     builder.kill()
     builder.join(timeout=30)
     assert [path for path in cache.iterdir() if path.name.endswith(".part")], "it was killed half-way"

@@ -48,7 +48,7 @@ def local(tmp_path: Path):
 
 
 def _run(local: StandIns, *arguments: str, **environment: str) -> int:
-    code = local.start(SCRIPT, *arguments, **environment).wait(timeout=60)
+    code = local.start(SCRIPT, *arguments, **environment).wait(timeout=110)
     print(local.output())  # shown where the caller's assertion fails
     return code
 

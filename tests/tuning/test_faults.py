@@ -239,5 +239,5 @@ def test_a_lasting_cluster_loses_drivers_workers_and_nodes(tmp_path: Path, seed:
 @pytest.mark.timeout(300)
 def test_a_killed_driver_is_continued_exactly(tmp_path: Path, seed: int) -> None:
     """The short version: one kill of a driver with one run at a time."""
-    endure(Series(tmp_path / "run", random.Random(seed), trials=4, concurrency=1, pause=0.05), ["driver"])
+    endure(Series(tmp_path / "run", random.Random(seed), trials=4, concurrency=1, pause=0.3), ["driver"])
     assert outcomes(tmp_path / "run") == outcomes(by_hand(tmp_path / "hand", 4))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -131,44 +131,64 @@ def test_a_trial_that_asked_for_a_gpu_and_finds_none_fails_with_that_reason(node
 # ── addresses where no cluster answers ────────────────────────────────────────────────────────────
 
 
+# Seconds for which an answer that comes is waited for: more than a busy machine takes to give it.
+_PATIENCE = 100.0
+
+
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer is waited for one second instead of four."""
-    for module in (answering, cluster_module):
-        monkeypatch.setattr(module, "ANSWER_SECONDS", 1.0)
+def waits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets how long the first bytes of an answer and the head's answer are waited for. Ray, who waits minutes, is never
+    asked to connect."""
+
+    def connect(*_: object) -> None:
+        raise AssertionError("the address must be refused before Ray is asked to connect")
+
+    def wait(first_bytes: float = _PATIENCE, head: float = _PATIENCE) -> None:
+        monkeypatch.setattr(answering, "ANSWER_SECONDS", first_bytes)
+        monkeypatch.setattr(cluster_module, "ANSWER_SECONDS", head)
+
+    monkeypatch.setattr(cluster_module, "_connection", connect)
+    wait()
+    return wait
 
 
-def refusal(address: str) -> tuple[str, float]:
+def refusal(address: str) -> str:
+    """Why an address is refused, long before patience ends."""
     began = time.monotonic()
     with (
         pytest.raises(UsageError, match="--address must lead to a running Ray cluster") as caught,
         connected(address, threads=1),
     ):
         pass
-    return str(caught.value), time.monotonic() - began
+    assert time.monotonic() - began < _PATIENCE / 2
+    return str(caught.value)
 
 
+def test_no_wait_for_an_address_is_longer_than_a_few_seconds() -> None:
+    assert answering.ANSWER_SECONDS == cluster_module.ANSWER_SECONDS <= 4.0
+
+
+@pytest.mark.usefixtures("waits")
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_an_address_where_nothing_listens_is_refused_at_once(scheme: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        said, seconds = refusal(f"{scheme}127.0.0.1:{probe.getsockname()[1]}")
+        said = refusal(f"{scheme}127.0.0.1:{probe.getsockname()[1]}")
     assert "Connection refused" in said
-    assert seconds < 10
 
 
-@pytest.mark.usefixtures("impatient")
-def test_an_address_that_takes_connections_and_says_nothing_is_refused_in_time() -> None:
+def test_an_address_that_takes_connections_and_says_nothing_is_refused_in_time(waits: Callable[..., None]) -> None:
+    waits(first_bytes=1.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        said, seconds = refusal(f"127.0.0.1:{silent.getsockname()[1]}")
-    assert "no answer within" in said
-    assert seconds < answering.ANSWER_SECONDS + 6
+        said = refusal(f"127.0.0.1:{silent.getsockname()[1]}")
+    assert "no answer within 1 s" in said
 
 
+@pytest.mark.usefixtures("waits")
 @pytest.mark.parametrize("banner", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
-def test_an_address_where_another_kind_of_server_answers_is_refused_within_ten_seconds(banner: bytes) -> None:
+def test_an_address_where_another_kind_of_server_answers_is_refused_at_once(banner: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -178,24 +198,23 @@ def test_an_address_where_another_kind_of_server_answers_is_refused_within_ten_s
                 connection.sendall(banner)
 
         threading.Thread(target=answer, daemon=True).start()
-        said, seconds = refusal(f"127.0.0.1:{server.getsockname()[1]}")
+        said = refusal(f"127.0.0.1:{server.getsockname()[1]}")
     assert "something answers there that is not Ray" in said
-    assert seconds < 10
 
 
+@pytest.mark.usefixtures("waits")
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_a_grpc_server_that_is_not_ray_is_refused_within_ten_seconds(scheme: str) -> None:
+def test_a_grpc_server_that_is_not_ray_is_refused_at_once(scheme: str) -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    said, seconds = refusal(f"{scheme}127.0.0.1:{port}")
+    said = refusal(f"{scheme}127.0.0.1:{port}")
     server.stop(None)
     assert "something answers there that is not Ray" in said
-    assert seconds < 10
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_head_that_takes_connections_and_hangs_is_refused_in_time() -> None:
+def test_a_head_that_takes_connections_and_hangs_is_refused_in_time(waits: Callable[..., None]) -> None:
+    waits(head=1.0)
     ends = threading.Event()
 
     class Hanging(grpc.GenericRpcHandler):
@@ -205,8 +224,7 @@ def test_a_head_that_takes_connections_and_hangs_is_refused_in_time() -> None:
     server = grpc.server(ThreadPoolExecutor(1), handlers=(Hanging(),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    said, seconds = refusal(f"127.0.0.1:{port}")
+    said = refusal(f"127.0.0.1:{port}")
     ends.set()
     server.stop(None)
     assert "its head takes connections and does not answer" in said
-    assert seconds < answering.ANSWER_SECONDS + 6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.tuning.processes import assert_gone, descendants, listening
+from tests.waiting import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -112,9 +112,7 @@ with connected(sys.argv[1], threads=1) as cluster:
 def test_joining_a_cluster_that_asks_for_no_token_is_warned_about_and_its_actors_live() -> None:
     # On loopback, as everything here, and started by Ray's own command.
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     start += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", "--num-cpus=1", "--disable-usage-stats"]
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,22 +86,23 @@ def test_the_wait_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_start_that_fails_says_how_long_was_waited(
     own_token: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    told = threading.Event()
+
     def init(**options: Any) -> None:
         assert options["address"] == "local"  # whatever RAY_ADDRESS says
-        time.sleep(0.3)
+        told.wait(60)
         raise Exception("The current node timed out during startup. This could happen because …")
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(cluster, "_USUAL_START_SECONDS", 0.05)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6399")
-    said: list[str] = []
-    monkeypatch.setattr(cluster, "_say_that_ray_is_slow", lambda: said.append("waiting"))
+    monkeypatch.setattr(cluster, "_say_that_ray_is_slow", told.set)
     with (
         pytest.raises(StudyError, match=r"within 180 s, but got The current node timed out"),
         cluster.connected(None, threads=1),
     ):
         raise AssertionError("not reached")
-    assert said == ["waiting"]
+    assert told.is_set()
 
 
 def test_variables_are_set_for_a_block_and_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,11 +239,11 @@ def test_workers_import_what_trials_need_where_each_of_them_will_have_one(
 
 
 def test_who_waits_for_workers_that_never_come_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(starting, "_BEGIN_SECONDS", 0.3)
-    monkeypatch.setattr(starting, "_IMPORT_SECONDS", 0.5)
-    looks: list[float] = []
-    wait_for_workers(tmp_path / "nowhere", 2, look=lambda: looks.append(time.monotonic()))
-    assert looks and looks[-1] - looks[0] < 5
+    waited, looks = [0.0], list[float]()
+    clock = {"monotonic": lambda: waited[0], "sleep": lambda seconds: waited.append(waited.pop() + seconds)}
+    monkeypatch.setattr(starting, "time", SimpleNamespace(**vars(time) | clock))
+    wait_for_workers(tmp_path / "nowhere", 2, look=lambda: looks.append(waited[0]))
+    assert len(looks) > 100 and waited[0] == pytest.approx(starting._BEGIN_SECONDS, abs=0.2)
     monkeypatch.setenv(worker_start.MODULES, "fractions,no_such_module")
     monkeypatch.setenv(worker_start.READY, str(tmp_path))
     worker_start.begin()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from tests.tuning.simulate import drive, make_cell, outcomes
 from tests.tuning.simulate import epochs as scores_of_epochs
 from tests.tuning.test_engine import new_cell
 from tests.tuning.test_open_study import open_study
+from tests.waiting import free_port
 
 # optuna-dashboard
 
@@ -47,9 +47,7 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
     opened = open_study(tmp_path / "run", trials=14, confirm_top=1, confirm_seeds=1)
     drive(opened.cell, fail="t0003")
     opened.close()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     copy = tmp_path / "run" / OPTUNA_COPY
     command = [sys.executable, "-c", "from optuna_dashboard._cli import main; main()", str(copy)]
     server = subprocess.Popen(
