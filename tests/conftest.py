@@ -44,8 +44,23 @@ def _interpret_kernels_without_a_gpu() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
-def pytest_collectstart() -> None:
+@cache
+def _draw_alike_on_every_machine() -> None:
+    """Examples that hypothesis generates follow from the test alone, and may take as long as a busy machine needs.
+
+    `--hypothesis-profile default` draws others each time, within Hypothesis' own limits on time.
+    """
+    from hypothesis import HealthCheck, settings
+
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("captune", deadline=None, derandomize=True, suppress_health_check=slow)
+    settings.load_profile("captune")
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
     _interpret_kernels_without_a_gpu()
+    if not collector.config.getoption("--hypothesis-profile", None):
+        _draw_alike_on_every_machine()
 
 
 def pytest_collection_finish() -> None:
