@@ -20,6 +20,13 @@ gc.disable()
 # As in the command line and in workers: PyTorch's compiler and timm stay out until a test needs them.
 own_process.declare()
 
+# A terminal of one size and kind, for what is printed depends on it; and no proxy between a test and its own server.
+for _name in ("FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(_name, None)
+os.environ.update(COLUMNS="80", LINES="25", TERM="xterm")
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1", "localhost"]))
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch is loaded: the workers share the CPUs
 
