@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -22,11 +23,13 @@ from captune.tuning import cluster as cluster_module
 from captune.tuning import nodes as nodes_module
 from captune.tuning.cluster import connected
 from captune.tuning.engine import Allotment, run_cells
-from captune.tuning.nodes import check_nodes
+from captune.tuning.nodes import check_nodes, on_each_node
+from captune.tuning.specs import TrialSpec
 from tests.journals import journal_lines
 from tests.tuning.fakes import FakeTrial
 from tests.tuning.simulate import outcomes
-from tests.tuning.test_engine import interrupt_when, new_cell
+from tests.tuning.test_engine import Interrupted, interrupt_when, new_cell
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -43,12 +46,25 @@ def nodes() -> Iterator[LocalNodes]:
 
 
 class Placed(FakeTrial):
-    """Notes which node it runs on."""
+    """Notes which node it runs on, and trains only once the study has used so many, however long they take to start.
+
+    Trials up to the key `until` do not wait. On the node `doomed` it never ends.
+    """
+
+    def __init__(self, spec: TrialSpec, *, num_nodes: int = 1, until: str = "", doomed: str = "") -> None:
+        super().__init__(spec, pause=0.1)
+        self.num_nodes, self.until, self.doomed = num_nodes, until, doomed
 
     def run_epoch(self) -> dict[str, Any]:
         node = ray.get_runtime_context().get_node_id()
         with (self.spec.path / "nodes.txt").open("a") as file:
             file.write(node + "\n")
+        if node == self.doomed:
+            time.sleep(3600)
+        if self.spec.key > self.until:
+            directory = self.spec.path.parents[1]
+            with contextlib.suppress(TimeoutError):  # then the test sees that they were too few
+                wait_until(lambda: len(set(nodes_used(directory))) >= self.num_nodes, seconds=240)
         return super().run_epoch()
 
 
@@ -60,7 +76,7 @@ def test_trials_spread_over_nodes(nodes: LocalNodes, tmp_path: Path) -> None:
     cell = new_cell(tmp_path / "run", trials=6, confirm_top=0, scheduler="none")
     with connected(nodes.address, threads=1) as cluster:
         assert (cluster.cpus, cluster.local) == (2.0, False)
-        assert run_cells([cell], cluster, Allotment(2), open_trial=partial(Placed, pause=1.0))
+        assert run_cells([cell], cluster, Allotment(2), open_trial=partial(Placed, num_nodes=2))
     assert len(set(nodes_used(tmp_path / "run"))) == 2
 
 
@@ -82,7 +98,7 @@ def test_a_killed_node_is_preemption_and_its_run_goes_on_elsewhere(nodes: LocalN
         watcher = threading.Thread(target=kill_when_busy)
         watcher.start()
         try:
-            assert run_cells([cell], cluster, Allotment(3), open_trial=partial(Placed, pause=1.0))
+            assert run_cells([cell], cluster, Allotment(3), open_trial=partial(Placed, num_nodes=3, doomed=doomed))
         finally:
             was_killed = gone.is_set()
             gone.set()
@@ -104,7 +120,7 @@ def test_a_node_added_mid_study_gets_work(nodes: LocalNodes, tmp_path: Path) -> 
 
     cell.listeners.append(add)
     with connected(nodes.address, threads=1) as cluster:
-        assert run_cells([cell], cluster, Allotment(3), open_trial=partial(Placed, pause=1.0))
+        assert run_cells([cell], cluster, Allotment(3), open_trial=partial(Placed, num_nodes=3, until="t0001"))
     assert len(set(nodes_used(tmp_path / "run"))) == 3
 
 
@@ -146,6 +162,7 @@ def test_a_node_on_which_a_mount_hangs_is_named_before_the_first_trial(
     monkeypatch.setattr(nodes_module, "_probe_node", probe)
     monkeypatch.setattr(nodes_module, "_ANSWER_SECONDS", 20.0)
     with connected(nodes.address, threads=1):
+        on_each_node(os.getpid)  # starts the processes that answer, which takes longer than 20 s on a busy machine
         hanging += [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("node:__internal_head__")]
         with pytest.raises(StudyError, match=f"{hanging[0][:8]}.: does not answer within 20 s") as caught:
             check_nodes([tmp_path])
@@ -156,7 +173,7 @@ def test_an_interrupted_study_leaves_a_joined_cluster_running(nodes: LocalNodes,
     cell = new_cell(tmp_path / "run", trials=6, confirm_top=0)
     interrupt_when(cell, lambda event: isinstance(event, Epoch))
     with connected(nodes.address, threads=1) as cluster:
-        assert not run_cells([cell], cluster, Allotment(2), open_trial=partial(FakeTrial, pause=0.3))
+        assert not run_cells([cell], cluster, Allotment(2), open_trial=partial(Interrupted, after="t0002", pause=0.3))
     with connected(nodes.address, threads=1) as cluster:
         assert cluster.cpus == 2.0
     assert os.environ["RAY_AUTH_MODE"] == "token"

@@ -15,7 +15,7 @@ from captune.tuning.trainable import PAYLOAD, SPEC, StudyTrainable
 from tests.tuning.fakes import FakeTrial, info
 
 
-def actor(directory: Path, *, epochs: int, report_seconds: float = 1.0, **manners: Any) -> StudyTrainable:
+def actor(directory: Path, *, epochs: int, report_seconds: float = 600.0, **manners: Any) -> StudyTrainable:
     spec = TrialSpec(
         cell="fake", key="t0001", directory=str(directory), method="fake", task={}, seed=0, role="score",
         config=info(epochs=epochs).base.model_dump(mode="json"), select_by="auto", reported=0, attempt=1, threads=1,
