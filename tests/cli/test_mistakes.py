@@ -37,12 +37,6 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     return int(caught.value.code or 0), " ".join((captured.out + captured.err).split())
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 def make_study(directory: Path) -> Path:
     study = StudyConfig(task=TaskConfig.parse({"dataset": "digits", "paradigm": "ul"}))
     plan = plan_study(study, directory)
@@ -134,10 +128,12 @@ def test_a_space_of_another_method(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_database_that_does_not_answer(capsys: pytest.CaptureFixture[str], here: Path) -> None:
-    address = f"postgresql://me:secret@127.0.0.1:{free_port()}/studies"
-    for arguments in (DIGITS, ("run", *DIGITS[2:], "--out", "study")):
-        code, said = call(capsys, *arguments, "--storage", address)
-        assert code == 2 and "a database that answers" in said and "secret" not in said
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nobody else has the port, and nobody listens there
+        address = f"postgresql://me:secret@127.0.0.1:{silent.getsockname()[1]}/studies"
+        for arguments in (DIGITS, ("run", *DIGITS[2:], "--out", "study")):
+            code, said = call(capsys, *arguments, "--storage", address)
+            assert code == 2 and "a database that answers" in said and "secret" not in said
     assert not (here / "study").exists()
     check_storage(f"sqlite:///{here}/copy.db")
     assert not (here / "copy.db").exists()
