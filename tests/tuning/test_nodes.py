@@ -162,7 +162,7 @@ def test_a_node_on_which_a_mount_hangs_is_named_before_the_first_trial(
     monkeypatch.setattr(nodes_module, "_probe_node", probe)
     monkeypatch.setattr(nodes_module, "_ANSWER_SECONDS", 20.0)
     with connected(nodes.address, threads=1):
-        on_each_node(os.getpid)  # starts the processes that answer, which takes longer than 20 s on a busy machine
+        on_each_node(lambda: None)  # starts the processes that answer, which takes longer than 20 s on a busy machine
         hanging += [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("node:__internal_head__")]
         with pytest.raises(StudyError, match=f"{hanging[0][:8]}.: does not answer within 20 s") as caught:
             check_nodes([tmp_path])
