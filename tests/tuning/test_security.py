@@ -20,7 +20,7 @@ from tests.waiting import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-COMMAND = [sys.executable, "-c", "from captune.cli.main import main; main()"]
+COMMAND = [sys.executable, "-X", "faulthandler", "-c", "from captune.cli.main import main; main()"]
 # A driver that holds a cluster of captune's own open until its input ends.
 HOLD = """
 import sys, time, ray
@@ -58,9 +58,15 @@ def status_of(url: str, token: str | None = None, data: bytes | None = None) -> 
 
 
 def captune(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=180, check=False
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    try:
+        said, errors = process.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # faulthandler prints where every thread stands
+        said, errors = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, said, errors)
 
 
 def test_nobody_without_the_token_runs_a_command_through_the_dashboard(own: tuple[int, str, str]) -> None:
