@@ -117,7 +117,8 @@ def run(
         dataset: a dataset's name, or folder:DIR, csv:FILE, features:FILE, as on the command line.
         paradigm: ul, ssl, trzsl or tft.
         method: a method's name; "auto" for one study over several.
-        trials: configurations to try, the default one included; None: the usual number (12; 48 on frozen features).
+        trials: configurations to try, the default one included; None: the usual number (12; 48 on frozen
+            features of at most 256 numbers, which train in packs for little).
         out: the study's directory; runs/NAME if None.
         resume: continue the study in the directory.
         options: any other option of `captune run` by its name, or any setting of the method, which is then fixed:

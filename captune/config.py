@@ -254,7 +254,9 @@ class StudyConfig(Config):
     preset: Literal["paper"] | None = Field(
         None, description="paper: the settings, prompts, splits and budget of the paper (--show prints them)"
     )
-    trials: int = Field(12, ge=1, description="configurations to try, the default one included; 48 on frozen features")
+    trials: int = Field(
+        12, ge=1, description="configurations to try, the default one included; 48 on frozen features up to 256 wide"
+    )
     seed: int = Field(0, ge=0, description="root seed of the study")
     sampler: Literal["tpe", "random", "gp", "qmc", "cmaes", "nsga2"] = Field(
         "tpe", description="Optuna sampler that proposes configurations"
@@ -280,7 +282,7 @@ class StudyConfig(Config):
         3, ge=0, description="number of best configurations that are run again with fresh seeds"
     )
     confirm_seeds: Annotated[int, CONFIRMING] = Field(
-        3, ge=1, description="fresh seeds per confirmed configuration; 6 on frozen features"
+        3, ge=1, description="fresh seeds per confirmed configuration; 6 where --trials is 48 by default"
     )
     stress: Annotated[bool, CONFIRMING] = Field(
         False, description="also run the chosen configuration on long-tailed, small and open-set pools"

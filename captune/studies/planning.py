@@ -17,7 +17,7 @@ from captune.records import JOURNAL, Phase, StudyRecord, read_journal
 from captune.records.layout import STUDY
 from captune.space import Space, load_space, space_file
 from captune.tuning.agenda import WARM_STARTS
-from captune.tuning.allotment import USUAL_SEEDS, USUAL_TRIALS
+from captune.tuning.allotment import PACKED_SEEDS, PACKED_TRIALS
 from captune.tuning.describe import describe_cell
 from captune.tuning.header import read_study
 from captune.tuning.open_study import with_storage
@@ -73,7 +73,7 @@ def plan_study(
     tunable = study.method == AUTO or method_named(study.method).tunable
     source = space_file(study.space, study.method) if tunable else None
     info = describe_cell(study, _methods_in(study, source))
-    study = with_usual_budget(study, info)
+    study = with_packed_budget(study, info)
     if space is None and resume and study.space is None and fork is None and (directory / STUDY).is_file():
         begun, recorded = read_study(directory)
         space = recorded if (begun.method, begun.fixed) == (study.method, study.fixed) else None
@@ -93,23 +93,22 @@ def plan_study(
     return Plan(directory, study, info, space, tuple(starts))
 
 
-def with_usual_budget(study: StudyConfig, info: CellInfo) -> StudyConfig:
-    """The study with the usual numbers of search trials and confirmation seeds, where the user gave none.
+def with_packed_budget(study: StudyConfig, info: CellInfo) -> StudyConfig:
+    """The study with more search trials and confirmation seeds where packs make them cheap and the user gave none.
 
-    The numbers are higher where trials on frozen features train in packs, because further trials then cost little. If
-    the user asked for fewer trials than usual, the seeds are not raised either. study.yaml holds both numbers, so a
+    If the user asked for fewer trials than that, the seeds are not raised either. study.yaml holds both numbers, so a
     study that is continued or repeated keeps them.
     """
     # A study over methods rarely proposes the same method twice in a row, and a pack holds one method only. A blend
     # already trains several members.
     one = study.method != AUTO and not isinstance(info.base, BlendConfig)
     packs = one and method_named(study.method).packs and study.task.kernels == "auto"
-    if not packs or info.base.tuning != "features" or info.most_packed < 2:
+    if not packs or info.base.tuning != "features" or not info.cheap_in_packs:
         return study
     said = study.model_fields_set
-    changes = {} if "trials" in said else {"trials": USUAL_TRIALS}
-    if "confirm_seeds" not in said and ("trials" not in said or study.trials >= USUAL_TRIALS):
-        changes["confirm_seeds"] = USUAL_SEEDS
+    changes = {} if "trials" in said else {"trials": PACKED_TRIALS}
+    if "confirm_seeds" not in said and ("trials" not in said or study.trials >= PACKED_TRIALS):
+        changes["confirm_seeds"] = PACKED_SEEDS
     return study.model_copy(update=changes)
 
 

@@ -19,9 +19,12 @@ MOST_PACKED = 8
 # Random trials before a sampler's model takes over. With Optuna's ten, a study of twelve would hardly search.
 STARTUP_TRIALS = 6
 _LARGEST_WIDTH = 1024
-USUAL_TRIALS, USUAL_SEEDS = 48, 6
-"""Search trials and confirmation seeds of a study whose trials are packed. On digits they take half as long again as 12
-and 3; 96 and 10 take twice as long as 12 and 3 and find nothing better (analysis/measurements/budget.md)."""
+# Packs save four times and more up to this width of features, whatever the number of classes, and less than three times
+# at 512: there a step is arithmetic and memory (analysis/measurements/packs.md).
+_CHEAP_WIDTH = 256
+PACKED_TRIALS, PACKED_SEEDS = 48, 6
+"""Search trials and confirmation seeds of a study whose trials are cheap in packs. On digits they take half as long
+again as 12 and 3; 96 and 10 take twice as long and find nothing better (analysis/measurements/budget.md)."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,16 @@ def most_packed(num_images: int, width: int | None) -> int:
         width: of its features; None if it is not known before a model is opened.
     """
     return min(MOST_PACKED, most_in_memory(num_images, width or _LARGEST_WIDTH))
+
+
+def cheap_in_packs(num_images: int, width: int | None) -> bool:
+    """Whether packs make trials on frozen features so cheap that a study affords several times as many.
+
+    Args:
+        num_images: of the dataset.
+        width: of its features; None if it is not known before a model is opened.
+    """
+    return most_packed(num_images, width) > 1 and (width or _LARGEST_WIDTH) <= _CHEAP_WIDTH
 
 
 def block_size(num_trials: int, most: int, *, workers: int = 2, rounds: int = 1) -> int:

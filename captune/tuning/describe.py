@@ -19,7 +19,7 @@ from captune.decisions.criteria import CRITERIA, resolve_criterion
 from captune.errors import UsageError
 from captune.records import REFERENCES, Role
 from captune.training.notes import cell_notes
-from captune.tuning.allotment import most_packed
+from captune.tuning.allotment import cheap_in_packs, most_packed
 from captune.tuning.specs import CellInfo
 
 # Frozen features learn faster than prompts: after as many epochs they are long overfitted and rank nothing well.
@@ -59,6 +59,7 @@ def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
             got="none",
             where=f"{task_config.dataset}, {task_config.paradigm}",
         )
+    size = load_dataset(task_config).num_images, _width(task_config)
     return CellInfo(
         name=cell_name(task_config.dataset, task_config.paradigm, study.method),
         base=base,
@@ -75,7 +76,8 @@ def describe_cell(study: StudyConfig, methods: Sequence[str] = ()) -> CellInfo:
         both_roles=both_roles,
         notes=cell_notes(task_config, score),
         screen_base=screen_base,
-        most_packed=most_packed(load_dataset(task_config).num_images, _width(task_config)),
+        most_packed=most_packed(*size),
+        cheap_in_packs=cheap_in_packs(*size),
         methods=bases if study.method == AUTO else {},
     )
 

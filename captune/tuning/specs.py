@@ -32,6 +32,7 @@ class CellInfo:
         notes: sentences about data and backbone that the user should read.
         screen_base: the same as `base` for screening trials; None if the study does not screen.
         most_packed: the most trials on frozen features that one worker trains together.
+        cheap_in_packs: True if that makes a trial several times cheaper.
         methods: in a study over several methods, the configuration that each begins with; `base` is the first one's.
     """
 
@@ -51,6 +52,7 @@ class CellInfo:
     notes: tuple[str, ...] = ()
     screen_base: TrialConfig | None = None
     most_packed: int = 1
+    cheap_in_packs: bool = False
     methods: Mapping[str, TrialConfig] = field(default_factory=dict)
 
     def starting_values(self, space: Space, given: Mapping[str, Any] | None = None) -> dict[str, Any]:

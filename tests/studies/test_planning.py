@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from captune.config import StudyConfig, TaskConfig
 from captune.data.catalog import TINY, TINY_WIDTH
 from captune.model.backbone import load_backbone
@@ -15,6 +17,7 @@ from captune.studies.running import notes_of
 from captune.tuning.open_study import OpenStudy
 from tests.slow import in_one_test
 from tests.studies.lives import run_trials, settings
+from tests.training.test_notes import features
 
 DIGITS = TaskConfig(dataset="digits", paradigm="ul")
 
@@ -41,6 +44,11 @@ def test_packs_pay_for_more_trials_and_seeds_where_nobody_says_how_many(
     tmp_path: Path, said: dict[str, Any], found: tuple[int, int]
 ) -> None:
     assert budget(tmp_path, **said) == found
+
+
+@pytest.mark.parametrize(("width", "found"), [(256, (48, 6)), (257, (12, 3))])
+def test_packs_do_not_pay_for_more_where_features_are_wide(tmp_path: Path, width: int, found: tuple[int, int]) -> None:
+    assert budget(tmp_path, features(tmp_path / "own.npz", width=width)) == found
 
 
 def test_trials_that_are_not_packed_get_no_more(tmp_path: Path) -> None:

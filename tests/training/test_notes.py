@@ -18,13 +18,13 @@ from captune.training.notes import cell_notes
 LONG = "a very long name that goes on and on and on and on and on and on and on and on"
 
 
-def features(path: Path, **more: object) -> TaskConfig:
+def features(path: Path, *, width: int = 8, **more: object) -> TaskConfig:
     generator = np.random.default_rng(0)
     rows = {
-        "image_features": generator.normal(size=(24, 8)).astype(np.float32),
+        "image_features": generator.normal(size=(24, width)).astype(np.float32),
         "labels": np.arange(24) % 2,
         "split": np.array(["train"] * 16 + ["test"] * 8),
-        "text_features": generator.normal(size=(2, 8)).astype(np.float32),
+        "text_features": generator.normal(size=(2, width)).astype(np.float32),
     }
     np.savez(path, **rows, **more)  # type: ignore[arg-type]
     return TaskConfig(dataset=f"features:{path}", paradigm="ul")
