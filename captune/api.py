@@ -198,7 +198,7 @@ def load(
 
     Args:
         path: the folder, or the file in it. A study's folder holds `checkpoint.safetensors` if the advised model could
-            be saved; if not, `captune predict` adapts once and writes the model to the folder `adapted` inside.
+            be saved; if not, the model in its folder `adapted` is opened, which `captune predict` makes once.
         backbone: open_clip model name, if the recorded one has another name on this machine.
         pretrained: weights, if the recorded ones have moved.
         device: auto, cpu, cuda or cuda:N.

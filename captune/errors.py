@@ -126,7 +126,7 @@ def did_you_mean_path(path: Path) -> str | None:
             continue
         missing = path.absolute().relative_to(parent).parts[0]
         near = nearest(missing, sorted(entry.name for entry in parent.iterdir()))
-        if near is None:
+        if near is None or near == missing:  # the same name: a link that leads nowhere
             return None
         # The suggestion is written as the path was typed: a relative path stays relative.
         found = Path(*path.parts[: len(path.parts) - len(path.absolute().relative_to(parent).parts)], near)

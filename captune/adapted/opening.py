@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,20 @@ import torch
 from torch import Tensor
 
 from captune.adapted.model import BACKBONE, WEIGHTS, AdaptedModel, member_shares
+from captune.adapted.onnx_file import FILE as ONNX
 from captune.algorithms import method_named
 from captune.algorithms.configs import BlendConfig, ZlapConfig
 from captune.algorithms.zlap import graph_of
 from captune.config import TrialConfig
+from captune.data.tree import name_some
 from captune.errors import CheckpointError
 from captune.model.backbone import Backbone
 from captune.model.class_prompts import learned_template
 from captune.model.classifier import build_classifier
 from captune.model.configuration import CONFIG_FILE
+from captune.model.device import resolve_device
 from captune.model.recorded import recorded_backbone, refuse_links_outside
-from captune.records.layout import CHECKPOINT
+from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, STUDY
 from captune.training.checkpoint import load_checkpoint, without_prefix
 
 
@@ -43,16 +47,18 @@ def open_adapted(
         CheckpointError: no checkpoint, or one of another backbone.
     """
     if path.is_dir():
-        inside = [path / CHECKPOINT, path / WEIGHTS]
-        found = next((file for file in inside if file.exists()), None)
+        found = _model_in(path)
         if found is None:
-            raise CheckpointError(f"a folder must hold {CHECKPOINT} or {WEIGHTS}", got="neither", where=path)
+            raise CheckpointError(
+                f"a folder must hold {CHECKPOINT} or {WEIGHTS}", got="neither", where=path, next_step=_instead_of(path)
+            )
         path = found
     # A folder that holds its backbone may be named by itself or by the file in it.
     beside = path.parent if (path.parent / CONFIG_FILE).is_file() else path.parent / BACKBONE
     if pretrained is None and beside.is_dir():
         refuse_links_outside(beside, path.parent)
         backbone, pretrained = None, f"local-dir:{beside.absolute()}"
+    resolve_device(device)  # a wrong one is an error even for a model of features, which stays on the CPU
     tensors, meta = load_checkpoint(path)
     known = [
         tensors[name] for name in ("class_weights", "member0.class_weights", "frozen.text_features") if name in tensors
@@ -81,6 +87,40 @@ def open_adapted(
         )  # fmt: skip
     opened = (_from_members if "members" in meta else _from_learned)(frozen, tensors, meta, path)
     return replace(opened, source=path)
+
+
+def _model_in(folder: Path) -> Path | None:
+    """The file of a model in a folder, of a study's the one adapted after its end too; None where there is none.
+
+    Raises:
+        CheckpointError: that one is of an earlier choice of the study.
+    """
+    found = next((file for file in (folder / CHECKPOINT, folder / WEIGHTS) if file.exists()), None)
+    later = folder / ADAPTED
+    if found is not None or not (folder / STUDY).is_file() or not (later / CHECKPOINT).is_file():
+        return found
+    configs = [place / BEST_CONFIG for place in (folder, later)]
+    if not all(config.is_file() for config in configs) or configs[0].read_bytes() != configs[1].read_bytes():
+        raise CheckpointError(
+            "the model in a study's directory must be of its best configuration",
+            got="one of an earlier choice", where=later, next_step=f"Remove {later}, and it is adapted anew.",
+        )  # fmt: skip
+    return later / CHECKPOINT
+
+
+def _instead_of(folder: Path) -> str | None:
+    """What to give in place of a folder without a model."""
+    if (folder / BEST_CONFIG).is_file() and (folder / STUDY).is_file():
+        return f"Adapt what the study advises: captune predict {shlex.quote(str(folder))} PHOTOS --yes"
+    if (folder / STUDY).is_file():
+        return f"The study has not ended. Go on with it: captune resume {shlex.quote(str(folder))}"
+    if (folder / ONNX).is_file():
+        return "An ONNX file is for other programs: give the model that it was exported from."
+    inside = [
+        str(place) for place in sorted(folder.iterdir())
+        if place.is_dir() and any((place / name).is_file() for name in (CHECKPOINT, WEIGHTS, STUDY))
+    ]  # fmt: skip
+    return f"Give one of the folders in it: {name_some(inside)}." if inside else None
 
 
 def _from_members(

@@ -23,9 +23,10 @@ from captune.data.views import Feed, ImageViews
 from captune.model.backbone import load_backbone
 from captune.model.blocks import LeanOptions
 from captune.model.class_prompts import class_prompts
+from captune.model.device import resolve_device
 from captune.records import Role
 from captune.seeding import torch_generator
-from captune.training.context import Context, open_context, resolve_device
+from captune.training.context import Context, open_context
 
 SAMPLE = 64
 

@@ -15,7 +15,7 @@ from captune.cost.estimate import TrialCost, estimate_trial_cost, num_confirmati
 from captune.cost.measure import MatrixRate, machine, matrix_rate, versions, why_too_noisy
 from captune.cost.photographs import class_names, write_photographs
 from captune.errors import UsageError
-from captune.training.context import resolve_device
+from captune.model.device import resolve_device
 
 Precision = Literal["fp32", "bf16", "fp16"]
 SCHEMA = 3

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from captune.errors import ModelError, UsageError, first_line
 from captune.model.blocks import LeanOptions
 from captune.model.configuration import CONFIG_FILE, read_configuration, without_remote_code
+from captune.model.device import resolve_device
 from captune.model.hub import offline_if_unreachable
 from captune.model.sources import TINY, VOCABULARY, find_source
 from captune.model.towers import LeanImageTower, LeanTextTower, image_refusal, text_refusal
@@ -304,13 +305,12 @@ def load_backbone(
         interpolate_positions: stretch position embeddings of another length instead of refusing them.
 
     Raises:
-        UsageError: an unknown name, tag, precision or path, or no weights named.
+        UsageError: an unknown name, tag, precision, path or device, or no weights named.
         ModelError: weights that cannot be fetched, read or fitted.
     """
     if precision not in _DTYPES:
         raise UsageError(f"precision must be one of {', '.join(_DTYPES)}", got=repr(precision))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(resolve_device(device))
     if pretrained is not None and ":" not in pretrained and Path(pretrained).expanduser().exists():
         pretrained = str(Path(pretrained).expanduser().absolute())
     return _load(name, pretrained, precision, device, options, interpolate_positions)

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from captune.errors import CheckpointError
+from captune.errors import CheckpointError, did_you_mean_path
 from captune.records import atomic_write
 
 FORMAT = 1
@@ -38,7 +38,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except FileNotFoundError:
-        raise CheckpointError("a checkpoint must exist", got="no such file", where=path) from None
+        raise CheckpointError(
+            "a checkpoint must exist", got="no such file", where=path, next_step=did_you_mean_path(path)
+        ) from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError("a checkpoint must be a whole safetensors file", got=str(error), where=path) from None
     if header is None:

@@ -19,10 +19,11 @@ from captune.data.image_store import ImageStore
 from captune.data.paradigms import IntArray, SealedLabels, Task, build_task, without_images
 from captune.data.tree import name_some
 from captune.data.views import FeatureViews, ImageViews
-from captune.errors import DataError, UsageError, nearest
+from captune.errors import DataError
 from captune.model.backbone import Backbone, load_backbone
 from captune.model.blocks import LeanOptions
 from captune.model.class_prompts import class_prompts, prompts_that_fit
+from captune.model.device import resolve_device
 from captune.plain_text import counted
 from captune.records import Role
 
@@ -202,27 +203,3 @@ def _bank(
     return FeatureBank.open_or_build(
         key, len(store), backbone.embed_dim, encode, cache, batch_size=_ENCODE_BATCH, progress=progress
     )
-
-
-def resolve_device(name: str) -> torch.device:
-    """'auto' is the first GPU where there is one, else the CPU.
-
-    Raises:
-        UsageError: no such device, or none of that number that PyTorch can use.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        meant = "cuda" if kind.lower() in ("gpu", "nvidia") else nearest(kind, ("auto", "cpu", "cuda"))
-        raise UsageError(
-            "--device must be auto, cpu, cuda or cuda:N", got=f"'{name}'",
-            next_step=None if meant is None else f"Did you mean '{meant}'?",
-        )  # fmt: skip
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            "--device must be a GPU that PyTorch can use",
-            got=f"'{name}', and PyTorch {torch.__version__} sees {torch.cuda.device_count() or 'none'}",
-            next_step="Take --device auto or cpu; `captune doctor` says why a GPU is not seen.",
-        )
-    return torch.device(name)
