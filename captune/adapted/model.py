@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captune.algorithms.configs import BlendConfig
 from captune.algorithms.zlap import as_probabilities
-from captune.data.feature_bank import checked_features, read_image_features
+from captune.data.feature_bank import check_table, checked_features, read_image_features
 from captune.data.loose_images import LooseImage, as_list, pixels_in_batches
 from captune.equations.averaging import blend
 from captune.equations.label_propagation import PropagatedLabels
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FEATURES_AT_ONCE = 4096
+_FEATURES = "the image features"
 WEIGHTS = "class_weights.safetensors"
 BACKBONE = "backbone"
 """Folder of the backbone in a bundle."""
@@ -78,7 +79,8 @@ class AdaptedModel:
         """Classify images, or image features that were computed before.
 
         Args:
-            images: files or folders of them, Pillow images, uint8 arrays (H, W, 3), or several of these.
+            images: files or folders of them, Pillow images, uint8 arrays (H, W, 3), or several of these. A Pillow
+                image is read as its file is: turned as its EXIF data say, 16 bits scaled to 8, transparency on white.
             features: in place of images what the frozen backbone made of them: an array (N, D), or an `.npz` with
                 `image_features`.
             top: how many classes to list per image.
@@ -88,7 +90,7 @@ class AdaptedModel:
             `class`, `probability` in [0, 1].
 
         Raises:
-            UsageError: neither images nor features, or both.
+            UsageError: neither images nor features, or both; `top` below 1; something that is no image.
             DataError: an image that is not there or cannot be read, features of another width.
             CheckpointError: images for a model of precomputed features whose backbone was not named; features for a
                 model that has learned prompts in the image tower.
@@ -102,9 +104,13 @@ class AdaptedModel:
 
         if (images is None) == (features is None):
             raise UsageError("predict must be given images or features", got="neither" if images is None else "both")
+        _check_top(top)
         names: Sequence[str | int]
         if features is not None:
-            rows_ND = read_image_features(Path(features)) if isinstance(features, (str, Path)) else features
+            if isinstance(features, (str, Path)):
+                features = read_image_features(Path(features).expanduser())
+            rows_ND = _as_array(features)
+            check_table(rows_ND, _FEATURES)
             names, probabilities = range(len(rows_ND)), self.in_parts(rows_ND)
         else:
             assert images is not None  # for the type checker
@@ -209,12 +215,20 @@ class AdaptedModel:
 
     def in_parts(self, image_features_ND: npt.NDArray[np.floating] | Tensor) -> Iterator[Tensor]:
         """`probabilities_of_features` of 4,096 rows at a time: (N, K) may not fit into memory."""
-        for start in range(0, len(image_features_ND), _FEATURES_AT_ONCE):
-            yield self.probabilities_of_features(image_features_ND[start : start + _FEATURES_AT_ONCE])
+        given_ND = _as_array(image_features_ND)
+        check_table(given_ND, _FEATURES)
+        for start in range(0, len(given_ND), _FEATURES_AT_ONCE):
+            yield self.probabilities_of_features(given_ND[start : start + _FEATURES_AT_ONCE], first_row=start)
 
     @torch.no_grad()
-    def probabilities_of_features(self, image_features_ND: npt.NDArray[np.floating] | Tensor) -> Tensor:
+    def probabilities_of_features(
+        self, image_features_ND: npt.NDArray[np.floating] | Tensor, *, first_row: int = 0
+    ) -> Tensor:
         """Class probabilities (N, K) fp32 of image features that the frozen backbone gave, of any length but 0.
+
+        Args:
+            image_features_ND: the features.
+            first_row: the number of their first row in error messages, if they are a part of a larger table.
 
         Raises:
             CheckpointError: the model has learned prompts in the image tower, so that frozen features say nothing.
@@ -227,16 +241,15 @@ class AdaptedModel:
                 where=self.source,
                 next_step="Give images.",
             )
-        if isinstance(image_features_ND, Tensor):
-            image_features_ND = image_features_ND.detach().float().cpu().numpy()
-        given = np.asarray(image_features_ND)
+        given = _as_array(image_features_ND)
         if given.ndim == 2 and given.shape[1] != self.text_KD.shape[1]:
             raise DataError(
                 "image features must be as wide as those the model was made on",
                 got=f"{given.shape[1]} wide, where {self.text_KD.shape[1]} are wanted",
+                where=self.source,
                 next_step="Were they made by the same backbone?",
             )
-        checked = checked_features(given, "the image features")
+        checked = checked_features(given, _FEATURES, first_row=first_row)
         features_ND = torch.nn.functional.normalize(torch.from_numpy(checked), dim=-1).to(self.text_KD.device)
         return self._probabilities(None, lambda: features_ND)
 
@@ -269,6 +282,25 @@ class AdaptedModel:
         else:
             image_BD = frozen()
         return self.classifier.adapt_images(image_BD, "main") if self.adapters else image_BD
+
+
+def _check_top(top: object) -> None:
+    if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
+        raise UsageError("top must be a whole number from 1", got=repr(top))
+
+
+def _as_array(features: object) -> npt.NDArray[Any]:
+    """Features as NumPy takes them; PyTorch's of 16 bits as fp32, whole numbers as they are.
+
+    Raises:
+        DataError: rows of different lengths.
+    """
+    if isinstance(features, Tensor):
+        return np.asarray((features.float() if features.is_floating_point() else features).detach().cpu())
+    try:
+        return np.asarray(features)
+    except ValueError:
+        raise DataError("features must be a table (N, D)", got="rows of different lengths", where=_FEATURES) from None
 
 
 def member_shares(model: AdaptedModel) -> list[float]:

@@ -16,6 +16,7 @@ from captune.data.build_once import build_once, note_work
 from captune.data.dataset import UNKNOWN, Dataset, IntArray, Split
 from captune.data.overrides import checked_names, checked_template
 from captune.errors import DataError
+from captune.plain_text import counted
 
 Features = npt.NDArray[np.float32]
 _FORMAT = 1
@@ -171,11 +172,11 @@ def read_image_features(file: Path) -> Features:
     return checked_features(arrays["image_features"], f"{file}: image_features")
 
 
-def checked_features(values: npt.NDArray[np.generic], where: str) -> Features:
-    """Features (N, D) as fp32, one row per image or class.
+def check_table(values: npt.NDArray[np.generic], where: str) -> None:
+    """Check that features are a table (N, D) with a row and a column at least.
 
     Raises:
-        DataError: not a table, not of floating-point numbers, NaN or infinity, rows of no or of a far too large length.
+        DataError: they are not.
     """
     if values.ndim != 2 or 0 in values.shape:
         raise DataError(
@@ -183,6 +184,20 @@ def checked_features(values: npt.NDArray[np.generic], where: str) -> Features:
             got=f"the shape {values.shape}",
             where=where,
         )
+
+
+def checked_features(values: npt.NDArray[np.generic], where: str, *, first_row: int = 0) -> Features:
+    """Features (N, D) as fp32, one row per image or class.
+
+    Args:
+        values: the features.
+        where: how error messages name them.
+        first_row: the number of their first row, if they are a part of a larger table.
+
+    Raises:
+        DataError: not a table, not of floating-point numbers, NaN or infinity, rows of no or of a far too large length.
+    """
+    check_table(values, where)
     if not np.issubdtype(values.dtype, np.floating):
         # Integers are rounded or scaled features, and only their maker knows the scale.
         raise DataError(
@@ -197,7 +212,8 @@ def checked_features(values: npt.NDArray[np.generic], where: str) -> Features:
     if wrong_N.any():
         raise DataError(
             "features must be finite",
-            got=f"{int(wrong_N.sum())} rows with NaN or infinity, first row {int(wrong_N.argmax())}",
+            got=f"{counted(int(wrong_N.sum()), 'row')} with NaN or infinity, first row "
+            f"{first_row + int(wrong_N.argmax())}",
             where=where,
         )
     # Squares must fit float32; otherwise the length is infinite or zero and the direction is lost.
@@ -209,7 +225,7 @@ def checked_features(values: npt.NDArray[np.generic], where: str) -> Features:
             "features must not be zero: they have no direction"
             if norms_N[row] == 0
             else f"features must have a length between {_SMALLEST_NORM:g} and {_LARGEST_NORM:g}",
-            got=f"row {row}" if norms_N[row] == 0 else f"{norms_N[row]:.3g} in row {row}",
+            got=f"row {first_row + row}" if norms_N[row] == 0 else f"{norms_N[row]:.3g} in row {first_row + row}",
             where=where,
         )
     return features

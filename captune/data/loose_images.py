@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from captune.data.image_store import decode_many
 from captune.data.tree import Tree, name_some
 from captune.data.views import Normalise, centre_crop
 from captune.errors import DataError, UsageError, did_you_mean_path
+from captune.plain_text import counted
 from captune.preprocessing import Preprocessing
 
 _BATCH = 64
@@ -39,15 +41,18 @@ class Batch:
 
 
 def image_files(places: Sequence[Path], notes: list[str] | None = None) -> list[Path]:
-    """The given files, and all images below the given folders in order of their names.
+    """The given files, and all images below the given folders in order of their names; each file once.
 
     Args:
         places: files and folders.
-        notes: collects what was passed over in the folders, one sentence each.
+        notes: collects what was passed over in the folders and what was given twice, one sentence each.
 
     Raises:
         DataError: a place that is missing, or that is neither a file nor a folder; or no image anywhere.
     """
+    broken = [str(place) for place in places if place.is_symlink() and not place.exists()]
+    if broken:
+        raise DataError("every link must lead to an image", got=f"{len(broken)} that lead nowhere: {name_some(broken)}")
     missing = [str(place) for place in places if not place.exists()]
     if missing:
         raise DataError(
@@ -57,18 +62,26 @@ def image_files(places: Sequence[Path], notes: list[str] | None = None) -> list[
     special = [str(place) for place in places if not (place.is_file() or place.is_dir())]
     if special:
         raise DataError("every place must be a file or a folder", got=name_some(special))
-    files: list[Path] = []
+    files: dict[str, Path] = {}
+    passed_over: list[str] = []
+    num_given = 0
     for place in places:
-        if not place.is_dir():
-            files.append(place)
-            continue
-        tree = Tree(place)
-        files += [Path(path) for path in tree.images()]
-        if notes is not None:
-            notes += tree.notes()
+        found = [place]
+        if place.is_dir():
+            tree = Tree(place)
+            found = [Path(path) for path in tree.images()]
+            passed_over += tree.notes()
+        num_given += len(found)
+        for file in found:
+            files.setdefault(os.path.abspath(file), file)  # noqa: PTH100 - unlike Path.absolute it resolves `..`
     if not files:
-        raise DataError("there must be an image", got=f"none in {name_some([str(place) for place in places])}")
-    return files
+        among = f" ({'; '.join(passed_over)})" if passed_over else ""
+        raise DataError("there must be an image", got=f"none in {name_some([str(place) for place in places])}{among}")
+    if notes is not None:
+        repeated = num_given - len(files)
+        notes += passed_over
+        notes += [f"{counted(repeated, 'image')} given again, each taken once"] if repeated else []
+    return list(files.values())
 
 
 def preprocessed_batches(
@@ -106,23 +119,57 @@ def as_list(images: LooseImage | Iterable[LooseImage]) -> list[LooseImage]:
 
     Raises:
         DataError: a file or folder that is not there, or no image at all.
+        UsageError: something that is neither a file nor a Pillow image nor an array.
     """
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, (str, Path, Image.Image, np.ndarray)):
-        images = [images]
     found: list[LooseImage] = []
-    for image in images:
-        found += image_files([Path(image).expanduser()]) if isinstance(image, (str, Path)) else [image]
+    for image in _one_by_one(images):
+        if isinstance(image, (str, os.PathLike)):
+            found += _files_at(Path(image).expanduser())
+            continue
+        if not isinstance(image, Image.Image) and _as_array(image) is None:
+            raise UsageError(
+                "an image must be a file, a folder, a Pillow image or an array",
+                got=f"one of type {type(image).__name__}",
+            )
+        found.append(image)
     if not found:
         raise DataError("there must be an image", got="none")
     return found
+
+
+def _one_by_one(images: object) -> Iterable[Any]:
+    """Several images as they were given, one as a list of itself."""
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image)) or not isinstance(images, Iterable):
+        return [images]
+    array = _as_array(images)
+    if array is None:
+        return images
+    is_list = array.ndim == 4 or array.dtype.kind in "OUS"  # a stack of images, or a column of their names
+    return list(array) if is_list else [array]
+
+
+def _as_array(image: object) -> npt.NDArray[Any] | None:
+    """An array of NumPy, PyTorch or another library that NumPy understands; None for anything else."""
+    if isinstance(image, Tensor):
+        return np.asarray(image.detach().cpu())
+    return np.asarray(image) if hasattr(image, "__array__") and not isinstance(image, Image.Image) else None
+
+
+def _files_at(place: Path) -> list[Path]:
+    if place.suffix.lower() in (".npz", ".npy") and place.is_file():
+        raise UsageError(
+            "an image must be given", got="a file of arrays", where=place,
+            next_step="Features go to predict(features=…), arrays of pixels in memory.",
+        )  # fmt: skip
+    return image_files([place])
 
 
 def pixels_in_batches(
     images: Sequence[LooseImage], preprocessing: Preprocessing, device: torch.device
 ) -> Iterator[Tensor]:
     """Weak views (B, 3, S, S) of images, normalised, on the device, in order.
+
+    Files and Pillow images are read alike: turned as their EXIF data say, 16 bits scaled to 8, transparency on white.
 
     Raises:
         DataError: an image that cannot be read, with the reason.
@@ -135,7 +182,9 @@ def pixels_in_batches(
         crops_BSS3 = np.zeros((len(part), size, size, 3), np.uint8)
         for place, pixels in enumerate(_resized(part, preprocessing)):
             if isinstance(pixels, Unreadable):
-                raise DataError("an image must be readable", got=str(pixels), where=part[place])
+                image = part[place]
+                where = image if isinstance(image, (str, Path)) else f"image {start + place}"
+                raise DataError("an image must be readable", got=str(pixels), where=where)
             centre_crop(pixels, crops_BSS3[place])
         yield normalise(torch.from_numpy(crops_BSS3).to(device).permute(0, 3, 1, 2).float())
 
@@ -147,14 +196,27 @@ def _resized(images: Sequence[LooseImage], preprocessing: Preprocessing) -> Iter
         if isinstance(image, (str, Path)):
             yield next(decoded)[1]
         elif isinstance(image, Image.Image):
-            yield resize_image(image, preprocessing)
+            yield _as_its_file(image, preprocessing)
         else:
-            yield decode_array(_checked(np.asarray(image)), preprocessing)
+            array = _as_array(image)
+            assert array is not None  # `as_list` has checked it
+            yield decode_array(_checked(array), preprocessing)
+
+
+def _as_its_file(image: Image.Image, preprocessing: Preprocessing) -> Pixels | Unreadable:
+    """The pixels of a Pillow image, read as `decode_file` reads the file that it may have come from."""
+    try:
+        image.load()  # first: a JPEG that is not loaded yet would be decoded smaller, and stay so for its owner
+        if not image.width or not image.height:
+            return Unreadable(f"{image.width} x {image.height} pixels")
+        return resize_image(image, preprocessing, "viewer")
+    except Exception as error:  # for a damaged or closed file, decoders raise many kinds of exceptions
+        return Unreadable(str(error) or type(error).__name__)
 
 
 def _checked(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
         raise UsageError(
             "an image array must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3)",
             got=f"{pixels.dtype} of shape {pixels.shape}",
