@@ -21,7 +21,16 @@ from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.errors import CaptuneError, TrainingFailed, UsageError, first_line
 from captune.records import ZERO_SHOT, Role, atomic_write
 from captune.records.enums import PART, WHOLE
-from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS, EPOCHS_CSV, METRICS, PREDICTIONS_CSV
+from captune.records.layout import (
+    CHECKPOINT,
+    CONFIG,
+    EPOCHS,
+    EPOCHS_CSV,
+    JOURNAL,
+    METRICS,
+    PREDICTIONS_CSV,
+    STUDY,
+)
 
 if TYPE_CHECKING:
     from captune.training.trial import TrainingTrial
@@ -80,7 +89,7 @@ def check_out(directory: Path) -> None:
     """Create the directory of an adaptation and check that it is writable, before anything is trained.
 
     Raises:
-        UsageError: it holds a finished adaptation, or is not writable.
+        UsageError: it holds a finished adaptation, a study or another model, or is not writable.
     """
     if (directory / METRICS).exists():
         raise UsageError(
@@ -89,6 +98,14 @@ def check_out(directory: Path) -> None:
             where=directory,
             next_step="Give another --out.",
         )
+    # An adaptation that was interrupted has its trial's files there, and goes on.
+    if not (directory / _WORK).is_dir():
+        for name in (STUDY, JOURNAL, CHECKPOINT, CONFIG, PREDICTIONS_CSV, EPOCHS_CSV):
+            if (directory / name).exists():
+                raise UsageError(
+                    "the directory of an adaptation must hold no study and no other model", got=f"a {name}",
+                    where=directory, next_step="Give another --out.",
+                )  # fmt: skip
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -65,7 +65,11 @@ def _as_option(name: re.Match[str]) -> str:
 
 def _problems(error: ValidationError, cls: type[BaseModel]) -> list[str]:
     lines = []
+    places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
+        own = problem["loc"]
+        if problem["type"] == "too_short" and any(at[: len(own)] == own and at != own for at in places):
+            continue  # pydantic counts only the items without a problem, and these are listed
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             owner = _owner(cls, problem["loc"][:-1])
@@ -119,6 +123,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except IsADirectoryError:
+        inside = sorted(str(file) for file in path.glob("*.yaml"))
+        raise ConfigError(
+            "a configuration must be a file", got="a folder", where=path,
+            next_step=f"Give a file in it: {', '.join(inside[:3])}." if inside else None,
+        ) from None  # fmt: skip
     except OSError as error:
         raise ConfigError(
             "a configuration file must be readable", got=error.strerror, where=path, next_step=did_you_mean_path(path)

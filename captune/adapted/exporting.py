@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +82,23 @@ def export_adapted(
         )
     if FORMS[form].images:
         _ = model.image_backbone  # raises before anything is written
-    out.mkdir(parents=True, exist_ok=True)
+    made = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError("--out must be a folder that can be made", got=error.strerror, where=out) from None
+    try:
+        return _write(model, out, form, licence)
+    except BaseException:
+        # It was empty: all that is in it now is of this export.
+        for path in out.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if made:
+            out.rmdir()
+        raise
+
+
+def _write(model: AdaptedModel, out: Path, form: str, licence: str | None) -> list[Path]:
     match form:
         case "class-weights":
             return write_heads(model, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,10 +17,22 @@ from typer.core import TyperCommand, TyperGroup
 from captune import __version__, interruption, own_process
 from captune.cli.console import labelled, plain_console, say
 from captune.cli.metavars import opposites_sentence, with_metavars
-from captune.errors import CaptuneError
+from captune.errors import CaptuneError, UsageError
+from captune.plain_text import on_one_line
 
 # What the parser raises for wrong usage: click's class, or that of the copy of click in newer versions of typer.
 _WRONG_USAGE: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+# What a full disk, missing permission or the wrong kind of file is told by: a fault of the machine, not of captune.
+_OF_THE_MACHINE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
+     errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+)  # fmt: skip
+
+
+# The same, raised without a number by libraries.
+_OF_FILES = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
 class _Commands(TyperGroup):
@@ -163,6 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = plain_console(stderr=True)
     arguments = _seeds_joined(arguments)
     try:
+        if "" in arguments:
+            # A path of no characters would mean the working directory.
+            raise UsageError(
+                "no argument may be empty",
+                got=f"one after '{' '.join(['captune', *arguments[: arguments.index('')]])}'",
+                next_step="Is a variable of the shell not set?",
+            )
         with interruption.handled():
             # Tests call this many times in one process; without this, the commands of all calls would add up.
             app.registered_commands.clear()
@@ -183,6 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, _OF_FILES) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE):
+            place = "" if error.filename is None else f" (in {on_one_line(os.fsdecode(error.filename))})"
+            reason = on_one_line(error.strerror or str(error))
+            text = f"captune must find its files and be able to read and write them, but got {reason}{place}."
+            say(console, labelled("error", text, "bold red"))
+            sys.exit(1)
         say(
             console,
             labelled(

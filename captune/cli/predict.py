@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +22,8 @@ from captune.data.labelling import Prediction, check_empty, predictions, predict
 from captune.data.tree import printable
 from captune.errors import CheckpointError, DataError, UsageError
 from captune.plain_text import as_unicode, counted
+from captune.records import atomic_write
+from captune.records.layout import CHECKPOINT, EPOCHS_CSV, OF_A_STUDY, PREDICTIONS_CSV
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +73,7 @@ def predict(
     files = image_files(images, notes) if features_ND is None else []
     if out is not None:
         options.check_writable(out)
+        _check_spares(out, checkpoint, images if features_ND is not None else files)
     if copy_to is not None:
         _check_apart(copy_to, images)
     model = open_adapted(model_at(checkpoint, yes=yes, device=device), **given.task, device=device)
@@ -101,9 +106,10 @@ def predict(
                 take([str(path) for path in batch.paths], model.probabilities(batch.pixels_B3SS))
                 shown.update(f"{len(found)} of {counted(len(files), 'image')} classified")
     if not found:
+        some = "; ".join(f"{printable(path)}: {reason}" for path, reason in broken[:3])
         raise DataError(
             "at least one image must be readable",
-            got=f"{len(broken)} broken files, first {broken[0][0]}: {broken[0][1]}",
+            got=f"{counted(len(broken), 'file')} that cannot be read: {some}" + ("; …" if len(broken) > 3 else ""),
         )
     if out is not None or not sys.stdout.isatty():
         _write(predictions_csv(found) if top is None else _ranked_csv(listed), out)
@@ -125,8 +131,14 @@ def _feature_file(images: list[Path]) -> Path | None:
     """The file of image features, where one was given in place of images.
 
     Raises:
-        UsageError: one beside other places.
+        UsageError: one beside other places, or one array in place of the file.
     """
+    arrays = [place for place in images if place.suffix.lower() == ".npy" and place.is_file()]
+    if arrays:
+        raise UsageError(
+            "image features must be given as an .npz", got="an .npy", where=arrays[0],
+            next_step="Write it by numpy.savez(file, image_features=…).",
+        )  # fmt: skip
     files = [place for place in images if place.suffix.lower() == ".npz" and not place.is_dir()]
     if files and len(images) > 1:
         raise UsageError(
@@ -134,6 +146,29 @@ def _feature_file(images: list[Path]) -> Path | None:
             next_step="Classify it by a command of its own.",
         )  # fmt: skip
     return files[0] if files else None
+
+
+def _check_spares(out: Path, checkpoint: Path, read: Sequence[Path]) -> None:
+    """Check that the predictions will replace neither what is classified nor a file of the model.
+
+    Raises:
+        UsageError: they would.
+    """
+    if not out.is_file():
+        return
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    inside = out.absolute().parent.resolve() == folder.resolve()
+    own = (CHECKPOINT, PREDICTIONS_CSV, EPOCHS_CSV, *OF_A_STUDY)
+    if checkpoint.samefile(out) or (inside and (out.name in own or out.suffix.lower() != ".csv")):
+        raise UsageError("--out must not replace a file of the model", got=str(out), next_step="Give another file.")
+    # Most files differ in their size already, and only few then have to be looked at twice.
+    known = out.stat()
+    for file in read:
+        with contextlib.suppress(OSError):  # told later, when it is read
+            if os.path.samestat(file.stat(), known):
+                raise UsageError(
+                    "--out must not replace a file that is classified", got=str(out), next_step="Give another file."
+                )
 
 
 def _check_apart(copy_to: Path, images: list[Path]) -> None:
@@ -189,5 +224,9 @@ def _write(text: str, out: Path | None) -> None:
     if out is None:
         sys.stdout.write(text)
         return
-    with out.open("w", newline="", encoding="utf-8") as file:
-        file.write(text)
+    # A pipe or device is written to; a file is replaced when all is written, through a link that leads to it.
+    if out.exists() and not out.is_file():
+        with out.open("w", newline="", encoding="utf-8") as file:
+            file.write(text)
+    else:
+        atomic_write(out.resolve(), text)

@@ -12,7 +12,7 @@ from rich.console import Console
 from captune.adapting import adapt_once, advice_against, check_out, configuration
 from captune.cli.console import labelled, plain_console, say
 from captune.errors import StudyError, UsageError, did_you_mean_path
-from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, STUDY
+from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, OF_A_STUDY, STUDY
 from captune.tuning.header import read_study
 
 Yes = Annotated[
@@ -24,13 +24,15 @@ def model_at(place: Path, *, yes: bool, device: str) -> Path:
     """The path of a model that was named by its checkpoint, its folder, an export or a study's directory.
 
     Args:
-        place: what was named.
+        place: what was named; a file of a study's directory, such as its study.yaml, names the study.
         yes, device: as for `model_of_study`.
 
     Raises:
         UsageError: nothing is there; the nearest path is named.
         CaptuneError: as `model_of_study`, for a study.
     """
+    if place.name in OF_A_STUDY and place.is_file() and (place.parent / STUDY).is_file():
+        place = place.parent
     if (place / STUDY).is_file():
         return model_of_study(place, yes=yes, device=device, console=plain_console(stderr=True))
     if not place.exists():

@@ -36,6 +36,8 @@ TENSORBOARD = "tensorboard"
 BEST_CONFIG, PAGE = "best_config.yaml", "report.html"
 FINDINGS = "findings.json"
 PREDICTIONS_CSV, COLUMNS_CSV, DATAPACKAGE = "predictions.csv", "columns.csv", "datapackage.json"
+OF_A_STUDY = (STUDY, JOURNAL, BEST_CONFIG, PAGE)
+"""Files of a study by any of which a user may name it."""
 REPORT = "report"
 """The folder next to several studies that holds their common report."""
 OUTDATED = ("runs.csv", "concepts.csv")

@@ -13,13 +13,15 @@ from pathlib import Path
 from captune.errors import RecordError
 from captune.records import JOURNAL, SCHEMA_VERSION, ZERO_SHOT, Phase, StudyRecord
 from captune.records.journal import read_damaged_journal
+from captune.records.layout import OF_A_STUDY
 
 
 def load_studies(paths: Iterable[Path | str]) -> list[StudyRecord]:
     """Every study under the given paths, each once, in the order given.
 
-    A path is a study's directory, its journal, or a folder with studies at most three levels down. A study that is
-    given twice, by two names or as a copy, is read once: the longer journal counts, and a copy is noted.
+    A path is a study's directory, a file that names it (its journal), or a folder with studies at most three levels
+    down. A study that is given twice, by two names or as a copy, is read once: the longer journal counts, and a copy
+    is noted.
 
     Raises:
         RecordError: a path does not exist or holds no journal.
@@ -54,7 +56,7 @@ def load_study(path: Path | str) -> StudyRecord:
 
 
 def _study_directories(path: Path) -> list[Path]:
-    if path.name == JOURNAL and path.is_file():
+    if path.name in OF_A_STUDY and path.is_file() and (path.parent / JOURNAL).is_file():
         return [path.parent]
     if (path / JOURNAL).is_file():
         return [path]
