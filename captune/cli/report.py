@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from captune.cli.options import say_notes
 from captune.cli.places import studies_in
 from captune.decisions.criteria import ORACLE
 from captune.errors import UsageError
+from captune.records import Phase, StudyRecord
 from captune.records.layout import REPORT
 
 _MARKS = {
@@ -62,15 +64,21 @@ def report(
                 next_step="Add --out DIR.",
             )
         out = parents.pop() / REPORT
+    if out is None and not os.access(records[0].directory, os.W_OK):
+        raise UsageError(
+            "a study's directory must be writable for its report", got="no permission", where=records[0].directory,
+            next_step="Add --out DIR to write the report elsewhere.",
+        )  # fmt: skip
     with console.status("Writing tables, figures and the page"):
         written = report_study(records[0].directory, images=images) if out is None else report_studies(places, out)
+    advices = {record.name: _advice(record) for record in records}
     table = Table(box=None, pad_edge=False)
     for heading in ("study", "advice", "advised %", "zero-shot %", "gain", "beware"):
         table.add_column(heading, overflow="fold")
     for _, row in best_configs_table(records).iterrows():
         marks = [words for name, words in _MARKS.items() if row[name]]
         table.add_row(
-            row["study"], row["advice"], percent(row["advised_test"]), percent(row["zero_shot"]),
+            row["study"], advices[row["study"]], percent(row["advised_test"]), percent(row["zero_shot"]),
             points(row["advised_gain"]), ", ".join(marks),
         )  # fmt: skip
     console.print(table)
@@ -83,3 +91,12 @@ def report(
     console.print(
         f"{len(written)} files in {written[0].parent}; the page is {written[-1]}", highlight=False, soft_wrap=True
     )
+
+
+def _advice(record: StudyRecord) -> str:
+    """What a study advises; of one that has not chosen, what it would advise so far."""
+    if record.choice is None and not any(trial.ended for trial in record.of_phase(Phase.SEARCH)):
+        return "none yet"
+    from captune.results.best import recorded_choice
+
+    return recorded_choice(record).advice + ("" if record.choice is not None else " (so far)")

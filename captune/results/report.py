@@ -13,8 +13,10 @@ from urllib.parse import quote
 import pandas as pd
 
 from captune.data.labelling import COLUMNS as PREDICTIONS_COLUMNS
+from captune.data.tree import name_some
 from captune.decisions.candidates import advised_config, even_shares
 from captune.decisions.criteria import ORACLE
+from captune.errors import UsageError
 from captune.plain_yaml import dump_yaml
 from captune.records import (
     ANCHORED,
@@ -28,7 +30,7 @@ from captune.records import (
     atomic_write,
 )
 from captune.records.files import remove_leftovers
-from captune.records.layout import BEST_CONFIG, COLUMNS_CSV, DATAPACKAGE, OUTDATED, PAGE, PREDICTIONS_CSV
+from captune.records.layout import BEST_CONFIG, COLUMNS_CSV, DATAPACKAGE, JOURNAL, OUTDATED, PAGE, PREDICTIONS_CSV
 from captune.results import class_plots, plots
 from captune.results.best import Choice, recorded_choice
 from captune.results.best_configs import best_configs_table
@@ -74,10 +76,29 @@ def report_studies(directories: Iterable[Path | str], out_dir: Path) -> list[Pat
 
     Raises:
         RecordError: a path holds no journal.
+        UsageError: `out_dir` cannot be made, or holds files of other origin that the report would replace.
     """
     studies = load_studies(directories)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError("--out must be a folder that can be made", got=error.strerror, where=out_dir) from None
+    _refuse_foreign(out_dir)
     return _write(studies, out_dir)
+
+
+def _refuse_foreign(out_dir: Path) -> None:
+    """Refuse a folder where a report would replace or remove files that no report wrote."""
+    if any((out_dir / name).exists() for name in (DATAPACKAGE, PAGE, JOURNAL)):
+        return
+    found = sorted(name for name in _derived_names() | {COLUMNS_CSV} if (out_dir / name).exists())
+    if found:
+        raise UsageError(
+            "--out must be a new folder or one with an earlier report",
+            got=f"files that a report would replace: {name_some(found)}",
+            where=out_dir,
+            next_step="Give another --out.",
+        )
 
 
 _MAKERS: dict[str, Callable[[Sequence[StudyRecord]], pd.DataFrame]] = {
@@ -116,6 +137,8 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = Fals
     tables = tables_of(studies)
     if not images:
         tables.pop("pictures.csv", None)
+    # First, as the mark by which the folder is known for a report's, should this one be killed.
+    dictionary = _write_dictionary(tables, studies, out_dir)
     written = [write_csv(table, out_dir / name, studies) for name, table in tables.items()]
     if len(studies) == 1:
         written += write_best_config(studies[0], out_dir / BEST_CONFIG)
@@ -128,7 +151,7 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = Fals
         drawn[name] = svg
     _remove_stale(out_dir, {path.name for path in written})
     page = out_dir / PAGE
-    written += _write_dictionary(tables, studies, out_dir)
+    written += dictionary
     files = [path.name for path in written if path.suffix in (".csv", ".yaml", ".json")]
     if (out_dir / PREDICTIONS_CSV).exists():
         files.append(PREDICTIONS_CSV)
@@ -142,9 +165,13 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = Fals
 
 def _remove_stale(out_dir: Path, written: set[str]) -> None:
     """Remove tables and figures that an earlier report wrote and this one did not."""
-    figures = [f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")]
-    for name in {*OUTDATED, *_MAKERS, *figures} - written:
+    for name in _derived_names() - written:
         (out_dir / name).unlink(missing_ok=True)
+
+
+def _derived_names() -> set[str]:
+    """The names of all tables and figures that reports write or once wrote."""
+    return {*OUTDATED, *_MAKERS, *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg"))}
 
 
 def _write_dictionary(tables: Tables, studies: Sequence[StudyRecord], out_dir: Path) -> list[Path]:
