@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -173,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments.remove("--debug")
         os.environ["CAPTUNE_DEBUG"] = "1"
     own_process.declare()
+    _make_writable()
     console = plain_console(stderr=True)
     arguments = _seeds_joined(arguments)
     try:
@@ -219,6 +221,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ),
         )
         sys.exit(1)
+
+
+def _make_writable() -> None:
+    """Let any text be printed: to a stream that the caller closed (`>&-`), and in a locale that lacks its letters."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - to the process's end
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _seeds_joined(arguments: Sequence[str]) -> list[str]:

@@ -222,6 +222,8 @@ def _percent(probability: float) -> str:
 
 def _write(text: str, out: Path | None) -> None:
     if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as in a file, whatever the locale
         sys.stdout.write(text)
         return
     # A pipe or device is written to; a file is replaced when all is written, through a link that leads to it.

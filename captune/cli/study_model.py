@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -74,6 +76,15 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
     against = advice_against(best)
     if against is not None:
         say(console, labelled("warning", f"the study advised not to adapt: {against}", "yellow"))
+    if not os.access(place if place.exists() else study, os.W_OK):
+        from captune.results.answer import task_options  # brings pandas and scipy, which nothing else here needs
+
+        raise UsageError(
+            "a study's directory must be writable for the model that is adapted in it", got="no permission",
+            where=study,
+            next_step=f"Adapt elsewhere: captune adapt {' '.join(task_options(settings.task.model_dump(mode='json')))} "
+            f"--config {shlex.quote(str(best))} --out DIR",
+        )  # fmt: skip
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(

@@ -21,7 +21,19 @@ from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, 
 from captune.records.events import Finished, StudyOpened
 from captune.records.files import remove_leftovers, temporary_name
 from captune.records.journal import read_journal_and_length
-from captune.records.layout import GUARD, JOURNAL, OPTUNA_COPY, RESUME, STUDY, TRIAL_LOCK, TRIALS, trial_directory
+from captune.records.layout import (
+    CHECKPOINT,
+    GUARD,
+    JOURNAL,
+    METRICS,
+    OPTUNA_COPY,
+    PREDICTIONS_CSV,
+    RESUME,
+    STUDY,
+    TRIAL_LOCK,
+    TRIALS,
+    trial_directory,
+)
 from captune.records.lenient import jsonable
 from captune.revision import git_revision
 from captune.space import Space
@@ -210,7 +222,8 @@ def _known_events(directory: Path) -> tuple[list[Event], int]:
     """The events of the journal, and its length; none if the study was killed before its first line: it begins anew.
 
     Raises:
-        UsageError: there are trials but no journal. With a new journal they would be trained again.
+        UsageError: there are trials but no journal. With a new journal they would be trained again. Or there is another
+            model, which the study would replace.
     """
     path = directory / JOURNAL
     if path.exists():
@@ -220,6 +233,12 @@ def _known_events(directory: Path) -> tuple[list[Event], int]:
             "a study's directory must hold its journal", got=f"{STUDY} and trials without it", where=directory,
             next_step="Restore journal.jsonl, or give another --out.",
         )  # fmt: skip
+    for name in (CHECKPOINT, METRICS, PREDICTIONS_CSV) if not (directory / STUDY).exists() else ():
+        if (directory / name).exists():
+            raise UsageError(
+                "the directory of a new study must hold no other model", got=f"a {name}", where=directory,
+                next_step="Give another --out.",
+            )  # fmt: skip
     return [], 0
 
 

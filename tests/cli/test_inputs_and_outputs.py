@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,11 @@ import captune as captune_api
 from captune.adapted import AdaptedModel
 from captune.adapted.exporting import export_adapted
 from captune.cli.main import main
+from captune.config import StudyConfig, TaskConfig
 from captune.errors import CaptuneError, CheckpointError, DataError, ModelError, UsageError
 from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, PREDICTIONS_CSV, STUDY
+from captune.studies.planning import plan_study
+from captune.tuning.open_study import OpenStudy
 
 
 @pytest.fixture(scope="module")
@@ -337,3 +344,32 @@ def test_a_wrong_member_of_a_blend_is_the_only_problem_told(tmp_path: Path) -> N
         captune_api.adapt(dataset="digits", config=config, out=tmp_path / "out")
     assert "members.0.weight: must be more than 0, got 0" in str(refused.value)
     assert "at least 1 item" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("locale", "redirected"), [({"PYTHONIOENCODING": "ascii"}, ""), ({}, ">&-"), ({}, "<&-")],
+    ids=["a locale without the letters", "closed output", "closed input"],
+)  # fmt: skip
+def test_any_name_can_be_written_to_any_output(
+    adapted: Path, photos: Path, locale: dict[str, str], redirected: str
+) -> None:
+    (photos / "a.png").rename(photos / "ünï.png")
+    command = shlex.join([sys.executable, "-m", "captune", "predict", str(adapted), str(photos)])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {redirected}"], env={**os.environ, **locale}, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    if redirected != ">&-":
+        assert f"{photos}/ünï.png," in done.stdout.decode("utf-8")
+
+
+def test_a_new_study_replaces_no_other_model(adapted: Path, tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(adapted, place)
+    before = sorted(path.name for path in place.iterdir())
+    study = StudyConfig(task=TaskConfig(dataset="digits", paradigm="ul"), method="cap")
+    plan = plan_study(study, place)
+    with pytest.raises(UsageError, match=r"must hold no other model, but got a checkpoint\.safetensors"):
+        OpenStudy(place, study, plan.info, plan.space, durable=False)
+    assert not {STUDY, "journal.jsonl"} & {path.name for path in place.iterdir()}
+    assert set(before) <= {path.name for path in place.iterdir()}
