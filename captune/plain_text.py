@@ -1,4 +1,4 @@
-"""Make names of files and classes safe to show, and put counts into words.
+"""Make names of files and classes safe to show, paths safe to type, and put counts into words.
 
 A file name may hold any character except `/` and NUL, even those that colour or clear a terminal, write to its
 clipboard or reverse the direction of the text that follows.
@@ -6,7 +6,10 @@ clipboard or reverse the direction of the text that follows.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
+from pathlib import Path
 
 _ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -49,6 +52,31 @@ def counted(number: int, what: str) -> str:
     if number == 1:
         return f"1 {what}"
     return f"{number} {what[:-1]}ies" if what.endswith("y") else f"{number} {what}s"
+
+
+def typed_path(path: Path) -> str:
+    """A path as a user types it in a shell: relative if it lies below the working directory, quoted if need be.
+
+    A name that begins with a dash gets `./` in front, since a command would take it for an option.
+
+    Example:
+        >>> typed_path(Path("runs/my study")), typed_path(Path("-v")), typed_path(Path("runs/digits"))
+        ("'runs/my study'", './-v', 'runs/digits')
+    """
+    with contextlib.suppress(OSError):  # the working directory may have been removed
+        path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def resume_command(*directories: Path) -> str:
+    """The command that goes on with studies, as it is typed in the working directory.
+
+    Example:
+        >>> resume_command(Path("runs/digits-ul-cap"), Path("runs/my study"))
+        "captune resume runs/digits-ul-cap 'runs/my study'"
+    """
+    return " ".join(["captune resume", *map(typed_path, directories)])
 
 
 def _picture(character: str) -> str:

@@ -20,6 +20,7 @@ from captune.config import TaskConfig, TrialConfig, refuse_unused_shots
 from captune.data.catalog import check_dataset_name, published_results
 from captune.data.paradigms import NO_LABELS
 from captune.errors import UsageError
+from captune.plain_text import typed_path
 from captune.records import Role
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ def _say(console: Console, task: TaskConfig, results: list[dict[str, Any]], out:
     console.print(f"written: {out}", highlight=False, soft_wrap=True)
     model = out if len(results) == 1 else out / f"seed{results[0]['seed']}"
     new = ("features", "NEW.npz") if task.dataset.startswith("features:") else ("images", "PHOTOS")
-    console.print(f"Classify new {new[0]} with it: captune predict {model} {new[1]}", highlight=False, soft_wrap=True)
+    command = f"captune predict {typed_path(model)} {new[1]}"
+    console.print(f"Classify new {new[0]} with it: {command}", highlight=False, soft_wrap=True)
 
 
 def _beside_zero_shot(result: dict[str, Any]) -> str:

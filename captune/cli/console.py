@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -32,6 +35,57 @@ def plain_console(*, stderr: bool = False, file: IO[str] | None = None) -> Conso
     as `rich.text.Text` or with the argument `style`.
     """
     return _PlainConsole(stderr=stderr, file=file, markup=False, emoji=False)
+
+
+class _Output:
+    """A file whose loss is told once on standard error; what is written afterwards goes nowhere."""
+
+    def __init__(self, file: IO[str], consequence: str) -> None:
+        self._file, self._consequence = file, consequence
+        self._lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        with self._expecting_loss():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._expecting_loss():
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _expecting_loss(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                # Python would try again to write what it has buffered, and fail with exit code 120 at the end.
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._file.fileno())
+                os.close(nowhere)
+            if not self._lost:
+                self._lost = True
+                with contextlib.suppress(OSError):
+                    print(f"warning: output cannot be written ({error.strerror}). {self._consequence}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def outlived(console: Console, consequence: str) -> Iterator[None]:
+    """Let the block go on if its output can no longer be written, as where `| head` has closed the pipe.
+
+    Args:
+        console: writes the output.
+        consequence: told on standard error when that happens.
+    """
+    before = console.file
+    console.file = _Output(before, consequence)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        console.file = before
 
 
 def say(console: Console, text: str | Text, *, style: str | None = None) -> None:

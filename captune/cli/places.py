@@ -9,11 +9,6 @@ from captune.errors import UsageError, did_you_mean_path
 from captune.records.layout import JOURNAL, PAGE, STUDY
 
 
-def shown_path(path: Path) -> Path:
-    """A path as a user would type it: relative if it lies below the working directory."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 def studies_in(places: Sequence[Path], passed_over: list[str] | None = None) -> list[Path]:
     """The directories of studies under some paths, each once, in the order given.
 

@@ -16,12 +16,11 @@ from rich.table import Table
 
 from captune.cli import options
 from captune.cli.console import plain_console
-from captune.cli.places import shown_path
 from captune.cli.study_model import Yes, model_at
 from captune.data.labelling import Prediction, check_empty, predictions, predictions_csv, sort_into_folders
 from captune.data.tree import printable
 from captune.errors import CheckpointError, DataError, UsageError
-from captune.plain_text import as_unicode, counted
+from captune.plain_text import as_unicode, counted, typed_path
 from captune.records import atomic_write
 from captune.records.layout import CHECKPOINT, EPOCHS_CSV, OF_A_STUDY, PREDICTIONS_CSV
 
@@ -211,7 +210,7 @@ def _show(found: list[Prediction], listed: list[tuple[str, int, str, float]], *,
         table.add_row(shown(one.image), one.label, _percent(one.probability), *second)
     console = plain_console()
     if folder != Path.cwd():
-        console.print(f"In {shown_path(folder)}:", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"In {typed_path(folder)}:", highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     console.print("--out FILE.csv writes all digits; so does a pipe.", highlight=False)
 

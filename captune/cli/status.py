@@ -17,6 +17,7 @@ from captune.conditions import METHOD
 from captune.config import TrialConfig, read_yaml
 from captune.durations import duration
 from captune.errors import StudyError
+from captune.plain_text import resume_command
 from captune.records import JOURNAL, StudyRecord, read_journal
 from captune.records.layout import STUDY
 from captune.tuning.cell import Cell
@@ -82,11 +83,11 @@ def _show_directories(directories: list[Path], console: Console) -> None:
         if driver is not None:
             said = f"run by process {driver['pid']} on {driver['host']}, last event {heard} ago"
         elif not record.num_openings:
-            said = f"ended before it began; begin with: captune resume {directory}"
+            said = f"ended before it began; begin with: {resume_command(directory)}"
         elif now.phase == "done":
             said = f"finished {heard} ago"
         else:
-            said = f"stopped {heard} ago; go on with: captune resume {directory}"
+            said = f"stopped {heard} ago; go on with: {resume_command(directory)}"
             now = replace(now, phase=f"{now.phase}, stopped")
         standings.append(now)
         console.print(f"{now.cell}: {said}", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ import typer
 
 from captune.cli.console import plain_console
 from captune.cli.places import studies_in
+from captune.plain_text import resume_command
 from captune.tuning.lock import drivers_of, is_alive, read_lock
 from captune.tuning.stopping import request_stop
 
@@ -37,7 +38,7 @@ def stop(
         ended = _ends(directory, holder, wait)
         told = "stopped" if ended else "asked to stop; trials end with the epoch they are in"
         console.print(f"{directory.name} on {holder['host']}: {told}.", highlight=False, soft_wrap=True)
-        console.print(f"Continue with: captune resume {directory}", highlight=False, soft_wrap=True)
+        console.print(f"Continue with: {resume_command(directory)}", highlight=False, soft_wrap=True)
 
 
 def _ends(directory: Path, holder: dict[str, Any], seconds: float) -> bool:

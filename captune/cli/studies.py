@@ -14,11 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from captune.cli.console import labelled
+from captune.cli.console import labelled, outlived
 from captune.cli.options import say_notes
-from captune.cli.places import shown_path
 from captune.decisions.criteria import ORACLE
-from captune.plain_text import counted
+from captune.plain_text import counted, resume_command, typed_path
 from captune.records import Role, State, StudyRecord, is_against_zero_shot
 from captune.records.events import Chosen
 from captune.records.layout import BEST_CONFIG, CHECKPOINT, PAGE, PREDICTIONS_CSV
@@ -116,13 +115,14 @@ def execute(
         StudyError: a study had to be given up.
     """
     shown = screen(console)
-    shown.wait_for("Starting Ray")
-    try:
-        run_studies(plans, settings, shown)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        shown.wait_for(None)
+    with outlived(console, "The study goes on without it; `captune status` shows how far it is."):
+        shown.wait_for("Starting Ray")
+        try:
+            run_studies(plans, settings, shown)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            shown.wait_for(None)
 
 
 def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> None:
@@ -147,9 +147,8 @@ def show_result(study: StudyRecord, files: Sequence[Path], console: Console) -> 
     for line in failures_told(study):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if files:
-        where = shown_path(study.directory)
-        console.print(f"Files in {where}: {_kinds(files)}", highlight=False)
-        for line in next_steps(study, where, width=console.width):
+        console.print(f"Files in {typed_path(study.directory)}: {_kinds(files)}", highlight=False)
+        for line in next_steps(study, study.directory, width=console.width):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -197,11 +196,11 @@ def _kinds(files: Sequence[Path]) -> str:
 
 def next_steps(study: StudyRecord, where: Path, *, width: int) -> list[str]:
     """What to do with a study that has ended, one line each; two if a line would be wider than the terminal."""
-    steps = [(f"open {where / PAGE}", "the same with figures and pictures")]
+    steps = [(f"open {typed_path(where / PAGE)}", "the same with figures and pictures")]
     if str(study.task.get("dataset", "")).startswith("features:"):
-        steps.append((f"captune predict {where} NEW.npz", "classify new features"))
+        steps.append((f"captune predict {typed_path(where)} NEW.npz", "classify new features"))
     else:
-        steps.append((f"captune predict {where} PHOTOS", "classify new images"))
+        steps.append((f"captune predict {typed_path(where)} PHOTOS", "classify new images"))
     longest = max(len(command) for command, _ in steps)
     lines = [f"  {command:<{longest}}  {why}" for command, why in steps]
     if any(len(line) > width for line in lines):
@@ -219,8 +218,7 @@ def failures_told(study: StudyRecord) -> list[str]:
     lines += [f"  {count} × {reason}" for reason, count in reasons.most_common(_SHOWN_REASONS)]
     if len(reasons) > _SHOWN_REASONS:
         lines.append(f"  and {counted(len(reasons) - _SHOWN_REASONS, 'other reason')}, in trials.csv")
-    where = shown_path(study.directory)
-    return [*lines, f"Once the cause is gone: captune resume {where} --retry-failed"]
+    return [*lines, f"Once the cause is gone: {resume_command(study.directory)} --retry-failed"]
 
 
 def _short(value: Any) -> str:
@@ -258,9 +256,12 @@ def _say_kept(cells: Sequence[Cell], console: Console) -> None:
     for cell in cells:
         ended = standing(cell).done
         console.print(
-            f"Interrupted. {cell.name}: {counted(ended, 'finished trial')} kept, the others go on from their last "
-            "epoch.\n"
-            f"Continue with: captune resume {shown_path(cell.directory)}",
+            f"Interrupted. {cell.name}: {counted(ended, 'finished trial')} kept, "
+            "the others go on from their last epoch.",
             highlight=False,
             soft_wrap=True,
         )
+    if cells:
+        # In one command, because a study may start from another one's best configurations.
+        command = resume_command(*[cell.directory for cell in cells])
+        console.print(f"Continue with: {command}", highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from rich.console import Console
 from captune.adapting import adapt_once, advice_against, check_out, configuration
 from captune.cli.console import labelled, plain_console, say
 from captune.errors import StudyError, UsageError, did_you_mean_path
+from captune.plain_text import resume_command
 from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, OF_A_STUDY, STUDY
 from captune.tuning.header import read_study
 
@@ -60,7 +61,7 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
     if not best.is_file():
         raise StudyError(
             "a study must have ended before its model is used", got=f"no {BEST_CONFIG}", where=study,
-            next_step=f"Go on with it: captune resume {study}",
+            next_step=f"Go on with it: {resume_command(study)}",
         )  # fmt: skip
     if (place / CHECKPOINT).is_file():
         if (place / BEST_CONFIG).read_bytes() != best.read_bytes():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.errors import RecordError, StudyError
+from captune.plain_text import resume_command
 from captune.records.event import Event
 from captune.records.lenient import jsonable
 from captune.records.lines import event_from_json
@@ -105,7 +106,7 @@ class Journal:
             "the journal of a study must be writable",
             got=error.strerror,
             where=self.path,
-            next_step="Make room, then go on with --resume: what is finished is kept.",
+            next_step=f"Make room, then: {resume_command(self.path.parent)}. What is finished is kept.",
         )
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ from captune.decisions.choice_record import Choice
 from captune.decisions.choosing import choose, chooses_by_criterion
 from captune.decisions.criteria import ENSV, ORACLE
 from captune.errors import StudyError
+from captune.plain_text import resume_command
 from captune.plain_yaml import dump_yaml
 from captune.records import (
     ENSEMBLE,
@@ -300,7 +301,7 @@ def _check_closable(record: StudyRecord) -> None:
         "at least one trial of a study must finish",
         got=f"{len(record.trials)} that all failed: {reasons[0] if reasons else 'no reason recorded'}",
         where=record.directory,
-        next_step="Fix that and continue with --resume; tracebacks are in journal.jsonl.",
+        next_step=f"Fix that, then: {resume_command(record.directory)} --retry-failed. Tracebacks are in {JOURNAL}.",
     )
 
 

@@ -14,6 +14,7 @@ from captune import interruption
 from captune.config import MachineConfig
 from captune.data.tree import name_some
 from captune.errors import StudyError, UsageError
+from captune.plain_text import resume_command
 from captune.records import StudyRecord
 from captune.records.events import Chosen
 from captune.records.layout import REPORT
@@ -258,7 +259,7 @@ def chain(studies: Sequence[OpenStudy]) -> None:
             raise UsageError(
                 "a study that starts from another's best configurations must be continued together with it",
                 got="it alone", where=opened.directory,
-                next_step=f"captune resume {earlier} {opened.directory}",
+                next_step=resume_command(earlier, opened.directory),
             )  # fmt: skip
         opened.cell.after = cells[earlier]
 

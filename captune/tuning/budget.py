@@ -30,7 +30,7 @@ class Budget:
         gpu_hours: limit of the trials' hours times their GPUs; None: no limit.
         closings: returns the seconds that choosing, measuring and reporting will still take; None: CLOSING_SECONDS for
             each unfinished study.
-        clock: returns Unix time in seconds.
+        clock: returns Unix time in seconds; None: the time now, on which a clock that is set later has no effect.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class Budget:
         seconds: float | None = None,
         gpu_hours: float | None = None,
         closings: Callable[[], float] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._cells = list(cells)
         self._usages = [cell.record.usage for cell in cells]
         self._seconds, self._gpu_seconds = seconds, None if gpu_hours is None else 3600 * gpu_hours
         self._closings = closings or self._all_unfinished
-        self._clock = clock
+        self._clock = clock or _unset_clock()
         self._checked = 0.0
 
     @property
@@ -107,3 +107,9 @@ class Budget:
 
     def _all_unfinished(self) -> float:
         return CLOSING_SECONDS * sum(not cell.finished for cell in self._cells)
+
+
+def _unset_clock() -> Callable[[], float]:
+    """A clock that shows Unix time and then runs on, whatever the machine's clock is set to."""
+    began, start = time.time(), time.monotonic()
+    return lambda: began + time.monotonic() - start

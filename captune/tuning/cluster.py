@@ -98,6 +98,11 @@ class Cluster:
         return ray_internals.dashboard_address() if self.starts_dashboard else self.known_dashboard
 
     @property
+    def dead(self) -> list[str]:
+        """Which of Ray's processes have died, of a cluster that was started here."""
+        return ray_internals.dead_processes_of_own_node() if self.local else []
+
+    @property
     def cpus(self) -> float:
         """CPUs of all nodes."""
         return sum(node.cpus for node in self.nodes)

@@ -13,6 +13,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 
 from captune import interruption
 from captune.errors import CaptuneError, StudyError
+from captune.plain_text import resume_command
 from captune.tuning import ray_internals
 from captune.tuning.allotment import Allotment
 from captune.tuning.cell import Cell
@@ -68,6 +69,8 @@ def run_cells(
         scheduler.end_overdue()
         if should_stop():
             planner.interrupt()
+        if cluster.dead:
+            raise _RayDied
         on_step()
 
     planner.while_waiting, planner.when_spare = step, when_spare
@@ -103,15 +106,29 @@ def run_cells(
         interruption.check()
         try:
             tuner.fit()
+        except _RayDied:
+            raise StudyError(
+                "the processes of Ray that this command started must run until it ends",
+                got=f"the end of {' and '.join(cluster.dead)}, as where the system runs out of memory",
+                next_step=_kept(cells),
+            ) from None
         except Exception as error:
             cause = _cause(error)
             if isinstance(cause, CaptuneError):
                 raise cause from None
             raise StudyError(
                 "Ray must be able to go on", got=f"{type(cause).__name__}: {cause}",
-                next_step="What is finished is kept: continue with --resume.",
+                next_step=_kept(cells),
             ) from error  # fmt: skip
     return not planner.interrupted
+
+
+class _RayDied(BaseException):
+    """Ends Tune's loop. After an `Exception` Tune would ask Ray to end the trials, and wait until the process aborts."""
+
+
+def _kept(cells: Sequence[Cell]) -> str:
+    return f"What is finished is kept. Go on with: {resume_command(*[cell.directory for cell in cells])}"
 
 
 def gathering_seconds(concurrency: int) -> float:

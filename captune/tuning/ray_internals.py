@@ -118,13 +118,19 @@ def environment_heard() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Keep the command's SIGTERM handler while Ray starts.
+    """Keep the command's SIGTERM handler while Ray starts, and keep SIGHUP from the processes that Ray starts.
 
-    Ray installs its own at several moments of a start, by `ray._private.utils.set_sigterm_handler`. Without this a
-    SIGTERM would end the driver in the middle of a study.
+    Ray installs its own handler at several moments of a start, by `ray._private.utils.set_sigterm_handler`. Without
+    this a SIGTERM would end the driver in the middle of a study. A process inherits which signals are blocked. Without
+    this a terminal that is closed would end Ray's processes before the driver has ended the study in order; a SIGHUP
+    that arrives in the block takes effect after it.
     """
-    with _replaced(ray._private.utils, set_sigterm_handler=lambda _handler: None):
-        yield
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        with _replaced(ray._private.utils, set_sigterm_handler=lambda _handler: None):
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -287,6 +293,19 @@ def loggers_uncounted() -> Iterator[None]:
 
     with _replaced(usage, tag_callbacks=lambda _callbacks: False):
         yield
+
+
+def dead_processes_of_own_node() -> list[str]:
+    """Those of the processes `raylet` and `gcs_server` of the node that this process started which have died.
+
+    Without them no worker starts and no message arrives, which Ray itself notices only after minutes. Uses
+    `ray._private.worker._global_node`, and its `dead_processes`, which asks the operating system.
+    """
+    node: Any = ray._private.worker._global_node
+    constants: Any = ray._private.ray_constants
+    needed = (constants.PROCESS_TYPE_GCS_SERVER, constants.PROCESS_TYPE_RAYLET)
+    dead = {kind for kind, _ in node.dead_processes()} if node is not None else set()
+    return [kind for kind in needed if kind in dead]
 
 
 def dashboard_address() -> str | None:

@@ -24,6 +24,7 @@ from captune.cli.predict import _show
 from captune.cli.studies import Screen
 from captune.config import StudyConfig, TaskConfig
 from captune.data.labelling import Prediction
+from captune.plain_text import typed_path
 from captune.records.layout import ADAPTED, BEST_CONFIG
 from captune.studies.planning import plan_study
 from captune.tuning import progress
@@ -74,6 +75,40 @@ def test_every_command_stands_in_one_panel_and_newcomers_first() -> None:
     listed = [name for names in _PANELS.values() for name in names]
     assert sorted(listed) == sorted(COMMANDS) and list(COMMANDS)[:2] == ["demo", "doctor"]
     assert next(iter(_PANELS)) == "Start here"
+
+
+def test_a_reader_that_leaves_ends_no_study() -> None:
+    """`captune run | head -1` ended with code 1 and without a word; the study was lost where no trial had begun."""
+    program = (
+        "import sys, time\n"
+        "from captune.cli.console import outlived, plain_console\n"
+        "console = plain_console(file=sys.stdout)\n"
+        "console.print('first')\n"
+        "time.sleep(1)\n"
+        "with outlived(console, 'The study goes on.'):\n"
+        "    for _ in range(3):\n"
+        "        console.print('more')\n"
+        "console.print('after')\n"
+        "print('at its end', file=sys.stderr)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert writer.stdout is not None and writer.stdout.readline() == b"first\n"
+    writer.stdout.close()
+    _, said = writer.communicate(timeout=60)
+    told = "warning: output cannot be written (Broken pipe). The study goes on.\nat its end\n"
+    assert (writer.returncode, said.decode()) == (0, told)
+
+
+@pytest.mark.parametrize("name", ["run", "my study", "it's", "-v", "$(id)"])
+def test_a_path_that_is_shown_to_be_typed_arrives_whole(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next steps of a study in `my study` were `captune predict my study PHOTOS`."""
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / name, Path(name)):
+        typed = subprocess.check_output(["sh", "-c", f"printf '%s\\n' {typed_path(place)}"], text=True)
+        assert (tmp_path / typed.removesuffix("\n")) == tmp_path / name and not typed.startswith("-")
+    assert typed_path(tmp_path.parent) == str(tmp_path.parent)
 
 
 def test_prose_breaks_between_words_on_a_terminal_and_stays_a_line_in_a_file() -> None:

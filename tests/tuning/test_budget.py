@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -60,6 +61,19 @@ def test_usage_counts_sessions_and_the_gpus_of_trials_over_drivers_that_died() -
     assert usage.sessions(2050.0) == [(100.0, 150.0), (2000.0, 2050.0)]
     # t0000 and t0001 forty seconds each, t0001 forty more by now, on half a GPU.
     assert usage.gpu_seconds(2050.0) == pytest.approx(0.5 * (40 + 40 + 40))
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_set_while_a_study_runs_neither_stretches_nor_ends_its_budget(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hours: int
+) -> None:
+    cell = make_cell(tmp_path)
+    cell.record.usage.apply(StudyOpened(time=time.time()))
+    budget = Budget([cell], seconds=1000.0)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600 * hours)
+    monkeypatch.setattr(time, "monotonic", lambda began=time.monotonic() + 100.0: began)
+    assert 99.0 < budget.spent_seconds < 110.0
 
 
 def test_a_driver_whose_clock_is_behind_the_one_before_counts_its_own_time() -> None:
