@@ -15,6 +15,7 @@ Each message says what must hold, what was found instead, where, and what to do 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -132,6 +133,14 @@ def did_you_mean_path(path: Path) -> str | None:
         found = Path(*path.parts[: len(path.parts) - len(path.absolute().relative_to(parent).parts)], near)
         return f"Did you mean '{found}'?"
     return None
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ESTALE}
+
+
+def unwritable(error: OSError) -> bool:
+    """Whether an error says that a disk is full, broken, read-only, or closed to this user."""
+    return error.errno in _DISK
 
 
 def first_line(error: BaseException) -> str:

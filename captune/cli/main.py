@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,21 +19,14 @@ from typer.core import TyperCommand, TyperGroup
 from captune import __version__, interruption, own_process
 from captune.cli.console import labelled, plain_console, say
 from captune.cli.metavars import opposites_sentence, with_metavars
-from captune.errors import CaptuneError, UsageError
+from captune.errors import CaptuneError, UsageError, unwritable
 from captune.plain_text import on_one_line
 
 # What the parser raises for wrong usage: click's class, or that of the copy of click in newer versions of typer.
 _WRONG_USAGE: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
-
-# What a full disk, missing permission or the wrong kind of file is told by: a fault of the machine, not of captune.
-_OF_THE_MACHINE = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
-     errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ESTALE)
-)  # fmt: skip
-
-
-# The same, raised without a number by libraries.
+# Faults of the machine or of a path, beside those of a disk; libraries raise the exceptions without a number, too.
+_OF_THE_MACHINE = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE}
 _OF_FILES = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
@@ -205,22 +199,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, _OF_FILES) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE):
-            place = "" if error.filename is None else f" (in {on_one_line(os.fsdecode(error.filename))})"
-            reason = on_one_line(error.strerror or str(error))
-            text = f"captune must find its files and be able to read and write them, but got {reason}{place}."
-            say(console, labelled("error", text, "bold red"))
-            sys.exit(1)
-        say(
-            console,
-            labelled(
-                "error",
-                f"{type(error).__name__}: {error}\n"
-                "This is not an error captune foresaw; run again with --debug to see where it comes from.",
-                "bold red",
-            ),
-        )
+        say(console, labelled("error", _unforeseen(error), "bold red"))
         sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            return str(CaptuneError("the working directory must exist", got="one that was removed"))
+    if isinstance(error, _OF_FILES) or (
+        isinstance(error, OSError) and (unwritable(error) or error.errno in _OF_THE_MACHINE)
+    ):
+        return str(
+            CaptuneError(
+                "files must be there, readable and writable",
+                got=on_one_line(error.strerror or str(error)),
+                where=None if error.filename is None else on_one_line(os.fsdecode(error.filename)),
+            )
+        )
+    return (
+        f"{type(error).__name__}: {error}\n"
+        "This is not an error captune foresaw; run again with --debug to see where it comes from."
+    )
 
 
 def _make_writable() -> None:

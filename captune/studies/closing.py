@@ -296,10 +296,17 @@ STEPS: tuple[Callable[[StudyRecord, Write], None], ...] = (
 def _check_closable(record: StudyRecord) -> None:
     if any(trial.phase is Phase.SEARCH and trial.state is State.COMPLETE for trial in record.trials):
         return
-    reasons = list(dict.fromkeys(trial.reason for trial in record.trials if trial.reason))
+    ended = record.search_ended
+    failed = [trial for trial in record.trials if trial.state is State.FAILED]
+    if not failed and ended is not None and ended.reason is not None:
+        raise StudyError(
+            "at least one trial of a study's search must finish", got=f"none before {ended.reason} was used up",
+            where=record.directory, next_step=f"Give more of it (--time-budget, --gpu-hours): {resume_command(record.directory)}",
+        )  # fmt: skip
+    reasons = list(dict.fromkeys(trial.reason for trial in failed if trial.reason))
     raise StudyError(
-        "at least one trial of a study must finish",
-        got=f"{len(record.trials)} that all failed: {reasons[0] if reasons else 'no reason recorded'}",
+        "at least one trial of a study's search must finish",
+        got=f"{len(failed)} of {len(record.trials)} that failed: {reasons[0] if reasons else 'no reason recorded'}",
         where=record.directory,
         next_step=f"Fix that, then: {resume_command(record.directory)} --retry-failed. Tracebacks are in {JOURNAL}.",
     )

@@ -22,7 +22,7 @@ from captune.data.catalog import load_dataset
 from captune.data.dataset import Dataset
 from captune.data.labelling import image_names
 from captune.data.thumbnails import has_pictures, thumbnail
-from captune.records import ZERO_SHOT, Phase, Role, StudyRecord, Trial, atomic_write
+from captune.records import ZERO_SHOT, Phase, Role, State, StudyRecord, Trial, atomic_write
 from captune.records.layout import FINDINGS, trial_directory
 from captune.results.best import compared_candidate
 from captune.training.context import open_context
@@ -41,7 +41,7 @@ Picture = dict[str, Any]
 def write_findings(record: StudyRecord) -> list[Path]:
     """Write the file for a study that has made its choice, unless it has no candidate to compare with zero-shot."""
     name, zero_shot = compared_candidate(record), record.find(ZERO_SHOT)
-    if name is None or zero_shot is None:
+    if name is None or zero_shot is None or zero_shot.state is not State.COMPLETE:
         return []
     task = TaskConfig.parse(record.task)
     frozen = trial_directory(record.directory, ZERO_SHOT)

@@ -13,11 +13,11 @@ from pathlib import Path
 from captune import interruption
 from captune.config import MachineConfig
 from captune.data.tree import name_some
-from captune.errors import StudyError, UsageError
+from captune.errors import StudyError, UsageError, unwritable
 from captune.plain_text import resume_command
 from captune.records import StudyRecord
 from captune.records.events import Chosen
-from captune.records.layout import REPORT
+from captune.records.layout import JOURNAL, REPORT
 from captune.studies.checks import check_before_ray, fetch_weights_here
 from captune.studies.closing_in_background import BackgroundClosing
 from captune.studies.planning import Plan
@@ -113,9 +113,23 @@ def run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher | No
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; what is finished is kept, and the studies can be continued.
         UsageError: a directory holds another study, or this one and `resume` is off.
-        StudyError: a study had to be given up; the others are closed.
+        StudyError: a study had to be given up, and the others are closed; or a disk is full.
     """
-    watcher = watcher or Watcher()
+    try:
+        return _run_studies(plans, settings, watcher or Watcher())
+    except OSError as error:
+        if not unwritable(error):
+            raise
+        begun = [plan.directory for plan in plans if (plan.directory / JOURNAL).exists()]
+        again = f"What is finished is kept: {resume_command(*begun)}" if begun else "Then give the same command again."
+        raise StudyError(
+            "the files of a study must be readable and writable", got=error.strerror,
+            where=error.filename or name_some([str(plan.directory) for plan in plans]),
+            next_step=f"Make room, if that is missing. {again}",
+        ) from error  # fmt: skip
+
+
+def _run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher) -> list[StudyRecord]:
     for plan in plans:
         check_sampler(plan.study.sampler)
     check_before_ray(

@@ -88,8 +88,12 @@ class OpenStudy:
         self.mirrors: list[Mirror] = []
         self._closed = False
         self._made = [place for place in (directory, *directory.parents) if not place.exists()]
-        _make_directory(directory)
-        self._lock = DriverLock(directory)
+        try:
+            _make_directory(directory)
+            self._lock = DriverLock(directory)
+        except OSError:  # the disk is full
+            self._remove_made()
+            raise
         begun = directory not in self._made
         try:
             _clean(directory)
@@ -183,8 +187,12 @@ class OpenStudy:
 
     def _delete(self) -> None:
         """Delete the study's files, and the folders that were made for it as far as they are empty."""
-        for name in (JOURNAL, STUDY, OPTUNA_COPY, GUARD):
+        for name in (JOURNAL, STUDY, OPTUNA_COPY):
             (self.directory / name).unlink(missing_ok=True)
+        self._remove_made()
+
+    def _remove_made(self) -> None:
+        (self.directory / GUARD).unlink(missing_ok=True)
         for place in (self.directory / TRIALS, *self._made):
             with contextlib.suppress(OSError):
                 place.rmdir()

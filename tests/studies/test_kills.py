@@ -16,12 +16,13 @@ import pandas as pd
 import pytest
 
 from captune import interruption
+from captune.cli.studies import failures_told
 from captune.errors import UsageError
-from captune.records import JOURNAL, Journal, atomic_write, read_journal
+from captune.records import JOURNAL, ZERO_SHOT, Journal, State, atomic_write, read_journal
 from captune.records.event import Event
 from captune.records.events import Chosen, Finished, SealOpened, StudyOpened
 from captune.records.files import remove_leftovers, temporary_name
-from captune.records.layout import STUDY, trial_directory
+from captune.records.layout import PREDICTIONS, STUDY, trial_directory
 from captune.results import plots, report
 from captune.results.report import report_study
 from captune.results.tables import WALL_CLOCK_COLUMNS
@@ -81,6 +82,25 @@ def test_an_ensemble_that_was_only_planned_when_a_study_was_killed_is_averaged_w
     (tmp_path / "study" / JOURNAL).write_bytes(b"".join(lines[: planned + 1]))
     life(plan_study(settings("ul", trials=2, confirm_seeds=2), tmp_path / "study"))
     assert said(tmp_path / "study") == said(closed)
+
+
+def test_a_study_whose_zero_shot_reference_failed_is_closed_and_says_so(
+    closed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk was full when it began: closing ended with "an error captune did not foresee", always."""
+    monkeypatch.setattr(report, "_figures", lambda runs, tables: {})
+    shutil.copytree(closed, tmp_path / "study", ignore=shutil.ignore_patterns(JOURNAL))
+    (trial_directory(tmp_path / "study", ZERO_SHOT) / PREDICTIONS).unlink()
+    events = read_journal(closed / JOURNAL)
+    last_trial = max(at for at, e in enumerate(events) if isinstance(e, Finished) and e.key.startswith("c"))
+    with Journal(tmp_path / "study" / JOURNAL) as journal:
+        for event in events[: last_trial + 1]:
+            failed = isinstance(event, Finished) and event.key == ZERO_SHOT
+            journal.append(Finished(key=ZERO_SHOT, state=State.FAILED, reason="a full disk") if failed else event)
+    record, _ = close_study(tmp_path / "study")
+    assert record.choice is not None and record.sealed_opened
+    told = failures_told(record)
+    assert "1 × a full disk" in told[1] and told[-1].endswith("--retry-failed")
 
 
 def test_closing_a_closed_study_changes_nothing(closed: Path) -> None:

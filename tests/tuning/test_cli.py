@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from captune.cli.run import StudyFile, _datasets, _matrix, _studies
 from captune.cli.status import read_standing
 from captune.cli.studies import execute
 from captune.data.catalog import DATASETS
-from captune.errors import UsageError
+from captune.errors import StudyError, UsageError
 from captune.space import load_space
 from captune.studies.planning import Plan, best_configs
-from captune.studies.running import Settings
+from captune.studies.running import Settings, run_studies
 from captune.tuning.cell import Cell
 from tests.tuning.fakes import info, space_path, study
 from tests.tuning.simulate import drive, outcomes
@@ -129,6 +130,22 @@ def test_studies_before_one_that_is_refused_leave_their_directories_free(tmp_pat
         execute(plans, Settings(), Console())
     assert not (tmp_path / "free").exists()
     assert len(outcomes(tmp_path / "taken")) == 4
+
+
+def test_a_study_that_begins_on_a_full_disk_leaves_nothing_and_is_told_so(tmp_path: Path) -> None:
+    """It was "an error captune did not foresee", and left its folder. A limit on the size of files stands in."""
+    facts = info()
+    plan = Plan(tmp_path / "my runs" / "run", study(), facts, load_space(space_path(tmp_path), facts.base))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(
+            StudyError, match=r"must be readable and writable, but got File too large .*the same command again"
+        ):
+            run_studies([plan], Settings())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "my runs").exists()
 
 
 def test_an_interrupt_after_runs_began_keeps_them_and_says_how_to_go_on(
