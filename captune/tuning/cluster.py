@@ -29,6 +29,7 @@ from captune.tuning.allotment import Node
 from captune.tuning.answering import ANSWER_SECONDS, check_answers, no_cluster
 from captune.tuning.environment import ray_environment, variables, worker_variables
 from captune.tuning.lock import is_running
+from captune.tuning.quiet import muted, unlogged
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
@@ -62,7 +63,7 @@ class Ending:
             if self._thread is not None:
                 self._thread.join()
                 return
-            with _muted():
+            with muted():
                 ray.shutdown()
 
 
@@ -136,9 +137,15 @@ def connected(
         modules: modules that a private cluster's workers import as soon as they start.
 
     Raises:
-        UsageError: no cluster answers at the address, or the token's file cannot be written.
+        UsageError: no cluster answers at the address, the token's file cannot be written, or this process uses Ray.
         StudyError: a private cluster does not start.
     """
+    if ray.is_initialized():  # type: ignore[no-untyped-call]
+        raise UsageError(
+            "a process that runs a study must not use Ray for something else",
+            got="one that has called ray.init, or runs another study now",
+            next_step="Call ray.shutdown() before, or run the study in a process of its own.",
+        )
     with ray_environment():
         if address is not None:
             address = _found(address)
@@ -196,7 +203,7 @@ def _connection(
         noted = interruption.noted(_say_that_ray_starts)
         with (
             noted,
-            _muted(),
+            muted(),
             ray_internals.signals_kept(),
             ray_internals.environment_heard(),
             ray_internals.on_loopback() if loopback else contextlib.nullcontext(),
@@ -223,7 +230,8 @@ def _connection(
         # Interrupted: the parts of the cluster that had started end with this process.
         shutil.rmtree(scraps, ignore_errors=True)
         raise
-    _silence()
+    silent = contextlib.ExitStack()
+    silent.enter_context(unlogged())
     ending = Ending()
     try:
         interruption.check()
@@ -242,6 +250,7 @@ def _connection(
         )
     finally:
         ending.wait()
+        silent.close()
         shutil.rmtree(scraps, ignore_errors=True)
 
 
@@ -330,17 +339,6 @@ def _own_processes_quick(modules: Sequence[str], ready: Path) -> Iterator[None]:
         ray_internals.workers_ready(modules, ready, _WORKER_NICENESS),
     ):
         yield
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    with Path(os.devnull).open("w") as sink, contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
-        yield
-
-
-def _silence() -> None:
-    for name in ("ray", "ray.tune", "ray._private", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def thread_variables(threads: int) -> dict[str, str]:

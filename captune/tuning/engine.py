@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from captune import interruption
-from captune.errors import CaptuneError, StudyError
+from captune.errors import CaptuneError, StudyError, unwritable
 from captune.plain_text import resume_command
 from captune.tuning import ray_internals
 from captune.tuning.allotment import Allotment
 from captune.tuning.cell import Cell
 from captune.tuning.cluster import Cluster
 from captune.tuning.planner import Planner, StopOnInterrupt, StudyCallback, StudyScheduler
+from captune.tuning.quiet import muted
 from captune.tuning.specs import TrialSpec
 from captune.tuning.trainable import SPEC, OpenTrial, StudyTrainable, open_trial_anywhere
 
@@ -102,7 +101,7 @@ def run_cells(
         ),
     )
     taken = ray_internals.workers_taken_as_they_are() if cluster.local else contextlib.nullcontext()
-    with interruption.noted(planner.interrupt), _quiet(), taken, ray_internals.loggers_uncounted():
+    with interruption.noted(planner.interrupt), muted(), taken, ray_internals.loggers_uncounted():
         interruption.check()
         try:
             tuner.fit()
@@ -114,7 +113,7 @@ def run_cells(
             ) from None
         except Exception as error:
             cause = _cause(error)
-            if isinstance(cause, CaptuneError):
+            if isinstance(cause, CaptuneError) or (isinstance(cause, OSError) and unwritable(cause)):
                 raise cause from None
             raise StudyError(
                 "Ray must be able to go on", got=f"{type(cause).__name__}: {cause}",
@@ -124,7 +123,7 @@ def run_cells(
 
 
 class _RayDied(BaseException):
-    """Ends Tune's loop. After an `Exception` Tune would ask Ray to end the trials, and wait until the process aborts."""
+    """Ends Tune's loop. After an `Exception` Tune would ask Ray to end the trials, and wait until Ray aborts."""
 
 
 def _kept(cells: Sequence[Cell]) -> str:
@@ -149,10 +148,3 @@ def _cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ray's own output off the screen; the progress view keeps a handle on the terminal."""
-    with Path(os.devnull).open("w") as sink, contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
-        yield
