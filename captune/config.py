@@ -83,6 +83,28 @@ def _names_or_file(value: Any) -> Any:
     return text
 
 
+def own_images(dataset: str) -> str:
+    """A dataset with the place of the user's own images made absolute; names of datasets are left as they are.
+
+    A recorded study must find them from any working directory.
+    """
+    kind, _, place = dataset.partition(":")
+    if kind not in ("folder", "csv", "features") or not place:
+        return dataset
+    try:
+        return f"{kind}:{Path(place).expanduser().absolute()}"
+    except RuntimeError:  # the home folder of an unknown user: reading it raises a better error
+        return dataset
+
+
+def own_database(address: str | None) -> str | None:
+    """The address of a database with the file of SQLite made absolute, for the same reason."""
+    head, slashes, file = (address or "").partition("sqlite:///")
+    if head or not slashes or file[:1] in ("", "/", ":") or file.startswith("file:"):
+        return address
+    return f"{slashes}{Path(file).absolute()}"
+
+
 NamesField = Annotated[str | None, BeforeValidator(_names_or_file)]
 
 
@@ -91,7 +113,9 @@ class TaskConfig(Config):
 
     panel: ClassVar[str] = "Data"
 
-    dataset: str = Field(description="a name from `captune datasets`, or folder:DIR, csv:FILE, features:FILE")
+    dataset: Annotated[str, AfterValidator(own_images)] = Field(
+        description="a name from `captune datasets`, or folder:DIR, csv:FILE, features:FILE"
+    )
     paradigm: Paradigm = Field(
         description="which images are labelled and which form the pool: ul: none, the training images; ssl: a few per "
         "class, the other training images; trzsl: those of the seen classes, the unseen classes' images; tft: none, "
@@ -291,7 +315,7 @@ class StudyConfig(Config):
     deterministic: Annotated[bool, MACHINE] = Field(
         False, description="one trial at a time, so that the study repeats bit for bit"
     )
-    storage: Annotated[str | None, MACHINE] = Field(
+    storage: Annotated[str | None, MACHINE, AfterValidator(own_database)] = Field(
         None, description="database for the Optuna copy of the study; default: a file in the study's directory"
     )
     images: Annotated[bool, MACHINE] = Field(True, description="put small pictures of the images into the report page")

@@ -11,7 +11,9 @@ import typer
 
 from captune.cli.console import plain_console
 from captune.cli.places import studies_in
+from captune.cli.status import read_standing
 from captune.plain_text import resume_command
+from captune.records.layout import STOP
 from captune.tuning.lock import drivers_of, is_alive, read_lock
 from captune.tuning.stopping import request_stop
 
@@ -36,8 +38,14 @@ def stop(
         if read_lock(directory) is not None:  # else it has stopped with the one before
             request_stop(directory)
         ended = _ends(directory, holder, wait)
+        if ended:
+            (directory / STOP).unlink(missing_ok=True)  # it came to its end without hearing the request
+        done = ended and read_standing(directory, running=False)[0].phase == "done"
         told = "stopped" if ended else "asked to stop; trials end with the epoch they are in"
+        told = "all its trials had ended" if done else told
         console.print(f"{directory.name} on {holder['host']}: {told}.", highlight=False, soft_wrap=True)
+        if done:
+            continue
         console.print(f"Continue with: {resume_command(directory)}", highlight=False, soft_wrap=True)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.errors import RecordError, StudyError
-from captune.plain_text import resume_command
+from captune.plain_text import counted, resume_command
 from captune.records.event import Event
 from captune.records.lenient import jsonable
 from captune.records.lines import event_from_json
@@ -171,7 +171,8 @@ def read_damaged_journal(path: Path) -> tuple[list[Event], list[str]]:
     if not damaged:
         return events, []
     named = ", ".join(str(number) for number in damaged[:3]) + (", …" if len(damaged) > 3 else "")
-    return events, [f"{len(damaged)} damaged or edited journal lines were left out (line {named})"]
+    lines_were = f"{counted(len(damaged), 'damaged or edited journal line')} {'was' if len(damaged) == 1 else 'were'}"
+    return events, [f"{lines_were} left out (line {named})"]
 
 
 def _intact_length(path: Path) -> int:

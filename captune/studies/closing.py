@@ -301,7 +301,8 @@ def _check_closable(record: StudyRecord) -> None:
     if not failed and ended is not None and ended.reason is not None:
         raise StudyError(
             "at least one trial of a study's search must finish", got=f"none before {ended.reason} was used up",
-            where=record.directory, next_step=f"Give more of it (--time-budget, --gpu-hours): {resume_command(record.directory)}",
+            where=record.directory,
+            next_step=f"Give more of it (--time-budget, --gpu-hours): {resume_command(record.directory)}",
         )  # fmt: skip
     reasons = list(dict.fromkeys(trial.reason for trial in failed if trial.reason))
     raise StudyError(

@@ -140,7 +140,7 @@ def connected(
         UsageError: no cluster answers at the address, the token's file cannot be written, or this process uses Ray.
         StudyError: a private cluster does not start.
     """
-    if ray.is_initialized():  # type: ignore[no-untyped-call]
+    if ray.is_initialized():
         raise UsageError(
             "a process that runs a study must not use Ray for something else",
             got="one that has called ray.init, or runs another study now",

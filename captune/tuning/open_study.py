@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from captune.config import StudyConfig, TaskConfig, read_yaml
+from captune.config import StudyConfig, TaskConfig, own_database, own_images, read_yaml
 from captune.errors import RecordError, UsageError
 from captune.plain_yaml import dump_yaml
 from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write
@@ -230,24 +230,24 @@ def _known_events(directory: Path) -> tuple[list[Event], int]:
     """The events of the journal, and its length; none if the study was killed before its first line: it begins anew.
 
     Raises:
-        UsageError: there are trials but no journal. With a new journal they would be trained again. Or there is another
-            model, which the study would replace.
+        UsageError: there are trials but no journal, or an empty one. With a new journal they would be trained again. Or
+            there is another model, which the study would replace.
     """
     path = directory / JOURNAL
-    if path.exists():
-        return read_journal_and_length(path)
-    if (directory / STUDY).exists() and any((directory / TRIALS).iterdir()):
+    events, length = read_journal_and_length(path) if path.exists() else ([], 0)
+    if not events and (directory / STUDY).exists() and any((directory / TRIALS).iterdir()):
         raise UsageError(
-            "a study's directory must hold its journal", got=f"{STUDY} and trials without it", where=directory,
+            "a study's directory must hold its journal",
+            got=f"{STUDY} and trials {'with an empty one' if path.exists() else 'without it'}", where=directory,
             next_step="Restore journal.jsonl, or give another --out.",
         )  # fmt: skip
-    for name in (CHECKPOINT, METRICS, PREDICTIONS_CSV) if not (directory / STUDY).exists() else ():
+    for name in () if path.exists() or (directory / STUDY).exists() else (CHECKPOINT, METRICS, PREDICTIONS_CSV):
         if (directory / name).exists():
             raise UsageError(
                 "the directory of a new study must hold no other model", got=f"a {name}", where=directory,
                 next_step="Give another --out.",
             )  # fmt: skip
-    return [], 0
+    return events, length
 
 
 def _check_continues(known: StudyRecord, header: StudyOpened, *, resume: bool) -> None:
@@ -267,7 +267,8 @@ def _check_continues(known: StudyRecord, header: StudyOpened, *, resume: bool) -
     if not resume:
         raise UsageError(
             "the directory of a new study must hold no study", got="this study, begun before", where=directory,
-            next_step="Say --resume to go on with it (more --trials extend it), or give another --out.",
+            next_step="Say --resume (in Python resume=True) to go on (more --trials extend it), or give another "
+            "--out.",
         )  # fmt: skip
 
 
@@ -287,6 +288,7 @@ def _fixed_settings(header: StudyOpened) -> dict[str, Any]:
     # A setting that captune did not have when the study was begun has its default.
     usual = {name: field.default for name, field in TaskConfig.model_fields.items() if not field.is_required()}
     task = {key: value for key, value in (usual | study.pop("task")).items() if key not in _FREE_TASK}
+    task["dataset"] = own_images(str(task.get("dataset")))  # captune recorded relative paths once
     screen = header.screen or {}
     groups = {
         "study": study,
@@ -365,7 +367,9 @@ def with_storage(study: StudyConfig, storage: str | None) -> StudyConfig:
             "--storage must be given again where it has a password", got="none", where=study.storage,
             next_step="Passwords are not recorded.",
         )  # fmt: skip
-    return study if storage is None else study.model_copy(update={"storage": None if storage == "none" else storage})
+    if storage is None:
+        return study
+    return study.model_copy(update={"storage": None if storage == "none" else own_database(storage)})
 
 
 def versions() -> dict[str, str]:

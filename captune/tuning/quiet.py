@@ -40,7 +40,7 @@ def muted() -> Iterator[None]:
             out, errors = (sink if stream is None else _Divided(stream, sink, here) for stream in streams)
         else:
             out = errors = sink
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):  # type: ignore[type-var]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
             yield
 
 

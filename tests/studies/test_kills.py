@@ -17,10 +17,10 @@ import pytest
 
 from captune import interruption
 from captune.cli.studies import failures_told
-from captune.errors import UsageError
+from captune.errors import StudyError, UsageError
 from captune.records import JOURNAL, ZERO_SHOT, Journal, State, atomic_write, read_journal
 from captune.records.event import Event
-from captune.records.events import Chosen, Finished, SealOpened, StudyOpened
+from captune.records.events import Chosen, Finished, SealOpened, SearchEnded, StudyOpened
 from captune.records.files import remove_leftovers, temporary_name
 from captune.records.layout import PREDICTIONS, STUDY, trial_directory
 from captune.results import plots, report
@@ -103,6 +103,19 @@ def test_a_study_whose_zero_shot_reference_failed_is_closed_and_says_so(
     assert "1 × a full disk" in told[1] and told[-1].endswith("--retry-failed")
 
 
+def test_a_search_that_a_budget_ended_before_its_first_trial_is_not_told_to_have_failed(
+    closed: Path, tmp_path: Path
+) -> None:
+    """It was "7 that all failed: no reason recorded", where seven references had finished."""
+    events = read_journal(closed / JOURNAL)
+    first = next(at for at, event in enumerate(events) if getattr(event, "key", "").startswith("t0"))
+    with Journal(tmp_path / JOURNAL) as journal:
+        for event in [*events[:first], SearchEnded(reason="the time budget of 1 s", trials=2, confirm=False)]:
+            journal.append(event)
+    with pytest.raises(StudyError, match=r"got none before the time budget of 1 s was used up .*--time-budget"):
+        choose_and_evaluate(tmp_path)
+
+
 def test_closing_a_closed_study_changes_nothing(closed: Path) -> None:
     before = (closed / JOURNAL).read_bytes()
     choose_and_evaluate(closed)
@@ -120,9 +133,13 @@ def test_a_study_killed_before_the_first_line_of_its_journal_is_begun_anew(tmp_p
     assert [event.study["trials"] for event in opened] == [3]
 
 
-def test_trials_without_a_journal_are_not_trained_again_in_silence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"00000000 {"])
+def test_trials_without_a_journal_are_not_trained_again_in_silence(tmp_path: Path, content: bytes | None) -> None:
     run_study(tmp_path / "run", trials=2, confirm_top=0)
+    trial_directory(tmp_path / "run", "t0000").mkdir(exist_ok=True)
     (tmp_path / "run" / JOURNAL).unlink()
+    if content is not None:
+        (tmp_path / "run" / JOURNAL).write_bytes(content)
     with pytest.raises(UsageError, match=r"Restore journal\.jsonl"):
         open_study(tmp_path / "run", resume=True, trials=2, confirm_top=0)
 

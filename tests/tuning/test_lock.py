@@ -20,11 +20,11 @@ import pytest
 from captune.cli.main import main
 from captune.errors import StudyError
 from captune.records import JOURNAL
-from captune.records.layout import LOCK
+from captune.records.layout import LOCK, STOP
 from captune.tuning import lock as lock_module
 from captune.tuning.lock import HEARTBEAT_SECONDS, STALE_SECONDS, DriverLock, drivers_of, is_alive, read_lock
 from captune.tuning.stopping import StopRequests, request_stop
-from tests.tuning.test_open_study import open_study
+from tests.tuning.test_open_study import open_study, run_study
 
 # The lock
 
@@ -133,6 +133,22 @@ def test_stop_reaches_a_driver_on_a_host_whose_clock_is_an_hour_behind(
         driver.join()
     said = capsys.readouterr().out
     assert caught.value.code == 0 and "run on elsewhere: stopped." in said, said
+
+
+def test_a_study_that_finishes_while_it_is_asked_to_stop_is_not_said_to_need_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was "stopped", to be continued, and the request stayed in its directory."""
+    run_study(tmp_path / "run", trials=2, confirm_top=0)
+    lock = DriverLock(tmp_path / "run")
+    ends = threading.Timer(0.5, lock.release)
+    ends.start()
+    with pytest.raises(SystemExit) as caught:
+        main(["stop", str(tmp_path / "run")])
+    ends.join()
+    said = capsys.readouterr().out
+    assert caught.value.code == 0 and "all its trials had ended" in said and "Continue" not in said
+    assert not (tmp_path / "run" / STOP).exists()
 
 
 def test_a_driver_that_slept_while_another_took_over_writes_nothing_more(

@@ -14,8 +14,10 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from captune.config import TaskConfig
 from captune.errors import RecordError, UsageError
 from captune.records import JOURNAL, State
+from captune.records.events import StudyOpened
 from captune.records.layout import LOCK, STUDY
 from captune.revision import git_revision
 from captune.space import load_space
@@ -23,7 +25,7 @@ from captune.studies.running import chain
 from captune.tuning.header import read_study
 from captune.tuning.lock import DriverLock
 from captune.tuning.mirror import HIDDEN, KEY, open_storage
-from captune.tuning.open_study import OpenStudy, command_line, with_storage
+from captune.tuning.open_study import OpenStudy, command_line, study_differences, with_storage
 from captune.tuning.specs import CellInfo
 from tests.bench.opening import write_long_study
 from tests.journals import journal_lines
@@ -85,7 +87,7 @@ def test_study_yaml_holds_what_is_needed_to_repeat_it(tmp_path: Path) -> None:
 
 def test_a_directory_with_a_study_is_refused_unless_it_is_resumed(tmp_path: Path) -> None:
     run_study(tmp_path / "run", trials=2, confirm_top=0)
-    with pytest.raises(UsageError, match="Say --resume to go on with it"):
+    with pytest.raises(UsageError, match=r"Say --resume .* to go on"):
         open_study(tmp_path / "run", trials=2, confirm_top=0)
     run_study(tmp_path / "run", resume=True, trials=4, confirm_top=0)
     assert len(outcomes(tmp_path / "run")) == 6
@@ -319,3 +321,32 @@ def test_a_password_of_a_storage_stays_out_of_the_records_and_is_asked_for_again
 def test_command_line_is_recorded_without_passwords(argv: list[str], shown: str | None) -> None:
     said = command_line(argv)
     assert (said and shlex.split(said)) == (shown and shlex.split(shown)) and "secret" not in str(said)
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "features"])
+def test_a_study_of_a_relative_place_is_continued_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """From another one its images were not found, or others of the same name were taken in silence."""
+    monkeypatch.chdir(tmp_path)
+    given = TaskConfig.parse({"dataset": f"{kind}:photos", "paradigm": "ul"})
+    assert given.dataset == f"{kind}:{tmp_path / 'photos'}"
+    before, after = (
+        StudyOpened(study={"task": {"dataset": name, "paradigm": "ul"}}) for name in (f"{kind}:photos", given.dataset)
+    )
+    assert not study_differences(before, after), "a study of an earlier captune is continued where it was begun"
+    monkeypatch.chdir(tmp_path.parent)
+    assert TaskConfig.parse(given.model_dump()).dataset == given.dataset
+    assert study_differences(before, after)
+
+
+@pytest.mark.parametrize(
+    ("address", "recorded"),
+    [("sqlite:///my.db", "sqlite:///{}/my.db"), ("sqlite:////my.db", "sqlite:////my.db"), ("sqlite://", "sqlite://"),
+     ("postgresql://a@b/c", "postgresql://a@b/c")],
+)  # fmt: skip
+def test_the_file_of_a_database_is_recorded_so_that_it_is_found_from_any_working_directory(
+    address: str, recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert study(storage=address).storage == recorded.format(tmp_path)
