@@ -19,7 +19,7 @@ from captune.durations import duration
 from captune.errors import StudyError
 from captune.plain_text import resume_command
 from captune.records import JOURNAL, StudyRecord, read_journal
-from captune.records.layout import STUDY
+from captune.records.layout import PAGE, STUDY
 from captune.tuning.cell import Cell
 from captune.tuning.header import read_study
 from captune.tuning.lock import drivers_of
@@ -84,6 +84,9 @@ def _show_directories(directories: list[Path], console: Console) -> None:
             said = f"run by process {driver['pid']} on {driver['host']}, last event {heard} ago"
         elif not record.num_openings:
             said = f"ended before it began; begin with: {resume_command(directory)}"
+        elif now.phase == "done" and not is_closed(record):
+            said = f"stopped {heard} ago, before its choice and report were written: {resume_command(directory)}"
+            now = replace(now, phase="not closed, stopped")
         elif now.phase == "done":
             said = f"finished {heard} ago"
         else:
@@ -92,6 +95,11 @@ def _show_directories(directories: list[Path], console: Console) -> None:
         standings.append(now)
         console.print(f"{now.cell}: {said}", highlight=False, soft_wrap=True)
     _show(standings, console)
+
+
+def is_closed(record: StudyRecord) -> bool:
+    """Whether a study all of whose trials have ended has its choice, its test metrics and its report."""
+    return record.closed and (record.directory / PAGE).is_file()
 
 
 def _show(standings: list[Standing], console: Console) -> None:

@@ -254,10 +254,12 @@ def _say_kept(cells: Sequence[Cell], console: Console) -> None:
     if not cells:
         console.print("Interrupted before the first trial: nothing is left behind, the same command begins again.")
     for cell in cells:
-        ended = standing(cell).done
+        kept = f"{counted(standing(cell).done, 'finished trial')} kept"
+        left = (
+            "none is left but the choice and the report" if cell.finished else "the others go on from their last epoch"
+        )
         console.print(
-            f"Interrupted. {cell.name}: {counted(ended, 'finished trial')} kept, "
-            "the others go on from their last epoch.",
+            f"Interrupted. {cell.name}: {kept}, {left}.",
             highlight=False,
             soft_wrap=True,
         )

@@ -268,6 +268,11 @@ class StudyRecord:
         return groups
 
     @property
+    def closed(self) -> bool:
+        """Whether the study has chosen and its test labels were read, and no trial has ended since."""
+        return self.sealed_opened and self.choice_is_current
+
+    @property
     def choice_is_current(self) -> bool:
         """Whether no trial has ended since the choice."""
         return self._choice_at > self._ended_at

@@ -12,7 +12,7 @@ from captune.algorithms.automatic import AUTO, methods_for
 from captune.algorithms.configs import BlendConfig
 from captune.conditions import METHOD
 from captune.config import StudyConfig, read_yaml
-from captune.errors import ConfigError
+from captune.errors import ConfigError, UsageError
 from captune.records import JOURNAL, Phase, StudyRecord, read_journal
 from captune.records.layout import STUDY
 from captune.space import Space, load_space, space_file
@@ -89,6 +89,8 @@ def plan_study(
     starts += [one for path in warm_starts for one in (best_configs(path) if path.is_dir() else [read_yaml(path)])]
     if fork is not None:
         starts = best_configs(directory) + starts
+        if "/" in fork or "\0" in fork:
+            raise UsageError("--fork must be a name without a slash", got=f"'{fork}'", where=directory)
         directory = directory.with_name(f"{directory.name}-{fork}")
     return Plan(directory, study, info, space, tuple(starts))
 

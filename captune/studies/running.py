@@ -327,6 +327,8 @@ def _run_on_ray(
             deterministic=any(plan.study.deterministic for plan in plans),
         )
         watcher.started(cells, cluster, allotment)
+        if settings.gpu_hours is not None and not allotment.gpus:
+            watcher.warn("no trial uses a GPU here, so --gpu-hours limits nothing")
         check_nodes([plan.directory for plan in plans], here=cluster.local and not cluster.gpus)
     if preparing is None and preparation.groups:
         preparation.begin(allotment)

@@ -204,7 +204,7 @@ class Agenda:
 
     def _reference(self) -> Planned | None:
         # References that a later captune adds are not run in a study that was closed and is not searched further.
-        if self._closed and len(self._search.trials) >= self.num_trials:
+        if self._record.closed and len(self._search.trials) >= self.num_trials:
             return None
         for key, method, config in self._info.references:
             if key not in self._trials:
@@ -323,11 +323,6 @@ class Agenda:
         return self._confirmed and not self._record.choice_covers_confirmation
 
     @property
-    def _closed(self) -> bool:
-        """Whether the study has chosen and its test labels were read, and no trial has ended since."""
-        return self._record.sealed_opened and self._record.choice_is_current
-
-    @property
     def _confirmed(self) -> bool:
         """Whether every score trial of the confirmation has ended."""
         confirmed = [trial for trial in self._trials.values() if trial.phase is Phase.CONFIRM]
@@ -337,7 +332,7 @@ class Agenda:
         if not self._study.stress or not self._confirmed:
             return None
         # A study that an earlier captune closed has already run the stress tests of that version.
-        if self._closed:
+        if self._record.closed:
             return None
         chosen = self._record.choice
         by_predictions = self.decides and not chooses_by_criterion(self._record)

@@ -11,8 +11,8 @@ from captune.cli.main import main
 from captune.cli.status import read_standing
 from captune.cli.studies import failures_told
 from captune.records import ENSEMBLE, Event, Journal, Phase, State, StudyRecord, Trial
-from captune.records.events import Finished, Planned
-from captune.records.layout import JOURNAL
+from captune.records.events import Chosen, Finished, Planned, SealOpened
+from captune.records.layout import JOURNAL, PAGE
 from captune.space import load_space
 from captune.tuning.open_study import OpenStudy
 from captune.tuning.progress import Standing, standing
@@ -74,6 +74,31 @@ def test_several_studies_stand_in_one_table_and_one_that_nobody_runs_is_called_s
     said = capsys.readouterr().out
     assert caught.value.code == 0 and said.count("zero-shot") == 1
     assert said.count("go on with: captune resume") == 2 and said.count("stopped") == 4
+
+
+def test_a_study_that_was_killed_while_it_was_closed_is_not_called_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing said that its choice and its report were missing."""
+    facts = info()
+    space = load_space(space_path(tmp_path), facts.base)
+    opened = OpenStudy(tmp_path / "run", study(trials=2, confirm_top=0), facts, space, durable=False)
+    drive(opened.cell)
+    opened.close()
+
+    def status() -> str:
+        with pytest.raises(SystemExit):
+            main(["status", str(tmp_path / "run")])
+        return " ".join(capsys.readouterr().out.split())
+
+    said = status()
+    assert "before its choice and report were written: captune resume" in said and "finished" not in said
+    with Journal(tmp_path / "run" / JOURNAL) as journal:
+        journal.append(Chosen(advice="keep zero-shot", name="zero_shot"))
+        journal.append(SealOpened())
+    assert "before its choice and report" in status()
+    (tmp_path / "run" / PAGE).write_text("the page")
+    assert "finished" in status()
 
 
 def test_the_lines_at_the_end_say_how_many_trials_failed_and_why(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from captune.cli.options import Given
 from captune.cli.run import StudyFile, _datasets, _matrix, _studies
 from captune.cli.status import read_standing
 from captune.cli.studies import execute
+from captune.config import StudyConfig, TaskConfig
 from captune.data.catalog import DATASETS
 from captune.errors import StudyError, UsageError
 from captune.space import load_space
-from captune.studies.planning import Plan, best_configs
+from captune.studies.planning import Plan, best_configs, plan_study
 from captune.studies.running import Settings, run_studies
 from captune.tuning.cell import Cell
 from tests.tuning.fakes import info, space_path, study
@@ -229,12 +230,19 @@ def test_a_fork_starts_from_the_best_of_the_study_beside_it(tmp_path: Path) -> N
     assert best_configs(tmp_path / "run")[0] == scores[max(scores)]
 
 
+def test_a_fork_is_a_name_and_no_path(tmp_path: Path) -> None:
+    run_study(tmp_path / "run", trials=2, confirm_top=0)
+    settings = StudyConfig(task=TaskConfig(dataset="digits", paradigm="ul"), method="cap", trials=2)
+    with pytest.raises(UsageError, match=r"a name without a slash, but got '\.\./x'"):
+        plan_study(settings, tmp_path / "run", fork="../x")
+
+
 def test_status_reads_a_study_from_its_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run_study(tmp_path / "done", trials=4, confirm_top=1, confirm_seeds=1)
     found, _ = read_standing(tmp_path / "done", running=False)
     assert found.phase == "done" and found.done == found.planned and found.zero_shot == 0.7
     code, output = call(capsys, "status", str(tmp_path / "done"))
-    assert code == 0 and "finished" in output
+    assert code == 0 and "8/8" in output and "before its choice and report were written" in output
 
 
 def test_status_tells_a_running_study_from_a_stopped_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ import pytest
 
 from captune.cli.main import main
 from captune.errors import StudyError
-from captune.records import JOURNAL
-from captune.records.layout import LOCK, STOP
+from captune.records import JOURNAL, Journal
+from captune.records.events import Chosen, SealOpened
+from captune.records.layout import LOCK, PAGE, STOP
 from captune.tuning import lock as lock_module
 from captune.tuning.lock import HEARTBEAT_SECONDS, STALE_SECONDS, DriverLock, drivers_of, is_alive, read_lock
 from captune.tuning.stopping import StopRequests, request_stop
@@ -140,6 +141,10 @@ def test_a_study_that_finishes_while_it_is_asked_to_stop_is_not_said_to_need_mor
 ) -> None:
     """It was "stopped", to be continued, and the request stayed in its directory."""
     run_study(tmp_path / "run", trials=2, confirm_top=0)
+    with Journal(tmp_path / "run" / JOURNAL) as journal:
+        journal.append(Chosen(advice="keep zero-shot", name="zero_shot"))
+        journal.append(SealOpened())
+    (tmp_path / "run" / PAGE).write_text("the page")
     lock = DriverLock(tmp_path / "run")
     ends = threading.Timer(0.5, lock.release)
     ends.start()
@@ -147,7 +152,7 @@ def test_a_study_that_finishes_while_it_is_asked_to_stop_is_not_said_to_need_mor
         main(["stop", str(tmp_path / "run")])
     ends.join()
     said = capsys.readouterr().out
-    assert caught.value.code == 0 and "all its trials had ended" in said and "Continue" not in said
+    assert caught.value.code == 0 and "it had come to its end" in said and "Continue" not in said
     assert not (tmp_path / "run" / STOP).exists()
 
 
