@@ -64,6 +64,8 @@ class Ending:
                 self._thread.join()
                 return
             with muted():
+                if ray_internals.dead_processes_of_own_node():
+                    ray_internals.kill_below_own_raylet()
                 ray.shutdown()
 
 

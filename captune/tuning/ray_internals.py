@@ -308,6 +308,22 @@ def dead_processes_of_own_node() -> list[str]:
     return [kind for kind in needed if kind in dead]
 
 
+def kill_below_own_raylet() -> None:
+    """Kill what the raylet of the node that this process started has started: its agents and workers.
+
+    Uses `ray._private.worker._global_node` and psutil, which comes with Ray. Without this the agents of a node whose
+    head has died outlive it.
+    """
+    import psutil
+
+    node: Any = ray._private.worker._global_node
+    for raylet in node.all_processes.get(ray._private.ray_constants.PROCESS_TYPE_RAYLET, ()):
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(raylet.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+
+
 def dashboard_address() -> str | None:
     """The `host:port` of the connected cluster's dashboard; None as long as it is not up.
 

@@ -166,6 +166,30 @@ def test_an_interrupt_after_runs_began_keeps_them_and_says_how_to_go_on(
     assert (tmp_path / "run" / "journal.jsonl").exists()
 
 
+def test_an_interrupt_of_the_closing_says_what_is_left_and_one_command_for_all_studies(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It promised "the others go on from their last epoch" where no other was left."""
+
+    def interrupted(_directory: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("captune.studies.closing.close_study", interrupted)
+    monkeypatch.chdir(tmp_path)
+    plans = []
+    for name in ("a study", "another"):
+        opened = open_study(tmp_path / name, trials=2, confirm_top=0)
+        drive(opened.cell)
+        opened.close()
+        plans.append(Plan(tmp_path / name, opened.cell.study, opened.cell.info, opened.cell.space))
+    with pytest.raises(typer.Exit) as caught:
+        execute(plans, Settings(resume=True), Console(width=300))
+    said = capsys.readouterr().out
+    assert caught.value.exit_code == 130
+    assert said.count("none is left but the choice and the report") == 2
+    assert "Continue with: captune resume 'a study' another\n" in said
+
+
 def test_a_dry_run_shows_the_study_and_leaves_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, output = call(capsys, *DIGITS, "--out", str(tmp_path / "run"), "--dry-run", "--epochs", "4")
     assert code == 0
