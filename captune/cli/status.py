@@ -84,22 +84,19 @@ def _show_directories(directories: list[Path], console: Console) -> None:
             said = f"run by process {driver['pid']} on {driver['host']}, last event {heard} ago"
         elif not record.num_openings:
             said = f"ended before it began; begin with: {resume_command(directory)}"
-        elif now.phase == "done" and not is_closed(record):
-            said = f"stopped {heard} ago, before its choice and report were written: {resume_command(directory)}"
+        elif now.phase == "done" and not record.closed:
+            said = f"stopped {heard} ago, before its choice was written; go on with: {resume_command(directory)}"
             now = replace(now, phase="not closed, stopped")
         elif now.phase == "done":
             said = f"finished {heard} ago"
+            if not (directory / PAGE).is_file():
+                said += f", but its report is not written; go on with: {resume_command(directory)}"
         else:
             said = f"stopped {heard} ago; go on with: {resume_command(directory)}"
             now = replace(now, phase=f"{now.phase}, stopped")
         standings.append(now)
         console.print(f"{now.cell}: {said}", highlight=False, soft_wrap=True)
     _show(standings, console)
-
-
-def is_closed(record: StudyRecord) -> bool:
-    """Whether a study all of whose trials have ended has its choice, its test metrics and its report."""
-    return record.closed and (record.directory / PAGE).is_file()
 
 
 def _show(standings: list[Standing], console: Console) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from captune.cli.console import plain_console
 from captune.cli.places import studies_in
-from captune.cli.status import is_closed, read_standing
+from captune.cli.status import read_standing
 from captune.plain_text import resume_command
 from captune.records.layout import STOP
 from captune.tuning.lock import drivers_of, is_alive, read_lock
@@ -41,7 +41,7 @@ def stop(
         if ended:
             (directory / STOP).unlink(missing_ok=True)  # it came to its end without hearing the request
         now, record = read_standing(directory, running=not ended)
-        done = ended and now.phase == "done" and is_closed(record)
+        done = ended and now.phase == "done" and record.closed
         told = "stopped" if ended else "asked to stop; trials end with the epoch they are in"
         told = "it had come to its end" if done else told
         console.print(f"{directory.name} on {holder['host']}: {told}.", highlight=False, soft_wrap=True)

@@ -221,11 +221,11 @@ def test_none_undoes_what_a_file_says_for_every_option_that_needs_no_value(tmp_p
         assert getattr(seen[-1], group) == {name: None}, name
     command(**(dict.fromkeys(parameters) | {"storage": "none", "shots": "none", "data_root": "none"}))
     recorded = DIGITS | {"paradigm": "ssl", "shots": 3, "data_root": "/data"}
-    path = header(tmp_path, storage="sqlite:///copy.db", task=recorded)
+    path = header(tmp_path, storage="sqlite:////data/copy.db", task=recorded)
     [study] = _studies(StudyFile.read(path), seen[-1], {})
     assert (study.storage, study.task.shots, study.task.data_root) == (None, None, None)
     [study] = _studies(StudyFile.read(path), Given(), {})
-    assert (study.storage, study.task.shots) == ("sqlite:///copy.db", 3)
+    assert (study.storage, study.task.shots) == ("sqlite:////data/copy.db", 3)
 
 
 def test_options_that_take_none_still_refuse_what_is_no_number_and_help_says_what_they_want(

@@ -76,7 +76,7 @@ _ZERO[3] = 0
         ("image_features", None, "no image_features"),
         ("split", None, "no split"),
         ("text_features", None, "no text_features or class_names"),
-        ("image_features", _NAN, r"finite, but got 1 rows with NaN or infinity, first row 2"),
+        ("image_features", _NAN, r"finite, but got 1 row with NaN or infinity, first row 2"),
         ("image_features", _ZERO, "no direction, but got row 3"),
         ("image_features", np.zeros((6, 4), int), r"floating-point numbers, but got int64 .*astype\('float32'\)"),
         ("text_features", np.ones((2, 5), np.float32), "same width, but got 4 and 5"),

@@ -266,7 +266,7 @@ def test_status_reads_a_study_from_its_directory(capsys: pytest.CaptureFixture[s
     found, _ = read_standing(tmp_path / "done", running=False)
     assert found.phase == "done" and found.done == found.planned and found.zero_shot == 0.7
     code, output = call(capsys, "status", str(tmp_path / "done"))
-    assert code == 0 and "8/8" in output and "before its choice and report were written" in output
+    assert code == 0 and "8/8" in output and "before its choice was written" in output
 
 
 def test_status_tells_a_running_study_from_a_stopped_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
