@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -86,7 +87,7 @@ def configuration(
 
 
 def check_out(directory: Path) -> None:
-    """Create the directory of an adaptation and check that it is writable, before anything is trained.
+    """Check that the directory of an adaptation can be made and written, before anything is trained; leave it unmade.
 
     Raises:
         UsageError: it holds a finished adaptation, a study or another model, or is not writable.
@@ -106,12 +107,18 @@ def check_out(directory: Path) -> None:
                     "the directory of an adaptation must hold no study and no other model", got=f"a {name}",
                     where=directory, next_step="Give another --out.",
                 )  # fmt: skip
+    made = [place for place in (directory, *directory.parents) if not place.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise UsageError("--out must be writable", got="no permission", where=directory)
     except OSError as error:
         raise UsageError("--out must be writable", got=error.strerror, where=directory) from None
-    if not os.access(directory, os.W_OK):
-        raise UsageError("--out must be writable", got="no permission", where=directory)
+    finally:
+        # Data and device are looked at later, and a command that these refuse must leave nothing behind.
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def adapt_once(

@@ -11,11 +11,12 @@ import pytest
 import safetensors.torch
 import torch
 
+import captune
 from captune import adapting
 from captune.adapting import adapt_once, adapt_seeds
 from captune.algorithms import default_config
 from captune.config import TaskConfig, TrialConfig
-from captune.errors import TrainingFailed
+from captune.errors import CaptuneError, TrainingFailed
 from captune.records.layout import CHECKPOINT, CONFIG, METRICS
 from captune.training import trial as trial_module
 from captune.training.trial import TrainingTrial
@@ -33,6 +34,24 @@ def places(directory: Path, *seeds: int) -> dict[int, Path]:
     for place in found.values():
         adapting.check_out(place)
     return found
+
+
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        ({"device": "gpu"}, "--device must be"),
+        ({"dataset": "folder:nowhere"}, "nowhere"),
+        ({"out": "file/out"}, "--out"),
+    ],
+)
+def test_a_refused_adaptation_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    with pytest.raises(CaptuneError, match=message):
+        captune.adapt(**{"dataset": "digits", "method": "zero_shot", "out": "made/for/it", "device": "cpu", **refused})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("method", ["cap", "blend"])

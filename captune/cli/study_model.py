@@ -96,6 +96,7 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
             f"{study.name} has no model yet. Adapt one now with its best configuration?", abort=True, err=True
         )
     check_out(place)
+    place.mkdir(parents=True, exist_ok=True)
     (place / BEST_CONFIG).write_bytes(best.read_bytes())
     with console.status(f"Adapting {study.name} with its best configuration"):
         adapt_once(settings.task, method, trial, place, role=role, device=device)
