@@ -28,6 +28,7 @@ from captune.data.roles import has_labels
 from captune.decisions.criteria import resolve_criterion
 from captune.errors import CaptuneError
 from captune.records import atomic_write
+from captune.records.foreign import check_report_folder
 from captune.tuning.loggers import check_loggers
 
 # Every study already has these two as references.
@@ -35,6 +36,7 @@ _REFERENCES = ("zero_shot", "balanced")
 # Options that belong to one method and would mean something else for another.
 _OF_ONE_METHOD = ("method", "space", "objectives", "storage")
 
+METHODS_CSV = "methods.csv"
 # The same search budget for every method, whatever is usual for it.
 _DEFAULTS = {"trials": 12, "confirm_top": 1, "confirm_seeds": 5, "logger": "none"}
 
@@ -103,6 +105,7 @@ def compare(
             )
             for study in studies
         ]
+    check_report_folder(out, more=[METHODS_CSV])
     lost: CaptuneError | None = None
     try:
         execute(plans, Settings(**machine.model_dump(), resume=resume), console)
@@ -158,7 +161,7 @@ def write_comparison(out: Path, console: Console) -> None:
 
     files = report_studies([out / "runs"], out)
     table = methods_table(load_studies([out / "runs"]))
-    atomic_write(out / "methods.csv", table.to_csv(index=False))
+    atomic_write(out / METHODS_CSV, table.to_csv(index=False))
     shown = Table(
         "cell", "method", "default %", "tuned %", "zero-shot %", "trials", "epochs", "s", box=None, pad_edge=False
     )

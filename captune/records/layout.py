@@ -1,7 +1,6 @@
 """The files of a study's directory and their names.
 
-The names of files are defined here alone, except for the tables and figures of a report, which are listed in
-captune/results/report.py.
+The names of files are defined here alone.
 
 ```
 runs/digits-ul-cap/
@@ -43,6 +42,15 @@ REPORT = "report"
 OUTDATED = ("runs.csv", "concepts.csv")
 """Derived files that earlier versions wrote under another name; the next report removes them (now: studies.csv;
 classes.csv and pairs.csv)."""
+TABLES = (
+    "studies.csv", "notes.csv", "trials.csv", "epochs.csv", "confirm.csv", "best_configs.csv", "robustness.csv",
+    "comparisons.csv", "ranks.csv", "importance.csv", "marginals.csv", "curves.csv", "selection.csv", "criteria.csv",
+    "transfer.csv", "classes.csv", "pairs.csv", "confusion.csv", "reliability.csv", "pictures.csv",
+)  # fmt: skip
+FIGURES = ("study", "robustness", "importance", "shares", "reliability", "comparisons", "curves")
+"""Each is written as .png and .svg."""
+DERIVED = frozenset({*OUTDATED, *TABLES, *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg"))})
+"""Tables and figures that reports write, or once wrote; a report removes those that it does not write."""
 
 # In the directory of a trial.
 CONFIG, EPOCHS = "config.yaml", "epochs.jsonl"

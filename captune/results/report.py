@@ -13,7 +13,6 @@ from urllib.parse import quote
 import pandas as pd
 
 from captune.data.labelling import COLUMNS as PREDICTIONS_COLUMNS
-from captune.data.tree import name_some
 from captune.decisions.candidates import advised_config, even_shares
 from captune.decisions.criteria import ORACLE
 from captune.errors import UsageError
@@ -30,7 +29,15 @@ from captune.records import (
     atomic_write,
 )
 from captune.records.files import remove_leftovers
-from captune.records.layout import BEST_CONFIG, COLUMNS_CSV, DATAPACKAGE, JOURNAL, OUTDATED, PAGE, PREDICTIONS_CSV
+from captune.records.foreign import check_report_folder
+from captune.records.layout import (
+    BEST_CONFIG,
+    COLUMNS_CSV,
+    DATAPACKAGE,
+    DERIVED,
+    PAGE,
+    PREDICTIONS_CSV,
+)
 from captune.results import class_plots, plots
 from captune.results.best import Choice, recorded_choice
 from captune.results.best_configs import best_configs_table
@@ -83,22 +90,8 @@ def report_studies(directories: Iterable[Path | str], out_dir: Path) -> list[Pat
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError("--out must be a folder that can be made", got=error.strerror, where=out_dir) from None
-    _refuse_foreign(out_dir)
+    check_report_folder(out_dir)
     return _write(studies, out_dir)
-
-
-def _refuse_foreign(out_dir: Path) -> None:
-    """Refuse a folder where a report would replace or remove files that no report wrote."""
-    if any((out_dir / name).exists() for name in (DATAPACKAGE, PAGE, JOURNAL)):
-        return
-    found = sorted(name for name in _derived_names() | {COLUMNS_CSV} if (out_dir / name).exists())
-    if found:
-        raise UsageError(
-            "--out must be a new folder or one with an earlier report",
-            got=f"files that a report would replace: {name_some(found)}",
-            where=out_dir,
-            next_step="Give another --out.",
-        )
 
 
 _MAKERS: dict[str, Callable[[Sequence[StudyRecord]], pd.DataFrame]] = {
@@ -123,7 +116,6 @@ _MAKERS: dict[str, Callable[[Sequence[StudyRecord]], pd.DataFrame]] = {
     "reliability.csv": reliability_table,
     "pictures.csv": pictures_table,
 }
-_FIGURES = ("study", "robustness", "importance", "shares", "reliability", "comparisons", "curves")
 
 
 def tables_of(studies: Sequence[StudyRecord]) -> Tables:
@@ -165,13 +157,8 @@ def _write(studies: Sequence[StudyRecord], out_dir: Path, *, images: bool = Fals
 
 def _remove_stale(out_dir: Path, written: set[str]) -> None:
     """Remove tables and figures that an earlier report wrote and this one did not."""
-    for name in _derived_names() - written:
+    for name in DERIVED - written:
         (out_dir / name).unlink(missing_ok=True)
-
-
-def _derived_names() -> set[str]:
-    """The names of all tables and figures that reports write or once wrote."""
-    return {*OUTDATED, *_MAKERS, *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg"))}
 
 
 def _write_dictionary(tables: Tables, studies: Sequence[StudyRecord], out_dir: Path) -> list[Path]:

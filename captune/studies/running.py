@@ -17,6 +17,7 @@ from captune.errors import StudyError, UsageError, unwritable
 from captune.plain_text import resume_command
 from captune.records import StudyRecord
 from captune.records.events import Chosen
+from captune.records.foreign import check_report_folder
 from captune.records.layout import JOURNAL, REPORT
 from captune.studies.checks import check_before_ray, fetch_weights_here
 from captune.studies.closing_in_background import BackgroundClosing
@@ -135,6 +136,8 @@ def _run_studies(plans: Sequence[Plan], settings: Settings, watcher: Watcher) ->
     check_before_ray(
         plans, address=settings.address, gpus_per_trial=settings.gpus_per_trial, allow_cpu=settings.allow_cpu
     )
+    if len(plans) > 1:
+        check_report_folder(_common_report(plans))
     for note in notes_of(plans):
         watcher.note(note)
     records: list[StudyRecord] = []

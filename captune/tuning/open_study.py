@@ -20,14 +20,12 @@ from captune.plain_yaml import dump_yaml
 from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write
 from captune.records.events import Finished, StudyOpened
 from captune.records.files import remove_leftovers, temporary_name
+from captune.records.foreign import check_new_study
 from captune.records.journal import read_journal_and_length
 from captune.records.layout import (
-    CHECKPOINT,
     GUARD,
     JOURNAL,
-    METRICS,
     OPTUNA_COPY,
-    PREDICTIONS_CSV,
     RESUME,
     STUDY,
     TRIAL_LOCK,
@@ -87,7 +85,7 @@ class OpenStudy:
         self.warnings: list[str] = []
         self.mirrors: list[Mirror] = []
         self._closed = False
-        self._made = [place for place in (directory, *directory.parents) if not place.exists()]
+        self._made = [place for place in (directory / TRIALS, directory, *directory.parents) if not place.exists()]
         try:
             _make_directory(directory)
             self._lock = DriverLock(directory)
@@ -125,6 +123,8 @@ class OpenStudy:
             self._lock.release()
             if not begun:
                 self._delete()
+            elif not (directory / STUDY).exists():
+                self._remove_made()  # the directory was refused, and stays as it was
             raise
 
     def _began_with(self, opened: StudyOpened, header: StudyOpened) -> StudyOpened:
@@ -187,13 +187,16 @@ class OpenStudy:
 
     def _delete(self) -> None:
         """Delete the study's files, and the folders that were made for it as far as they are empty."""
-        for name in (JOURNAL, STUDY, OPTUNA_COPY):
+        # study.yaml last: without it the others are taken for files of another origin.
+        for name in (OPTUNA_COPY, JOURNAL, STUDY):
             (self.directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.directory / TRIALS).rmdir()
         self._remove_made()
 
     def _remove_made(self) -> None:
         (self.directory / GUARD).unlink(missing_ok=True)
-        for place in (self.directory / TRIALS, *self._made):
+        for place in self._made:
             with contextlib.suppress(OSError):
                 place.rmdir()
 
@@ -231,7 +234,7 @@ def _known_events(directory: Path) -> tuple[list[Event], int]:
 
     Raises:
         UsageError: there are trials but no journal, or an empty one. With a new journal they would be trained again. Or
-            there is another model, which the study would replace.
+            there is something else that the study would replace.
     """
     path = directory / JOURNAL
     events, length = read_journal_and_length(path) if path.exists() else ([], 0)
@@ -241,12 +244,7 @@ def _known_events(directory: Path) -> tuple[list[Event], int]:
             got=f"{STUDY} and trials {'with an empty one' if path.exists() else 'without it'}", where=directory,
             next_step="Restore journal.jsonl, or give another --out.",
         )  # fmt: skip
-    for name in () if path.exists() or (directory / STUDY).exists() else (CHECKPOINT, METRICS, PREDICTIONS_CSV):
-        if (directory / name).exists():
-            raise UsageError(
-                "the directory of a new study must hold no other model", got=f"a {name}", where=directory,
-                next_step="Give another --out.",
-            )  # fmt: skip
+    check_new_study(directory)
     return events, length
 
 

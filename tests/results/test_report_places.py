@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from captune.cli.report import report
 from captune.errors import UsageError
-from captune.results.report import report_studies
+from captune.records.layout import TABLES
+from captune.results.report import _MAKERS, report_studies
 
 
 def test_a_report_replaces_and_removes_no_files_of_other_origin(tmp_path: Path, no_figures: None) -> None:
@@ -28,6 +29,10 @@ def test_a_report_replaces_and_removes_no_files_of_other_origin(tmp_path: Path, 
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="--out must be a folder that can be made"):
         report_studies([tmp_path / "runs"], tmp_path / "file")
+
+
+def test_the_names_that_are_looked_for_before_a_study_are_those_of_all_tables() -> None:
+    assert set(TABLES) == set(_MAKERS)
 
 
 def test_a_report_that_was_killed_is_written_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cProfile
 import os
 import shlex
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,42 @@ def test_a_refusal_gives_the_lock_back_and_writes_nothing(tmp_path: Path) -> Non
         open_study(tmp_path / "run", trials=2, confirm_top=0)
     assert (tmp_path / "run" / JOURNAL).read_bytes() == before
     assert not (tmp_path / "run" / LOCK).exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["runs.csv", "study.png", "trials.csv", "best_config.yaml", "report.html", "optuna.journal", "trials/mine"]
+)
+def test_a_new_study_replaces_no_files_of_other_origin(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(UsageError, match=f"no files that the study would replace, but got {name.split('/')[0]}"):
+        open_study(tmp_path / "run")
+    assert sorted((tmp_path / "run").rglob("*")) == before and mine.read_text() == "mine"
+
+
+def test_a_study_goes_on_in_a_directory_that_holds_its_own_report(tmp_path: Path) -> None:
+    run_study(tmp_path / "run", trials=2, confirm_top=0)
+    for name in ("trials.csv", "study.png", "report.html"):
+        (tmp_path / "run" / name).write_text("of the study")
+    run_study(tmp_path / "run", resume=True, trials=3, confirm_top=0)
+
+
+@pytest.mark.parametrize("killed_at", ["captune.tuning.open_study.write_study", "captune.tuning.open_study.Journal"])
+def test_a_study_begins_where_a_driver_was_killed_before_its_first_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    process = os.fork()
+    if process == 0:
+        try:
+            monkeypatch.setattr(killed_at, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+            open_study(tmp_path / "run", trials=2, confirm_top=0)
+        finally:
+            os._exit(1)  # it was not killed
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / "run" / LOCK).exists()
+    run_study(tmp_path / "run", trials=2, confirm_top=0)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
