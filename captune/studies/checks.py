@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captune.data.catalog import TINY, default_backbone
-from captune.errors import UsageError, first_line
+from captune.errors import StudyError, UsageError, first_line
+from captune.plain_text import typed_path
+from captune.records import ZERO_SHOT, Phase, StudyRecord
+from captune.records.layout import PREDICTIONS, STUDY, TRIALS, trial_directory
 from captune.studies.planning import Plan
 from captune.tuning.allotment import refuse_several_gpus
 from captune.tuning.cluster import check_address
@@ -48,6 +51,46 @@ def check_before_ray(
             from captune.model.class_descriptions import load_descriptions
 
             load_descriptions(file)
+
+
+def check_predictions(record: StudyRecord, *, finished: bool) -> None:
+    """Check that what a study's trials predicted is there as far as the study still needs it.
+
+    Otherwise the choice, or the test's predictions, would come from fewer trials than the study had.
+
+    Args:
+        record: the study.
+        finished: whether all its trials have ended; else it will choose again.
+
+    Raises:
+        StudyError: predictions are missing.
+    """
+    ended = record.complete()
+    lost = {trial.key for trial in ended if not (trial_directory(record.directory, trial.key) / PREDICTIONS).exists()}
+    if not lost:
+        return
+    from captune.decisions.candidates import advised_shares, candidate_trials, ensemble_trials, reported_role
+
+    if not finished or record.choice is None or not record.choice_is_current:
+        needed = [trial for group in candidate_trials(record).values() for trial in group]
+        if not finished:  # what the search tried may still be confirmed, by trials of its own
+            needed = [trial for trial in needed if trial.phase is not Phase.SEARCH]
+    else:
+        shares = advised_shares(record, record.choice)
+        groups = ensemble_trials(record, shares, reported_role(record, shares))
+        needed = [trial for group in groups.values() for trial in group]
+        needed += [trial for trial in ended if trial.key == ZERO_SHOT]
+    missing = sorted({trial.key for trial in needed} & lost)
+    if missing:
+        raise StudyError(
+            "the predictions of a study's trials must be there",
+            got=f"no {TRIALS}/{missing[0]}/{PREDICTIONS}"
+            + (f" and {len(missing) - 1} more missing" if missing[1:] else ""),
+            where=record.directory,
+            next_step=f"Restore {TRIALS}/ from a copy, or run the study again: captune run "
+            f"{typed_path(record.directory / STUDY)} --out DIR. Its tables need none of them: "
+            f"captune report {typed_path(record.directory)}",
+        )
 
 
 def _check_gpu(gpus_per_trial: float) -> None:

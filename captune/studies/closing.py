@@ -52,6 +52,7 @@ from captune.records.layout import CHECKPOINT, PREDICTIONS_CSV, STUDY, trial_dir
 from captune.records.trial import trial_key
 from captune.results.load import add_notes
 from captune.results.report import report_study
+from captune.studies.checks import check_predictions
 from captune.studies.findings import write_findings
 from captune.studies.seal import record_seal_opened, record_test_metrics
 from captune.training.context import open_context
@@ -94,6 +95,7 @@ def choose_and_evaluate(directory: Path) -> StudyRecord:
     with Journal(directory / JOURNAL) as journal:
         record = StudyRecord(directory, read_journal(directory / JOURNAL))
         _check_closable(record)
+        check_predictions(record, finished=True)
 
         def write(event: Event) -> None:
             record.apply(journal.append(event))

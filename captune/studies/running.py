@@ -19,7 +19,7 @@ from captune.records import StudyRecord
 from captune.records.events import Chosen
 from captune.records.foreign import check_report_folder
 from captune.records.layout import JOURNAL, REPORT
-from captune.studies.checks import check_before_ray, fetch_weights_here
+from captune.studies.checks import check_before_ray, check_predictions, fetch_weights_here
 from captune.studies.closing_in_background import BackgroundClosing
 from captune.studies.planning import Plan
 from captune.tuning.allotment import Allotment, allot
@@ -230,6 +230,9 @@ def _run_trials(
                 stack.callback(opened.close)
                 studies.append(opened)
             interruption.check()
+        for opened in studies:
+            if not opened.cell.finished:
+                check_predictions(opened.cell.record, finished=False)
         chain(studies)
         cells = [opened.cell for opened in studies]
         # This process closes a single study itself, since it has nothing else to do.

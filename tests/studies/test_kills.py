@@ -29,6 +29,7 @@ from captune.results.tables import WALL_CLOCK_COLUMNS
 from captune.studies import running
 from captune.studies.closing import choose_and_evaluate, close_study
 from captune.studies.planning import Plan, plan_study
+from captune.studies.running import Settings, run_studies
 from captune.tuning.lock import is_running
 from tests.journals import journal_lines
 from tests.studies.lives import run_trials, search, settings
@@ -101,6 +102,29 @@ def test_a_study_whose_zero_shot_reference_failed_is_closed_and_says_so(
     assert record.choice is not None and record.sealed_opened
     told = failures_told(record)
     assert "1 × a full disk" in told[1] and told[-1].endswith("--retry-failed")
+
+
+@pytest.mark.parametrize("key", [ZERO_SHOT, "c0-s1"])
+def test_lost_predictions_are_told_before_anything_is_chosen_or_trained_without_them(
+    closed: Path, tmp_path: Path, key: str
+) -> None:
+    """Lost seeds were left out of a new choice in silence; zero-shot's ended closing with a bare "no such file"."""
+    place = tmp_path / "study"
+    shutil.copytree(closed, place)
+    shutil.rmtree(place / "trials" / key)
+    trials = len(list((place / "trials").iterdir()))
+    message = f"no trials/{key}/predictions.safetensors .* captune report "
+    plan = plan_study(settings("ul", trials=3, confirm_seeds=2), place, resume=True)
+    with pytest.raises(StudyError, match=message):
+        run_studies([plan], Settings(resume=True))
+    assert len(list((place / "trials").iterdir())) == trials
+    lines = [line for line in read_journal(place / JOURNAL) if not isinstance(line, Chosen)]
+    (place / JOURNAL).unlink()
+    with Journal(place / JOURNAL) as journal:
+        for event in lines:
+            journal.append(event)
+    with pytest.raises(StudyError, match=message):
+        close_study(place)
 
 
 def test_a_search_that_a_budget_ended_before_its_first_trial_is_not_told_to_have_failed(
