@@ -216,7 +216,9 @@ def _make_directory(directory: Path) -> None:
     except OSError as error:
         raise UsageError(
             "the directory of a study must be writable", got=error.strerror, where=directory,
-            next_step="Give another --out.",
+            next_step="Make it writable, or go on with a copy of it."
+            if (directory / STUDY).exists()
+            else "Give another --out.",
         ) from None  # fmt: skip
 
 
