@@ -20,6 +20,7 @@ from captune.errors import StudyError
 from captune.plain_text import resume_command
 from captune.records import JOURNAL, StudyRecord, read_journal
 from captune.records.layout import PAGE, STUDY
+from captune.tuning.asking import ask_standings
 from captune.tuning.cell import Cell
 from captune.tuning.header import read_study
 from captune.tuning.lock import drivers_of
@@ -64,13 +65,7 @@ def _show_all(what: list[str] | None, console: Console) -> None:
     if places:
         _show_directories(studies_in(places), console)
     for address in addresses:
-        # Imported here: only a live cluster needs Ray.
-        from captune.tuning.cluster import connected
-        from captune.tuning.telemetry import published_standings
-
-        with connected(address, threads=1):
-            standings = published_standings()
-        _show(standings, console)
+        _show(ask_standings(address), console)
 
 
 def _show_directories(directories: list[Path], console: Console) -> None:

@@ -34,6 +34,8 @@ from captune.tuning.quiet import muted, unlogged
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
 _START_SECONDS = 180.0
+# A node that is joined has started already.
+_JOIN_SECONDS = 30.0
 _USUAL_START_SECONDS = 15.0
 # A node that has just been started registers within this time.
 _NODE_SECONDS = 5
@@ -209,11 +211,11 @@ def _connection(
             ray_internals.signals_kept(),
             ray_internals.environment_heard(),
             ray_internals.on_loopback() if loopback else contextlib.nullcontext(),
-            ray_internals.patient_start(_START_SECONDS),
+            ray_internals.patient_start(_START_SECONDS if address is None else _JOIN_SECONDS),
             ray_internals.node_found_within(_NODE_SECONDS),
             _own_processes_quick(modules, scraps / "ready") if address is None else contextlib.nullcontext(),
             variables(inherited),
-            _said_if_slow(),
+            _said_if_slow(address),
         ):
             context = ray.init(**options)
     except Exception as error:  # Ray also raises plain exceptions, if its processes are slow to start
@@ -257,9 +259,9 @@ def _connection(
 
 
 @contextlib.contextmanager
-def _said_if_slow() -> Iterator[None]:
+def _said_if_slow(address: str | None) -> Iterator[None]:
     """Print what is being waited for if Ray takes longer than usual to start in the block."""
-    timer = threading.Timer(_USUAL_START_SECONDS, _say_that_ray_is_slow)
+    timer = threading.Timer(_USUAL_START_SECONDS, _say_that_ray_is_slow, [address])
     timer.daemon = True
     timer.start()
     try:
@@ -268,12 +270,15 @@ def _said_if_slow() -> Iterator[None]:
         timer.cancel()
 
 
-def _say_that_ray_is_slow() -> None:
+def _say_that_ray_is_slow(address: str | None) -> None:
     # On a terminal the current line may already show what the command is waiting for.
     begin = "\r" if sys.__stderr__ is not None and sys.__stderr__.isatty() else ""
-    print(
-        f"{begin}Waiting for Ray's node to start on this machine, up to {_START_SECONDS:.0f} s …", file=sys.__stderr__
+    what = (
+        f"Ray's node to start on this machine, up to {_START_SECONDS:.0f} s"
+        if address is None
+        else f"the cluster at {address} to answer"
     )
+    print(f"{begin}Waiting for {what} …", file=sys.__stderr__)
 
 
 def _say_that_ray_starts() -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from captune.errors import StudyError
+from captune.tuning.asking import ask_standings
 from tests.tuning.processes import assert_gone, descendants, listening
 from tests.waiting import free_port
 
@@ -98,6 +100,20 @@ def test_status_reaches_a_cluster_on_loopback_by_its_address_and_not_without_the
     refused = captune("status", gcs, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     assert refused.returncode == 2
     assert "--address must lead to a running Ray cluster" in " ".join(refused.stderr.split())
+
+
+def test_status_of_a_cluster_whose_node_stopped_ends_with_what_to_do(own: tuple[int, str, str]) -> None:
+    pid, _, gcs = own
+    (raylet,) = [one for one, command in descendants(pid).items() if command.split(" ")[0].endswith("/raylet")]
+    os.kill(raylet, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(StudyError, match=r"captune status DIR reads them without Ray"):
+            ask_standings(gcs, seconds=40)
+        assert time.monotonic() - began < 60
+    finally:
+        os.kill(raylet, signal.SIGCONT)
+    assert captune("status", gcs).stdout.strip() == "No studies."
 
 
 _JOIN = """

@@ -96,7 +96,7 @@ def test_a_start_that_fails_says_how_long_was_waited(
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(cluster, "_USUAL_START_SECONDS", 0.05)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6399")
-    monkeypatch.setattr(cluster, "_say_that_ray_is_slow", told.set)
+    monkeypatch.setattr(cluster, "_say_that_ray_is_slow", lambda _address: told.set())
     with (
         pytest.raises(StudyError, match=r"within 180 s, but got The current node timed out"),
         cluster.connected(None, threads=1),
