@@ -5,6 +5,7 @@ from __future__ import annotations
 import cProfile
 import os
 import shlex
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from captune.config import TaskConfig
 from captune.errors import RecordError, UsageError
 from captune.records import JOURNAL, State
 from captune.records.events import StudyOpened
-from captune.records.layout import LOCK, STUDY
+from captune.records.layout import LOCK, STUDY, TRIALS
 from captune.revision import git_revision
 from captune.space import load_space
 from captune.studies.running import chain
@@ -164,6 +165,15 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     facts = info()
     with pytest.raises(UsageError, match="the directory of a study must be writable"):
         OpenStudy(tmp_path / "file" / "run", study(), facts, load_space(space_path(tmp_path), facts.base))
+
+
+def test_a_study_in_a_directory_that_cannot_be_written_is_not_told_to_take_another_out(tmp_path: Path) -> None:
+    """`captune resume` has no --out."""
+    run_study(tmp_path / "run", trials=2, confirm_top=0)
+    shutil.rmtree(tmp_path / "run" / TRIALS)
+    (tmp_path / "run" / TRIALS).write_text("")  # root may write even where it is not permitted
+    with pytest.raises(UsageError, match="Make it writable, or go on with a copy of it"):
+        open_study(tmp_path / "run", resume=True, trials=2, confirm_top=0)
 
 
 def test_a_damaged_journal_is_no_study_and_a_torn_tail_is(tmp_path: Path) -> None:
