@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +23,7 @@ from captune.errors import StudyError
 from captune.plain_text import resume_command
 from captune.records import JOURNAL, StudyRecord, read_journal
 from captune.records.layout import PAGE, STUDY
-from captune.tuning.asking import ask_standings
+from captune.tuning.asking import Asking
 from captune.tuning.cell import Cell
 from captune.tuning.header import read_study
 from captune.tuning.lock import drivers_of
@@ -44,16 +47,18 @@ def status(
     Example: captune status runs/digits-ul-cap --watch
     """
     console = plain_console()
-    while True:
-        _show_all(what, console)
-        if not watch:
-            return
-        time.sleep(_WATCH_SECONDS)
-        if console.is_terminal:
-            console.clear()
+    with contextlib.ExitStack() as stack:
+        ask = cache(lambda address: stack.enter_context(Asking(address)))
+        while True:
+            _show_all(what, ask, console)
+            if not watch:
+                return
+            time.sleep(_WATCH_SECONDS)
+            if console.is_terminal:
+                console.clear()
 
 
-def _show_all(what: list[str] | None, console: Console) -> None:
+def _show_all(what: list[str] | None, ask: Callable[[str], Asking], console: Console) -> None:
     if not what and not Path(_USUAL).is_dir():
         raise StudyError(
             "a study must have begun below this folder", got=f"no folder '{_USUAL}'", where=Path.cwd(),
@@ -65,7 +70,7 @@ def _show_all(what: list[str] | None, console: Console) -> None:
     if places:
         _show_directories(studies_in(places), console)
     for address in addresses:
-        _show(ask_standings(address), console)
+        _show(ask(address).standings(), console)
 
 
 def _show_directories(directories: list[Path], console: Console) -> None:
