@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from captune.cli import options
-from captune.cli.console import plain_console
+from captune.cli.console import labelled, plain_console, say
 from captune.cli.study_model import Yes, model_at
 from captune.errors import UsageError
 
@@ -44,11 +45,9 @@ def serve(
             "captune serve needs the extra captune[serve]", got=f"no {', '.join(missing)}",
             next_step='Type: pip install "captune[serve]"',
         )  # fmt: skip
-    checkpoint = model_at(checkpoint, yes=yes, device=device)
-    token = secrets.token_urlsafe(24) if token_file is None else token_file.read_text(encoding="utf-8").strip()
-    if len(token) < 16:
-        raise UsageError("a token must have at least 16 characters", got=f"{len(token)}", where=token_file)
     console = plain_console()
+    token = secrets.token_urlsafe(24) if token_file is None else _token_in(token_file, console)
+    checkpoint = model_at(checkpoint, yes=yes, device=device)
     with plain_console(stderr=True).status("Loading PyTorch and Ray, opening the model"):
         from captune.adapted import open_adapted
         from captune.tuning.serving import served
@@ -65,6 +64,31 @@ def serve(
         console.print("Only this machine can reach it. Ctrl-C ends it.", highlight=False)
         while True:
             time.sleep(1)
+
+
+def _token_in(file: Path, console: Console) -> str:
+    """The token that a file holds; warns if other users may read it.
+
+    Raises:
+        UsageError: it cannot be read, or holds no token.
+    """
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+        mode = file.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            "--token-file must be a text file that can be read", got=getattr(error, "strerror", None) or str(error),
+            where=file,
+        ) from None  # fmt: skip
+    if len(token) < 16 or not (token.isascii() and token.isprintable() and " " not in token):
+        raise UsageError(
+            "a token must have at least 16 letters, digits or signs of ASCII, and no spaces",
+            got=f"{len(token)} characters", where=file,
+            next_step='Make one: python -c "import secrets; print(secrets.token_urlsafe(24))"',
+        )  # fmt: skip
+    if mode & 0o077:
+        say(console, labelled("warning", f"other users may open {file}, and so use this server: chmod 600", "yellow"))
+    return token
 
 
 def _port(asked: int | None) -> int:

@@ -12,6 +12,8 @@ import hmac
 import secrets
 import tempfile
 from collections.abc import Iterator
+from email.parser import BytesParser
+from email.policy import HTTP
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ _HOSTS = (HOST, "localhost")
 _PAGE = Path(__file__).with_name("serving.html")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{}'; img-src blob:; connect-src 'self'"
 _SHOWN = 5
+_HOW_TO_SEND = "with curl, send one image by --data-binary @photo.jpg, or by -F file=@photo.jpg"
 
 
 class Classifier:
@@ -45,7 +48,7 @@ class Classifier:
         self._token = token
 
     async def __call__(self, request: Request) -> Response:
-        """`GET /`: the page. `POST /predict?top=K` with an image as the body: its K most probable classes.
+        """`GET /`: the page. `POST /predict?top=K` with an image as the body, or in a form: its K likeliest classes.
 
         401 without the token (`Authorization: Bearer TOKEN`), 403 for another host's name, 404 for another path, 405
         for another method, 413 above MAX_BYTES, 422 for a body that is no readable image and for a wrong `top`.
@@ -71,7 +74,14 @@ class Classifier:
             body += part
             if len(body) > MAX_BYTES:
                 return _refusal(413, f"an image must have at most {MAX_BYTES} bytes")
-        return await asyncio.to_thread(self._classified, bytes(body), int(top))
+        content = bytes(body)
+        kind = request.headers.get("content-type", "")
+        if kind.lower().startswith("multipart/form-data"):
+            files = files_in_form(content, kind)
+            if len(files) != 1:
+                return _refusal(422, f"a form must hold one image, but got {len(files)} files: {_HOW_TO_SEND}")
+            content = files[0]
+        return await asyncio.to_thread(self._classified, content, int(top))
 
     def _classified(self, content: bytes, top: int) -> Response:
         # Written to a file, so that the code of `captune predict` decodes it.
@@ -81,12 +91,21 @@ class Classifier:
             try:
                 table = self._model.predict(Path(file.name), top=top)
             except CaptuneError as error:
-                return _refusal(422, f"{error.must_hold}, but got {error.got}".replace(file.name, "the image"))
+                reason = f"{error.must_hold}, but got {error.got}".replace(file.name, "the image")
+                return _refusal(422, f"{reason}; {_HOW_TO_SEND}")
         rows = [
             {"class": str(label), "probability": round(float(value), 6)}
             for label, value in zip(table["class"], table["probability"], strict=True)
         ]
         return JSONResponse({"classes": rows})
+
+
+def files_in_form(body: bytes, content_type: str) -> list[bytes]:
+    """The contents of the files in a form as `curl -F file=@photo.jpg` sends it (multipart/form-data, RFC 7578)."""
+    head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1")
+    form = BytesParser(policy=HTTP).parsebytes(head + body)
+    files = [part.get_payload(decode=True) for part in form.walk() if part.get_filename() is not None]
+    return [content for content in files if isinstance(content, bytes)]
 
 
 def _refusal(status: int, text: str) -> Response:

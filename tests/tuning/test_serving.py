@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import captune
+from captune.tuning.serving import files_in_form
+from tests.tuning.processes import assert_gone, descendants
 
 BROWSER = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
 TOKEN = "a-token-for-tests-only"
@@ -44,10 +47,11 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def address(model: Path) -> Iterator[str]:
-    """The server's address, from what the command prints."""
+@contextlib.contextmanager
+def serving(model: Path, *, ended_by: signal.Signals) -> Iterator[str]:
+    """The server's address, from what the command prints; it ends in order on the signal, and its port is free."""
     (model.parent / "token").write_text(TOKEN)
+    (model.parent / "token").chmod(0o600)
     process = subprocess.Popen(
         [sys.executable, "-m", "captune", "serve", str(model), "--token-file", str(model.parent / "token")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -55,12 +59,30 @@ def address(model: Path) -> Iterator[str]:
     try:
         assert process.stdout is not None and process.stderr is not None
         said = process.stdout.readline()
-        found = re.search(r"(http://127\.0\.0\.1:\d+)/#(\S+)", said)
-        assert found is not None and found.group(2) == TOKEN, said + process.stderr.read()
+        found = re.search(r"(http://127\.0\.0\.1:(\d+))/#(\S+)", said)
+        assert found is not None and found.group(3) == TOKEN, said + process.stderr.read()
         yield found.group(1)
     finally:
-        process.send_signal(signal.SIGINT)
+        below = list(descendants(process.pid))
+        process.send_signal(ended_by)
         assert process.wait(timeout=60) == 130
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(found.group(2))), timeout=5)
+    assert_gone(below)
+
+
+@pytest.fixture(scope="module")
+def address(model: Path) -> Iterator[str]:
+    with serving(model, ended_by=signal.SIGINT) as found:
+        yield found
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGHUP])
+def test_a_server_ends_in_order_and_refuses_a_port_that_is_taken(model: Path, ended_by: signal.Signals) -> None:
+    with serving(model, ended_by=ended_by) as address:
+        command = [sys.executable, "-m", "captune", "serve", str(model), "--port", address.rpartition(":")[2]]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert refused.returncode == 2 and "--port must be free" in refused.stderr
 
 
 def ask(address: str, content: bytes, *, token: str = TOKEN, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -82,12 +104,36 @@ def test_posted_images_get_the_answers_of_predict(address: str, model: Path, pho
     assert np.allclose([row["probability"] for row in said["classes"]], table["probability"], atol=2e-6)
 
 
+def form(*files: bytes) -> tuple[bytes, str]:
+    """A form as curl -F sends it, and its type: a note, then the files."""
+    parts = [b'Content-Disposition: form-data; name="note"\r\n\r\nhello']
+    for content in files:
+        head = b'Content-Disposition: form-data; name="file"; filename="a b.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+        parts.append(head + content)
+    body = b"".join(b"--------a1b2\r\n" + part + b"\r\n" for part in parts) + b"--------a1b2--\r\n"
+    return body, "multipart/form-data; boundary=------a1b2"
+
+
+def test_files_of_a_form_are_taken_as_they_are() -> None:
+    contents = [bytes(range(256)), b"\r\n--------a1b\r\n\r\n", b"", b"\n\n", bytes(range(255, -1, -1)) * 3 + b"\r"]
+    assert files_in_form(*form(*contents)) == contents
+    assert files_in_form(b"no form", "multipart/form-data") == []
+
+
+def test_an_image_sent_as_a_form_gets_the_same_answer(address: str, photo: Path) -> None:
+    body, kind = form(photo.read_bytes())
+    assert ask(f"{address}/predict", body, **{"Content-Type": kind}) == ask(f"{address}/predict", photo.read_bytes())
+    body, kind = form(photo.read_bytes(), photo.read_bytes())
+    status, said = ask(f"{address}/predict", body, **{"Content-Type": kind})
+    assert status == 422 and "got 2 files" in said["error"] and "--data-binary @photo.jpg" in said["error"]
+
+
 def test_who_does_not_know_the_token_or_names_another_host_is_refused(address: str, photo: Path) -> None:
     assert ask(f"{address}/predict", photo.read_bytes(), token="wrong")[0] == 401
     assert ask(f"{address}/predict", photo.read_bytes(), Host="evil.example")[0] == 403
     assert ask(f"{address}/elsewhere", b"")[0] == 404
     status, said = ask(f"{address}/predict", b"this is no image")
-    assert status == 422 and "captune-image-" not in said["error"]
+    assert status == 422 and "captune-image-" not in said["error"] and "--data-binary @photo.jpg" in said["error"]
     assert ask(f"{address}/predict?top=0", photo.read_bytes())[0] == 422
 
 
