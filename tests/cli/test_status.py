@@ -92,13 +92,14 @@ def test_a_study_that_was_killed_while_it_was_closed_is_not_called_finished(
         return " ".join(capsys.readouterr().out.split())
 
     said = status()
-    assert "before its choice and report were written: captune resume" in said and "finished" not in said
+    assert "before its choice was written; go on with: captune resume" in said and "finished" not in said
     with Journal(tmp_path / "run" / JOURNAL) as journal:
         journal.append(Chosen(advice="keep zero-shot", name="zero_shot"))
         journal.append(SealOpened())
-    assert "before its choice and report" in status()
+    assert "but its report is not written; go on with: captune resume" in status()
     (tmp_path / "run" / PAGE).write_text("the page")
-    assert "finished" in status()
+    said = status()
+    assert "finished" in said and "captune resume" not in said
 
 
 def test_the_lines_at_the_end_say_how_many_trials_failed_and_why(tmp_path: Path) -> None:
