@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -172,13 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = plain_console(stderr=True)
     arguments = _seeds_joined(arguments)
     try:
-        if "" in arguments:
-            # A path of no characters would mean the working directory.
-            raise UsageError(
-                "no argument may be empty",
-                got=f"one after '{' '.join(['captune', *arguments[: arguments.index('')]])}'",
-                next_step="Is a variable of the shell not set?",
-            )
+        _refuse_empty(arguments)
         with interruption.handled():
             # Tests call this many times in one process; without this, the commands of all calls would add up.
             app.registered_commands.clear()
@@ -203,6 +198,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an argument without a character, and `--option=`: such a path would mean the working directory.
+
+    Raises:
+        UsageError: there is one.
+    """
+    empty = re.compile(r"(--[^=]+=)?")
+    at = next((place for place, argument in enumerate(arguments) if empty.fullmatch(argument)), None)
+    if at is not None:
+        before = " ".join(["captune", *arguments[:at], *filter(None, [arguments[at]])])
+        raise UsageError(
+            "no argument may be empty", got=f"one after '{before}'", next_step="Is a variable of the shell not set?"
+        )
+
+
 def _unforeseen(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         try:
@@ -217,6 +227,7 @@ def _unforeseen(error: Exception) -> str:
                 "files must be there, readable and writable",
                 got=on_one_line(error.strerror or str(error)),
                 where=None if error.filename is None else on_one_line(os.fsdecode(error.filename)),
+                next_step="Run again with --debug to see where it comes from.",
             )
         )
     return (

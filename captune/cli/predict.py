@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import os
 import sys
@@ -22,7 +23,7 @@ from captune.data.tree import printable
 from captune.errors import CheckpointError, DataError, UsageError
 from captune.plain_text import as_unicode, counted, typed_path
 from captune.records import atomic_write
-from captune.records.layout import CHECKPOINT, EPOCHS_CSV, OF_A_STUDY, PREDICTIONS_CSV
+from captune.records.layout import CHECKPOINT, CONFIG, EPOCHS_CSV, METRICS, OF_A_STUDY, PREDICTIONS_CSV
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,8 +158,10 @@ def _check_spares(out: Path, checkpoint: Path, read: Sequence[Path]) -> None:
         return
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     inside = out.absolute().parent.resolve() == folder.resolve()
-    own = (CHECKPOINT, PREDICTIONS_CSV, EPOCHS_CSV, *OF_A_STUDY)
-    if checkpoint.samefile(out) or (inside and (out.name in own or out.suffix.lower() != ".csv")):
+    own = out.name in (CHECKPOINT, CONFIG, METRICS, PREDICTIONS_CSV, EPOCHS_CSV, *OF_A_STUDY)
+    # An export has files of other names. A folder whose checkpoint was named may be full of the user's own files.
+    own = own or (checkpoint.is_dir() and out.suffix.lower() != ".csv")
+    if (checkpoint.is_file() and checkpoint.samefile(out)) or (inside and own):
         raise UsageError("--out must not replace a file of the model", got=str(out), next_step="Give another file.")
     # Most files differ in their size already, and only few then have to be looked at twice.
     known = out.stat()
@@ -226,8 +229,13 @@ def _write(text: str, out: Path | None) -> None:
         sys.stdout.write(text)
         return
     # A pipe or device is written to; a file is replaced when all is written, through a link that leads to it.
-    if out.exists() and not out.is_file():
-        with out.open("w", newline="", encoding="utf-8") as file:
-            file.write(text)
-    else:
-        atomic_write(out.resolve(), text)
+    if not out.exists() or out.is_file():
+        try:
+            atomic_write(out.resolve(), text)
+            return
+        except OSError as error:
+            # A file that may be written may lie in a folder that may not, or be mounted by itself into a container.
+            if not out.exists() or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY):
+                raise
+    with out.open("w", newline="", encoding="utf-8") as file:
+        file.write(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import shlex
 import shutil
@@ -213,6 +214,42 @@ def test_predictions_may_be_written_again_even_beside_the_model(adapted: Path, p
     assert not list(place.glob(".*"))
 
 
+def test_predictions_beside_a_checkpoint_that_was_named_replace_what_the_user_keeps_there(
+    adapted: Path, photos: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(adapted, place)
+    for _ in range(2):
+        assert captune("predict", place / CHECKPOINT, photos, "--out", place / "mine.txt") == 0
+    for name in (CHECKPOINT, "metrics.json", "config.yaml"):
+        assert captune("predict", place / CHECKPOINT, photos, "--out", place / name) == 2
+
+
+def test_a_model_that_is_not_there_is_told_so_whatever_is_written_over(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the output was there already, it was "files must be there, readable and writable", with code 1."""
+    (tmp_path / "out.csv").write_text("x")
+    assert captune("predict", tmp_path / "adaptde", photos, "--out", tmp_path / "out.csv") == 2
+    assert "an adapted model must be there" in words(capsys.readouterr().err)
+
+
+def test_predictions_go_into_a_file_whose_folder_takes_no_other(
+    adapted: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file that is mounted into a container. All was classified first, and then lost."""
+
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr("captune.cli.predict.atomic_write", busy)
+    out = tmp_path / "out.csv"
+    out.write_text("x")
+    assert captune("predict", adapted, photos, "--out", out) == 0
+    assert len(list(csv.reader(out.open()))) == 3
+    assert captune("predict", adapted, photos, "--out", tmp_path / "new.csv") == 1
+
+
 def test_a_full_disk_is_told_in_words(adapted: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
@@ -236,6 +273,8 @@ def test_an_empty_argument_is_refused_and_not_taken_for_this_folder(
 ) -> None:
     assert captune("predict", adapted, "") == 2
     assert f"no argument may be empty, but got one after 'captune predict {adapted}'" in words(capsys.readouterr().err)
+    assert captune("report", adapted, "--out=") == 2
+    assert f"one after 'captune report {adapted} --out='" in words(capsys.readouterr().err)
 
 
 def test_a_folder_without_images_says_what_it_holds(
