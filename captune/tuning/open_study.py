@@ -90,7 +90,8 @@ class OpenStudy:
             _make_directory(directory)
             self._lock = DriverLock(directory)
         except OSError:  # the disk is full
-            self._remove_made()
+            if directory in self._made:  # else another driver's guard may be there
+                self._remove_made()
             raise
         begun = directory not in self._made
         try:

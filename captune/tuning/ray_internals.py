@@ -318,6 +318,8 @@ def kill_below_own_raylet() -> None:
 
     node: Any = ray._private.worker._global_node
     for raylet in node.all_processes.get(ray._private.ray_constants.PROCESS_TYPE_RAYLET, ()):
+        if raylet.process.poll() is not None:
+            continue  # its number may be another process's by now; what it had started ends without it
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(raylet.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):

@@ -6,8 +6,12 @@ import faulthandler
 import inspect
 import os
 import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import optuna
+import ray
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from ray.tune.execution.tune_controller import TuneController
@@ -26,6 +30,19 @@ def test_on_loopback_changes_what_ray_read_and_puts_it_back(monkeypatch) -> None
         assert os.environ[ray_internals.NETWORK_SWITCH] == "0"
     assert ray_constants.ENABLE_RAY_CLUSTER is before
     assert os.environ[ray_internals.NETWORK_SWITCH] == "1"
+
+
+def test_nothing_is_killed_below_a_raylet_that_has_ended(monkeypatch) -> None:
+    """Its number may belong to another process by then, here to that of the test."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    ended.pid = os.getpid()
+    node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=ended)]})
+    monkeypatch.setattr(ray._private.worker, "_global_node", node)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ray_internals.kill_below_own_raylet()
+    child.communicate(b"\n", timeout=60)
+    assert child.returncode == 0
 
 
 def test_a_node_on_this_machine_is_looked_for_as_long_as_the_block_says(monkeypatch) -> None:
