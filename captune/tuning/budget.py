@@ -30,7 +30,8 @@ class Budget:
         gpu_hours: limit of the trials' hours times their GPUs; None: no limit.
         closings: returns the seconds that choosing, measuring and reporting will still take; None: CLOSING_SECONDS for
             each unfinished study.
-        clock: returns Unix time in seconds; None: the time now, on which a clock that is set later has no effect.
+        clock: returns Unix time in seconds; None: for wall-clock time one on which a clock that is set later has no
+            effect, for GPU hours the clock by which the journal says when each trial began.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Budget:
         self._seconds, self._gpu_seconds = seconds, None if gpu_hours is None else 3600 * gpu_hours
         self._closings = closings or self._all_unfinished
         self._clock = clock or _unset_clock()
+        self._clock_of_events = clock or time.time
         self._checked = 0.0
 
     @property
@@ -58,7 +60,7 @@ class Budget:
     @property
     def spent_gpu_hours(self) -> float:
         """GPU hours of all studies."""
-        now = self._clock()
+        now = self._clock_of_events()
         return sum(usage.gpu_seconds(now) for usage in self._usages) / 3600
 
     def left(self) -> str | None:

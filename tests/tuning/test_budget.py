@@ -69,11 +69,15 @@ def test_a_clock_that_is_set_while_a_study_runs_neither_stretches_nor_ends_its_b
 ) -> None:
     cell = make_cell(tmp_path)
     cell.record.usage.apply(StudyOpened(time=time.time()))
+    real, ahead = time.time, [0]
+    monkeypatch.setattr(time, "time", lambda: real() + 3600 * ahead[0])
     budget = Budget([cell], seconds=1000.0)
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + 3600 * hours)
+    ahead[0] = hours
     monkeypatch.setattr(time, "monotonic", lambda began=time.monotonic() + 100.0: began)
     assert 99.0 < budget.spent_seconds < 110.0
+    # A trial that begins afterwards counts from its beginning.
+    cell.record.usage.apply(Started(key="t0000", time=time.time() - 36.0, gpus=1.0))
+    assert 0.01 < budget.spent_gpu_hours < 0.012
 
 
 def test_a_driver_whose_clock_is_behind_the_one_before_counts_its_own_time() -> None:
