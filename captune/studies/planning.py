@@ -64,7 +64,8 @@ def plan_study(
         warm_starts: configurations to try first: YAML files, or directories of studies, whose best are taken.
         space: the resolved search space; None: the study's space file is read and resolved.
         resume: whether a study in `directory` is continued. It keeps the space that it began with, unless the user
-            names a file: the space that comes with captune may have changed since.
+            names a file, and its numbers of trials and seeds, unless the user gives others: what comes with captune
+            may have changed since.
 
     Raises:
         UsageError: there are settings that the method or the paradigm does not have.
@@ -73,10 +74,12 @@ def plan_study(
     tunable = study.method == AUTO or method_named(study.method).tunable
     source = space_file(study.space, study.method) if tunable else None
     info = describe_cell(study, _methods_in(study, source))
-    study = with_packed_budget(study, info)
-    if space is None and resume and study.space is None and fork is None and (directory / STUDY).is_file():
+    begun = None
+    if resume and fork is None and (directory / STUDY).is_file():
         begun, recorded = read_study(directory)
-        space = recorded if (begun.method, begun.fixed) == (study.method, study.fixed) else None
+        if space is None and study.space is None and (begun.method, begun.fixed) == (study.method, study.fixed):
+            space = recorded
+    study = with_packed_budget(study, info) if begun is None else _with_budget_of(begun, study)
     if source is None:
         space = Space((), source=study.method)
     elif space is None:
@@ -121,6 +124,12 @@ def _refuse_space_of_another_method(file: Path, method: str) -> None:
             "a search space must be one of the study's method", got=f"one of '{named}' for a study of '{method}'",
             where=file, next_step=f"Say --method {named}, or leave --space out for the space of {method}.",
         )  # fmt: skip
+
+
+def _with_budget_of(begun: StudyConfig, study: StudyConfig) -> StudyConfig:
+    said = study.model_fields_set
+    kept = {name: getattr(begun, name) for name in ("trials", "confirm_seeds") if name not in said}
+    return study.model_copy(update=kept)
 
 
 def plan_to_continue(directory: Path, *, trials: int | None = None, storage: str | None = None) -> Plan:

@@ -51,6 +51,21 @@ def test_packs_do_not_pay_for_more_where_features_are_wide(tmp_path: Path, width
     assert budget(tmp_path, features(tmp_path / "own.npz", width=width)) == found
 
 
+def test_a_study_that_is_continued_keeps_the_numbers_that_an_earlier_captune_gave_it(tmp_path: Path) -> None:
+    """As by a Slurm job that is queued again, whose command gives none."""
+    task = features(tmp_path / "own.npz", width=257)
+    begun = plan_study(StudyConfig(task=task, trials=48, confirm_seeds=6), tmp_path / "study")
+    OpenStudy(begun.directory, begun.study, begun.info, begun.space, durable=False).close()
+
+    def again(**said: Any) -> tuple[int, int]:
+        study = plan_study(StudyConfig(task=task, **said), begun.directory, resume=True).study
+        return study.trials, study.confirm_seeds
+
+    assert again() == (48, 6)
+    assert again(trials=60) == (60, 6)
+    assert plan_study(StudyConfig(task=task), begun.directory, fork="two").study.trials == 12
+
+
 def test_trials_that_are_not_packed_get_no_more(tmp_path: Path) -> None:
     assert budget(tmp_path, DIGITS.model_copy(update={"kernels": "plain"})) == (12, 3)
 
