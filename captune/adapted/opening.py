@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from captune.adapted.onnx_file import FILE as ONNX
 from captune.algorithms import method_named
 from captune.algorithms.configs import BlendConfig, ZlapConfig
 from captune.algorithms.zlap import graph_of
-from captune.config import TrialConfig
+from captune.config import TrialConfig, read_yaml
 from captune.data.tree import name_some
 from captune.errors import CheckpointError
 from captune.model.backbone import Backbone
@@ -24,6 +23,7 @@ from captune.model.classifier import build_classifier
 from captune.model.configuration import CONFIG_FILE
 from captune.model.device import resolve_device
 from captune.model.recorded import recorded_backbone, refuse_links_outside
+from captune.plain_text import resume_command, typed_path
 from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, STUDY
 from captune.training.checkpoint import load_checkpoint, without_prefix
 
@@ -47,7 +47,7 @@ def open_adapted(
         CheckpointError: no checkpoint, or one of another backbone.
     """
     if path.is_dir():
-        found = _model_in(path)
+        found = model_in(path)
         if found is None:
             raise CheckpointError(
                 f"a folder must hold {CHECKPOINT} or {WEIGHTS}", got="neither", where=path, next_step=_instead_of(path)
@@ -89,7 +89,7 @@ def open_adapted(
     return replace(opened, source=path)
 
 
-def _model_in(folder: Path) -> Path | None:
+def model_in(folder: Path) -> Path | None:
     """The file of a model in a folder, of a study's the one adapted after its end too; None where there is none.
 
     Raises:
@@ -99,11 +99,13 @@ def _model_in(folder: Path) -> Path | None:
     later = folder / ADAPTED
     if found is not None or not (folder / STUDY).is_file() or not (later / CHECKPOINT).is_file():
         return found
-    configs = [place / BEST_CONFIG for place in (folder, later)]
-    if not all(config.is_file() for config in configs) or configs[0].read_bytes() != configs[1].read_bytes():
+    # Their headers may differ: a later report may say the same advice in other words.
+    configs = [read_yaml(place / BEST_CONFIG) for place in (folder, later) if (place / BEST_CONFIG).is_file()]
+    if len(configs) < 2 or configs[0] != configs[1]:
         raise CheckpointError(
             "the model in a study's directory must be of its best configuration",
-            got="one of an earlier choice", where=later, next_step=f"Remove {later}, and it is adapted anew.",
+            got="one of an earlier choice", where=later,
+            next_step=f"Remove {typed_path(later)}, and it is adapted anew.",
         )  # fmt: skip
     return later / CHECKPOINT
 
@@ -111,9 +113,9 @@ def _model_in(folder: Path) -> Path | None:
 def _instead_of(folder: Path) -> str | None:
     """What to give in place of a folder without a model."""
     if (folder / BEST_CONFIG).is_file() and (folder / STUDY).is_file():
-        return f"Adapt what the study advises: captune predict {shlex.quote(str(folder))} PHOTOS --yes"
+        return f"Adapt what the study advises: captune predict {typed_path(folder)} PHOTOS --yes"
     if (folder / STUDY).is_file():
-        return f"The study has not ended. Go on with it: captune resume {shlex.quote(str(folder))}"
+        return f"The study has not ended. Go on with it: {resume_command(folder)}"
     if (folder / ONNX).is_file():
         return "An ONNX file is for other programs: give the model that it was exported from."
     inside = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +13,8 @@ from rich.console import Console
 from captune.adapting import adapt_once, advice_against, check_out, configuration
 from captune.cli.console import labelled, plain_console, say
 from captune.errors import StudyError, UsageError, did_you_mean_path
-from captune.plain_text import resume_command
-from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, OF_A_STUDY, STUDY
+from captune.plain_text import resume_command, typed_path
+from captune.records.layout import ADAPTED, BEST_CONFIG, OF_A_STUDY, STUDY
 from captune.tuning.header import read_study
 
 Yes = Annotated[
@@ -53,7 +52,8 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
         console: where to ask and tell.
 
     Raises:
-        StudyError: the study has not chosen yet, or the model there is of an earlier choice.
+        StudyError: the study has not chosen yet.
+        CheckpointError: the model there is of an earlier choice.
         UsageError: it would have to be adapted, and nobody can be asked.
         typer.Abort: the answer was no.
     """
@@ -63,15 +63,11 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
             "a study must have ended before its model is used", got=f"no {BEST_CONFIG}", where=study,
             next_step=f"Go on with it: {resume_command(study)}",
         )  # fmt: skip
-    if (place / CHECKPOINT).is_file():
-        if (place / BEST_CONFIG).read_bytes() != best.read_bytes():
-            raise StudyError(
-                "the model in a study's directory must be of its best configuration",
-                got="one of an earlier choice", where=place, next_step=f"Remove {place}, and it is adapted anew.",
-            )  # fmt: skip
-        return place
-    if (study / CHECKPOINT).is_file():
-        return study
+    from captune.adapted.opening import model_in  # brings PyTorch
+
+    model = model_in(study)
+    if model is not None:
+        return model.parent
     settings, _ = read_study(study)
     method, trial, role = configuration(settings.task, config=best)
     against = advice_against(best)
@@ -84,7 +80,7 @@ def model_of_study(study: Path, *, yes: bool, device: str, console: Console) -> 
             "a study's directory must be writable for the model that is adapted in it", got="no permission",
             where=study,
             next_step=f"Adapt elsewhere: captune adapt {' '.join(task_options(settings.task.model_dump(mode='json')))} "
-            f"--config {shlex.quote(str(best))} --out DIR",
+            f"--config {typed_path(best)} --out DIR",
         )  # fmt: skip
     if not yes:
         if not sys.stdin.isatty():

@@ -39,6 +39,7 @@ from captune.records.layout import (
     PREDICTIONS_CSV,
 )
 from captune.results import class_plots, plots
+from captune.results.answer import task_options
 from captune.results.best import Choice, recorded_choice
 from captune.results.best_configs import best_configs_table
 from captune.results.classes import classes_table, pairs_table
@@ -246,7 +247,6 @@ def _header(study: StudyRecord, choice: Choice) -> str:
         *([ORACLE_STAMP] if study.select_by == ORACLE else []),
         f"{_WHAT.get(choice.name, 'Best configuration')} of the study {study.name} (configuration {choice.config_id}).",
         f"Advice: {choice.sentence or f'{choice.advice}.'} {choice.reason}",
-        f"Use it: captune adapt --dataset {study.dataset} --paradigm {study.paradigm} "
-        "--config best_config.yaml --out DIR",
+        f"Use it: captune adapt {' '.join(task_options(study.task))} --config best_config.yaml --out DIR",
     ]
     return "".join(f"# {' '.join(line.split())}\n" for line in lines)

@@ -170,6 +170,10 @@ def test_predict_with_a_study_adapts_its_best_configuration_once(
     assert metrics["method"] == "cap" and metrics["zero_shot"] is not None
     code, again, err = call(capsys, "predict", study, photo)
     assert code == 0 and again == first and "Adapted" not in err
+    config = (study / BEST_CONFIG).read_text()
+    (study / BEST_CONFIG).write_text(config.replace("It gains.", "It gains a point."))
+    code, again, err = call(capsys, "predict", study, photo)
+    assert code == 0 and again == first, "the same configuration, described in other words"
     (study / BEST_CONFIG).write_text("method: fpl\n")
     code, _, err = call(capsys, "predict", study, photo)
     assert code == 1 and "one of an earlier choice" in " ".join(err.split())
