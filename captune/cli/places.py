@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captune.errors import UsageError, did_you_mean_path
-from captune.records.layout import JOURNAL, PAGE, STUDY
+from captune.records.layout import JOURNAL, OF_A_STUDY, PAGE, STUDY
 
 
 def studies_in(places: Sequence[Path], passed_over: list[str] | None = None) -> list[Path]:
     """The directories of studies under some paths, each once, in the order given.
 
     Args:
-        places: each a study's directory, a file in it (study.yaml, journal.jsonl, report.html), or a folder of studies.
+        places: each a study's directory, a file in it that names it (study.yaml, report.html), or a folder of studies.
         passed_over: collects, one sentence each, the paths without a study if others have one (a shell's * names both);
             if it is None, such a path is an error.
 
@@ -45,7 +45,7 @@ def studies_in(places: Sequence[Path], passed_over: list[str] | None = None) -> 
 
 def _studies_of(place: Path) -> list[Path]:
     if place.is_file():
-        return [place.parent] if place.name in (STUDY, JOURNAL, PAGE) and _is_study(place.parent) else []
+        return [place.parent] if place.name in OF_A_STUDY and _is_study(place.parent) else []
     if _is_study(place):
         return [place]
     depths = [f"{depth}/{name}" for depth in ("*", "*/*", "*/*/*") for name in (STUDY, JOURNAL)]

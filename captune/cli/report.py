@@ -14,7 +14,7 @@ from captune.cli.options import say_notes
 from captune.cli.places import studies_in
 from captune.decisions.criteria import ORACLE
 from captune.errors import UsageError
-from captune.records import Phase, StudyRecord
+from captune.records import StudyRecord
 from captune.records.layout import REPORT
 
 _MARKS = {
@@ -95,7 +95,7 @@ def report(
 
 def _advice(record: StudyRecord) -> str:
     """What a study advises; of one that has not chosen, what it would advise so far."""
-    if record.choice is None and not any(trial.ended for trial in record.of_phase(Phase.SEARCH)):
+    if record.advises_nothing:
         return "none yet"
     from captune.results.best import recorded_choice
 

@@ -273,6 +273,11 @@ class StudyRecord:
         return self.sealed_opened and self.choice_is_current
 
     @property
+    def advises_nothing(self) -> bool:
+        """Whether the study has not chosen, and no trial of its search has ended by which it could."""
+        return self.choice is None and not any(trial.ended for trial in self.of_phase(Phase.SEARCH))
+
+    @property
     def choice_is_current(self) -> bool:
         """Whether no trial has ended since the choice."""
         return self._choice_at > self._ended_at

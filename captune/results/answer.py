@@ -13,7 +13,7 @@ from typing import Any
 
 from captune.config import TaskConfig
 from captune.decisions import statistics
-from captune.records import ENSEMBLE, REFERENCES, ZERO_SHOT, Phase, StudyRecord
+from captune.records import ENSEMBLE, REFERENCES, ZERO_SHOT, StudyRecord
 from captune.records.layout import CHECKPOINT
 from captune.results.best import metrics_by_seed, recorded_choice, reference_metric
 from captune.results.findings_tables import findings_of
@@ -127,7 +127,7 @@ def _metric_words(study: StudyRecord) -> str:
 def _sentence(study: StudyRecord, name: str, measured: Measured | None) -> str:
     choice = recorded_choice(study)
     first = (choice.sentence or _USE.get(choice.advice, f"Use {in_words(name)}")).rstrip(".")
-    if study.choice is None and not any(trial.ended for trial in study.of_phase(Phase.SEARCH)):
+    if study.advises_nothing:
         return "There is no advice yet: no configuration has ended."
     if study.choice is None:
         return f"{first}, as far as this study has come; it has not ended."

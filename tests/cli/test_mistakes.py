@@ -15,6 +15,7 @@ from captune.cli.main import main
 from captune.cli.places import studies_in
 from captune.config import StudyConfig, TaskConfig
 from captune.errors import UsageError, did_you_mean, did_you_mean_path
+from captune.records.layout import BEST_CONFIG
 from captune.studies.checks import check_storage
 from captune.studies.planning import plan_study
 from captune.tuning.open_study import OpenStudy
@@ -150,7 +151,8 @@ def test_paths_of_studies(capsys: pytest.CaptureFixture[str], here: Path) -> Non
         code, said = call(capsys, command, "runs/digts-ul-cap")
         assert code == 2 and "Did you mean 'runs/digits-ul-cap'?" in said, command
     assert studies_in([here / "runs"]) == [first, second]
-    assert studies_in([first / "study.yaml", first]) == [first]
+    (first / BEST_CONFIG).write_text("")
+    assert studies_in([first / "study.yaml", first / BEST_CONFIG, first]) == [first]
     notes: list[str] = []
     assert studies_in(sorted((here / "runs").iterdir()), notes) == [first, second]
     assert len(notes) == 2 and any("a report of several studies" in note for note in notes)
