@@ -73,7 +73,7 @@ def image_files(places: Sequence[Path], notes: list[str] | None = None) -> list[
             passed_over += tree.notes()
         num_given += len(found)
         for file in found:
-            files.setdefault(os.path.abspath(file), file)  # noqa: PTH100 - unlike Path.absolute it resolves `..`
+            files.setdefault(str(file.absolute()), file)  # `..` stays: behind a link it leads elsewhere
     if not files:
         among = f" ({'; '.join(passed_over)})" if passed_over else ""
         raise DataError("there must be an image", got=f"none in {name_some([str(place) for place in places])}{among}")
