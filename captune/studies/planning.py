@@ -12,7 +12,8 @@ from captune.algorithms.automatic import AUTO, methods_for
 from captune.algorithms.configs import BlendConfig
 from captune.conditions import METHOD
 from captune.config import StudyConfig, read_yaml
-from captune.errors import ConfigError, UsageError
+from captune.errors import ConfigError, DataError, UsageError
+from captune.plain_text import typed_path
 from captune.records import JOURNAL, Phase, StudyRecord, read_journal
 from captune.records.layout import STUDY
 from captune.space import Space, load_space, space_file
@@ -149,7 +150,15 @@ def plan_to_continue(directory: Path, *, trials: int | None = None, storage: str
         study = study.model_copy(update={"trials": trials})
     study = with_storage(study, storage)
     methods = next((p.choices for p in space.parameters if p.name == METHOD), ()) if study.method == AUTO else ()
-    return Plan(directory, study, describe_cell(study, methods), space)
+    try:
+        return Plan(directory, study, describe_cell(study, methods), space)
+    except DataError as error:
+        kind, _, place = study.task.dataset.partition(":")
+        if place and not Path(place).exists():
+            again = f"captune run {typed_path(directory / STUDY)} --dataset {kind}:NEW --out {typed_path(directory)}"
+            told = [error.next_step, f"If the data were moved: {again} --resume"]
+            error.next_step = " ".join(filter(None, told))
+        raise
 
 
 def _methods_in(study: StudyConfig, source: Path | None) -> tuple[str, ...]:

@@ -103,6 +103,9 @@ class OpenStudy:
             header = replace(header, warm_starts=tuple(warm_starts), after=after)
             if known.num_openings:
                 _check_continues(known, header, resume=resume)
+                before, now = _dataset_of(known.opened), _dataset_of(header)
+                if before != now:
+                    self.warnings.append(f"The data of this study were {before} before, and are read from {now} now.")
                 header = self._began_with(known.opened, header)
             self.after = header.after
             self.study_id = str(header.study_id)
@@ -259,6 +262,8 @@ def _check_continues(known: StudyRecord, header: StudyOpened, *, resume: bool) -
             got=opened.schema, where=directory,
         )  # fmt: skip
     differences = study_differences(opened, header)
+    if [key for key, _, _ in differences] == ["task.dataset"] and _is_moved(known.opened, header):
+        differences = []
     if differences:
         listed = "\n  ".join(f"{key}: {before!r} there, {after!r} now" for key, before, after in differences)
         raise UsageError(
@@ -271,6 +276,21 @@ def _check_continues(known: StudyRecord, header: StudyOpened, *, resume: bool) -
             next_step="Say --resume (in Python resume=True) to go on (more --trials extend it), or give another "
             "--out.",
         )  # fmt: skip
+
+
+def _is_moved(before: StudyOpened, after: StudyOpened) -> bool:
+    """Whether the images lie elsewhere now: not where they were, and as many of the same classes at the new place."""
+    places = [_dataset_of(header).partition(":") for header in (before, after)]
+    if places[0] == places[1]:
+        return True  # an earlier driver found them there already
+    facts = [
+        (list(header.class_names), header.num_pool, header.num_scored, header.num_test) for header in (before, after)
+    ]
+    return places[0][0] == places[1][0] and not Path(places[0][2]).exists() and facts[0] == facts[1]
+
+
+def _dataset_of(header: StudyOpened) -> str:
+    return own_images(str(header.study["task"].get("dataset")))  # captune recorded relative paths once
 
 
 def study_differences(before: StudyOpened, after: StudyOpened) -> list[tuple[str, Any, Any]]:
@@ -289,7 +309,7 @@ def _fixed_settings(header: StudyOpened) -> dict[str, Any]:
     # A setting that captune did not have when the study was begun has its default.
     usual = {name: field.default for name, field in TaskConfig.model_fields.items() if not field.is_required()}
     task = {key: value for key, value in (usual | study.pop("task")).items() if key not in _FREE_TASK}
-    task["dataset"] = own_images(str(task.get("dataset")))  # captune recorded relative paths once
+    task["dataset"] = _dataset_of(header)
     screen = header.screen or {}
     groups = {
         "study": study,

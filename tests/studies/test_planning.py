@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from captune.config import StudyConfig, TaskConfig
 from captune.data.catalog import TINY, TINY_WIDTH
+from captune.errors import DataError, UsageError
 from captune.model.backbone import load_backbone
 from captune.space import space_file
 from captune.studies.planning import plan_study, plan_to_continue
@@ -64,6 +67,38 @@ def test_a_study_that_is_continued_keeps_the_numbers_that_an_earlier_captune_gav
     assert again() == (48, 6)
     assert again(trials=60) == (60, 6)
     assert plan_study(StudyConfig(task=task), begun.directory, fork="two").study.trials == 12
+
+
+def test_a_study_goes_on_where_its_data_were_moved_to(tmp_path: Path) -> None:
+    """Their place is recorded absolute, so that a study and its data could not be moved together."""
+    (tmp_path / "new").mkdir()
+    directory, file, new = tmp_path / "study", tmp_path / "own.npz", tmp_path / "new" / "own.npz"
+
+    def open_with(task: TaskConfig, *, resume: bool = True) -> OpenStudy:
+        plan = plan_study(StudyConfig(task=task, trials=1), directory, resume=resume)
+        return OpenStudy(plan.directory, plan.study, plan.info, plan.space, resume=resume, durable=False)
+
+    task = features(file)
+    open_with(task, resume=False).close()
+    shutil.copy(file, new)
+    moved = task.model_copy(update={"dataset": f"features:{new}"})
+    with pytest.raises(UsageError, match=r"task\.dataset"):
+        open_with(moved)  # the file is where it was as well, so that this may be another
+    file.unlink()
+    command = rf"captune run \S*study\.yaml --dataset features:NEW --out {directory} --resume"
+    with pytest.raises(DataError, match=command):
+        plan_to_continue(directory)
+    for warned in (True, False):
+        opened = open_with(moved)
+        assert any(f"are read from features:{new} now" in one for one in opened.warnings) == warned
+        opened.close()
+    assert plan_to_continue(directory).study.task.dataset == moved.dataset
+    arrays = dict(np.load(new))
+    fewer = {name: rows if name == "text_features" else rows[1:] for name, rows in arrays.items()}
+    np.savez(tmp_path / "other.npz", **fewer)  # type: ignore[arg-type]
+    new.unlink()
+    with pytest.raises(UsageError, match=r"task\.dataset"):
+        open_with(task.model_copy(update={"dataset": f"features:{tmp_path / 'other.npz'}"}))
 
 
 def test_trials_that_are_not_packed_get_no_more(tmp_path: Path) -> None:
