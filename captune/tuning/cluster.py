@@ -226,7 +226,7 @@ def _connection(
                 got=first_line(error),
                 next_step="A machine under heavy load needs longer: try again, or join a cluster by --address.",
             ) from error
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if "No node info found" in reason:
             reason = "no live node of it runs on this machine (ray start --address joins one)"
         raise no_cluster(f"'{address}': {reason}") from None
@@ -234,10 +234,11 @@ def _connection(
         # Interrupted: the parts of the cluster that had started end with this process.
         shutil.rmtree(scraps, ignore_errors=True)
         raise
-    silent = contextlib.ExitStack()
-    silent.enter_context(unlogged())
     ending = Ending()
-    try:
+    with contextlib.ExitStack() as last:
+        last.callback(shutil.rmtree, scraps, ignore_errors=True)
+        last.enter_context(unlogged())
+        last.callback(ending.wait)
         interruption.check()
         known_dashboard = None if address is None else getattr(context, "dashboard_url", None) or None
         authenticated = os.environ.get("RAY_AUTH_MODE") == "token"
@@ -252,10 +253,6 @@ def _connection(
             warning=None if authenticated or address is None else _OPEN_CLUSTER,
             ending=ending,
         )
-    finally:
-        ending.wait()
-        silent.close()
-        shutil.rmtree(scraps, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from captune.config import StudyConfig, TaskConfig, own_database, own_images, read_yaml
+from captune.config import StudyConfig, own_database, read_yaml
 from captune.errors import RecordError, UsageError
 from captune.plain_yaml import dump_yaml
 from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write
@@ -38,14 +38,9 @@ from captune.space import Space
 from captune.tuning.cell import Cell
 from captune.tuning.lock import DriverLock
 from captune.tuning.mirror import HIDDEN, Mirror, open_storage, without_password
+from captune.tuning.same_study import dataset_of, is_moved, study_differences
 from captune.tuning.specs import CellInfo
 
-# Settings that may change when a study is continued: how much is done, and paths on this machine.
-_FREE = (
-    "trials", "stop_when_settled", "confirm_top", "confirm_seeds", "stress", "max_failures", "storage", "space",
-    "images",
-)  # fmt: skip
-_FREE_TASK = ("data_root", "cache_dir")
 _PACKAGES = ("captune", "torch", "open_clip_torch", "ray", "optuna", "numpy", "scikit-learn", "safetensors")
 
 
@@ -103,7 +98,7 @@ class OpenStudy:
             header = replace(header, warm_starts=tuple(warm_starts), after=after)
             if known.num_openings:
                 _check_continues(known, header, resume=resume)
-                before, now = _dataset_of(known.opened), _dataset_of(header)
+                before, now = dataset_of(known.opened), dataset_of(header)
                 if before != now:
                     self.warnings.append(f"The data of this study were {before} before, and are read from {now} now.")
                 header = self._began_with(known.opened, header)
@@ -262,7 +257,7 @@ def _check_continues(known: StudyRecord, header: StudyOpened, *, resume: bool) -
             got=opened.schema, where=directory,
         )  # fmt: skip
     differences = study_differences(opened, header)
-    if [key for key, _, _ in differences] == ["task.dataset"] and _is_moved(known.opened, header):
+    if [key for key, _, _ in differences] == ["task.dataset"] and is_moved(known.opened, header):
         differences = []
     if differences:
         listed = "\n  ".join(f"{key}: {before!r} there, {after!r} now" for key, before, after in differences)
@@ -276,50 +271,6 @@ def _check_continues(known: StudyRecord, header: StudyOpened, *, resume: bool) -
             next_step="Say --resume (in Python resume=True) to go on (more --trials extend it), or give another "
             "--out.",
         )  # fmt: skip
-
-
-def _is_moved(before: StudyOpened, after: StudyOpened) -> bool:
-    """Whether the images lie elsewhere now: not where they were, and as many of the same classes at the new place."""
-    places = [_dataset_of(header).partition(":") for header in (before, after)]
-    if places[0] == places[1]:
-        return True  # an earlier driver found them there already
-    facts = [
-        (list(header.class_names), header.num_pool, header.num_scored, header.num_test) for header in (before, after)
-    ]
-    return places[0][0] == places[1][0] and not Path(places[0][2]).exists() and facts[0] == facts[1]
-
-
-def _dataset_of(header: StudyOpened) -> str:
-    return own_images(str(header.study["task"].get("dataset")))  # captune recorded relative paths once
-
-
-def study_differences(before: StudyOpened, after: StudyOpened) -> list[tuple[str, Any, Any]]:
-    """What differs between two openings among the settings that must not change: (key, before, after)."""
-    first, second = _fixed_settings(before), _fixed_settings(after)
-    missing = "not there"
-    return [
-        (key, first.get(key, missing), second.get(key, missing))
-        for key in sorted(first.keys() | second.keys())
-        if first.get(key, missing) != second.get(key, missing)
-    ]
-
-
-def _fixed_settings(header: StudyOpened) -> dict[str, Any]:
-    study = {key: value for key, value in header.study.items() if key not in _FREE}
-    # A setting that captune did not have when the study was begun has its default.
-    usual = {name: field.default for name, field in TaskConfig.model_fields.items() if not field.is_required()}
-    task = {key: value for key, value in (usual | study.pop("task")).items() if key not in _FREE_TASK}
-    task["dataset"] = _dataset_of(header)
-    screen = header.screen or {}
-    groups = {
-        "study": study,
-        "task": task,
-        "space": header.space,
-        "paper": header.base,
-        "screen space": screen.get("space", {}),
-        "screen paper": screen.get("base", {}),
-    }
-    return {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
 
 
 def study_header(study: StudyConfig, info: CellInfo, space: Space, *, study_id: str | None = None) -> StudyOpened:

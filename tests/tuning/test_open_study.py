@@ -28,7 +28,8 @@ from captune.studies.running import chain
 from captune.tuning.header import read_study
 from captune.tuning.lock import DriverLock
 from captune.tuning.mirror import HIDDEN, KEY, open_storage
-from captune.tuning.open_study import OpenStudy, command_line, study_differences, with_storage
+from captune.tuning.open_study import OpenStudy, command_line, with_storage
+from captune.tuning.same_study import study_differences
 from captune.tuning.specs import CellInfo
 from tests.bench.opening import write_long_study
 from tests.journals import journal_lines
