@@ -145,7 +145,7 @@ def _one_by_one(images: object) -> Iterable[Any]:
     if array is None:
         return images
     is_list = array.ndim == 4 or array.dtype.kind in "OUS"  # a stack of images, or a column of their names
-    return list(array) if is_list else [array]
+    return list(np.atleast_1d(array)) if is_list else [array]
 
 
 def _as_array(image: object) -> npt.NDArray[Any] | None:

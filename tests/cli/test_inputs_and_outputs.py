@@ -150,6 +150,7 @@ def test_tensors_and_columns_of_names_are_images(model: AdaptedModel, photos: Pa
     names = [str(photos / "a.png"), str(photos / "b.png")]
     for column in (pd.Series(names), np.array(names)):
         assert list(model.predict(column)["image"]) == names
+    assert list(model.predict(np.array(names[0]))["image"]) == names[:1]
 
 
 @pytest.mark.parametrize("top", [0, -1, 2.5, True, "3"])
