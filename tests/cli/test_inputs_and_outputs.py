@@ -20,13 +20,13 @@ from PIL import Image, ImageDraw
 import captune as captune_api
 from captune.adapted import AdaptedModel
 from captune.adapted.exporting import export_adapted
-from captune.cli.main import main
 from captune.config import StudyConfig, TaskConfig
 from captune.data.loose_images import image_files
 from captune.errors import CaptuneError, CheckpointError, DataError, ModelError, UsageError
 from captune.records.layout import ADAPTED, BEST_CONFIG, CHECKPOINT, PREDICTIONS_CSV, STUDY
 from captune.studies.planning import plan_study
 from captune.tuning.open_study import OpenStudy
+from tests.cli.test_using import captune, words
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +54,6 @@ def digit_seven() -> Image.Image:
     image = Image.new("RGB", (64, 80))
     ImageDraw.Draw(image).line([(14, 14), (50, 14), (26, 66)], fill=(255, 255, 255), width=7)
     return image
-
-
-def captune(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
-
-
-def words(text: str) -> str:
-    return " ".join(text.split())
 
 
 def turned_by_exif(place: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from captune.records.layout import CHECKPOINT, PREDICTIONS_CSV
-from tests.cli.test_inputs_and_outputs import adapted, captune, photos, words
+from tests.cli.test_inputs_and_outputs import adapted, photos
+from tests.cli.test_using import captune, words
 
 __all__ = ["adapted", "photos"]  # fixtures
 
