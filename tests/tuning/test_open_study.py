@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import cProfile
-import errno
 import os
 import shlex
 import shutil
@@ -21,7 +20,7 @@ from captune.config import TaskConfig
 from captune.errors import RecordError, UsageError
 from captune.records import JOURNAL, State
 from captune.records.events import StudyOpened
-from captune.records.layout import GUARD, LOCK, STUDY, TRIALS
+from captune.records.layout import LOCK, STUDY, TRIALS
 from captune.revision import git_revision
 from captune.space import load_space
 from captune.studies.running import chain
@@ -370,21 +369,6 @@ def test_a_password_of_a_storage_stays_out_of_the_records_and_is_asked_for_again
 def test_command_line_is_recorded_without_passwords(argv: list[str], shown: str | None) -> None:
     said = command_line(argv)
     assert (said and shlex.split(said)) == (shown and shlex.split(shown)) and "secret" not in str(said)
-
-
-def test_a_lock_that_cannot_be_taken_leaves_the_guard_of_another_driver(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_study(tmp_path / "run", trials=2, confirm_top=0)
-    assert (tmp_path / "run" / GUARD).exists()
-
-    def full(_directory: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("captune.tuning.open_study.DriverLock", full)
-    with pytest.raises(OSError, match="No space left"):
-        open_study(tmp_path / "run", resume=True, trials=2, confirm_top=0)
-    assert (tmp_path / "run" / GUARD).exists()
 
 
 @pytest.mark.parametrize("kind", ["folder", "csv", "features"])
