@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -22,6 +21,7 @@ from captune.config import PARADIGMS, TaskConfig, TrialConfig, read_yaml
 from captune.errors import CaptuneError, TrainingFailed, UsageError, first_line
 from captune.records import ZERO_SHOT, Role, atomic_write
 from captune.records.enums import PART, WHOLE
+from captune.records.files import missing_folders, remove_empty
 from captune.records.layout import (
     CHECKPOINT,
     CONFIG,
@@ -107,7 +107,7 @@ def check_out(directory: Path) -> None:
                     "the directory of an adaptation must hold no study and no other model", got=f"a {name}",
                     where=directory, next_step="Give another --out.",
                 )  # fmt: skip
-    made = [place for place in (directory, *directory.parents) if not place.exists()]
+    made = missing_folders(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
@@ -116,9 +116,7 @@ def check_out(directory: Path) -> None:
         raise UsageError("--out must be writable", got=error.strerror, where=directory) from None
     finally:
         # Data and device are looked at later, and a command that these refuse must leave nothing behind.
-        for place in made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
+        remove_empty(made)
 
 
 def adapt_once(

@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # A temporary file of another machine may still be in use; after a day it is taken for abandoned.
@@ -62,6 +62,18 @@ def remove_leftovers(directory: Path) -> list[Path]:
                 path.unlink()
                 removed.append(path)
     return removed
+
+
+def missing_folders(directory: Path) -> list[Path]:
+    """A folder and those above it that do not exist, the folder itself first."""
+    return [place for place in (directory, *directory.parents) if not place.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of some folders that exist and are empty, in the order given."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _is_stale(path: Path, match: re.Match[str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
@@ -19,7 +18,7 @@ from captune.errors import RecordError, UsageError
 from captune.plain_yaml import dump_yaml
 from captune.records import SCHEMA_VERSION, Event, Journal, Phase, StudyRecord, Trial, atomic_write
 from captune.records.events import Finished, StudyOpened
-from captune.records.files import remove_leftovers, temporary_name
+from captune.records.files import missing_folders, remove_empty, remove_leftovers, temporary_name
 from captune.records.foreign import check_new_study
 from captune.records.journal import read_journal_and_length
 from captune.records.layout import (
@@ -80,7 +79,7 @@ class OpenStudy:
         self.warnings: list[str] = []
         self.mirrors: list[Mirror] = []
         self._closed = False
-        self._made = [place for place in (directory / TRIALS, directory, *directory.parents) if not place.exists()]
+        self._made = missing_folders(directory / TRIALS)
         try:
             _make_directory(directory)
             self._lock = DriverLock(directory)
@@ -189,15 +188,12 @@ class OpenStudy:
         # study.yaml last: without it the others are taken for files of another origin.
         for name in (OPTUNA_COPY, JOURNAL, STUDY):
             (self.directory / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            (self.directory / TRIALS).rmdir()
+        remove_empty([self.directory / TRIALS])
         self._remove_made()
 
     def _remove_made(self) -> None:
         (self.directory / GUARD).unlink(missing_ok=True)
-        for place in self._made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
+        remove_empty(self._made)
 
 
 def discard_progress(cell: Cell, key: str) -> None:
