@@ -46,9 +46,14 @@ def _leave_terminal() -> None:
         with contextlib.suppress(OSError):
             # A terminal that was hung up is still a device, but no terminal any more.
             if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, descriptor)
-                os.close(nowhere)
+                write_nowhere(descriptor)
+
+
+def write_nowhere(descriptor: int) -> None:
+    """Let what is written to a file descriptor from now on go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
@@ -12,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from captune.interruption import write_nowhere
 from captune.plain_text import visible
 
 
@@ -63,9 +63,7 @@ class _Output:
         except OSError as error:
             with contextlib.suppress(OSError):
                 # Python would try again to write what it has buffered, and fail with exit code 120 at the end.
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._file.fileno())
-                os.close(nowhere)
+                write_nowhere(self._file.fileno())
             if not self._lost:
                 self._lost = True
                 with contextlib.suppress(OSError):
